@@ -1,0 +1,41 @@
+"""Hessian eigenvalue densities, eigenpairs and curvature of PyTorch models, on any number of ranks.
+
+Names are loaded on first use, so that reading, querying and plotting stored results
+(``hs.open``, ``SpectralMeasure``, ``hs.save``) works where torch is not installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from hessian_spectrum.version import __version__
+
+_HOME = {
+    "Dense": "operators",
+    "EigenPairs": "measure",
+    "Evaluator": "evaluator",
+    "Hessian": "operators",
+    "InputError": "errors",
+    "Run": "store",
+    "SpectralMeasure": "measure",
+    "SymmetricOperator": "operators",
+    "World": "distributed",
+    "open": "store",
+    "save": "store",
+    "spectral_density": "spectrum",
+}
+_MODULES = {"distributed", "plotting", "store"}
+
+__all__ = ["__version__", *sorted(_HOME), *sorted(_MODULES)]
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,8 @@
+"""``python -m hessian_spectrum``: the command line, under any launcher."""
+
+import sys
+
+from hessian_spectrum.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""Data -> this rank's fixed minibatches: the same ones, in the same order, in every pass."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
+from torch.utils.data._utils.collate import default_collate
+
+from hessian_spectrum.distributed import World
+from hessian_spectrum.errors import InputError
+
+KEEP_SHARE = 0.25  # of the free memory of the device: data that fits into it stays there
+
+
+@dataclass(frozen=True)
+class Minibatches:
+    """This rank's minibatches, on the device. ``read`` makes one pass over them."""
+
+    read: Callable[[], Iterator[Any]]
+    kept: bool  # on the device between passes; otherwise read again in each
+
+    def __iter__(self) -> Iterator[Any]:
+        return self.read()
+
+
+def deal(
+    data: Any,
+    batch_size: int,
+    world: World,
+    dtype: torch.dtype,
+    data_is_local: bool = False,
+    memory: int | None = None,
+) -> Minibatches:
+    """This rank's share of ``data``, cut into minibatches.
+
+    Every rank is given the same whole data; rank r takes samples [N r / P, N (r + 1) / P),
+    or, of an iterable or a custom batch sampler, every P-th batch. A DataLoader lends its
+    data set, batch size and collation; its shuffling is ignored, since the order of the
+    samples cannot change a sum over all of them.
+
+    Args:
+        data: a pair of tensors (inputs, targets), a Dataset or a DataLoader.
+        dtype: what floating-point leaves of a batch are cast to.
+        data_is_local: ``data`` already is this rank's share.
+        memory: bytes of batches that may stay on the device. Default: a quarter of what is
+            free now.
+
+    Raises:
+        InputError: empty, random or duplicated data; data of an unknown kind.
+    """
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size={batch_size}: expected a whole number, 1 or more")
+    _refuse_samplers(data, data_is_local)
+    share = World() if data_is_local else world
+    read = _reader(data, batch_size, share.rank, share.size)
+    place = _placer(dtype, world.device)
+    budget = _free_memory(world.device) * KEEP_SHARE if memory is None else memory
+
+    kept, used = [], 0
+    for batch in read():
+        kept.append(place(batch))
+        used += _bytes(kept[-1])
+        if used > budget:
+            return Minibatches(lambda: map(place, read()), False)
+    return Minibatches(lambda: iter(kept), True)
+
+
+def leading_size(batch: Any) -> int:
+    """The first dimension of the batch's first tensor: its number of samples."""
+    return next((len(t) for t in _tensors(batch) if t.ndim), 0)
+
+
+def split(batch: Any, at: int) -> tuple[Any, Any] | None:
+    """The first ``at`` samples and the rest; None where a leaf is not divided by samples."""
+    size = leading_size(batch)
+    leaves = tree_leaves(batch)
+    if not all(isinstance(t, Tensor) and t.ndim and len(t) == size for t in leaves):
+        return None
+    return tree_map(lambda t: t[:at], batch), tree_map(lambda t: t[at:], batch)
+
+
+def digest(batches: Minibatches, world: World) -> str | None:
+    """A fingerprint of all samples, whatever their order and the ranks they were dealt to.
+
+    The sum, modulo 2^256, of each sample's SHA-256. None where the data is not kept (it
+    would cost a pass).
+    """
+    if not all(world.gather_objects(batches.kept)):
+        return None
+    total = 0
+    for batch in batches:
+        leaves = [t.detach().cpu().contiguous() for t in _tensors(batch)]
+        size = leading_size(batch)
+        for i in range(size):
+            sample = hashlib.sha256()
+            for t in leaves:
+                row = t[i] if t.ndim and len(t) == size else t
+                sample.update(row.contiguous().view(-1).view(torch.uint8).numpy())
+            total += int.from_bytes(sample.digest(), "big")
+    return f"{sum(world.gather_objects(total)) % 2**256:064x}"
+
+
+# -- readers: one for each kind of data ------------------------------------------------------
+
+
+def _reader(data: Any, batch_size: int, rank: int, size: int) -> Callable[[], Iterator[Any]]:
+    if isinstance(data, (tuple, list)) and data and all(isinstance(t, Tensor) for t in data):
+        return _tensor_reader(tuple(data), batch_size, rank, size)
+    if isinstance(data, TensorDataset):
+        return _tensor_reader(data.tensors, batch_size, rank, size)
+    if isinstance(data, DataLoader):
+        if _is_plain(data):
+            if isinstance(data.dataset, TensorDataset) and data.collate_fn is default_collate:
+                return _tensor_reader(data.dataset.tensors, data.batch_size, rank, size)
+            collate, workers = data.collate_fn, data.num_workers
+            return _dataset_reader(data.dataset, data.batch_size, collate, rank, size, workers)
+        return _stream_reader(data, rank, size)
+    if isinstance(data, IterableDataset):
+        return _stream_reader(DataLoader(data, batch_size), rank, size)
+    if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+        return _dataset_reader(data, batch_size, default_collate, rank, size)
+    raise InputError(
+        f"data is a {type(data).__name__}; expected a pair of tensors (inputs, targets), a "
+        "Dataset or a DataLoader"
+    )
+
+
+def _tensor_reader(tensors: Sequence[Tensor], batch_size: int, rank: int, size: int):
+    lengths = {len(t) for t in tensors}
+    if len(lengths) > 1:
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
+        raise InputError(f"tensors of different lengths: {shapes}; expected one row a sample")
+    first, last = _share(lengths.pop(), rank, size)
+
+    def read():
+        for start in range(first, last, batch_size):
+            stop = min(start + batch_size, last)
+            yield tuple(t[start:stop] for t in tensors)
+
+    return read
+
+
+def _dataset_reader(
+    dataset: Any, batch_size: int, collate: Callable, rank: int, size: int, workers: int = 0
+):
+    first, last = _share(len(dataset), rank, size)
+    _refuse_random_samples(dataset)
+
+    share = Subset(dataset, range(first, last))
+    loader = DataLoader(share, batch_size, collate_fn=collate, num_workers=workers)
+    return lambda: _iterate(loader) if share else iter(())
+
+
+def _stream_reader(loader: DataLoader, rank: int, size: int):
+    first = [tree_leaves(next(_iterate(loader), None)) for _ in range(2)]
+    if first[0] == [None]:
+        raise InputError("the data is empty: 0 batches; expected at least one sample")
+    if not _same(*first):
+        raise InputError(
+            f"two passes over the {type(loader.dataset).__name__} begin with different batches; "
+            "use a fixed order and no random augmentation, or pass tensors"
+        )
+    return lambda: islice(_iterate(loader), rank, None, size)
+
+
+def _iterate(loader: DataLoader) -> Iterator[Any]:
+    """Iterate without moving torch's global random state, from which a loader draws a seed."""
+    state = torch.get_rng_state()
+    batches = iter(loader)
+    torch.set_rng_state(state)
+    return batches
+
+
+def _share(length: int, rank: int, size: int) -> tuple[int, int]:
+    if length == 0:
+        raise InputError("the data set is empty: 0 samples; expected at least one")
+    return length * rank // size, length * (rank + 1) // size
+
+
+# -- refusals --------------------------------------------------------------------------------
+
+
+def _is_plain(loader: DataLoader) -> bool:
+    """Each sample once, in batches of one size: the order does not matter to us."""
+    return (
+        not isinstance(loader.dataset, IterableDataset)
+        and loader.batch_size is not None
+        and isinstance(loader.sampler, (RandomSampler, SequentialSampler))
+        and not getattr(loader.sampler, "replacement", False)
+        and getattr(loader.sampler, "_num_samples", None) is None
+    )
+
+
+def _refuse_samplers(data: Any, data_is_local: bool) -> None:
+    if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
+        return
+    name = type(data.sampler).__name__
+    if isinstance(data.sampler, DistributedSampler):
+        if not data_is_local:
+            raise InputError(
+                "the DataLoader has a DistributedSampler, which pads with duplicate samples; pass "
+                "the whole data set (each rank is dealt its share), or data_is_local=True"
+            )
+    elif data.batch_size is not None and not _is_plain(data):
+        raise InputError(
+            f"the DataLoader's {name} does not visit each sample once; the loss would not be the "
+            "mean over the data set: pass the data set itself, or a Subset of it"
+        )
+
+
+def _refuse_random_samples(dataset: Any) -> None:
+    for i in sorted({0, len(dataset) // 2, len(dataset) - 1}):
+        if not _same(tree_leaves(dataset[i]), tree_leaves(dataset[i])):
+            raise InputError(
+                f"sample {i} of the {type(dataset).__name__} differs when it is read again (random "
+                "augmentation?); remove the random transform, or read the data once into tensors "
+                "and pass those"
+            )
+
+
+def _same(a: list, b: list) -> bool:
+    def equal(x, y):
+        if not isinstance(x, Tensor):
+            return np.array_equal(np.asarray(x), np.asarray(y))  # numbers, strings, pictures
+        return x.shape == y.shape and torch.equal(torch.nan_to_num(x), torch.nan_to_num(y))
+
+    return len(a) == len(b) and all(map(equal, a, b))
+
+
+# -- placing ---------------------------------------------------------------------------------
+
+
+def _placer(dtype: torch.dtype, device: torch.device) -> Callable[[Any], Any]:
+    def place(leaf):
+        if not isinstance(leaf, Tensor):
+            return leaf
+        return leaf.to(device, dtype if leaf.is_floating_point() else None)
+
+    return lambda batch: tree_map(place, batch)
+
+
+def _tensors(batch: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_flatten(batch)[0] if isinstance(leaf, Tensor)]
+
+
+def _bytes(batch: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in _tensors(batch))
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as info:
+            fields = dict(line.split(":", 1) for line in info)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return 4 << 30  # not Linux: a laptop's share

@@ -1,0 +1,234 @@
+"""What an evaluator refuses at construction, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_leaves, tree_map
+
+from hessian_spectrum import losses
+from hessian_spectrum.batches import leading_size, split
+from hessian_spectrum.errors import InputError
+
+if TYPE_CHECKING:
+    from hessian_spectrum.evaluator import Evaluator
+
+
+def finite_parameters(model: nn.Module) -> None:
+    for kind, tensors in (
+        ("parameter", model.named_parameters()),
+        ("buffer", model.named_buffers()),
+    ):
+        for name, t in tensors:
+            if t.is_floating_point() and not t.isfinite().all():
+                bad = (~t.isfinite()).sum().item()
+                raise InputError(
+                    f"the model's {kind} {name} has {bad} entries that are NaN or infinite (of "
+                    f"{t.numel()}); did the training diverge? Use an earlier checkpoint"
+                )
+
+
+def batches(ev: Evaluator, is_pair: bool) -> None:
+    """The data's own faults, then the loss of this rank's first minibatch: is it a function?"""
+    first, outputs = None, None
+    for index, batch in enumerate(ev.batches):
+        _structure(batch, is_pair)
+        _finite_leaves(batch, index)
+        if first is None:
+            first = batch
+            if is_pair:
+                outputs = _outputs(ev, batch)
+        if isinstance(outputs, Tensor):
+            losses.check_labels(ev._loss_fn, outputs, batch, index)
+        if not ev.batches.kept:
+            break  # the others would cost a pass over data that does not fit
+    if first is not None:
+        _shape_and_value(ev, first)
+        _determinism(ev, first)
+        _additivity(ev, first)
+
+
+def _structure(batch: Any, is_pair: bool) -> None:
+    if is_pair and not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+        size = f" of {len(batch)}" if isinstance(batch, (tuple, list, dict)) else ""
+        raise InputError(
+            f"a batch is a {type(batch).__name__}{size}; without forward= it must be a pair "
+            "(inputs, targets); pass forward(model, batch), and loss_fn(outputs, batch)"
+        )
+
+
+def _finite_leaves(batch: Any, index: int) -> None:
+    for leaf in tree_leaves(batch):
+        if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
+            raise InputError(
+                f"minibatch {index} of the data contains NaN or infinite values in a tensor of shape "
+                f"{tuple(leaf.shape)}; remove or mend those samples"
+            )
+
+
+def _outputs(ev: Evaluator, batch: Any) -> Any:
+    """The model's outputs; its failure on this data is the user's to mend."""
+    named = {**ev._constants(), **ev._named(ev.theta)}
+    module = ev._module.model
+    inside = {name.removeprefix("model."): t for name, t in named.items()}
+    try:
+        return torch.func.functional_call(module, inside, (batch[0],))
+    except Exception as error:
+        shape = tuple(getattr(batch[0], "shape", ()))
+        raise InputError(
+            f"the model cannot evaluate inputs of shape {shape}: {type(error).__name__}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+
+
+def _shape_and_value(ev: Evaluator, batch: Any) -> None:
+    value = ev._batch_value(ev.theta, batch, ev._constants())
+    if not isinstance(value, Tensor):
+        raise InputError(f"loss_fn returned a {type(value).__name__}; expected a tensor")
+    if ev.reduction == "none" and value.ndim == 0:
+        raise InputError(
+            "reduction='none', but loss_fn returned one number for the batch; pass "
+            "reduction='mean' or 'sum', whichever it computes"
+        )
+    if ev.reduction != "none" and value.numel() != 1:
+        raise InputError(
+            f"reduction={ev.reduction!r}, but loss_fn returned shape {tuple(value.shape)}; pass "
+            "reduction='none' for losses of single samples"
+        )
+    if not value.isfinite().all():
+        raise InputError(
+            "the loss of the first minibatch is not finite, though parameters and data are: does "
+            f"the model overflow in {ev.dtype}? Try dtype=torch.float64"
+        )
+
+
+def _determinism(ev: Evaluator, batch: Any) -> None:
+    constants = ev._constants()
+    before = {name: t.clone() for name, t in constants.items()}
+    values, states = [], []
+    devices = [ev.device] if ev.device.type == "cuda" else []
+    for seed in (0, 1):
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            start = torch.get_rng_state()
+            values.append(ev._batch_loss(ev.theta, batch, constants).double())
+            states.append(torch.equal(start, torch.get_rng_state()))
+    for name, t in constants.items():
+        if not torch.equal(t.nan_to_num(), before[name].nan_to_num()):
+            raise InputError(
+                f"evaluating the model changes its buffer {name.removeprefix('model.')}; a loss "
+                "must not depend on how often it was evaluated: remove that update in eval mode"
+            )
+    # Equal to rounding, not to the bit: sums on a GPU may be taken in a different order.
+    if not all(states) or not _close(*values, ev.dtype):
+        raise InputError(
+            "the loss is random: evaluating the first minibatch twice gives "
+            f"{values[0].item():.9g} and {values[1].item():.9g}; {_random_module(ev, batch)}; "
+            "make it a fixed function of parameters and data (dropout through nn.Dropout is "
+            "switched off by itself, F.dropout needs training=self.training)"
+        )
+
+
+def _random_module(ev: Evaluator, batch: Any) -> str:
+    """The innermost module whose outputs differ between two evaluations, or that drew numbers."""
+    names = {module: name for name, module in ev.model.named_modules()}
+    seen: list[list] = [[], []]
+    drew: list[str] = []
+    states: list[Tensor] = []
+
+    def enter(module, _):
+        states.append(torch.get_rng_state())
+
+    def leave(run: int):
+        def hook(module, _, output):
+            if not torch.equal(states.pop(), torch.get_rng_state()):
+                drew.append(names[module])
+            seen[run].append((module, [t for t in tree_leaves(output) if isinstance(t, Tensor)]))
+
+        return hook
+
+    for run in (0, 1):
+        hooks = [
+            handle
+            for module in names
+            for handle in (
+                module.register_forward_pre_hook(enter),
+                module.register_forward_hook(leave(run)),
+            )
+        ]
+        try:
+            with torch.random.fork_rng([]):
+                torch.manual_seed(run)
+                ev._batch_loss(ev.theta, batch, ev._constants())
+        finally:
+            for handle in hooks:
+                handle.remove()
+    if drew:  # modules finish from the inside out: the first to finish is the innermost
+        name = drew[0]
+    else:
+        differing = (
+            names[module] for (module, a), (_, b) in zip(*seen) if not all(map(torch.equal, a, b))
+        )
+        name = next(differing, None)
+        if name is None:
+            return "no module's output differs, so the randomness is in forward or loss_fn"
+    kind = type(ev.model.get_submodule(name)).__name__
+    return f"the first random module is {name or 'the model itself'} ({kind})"
+
+
+def _additivity(ev: Evaluator, batch: Any) -> None:
+    """The loss of a batch must be the weighted loss of its two uneven parts."""
+    size = leading_size(batch)
+    parts = split(batch, max(1, size // 3))
+    if size < 2 or parts is None:
+        return
+    whole, together = _whole_and_parts(ev, batch, parts, ev.dtype)
+    if not _close(whole, together, ev.dtype) and ev.dtype != torch.float64:
+        # Losses near zero are mostly rounding: decide in float64 where the model can.
+        try:
+            whole, together = _whole_and_parts(ev, batch, parts, torch.float64)
+        except RuntimeError:
+            pass
+    if _close(whole, together, ev.dtype):
+        return
+    norm = next(
+        (
+            f"the layer {name} ({type(m).__name__}) normalizes by the batch's own statistics: "
+            "give it track_running_stats=True, or use GroupNorm"
+            for name, m in ev.model.named_modules()
+            if isinstance(m, _NormBase)
+            and m.running_mean is None
+            and "Instance" not in type(m).__name__
+        ),
+        None,
+    )
+    raise InputError(
+        f"the loss of a batch of {size} is {whole.item():.9g}, but its two parts give "
+        f"{together.item():.9g} under reduction={ev.reduction!r}; "
+        + (norm or "state what loss_fn does (reduction='mean', 'sum' or 'none'), or pass count=")
+    )
+
+
+def _whole_and_parts(ev: Evaluator, batch: Any, parts: tuple, dtype: torch.dtype):
+    """Sums over the batch, and over its parts, divided by the batch's weight."""
+    cast: Callable = lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t  # noqa: E731
+    constants = {name: cast(t) for name, t in ev._constants().items()}
+
+    def total(part):
+        scale = ev._scale(part)
+        if not scale:
+            return torch.zeros((), dtype=torch.float64, device=ev.device)
+        return ev._batch_loss(cast(ev.theta), tree_map(cast, part), constants).double() * scale
+
+    weight = ev._weight(batch) or 1.0
+    return total(batch) / weight, sum(map(total, parts)) / weight
+
+
+def _close(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
+    """Equal to eps^0.6 of the larger: 7e-5 in float32, 4e-10 in float64."""
+    tolerance = torch.finfo(dtype).eps ** 0.6
+    return bool((a - b).abs() <= tolerance * torch.maximum(a.abs(), b.abs()))

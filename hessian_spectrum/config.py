@@ -1,0 +1,223 @@
+"""One frozen dataclass a command: the same fields on the command line, in a file, in Python."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hessian_spectrum.errors import InputError
+
+Activation = Literal["tanh", "relu"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProblemConfig:
+    """A model, its parameters, a loss and data: by zoo name, or from your own file."""
+
+    model: str | None = None
+    """Zoo model: mlp-784-20-10 (any sizes) or cnn."""
+    activation: Activation = "tanh"
+    """Activation function of a zoo model."""
+    dataset: str | None = None
+    """Zoo data: digits, mnist, cifar10 or arrays; with the cross-entropy loss."""
+    data_root: Path | None = None
+    """Folder of the data set (torchvision's layout), or a .npz / .h5 file for arrays."""
+    split: Literal["train", "test"] = "train"
+    """Part of the data set to evaluate on."""
+    limit: int | None = None
+    """Use the first LIMIT samples only."""
+    problem: str | None = None
+    """Your own problem, FILE.py:FUNCTION; the function returns (model, loss_fn, data) or a
+    dict of Evaluator's arguments."""
+    problem_arg: tuple[str, ...] = ()
+    """KEY=VALUE arguments of that function."""
+    checkpoint: Path | None = None
+    """Parameters: a state_dict in a .pt or .safetensors file. Without: as the model is made."""
+    init_seed: int = 0
+    """Seed of the model's initialization."""
+    parameters: tuple[str, ...] = ()
+    """Name patterns of the parameters to differentiate by, such as 'layer1.*'. Default: all."""
+    weight_decay: float = 0.0
+    """Adds WEIGHT_DECAY / 2 |theta|^2 to the loss."""
+    batch_size: int = 512
+    """Samples in a minibatch."""
+    dtype: Literal["float32", "float64"] | None = None
+    """Floating-point type of parameters and products. Default: the model's."""
+    device: str | None = None
+    """cpu or cuda. Default: a GPU if there is one."""
+
+    def check(self) -> None:
+        """Refuse values that no run can use; InputError names the option."""
+        if (self.problem is None) == (self.model is None and self.dataset is None):
+            raise InputError(
+                "name a problem: either --model and --dataset, or --problem FILE.py:FUNCTION"
+            )
+        if self.problem is None and (self.model is None or self.dataset is None):
+            missing = "--model" if self.model is None else "--dataset"
+            raise InputError(f"{missing} is missing: a zoo problem needs both --model and --dataset")
+        for text in self.problem_arg:
+            if "=" not in text:
+                raise InputError(f"--problem-arg {text!r}: expected KEY=VALUE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputConfig:
+    """Where the result goes, and what to do with one that is there."""
+
+    resume: bool = False
+    """Go on from what an interrupted run left in OUT, if anything."""
+    overwrite: bool = False
+    """Replace an existing OUT."""
+    checkpoint_minutes: float = 10.0
+    """Save the state of the computation this often, and on SIGTERM, SIGUSR1 or Ctrl-C."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensityConfig(ProblemConfig, OutputConfig):
+    """Eigenvalue density of the Hessian, by stochastic Lanczos quadrature."""
+
+    out: Path = Path("density.h5")
+    """The result file."""
+    num_probes: int = 10
+    """Random vectors, in lockstep."""
+    num_steps: int = 90
+    """Lanczos steps of each: num_probes * num_steps products in all."""
+    seed: int = 0
+    """Seed of the random vectors."""
+
+    def check(self) -> None:
+        """Refuse values that no run can use; InputError names the option."""
+        super().check()
+        _positive(self, *("num_probes", "num_steps", "batch_size"))
+        if self.seed < 0:
+            raise InputError(f"--seed {self.seed}: expected 0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a zoo model by minibatch gradient descent, writing a checkpoint every few epochs."""
+
+    model: str = "mlp-784-20-10"
+    """Zoo model: mlp-784-20-10 (any sizes) or cnn."""
+    activation: Activation = "tanh"
+    """Activation function of the model."""
+    dataset: str = "mnist"
+    """Zoo data: digits, mnist, cifar10 or arrays."""
+    data_root: Path | None = None
+    """Folder of the data set (torchvision's layout), or a .npz / .h5 file for arrays."""
+    limit: int | None = None
+    """Train on the first LIMIT samples only."""
+    epochs: int = 20
+    """Passes over the training data."""
+    batch_size: int = 64
+    """Samples of one gradient step."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """Update rule."""
+    lr: float = 0.1
+    """Learning rate."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
+    weight_decay: float = 0.0
+    """The optimizer's weight decay."""
+    seed: int = 0
+    """Seed of the initialization and of the order of the samples."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    every: int = 5
+    """Write a checkpoint every EVERY epochs, and after the last."""
+    out: Path = Path("checkpoints")
+    """Folder of the checkpoints epoch-0005.pt ..."""
+    overwrite: bool = False
+    """Replace the checkpoints of a folder that has some."""
+
+    def check(self) -> None:
+        """Refuse values that no run can use; InputError names the option."""
+        _positive(self, *("epochs", "batch_size", "every"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """Train a small network on real handwritten digits and look at its Hessian: one minute."""
+
+    out: Path = Path("demo")
+    """Folder for the checkpoint, the result file and the picture."""
+    epochs: int = 30
+    """Passes over the 1,500 training digits."""
+    num_probes: int = 10
+    """Random vectors, in lockstep."""
+    num_steps: int = 90
+    """Lanczos steps of each."""
+    seed: int = 0
+    """Seed of everything."""
+    overwrite: bool = False
+    """Replace the results of an earlier demo."""
+
+    def check(self) -> None:
+        """Refuse values that no run can use; InputError names the option."""
+        _positive(self, *("epochs", "num_probes", "num_steps"))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as JSON holds it: paths as text, tuples as lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The fields in a .toml or .json file, or in a result file's own configuration.
+
+    Keys may be written with dashes or underscores.
+    """
+    if not path.is_file():
+        raise InputError(f"--config {path}: no such file")
+    if path.suffix == ".h5":
+        from hessian_spectrum import store
+
+        with store.open(path) as run:
+            fields = dict(run.config)
+        for name in ("command", "out", "resume", "overwrite"):  # of that run, not of this one
+            fields.pop(name, None)
+        return fields
+    try:
+        text = path.read_text()
+        fields = json.loads(text) if path.suffix == ".json" else _toml(text)
+    except ValueError as error:
+        raise InputError(f"--config {path}: {' '.join(str(error).split())}") from None
+    return {name.replace("-", "_"): value for name, value in fields.items()}
+
+
+def with_fields(cls: type, fields: dict[str, Any]) -> dict[str, Any]:
+    """``fields`` as ``cls`` takes them; InputError names those that it does not have."""
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(fields) - set(known))
+    if unknown:
+        raise InputError(
+            f"unknown option {', '.join(unknown)}; expected among {', '.join(sorted(known))}"
+        )
+    return {name: _typed(known[name], value) for name, value in fields.items()}
+
+
+def _typed(field: dataclasses.Field, value: Any) -> Any:
+    if "Path" in str(field.type) and value is not None:
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _toml(text: str) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    return tomllib.loads(text)
+
+
+def _positive(config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise InputError(f"--{_dashed(name)} {getattr(config, name)}: expected 1 or more")
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")

@@ -1,0 +1,67 @@
+"""The ``demo`` command: from nothing to a density of a trained network, in about a minute."""
+
+from __future__ import annotations
+
+from hessian_spectrum import plotting, problems, runs, store
+from hessian_spectrum.config import DemoConfig, DensityConfig, TrainConfig
+from hessian_spectrum.distributed import World
+from hessian_spectrum.errors import InputError
+from hessian_spectrum.training import train
+
+MODEL = "mlp-64-20-10"  # 1,510 parameters: seconds to train, and to look at
+
+
+def demo(config: DemoConfig, world: World) -> None:
+    """Train a small network on the shipped digits; write density, extremes and a picture."""
+    result, picture = config.out / "digits.h5", config.out / "digits.png"
+    if not config.out.parent.is_dir():
+        raise InputError(f"the folder {config.out.parent} does not exist; change --out")
+    for path in (result, picture):
+        if path.exists() and not config.overwrite:
+            raise InputError(f"{path} exists; choose another --out, or use --overwrite")
+
+    config.out.mkdir(exist_ok=True)
+    print(f"1. Training {MODEL} on 1,500 real handwritten digits (8 x 8 pixels).")
+    checkpoint = train(
+        TrainConfig(
+            model=MODEL,
+            dataset="digits",
+            epochs=config.epochs,
+            every=config.epochs,
+            seed=config.seed,
+            out=config.out / "checkpoints",
+            overwrite=config.overwrite,
+        )
+    )
+    print("\n2. The Hessian of its training loss, through Hessian-vector products only.", flush=True)
+    density = DensityConfig(
+        model=MODEL,
+        dataset="digits",
+        checkpoint=checkpoint,
+        dtype="float64",
+        num_probes=config.num_probes,
+        num_steps=config.num_steps,
+        seed=config.seed,
+        out=result,
+        overwrite=config.overwrite,
+    )
+    runs.density(density, problems.load(density), world)
+
+    with store.open(result) as run:
+        measure = run["density"]
+        plotting.save_figure(plotting.density_figure(measure, title=f"{MODEL} on digits"), picture)
+    low, high = measure.support
+    flat = measure.mass(-0.01 * high, 0.01 * high)
+    print(
+        f"""
+3. How to read it. The Hessian has {measure.n:,} eigenvalues, one for each direction in which the
+   parameters can move; each says how sharply the loss bends along its direction.
+   - {flat:.0%} of them lie within 1% of the largest: along those directions the loss is nearly flat.
+   - A few are large (up to {high:.3g}): these sharp directions limit the learning rate.
+   - The smallest is {low:.3g}: {
+            "along it the loss still bends down, so this is no minimum yet."
+            if low < 0
+            else "no direction bends down."
+        }
+   Picture: {picture}      Try: hessian-spectrum query {result} count {0.1 * high:.2g} inf"""
+    )

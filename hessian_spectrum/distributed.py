@@ -1,0 +1,239 @@
+"""Who am I: rank, world size and device, and every collective that the package uses.
+
+One process is the plain case: ``World()`` needs no process group, and its collectives return
+what they are given.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zlib
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hessian_spectrum.errors import InputError
+
+TIMEOUT = timedelta(minutes=10)  # a rank that is silent for longer is taken for dead
+
+# What launchers say about the number of processes they started, whether or not we use them.
+SIZE_HINTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+MPI_HINTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS")
+
+# torch 2.13 renames two collectives and warns about the old names, the only ones in 2.11.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers. Collectives must be called by every rank, in one order."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    launcher: str = "alone"  # "alone", "torchrun", "mpi", "slurm" or "torch.distributed"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @classmethod
+    def current(cls) -> World:
+        """The world of the default process group if there is one, else this process alone."""
+        if not dist.is_initialized():
+            return cls(device=_device(None, 0, 1))
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        device = _device("cpu" if dist.get_backend() == "gloo" else None, local_rank, 1)
+        return cls(dist.get_rank(), dist.get_world_size(), local_rank, "torch.distributed", device)
+
+    # -- collectives -----------------------------------------------------------------------
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, in place; the same bits on every rank."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def all_gather_rows(self, shards: Tensor) -> Tensor:
+        """(k, c) on each rank -> (k, size * c), the ranks' columns side by side."""
+        if self.size == 1:
+            return shards
+        k, c = shards.shape
+        gathered = shards.new_empty(self.size * k, c)
+        _all_gather(gathered, shards.contiguous())
+        return gathered.view(self.size, k, c).transpose(0, 1).reshape(k, self.size * c)
+
+    def reduce_scatter_rows(self, rows: Tensor) -> Tensor:
+        """(k, size * c), summed over ranks -> this rank's columns, (k, c)."""
+        if self.size == 1:
+            return rows
+        k, c = rows.shape[0], rows.shape[1] // self.size
+        by_rank = rows.view(k, self.size, c).transpose(0, 1).reshape(self.size * k, c)
+        share = rows.new_empty(k, c)
+        _reduce_scatter(share, by_rank)
+        return share
+
+    def gather_objects(self, value: Any) -> list:
+        """Every rank's small Python value, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank if it is on one."""
+        if self.size == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def raise_together(self, error: Exception | None) -> None:
+        """Raise on every rank the first error that any rank brings; nothing if none does.
+
+        A rank that raised alone would leave its peers waiting in the next collective.
+        """
+        errors = self.gather_objects(error)
+        first = next((rank for rank, e in enumerate(errors) if e is not None), None)
+        if first is None:
+            return
+        if all(errors) or self.size == 1:
+            raise errors[self.rank]
+        raise type(errors[first])(f"rank {first} of {self.size}: {errors[first]}")
+
+
+def start(device: str | None = None, timeout: timedelta = TIMEOUT) -> World:
+    """Join the job that this process was launched in: torchrun, mpirun, srun, or none.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:1"; default: a GPU if there is one.
+        timeout: how long a collective waits for a silent rank before it fails.
+
+    Raises:
+        InputError: the launcher started several processes that do not know of each other
+            (they would all be rank 0 and write the same file), or more ranks than GPUs.
+    """
+    if dist.is_initialized():
+        return World.current()
+    env = os.environ
+    rank, size, local_rank, local_size, launcher, store = 0, 1, 0, 1, "alone", None
+    if "RANK" in env and "WORLD_SIZE" in env and "MASTER_ADDR" in env:
+        launcher = "torchrun"
+        rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
+        local_rank = int(env.get("LOCAL_RANK", rank))
+        local_size = int(env.get("LOCAL_WORLD_SIZE", size))
+    elif any(hint in env for hint in MPI_HINTS):
+        rank, size, local_rank, local_size, store = _join_mpi(timeout)
+        launcher = "mpi" if size > 1 else "alone"
+    if size == 1 and launcher == "alone" and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        if "SLURM_PROCID" in env and not any(hint in env for hint in MPI_HINTS):
+            launcher = "slurm"
+            rank, size, local_rank, local_size, store = _join_slurm(timeout)
+    if launcher != "torchrun":
+        _refuse_singletons(size)
+    place = _device(device, local_rank, local_size)
+    if size > 1:
+        if place.type == "cuda":
+            torch.cuda.set_device(place)
+        dist.init_process_group(
+            "nccl" if place.type == "cuda" else "gloo",
+            store=store,
+            rank=rank if store else -1,
+            world_size=size if store else -1,
+            timeout=timeout,
+        )
+    return World(rank, size, local_rank, launcher, place)
+
+
+def finish() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def leave(world: World, code: int) -> None:
+    """End this rank and, through its launcher, the job: never returns when size > 1.
+
+    After an error on one rank, an orderly exit can wait for ever in a peer's collective.
+    """
+    if world.size == 1:
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if world.launcher == "mpi":
+        from mpi4py import MPI
+
+        MPI.COMM_WORLD.Abort(code)
+    os._exit(code)
+
+
+def _device(name: str | None, local_rank: int, local_size: int) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError:
+        raise InputError(f"device {name!r} is not one that torch knows; use cpu or cuda") from None
+    if device.type != "cuda":
+        return device
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise InputError("device cuda was asked for, but torch sees no GPU here; use cpu")
+    if local_size > count:
+        raise InputError(
+            f"{local_size} ranks on this node share {count} GPUs; start one rank a GPU, or use "
+            "--device cpu"
+        )
+    return device if device.index is not None else torch.device("cuda", local_rank)
+
+
+def _join_mpi(timeout: timedelta) -> tuple:
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    rank, size = comm.Get_rank(), comm.Get_size()
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    local = node.Get_rank(), node.Get_size()
+    if size == 1:
+        return rank, size, *local, None
+    # Port 0 lets the system choose: no race between jobs for a fixed port.
+    store, host = None, MPI.Get_processor_name()
+    if rank == 0:
+        store = dist.TCPStore(host, 0, size, True, timeout, wait_for_workers=False)
+    host, port = comm.bcast((host, store.port) if store else None)
+    store = store or dist.TCPStore(host, port, size, False, timeout)
+    return rank, size, *local, store
+
+
+def _join_slurm(timeout: timedelta) -> tuple:
+    env = os.environ
+    nodes = env["SLURM_STEP_NODELIST"]
+    names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True)
+    host = (names.stdout.split() or [nodes])[0]
+    reserved = env.get("SLURM_STEP_RESV_PORTS")
+    job = f"{env.get('SLURM_JOB_ID')}.{env.get('SLURM_STEP_ID')}".encode()
+    port = int(reserved.split("-")[0]) if reserved else 20000 + zlib.crc32(job) % 20000
+    rank, size = int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
+    local_rank = int(env["SLURM_LOCALID"])
+    # Rank 0 may be on another node than the first of the list: the store lives on the first.
+    is_master = env["SLURM_NODEID"] == "0" and local_rank == 0
+    store = dist.TCPStore(host, port, size, is_master, timeout, wait_for_workers=False)
+    tasks = env.get("SLURM_STEP_TASKS_PER_NODE", "1").split(",")[int(env["SLURM_NODEID"]) :][:1]
+    local_size = int(tasks[0].split("(")[0]) if tasks else local_rank + 1
+    return rank, size, local_rank, local_size, store
+
+
+def _refuse_singletons(size: int) -> None:
+    for hint in SIZE_HINTS:
+        started = int(os.environ.get(hint, 1))
+        if size == 1 and started > 1:
+            raise InputError(
+                f"{hint}={started}, but this process is alone in its world: {started} copies "
+                "would write the same file; start with mpirun or torchrun, or use an srun --mpi "
+                "plugin that fits the MPI library"
+            )

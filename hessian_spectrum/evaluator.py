@@ -1,0 +1,288 @@
+"""The loss as one deterministic function of the flat parameters: value, gradient, products."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hessian_spectrum import checks, losses
+from hessian_spectrum.batches import Minibatches, deal, digest
+from hessian_spectrum.distributed import World
+from hessian_spectrum.errors import InputError
+from hessian_spectrum.layout import Layout
+from hessian_spectrum.products import Loss, gradient, reverse_over_reverse
+
+
+@dataclass
+class Counts:
+    """What was done so far on this rank, for provenance and for tests."""
+
+    passes: int = 0  # over this rank's data
+    graphs: int = 0  # first-order graphs, one a minibatch and pass
+    products: int = 0  # Hessian-vector products over the whole data
+
+
+class _BatchLoss(nn.Module):
+    """batch -> loss_fn(forward(model, batch)): the module that functional_call calls."""
+
+    def __init__(self, model: nn.Module, forward: Callable, loss: Callable):
+        super().__init__()
+        self.model = model
+        self._outputs, self._loss = forward, loss
+
+    def forward(self, batch: Any) -> Tensor:
+        return self._loss(self._outputs(self.model, batch), batch)
+
+
+class Evaluator:
+    """Loss, gradient and Hessian products of a model on a data set.
+
+    The loss is L(theta) = (1/W) sum over all samples, weighted per sample, so that uneven
+    batches and uneven ranks give the number that one process gives in one batch::
+
+        L(theta) = sum_b w_b mean_loss_b(theta) / W + (weight_decay / 2) |theta|^2,  W = sum_b w_b
+
+    It is deterministic: dropout is off and BatchNorm uses its running statistics. The model
+    is never changed: parameters, buffers, mode, requires_grad and the random state are
+    found after every call as they were before it.
+
+    Args:
+        model: the network, on any device, in any mode.
+        loss_fn: ``loss_fn(model(x), y)`` for batches that are pairs; with ``forward``,
+            ``loss_fn(outputs, batch)``.
+        data: a pair of tensors (inputs, targets), a Dataset or a DataLoader; every rank is
+            given the same whole data and evaluates its share of it.
+        forward: ``forward(model, batch) -> outputs`` for batches of any structure.
+        reduction: what ``loss_fn`` does over a batch: "mean", "sum" or "none".
+        count: ``count(batch)``, the weight of a batch. Default: its number of samples, or, for
+            cross entropy, of targets that are not ignored.
+        weight_decay: adds (weight_decay / 2) |theta|^2, over the chosen parameters.
+        parameters: shell-style name patterns that choose the parameters in theta; default: all
+            that require a gradient. The others are constants.
+        batch_size: samples in a minibatch; a DataLoader brings its own.
+        batch_norm: "eval": running statistics.
+        dtype: floating-point type of parameters, inputs and results; default: the model's.
+        device: where to compute; default: the world's.
+        world: the ranks that share the data; default: the default process group's.
+        data_is_local: ``data`` is this rank's share already.
+
+    Raises:
+        InputError: the loss is random, not finite, not the ``reduction`` that was stated, or
+            depends on how samples are grouped; the data is empty or has labels out of range.
+
+    Cost: construction reads the data once and evaluates the first minibatch a few times.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Callable,
+        data: Any,
+        *,
+        forward: Callable | None = None,
+        reduction: str = "mean",
+        count: Callable[[Any], float] | None = None,
+        weight_decay: float = 0.0,
+        parameters: Sequence[str] | None = None,
+        batch_size: int = 512,
+        batch_norm: str = "eval",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        world: World | None = None,
+        data_is_local: bool = False,
+    ):
+        if reduction not in ("mean", "sum", "none"):
+            raise InputError(f"reduction={reduction!r}: expected 'mean', 'sum' or 'none'")
+        if batch_norm != "eval":
+            raise InputError(
+                f"batch_norm={batch_norm!r}: expected 'eval' (running statistics), the only form "
+                "that this version evaluates"
+            )
+        if weight_decay < 0:
+            raise InputError(f"weight_decay={weight_decay}: expected 0 or more")
+        world = world or World.current()
+        if device is not None:
+            world = replace(world, device=torch.device(device))
+        self.world = world
+        self.model = model
+        self.layout = Layout.of_model(model, parameters, world)
+        self.dtype = dtype or next(p.dtype for p in model.parameters() if p.requires_grad)
+        if not self.dtype.is_floating_point:
+            raise InputError(f"dtype={self.dtype}: expected a real floating-point type")
+        self.weight_decay = weight_decay
+        self.reduction = reduction
+        self.counts = Counts()
+        self._loss_fn = losses.placed(loss_fn, self.dtype, world.device)
+        self._count = count or losses.default_count(loss_fn, is_pair=forward is None)
+        self._module = _BatchLoss(
+            model, forward or losses.pair_forward, losses.of_batch(self._loss_fn, forward is None)
+        )
+
+        error = self._prepare(data, batch_size, forward is None, data_is_local)
+        world.raise_together(error)
+        total = torch.tensor(self._local_weight, dtype=torch.float64, device=world.device)
+        self.total_weight = world.sum(total).item()  # W: samples, or targets not ignored
+        if not self.total_weight > 0:
+            raise InputError("the data set is empty: the samples' weights add up to 0")
+
+    def _prepare(self, data, batch_size, is_pair, data_is_local) -> InputError | None:
+        """Everything that can fail on this rank alone, without a collective inside."""
+        try:
+            checks.finite_parameters(self.model)
+            self.batches: Minibatches = deal(
+                data, batch_size, self.world, self.dtype, data_is_local
+            )
+            if is_pair:
+                self.batches = losses.with_int64_labels(self.batches, self._loss_fn)
+            with self._evaluation_mode(), torch.no_grad():
+                checks.batches(self, is_pair)
+                self._local_weight = float(sum(map(self._weight, self.batches)))
+        except InputError as error:
+            return error
+        return None
+
+    # -- the function of theta ---------------------------------------------------------------
+
+    @property
+    def n(self) -> int:
+        return self.layout.n
+
+    @property
+    def device(self) -> torch.device:
+        return self.world.device
+
+    @property
+    def theta(self) -> Tensor:
+        """The model's own parameters now, a flat copy, shape (n,)."""
+        named = dict(self.model.named_parameters())
+        flat = self.layout.flatten(named[name] for name in self.layout.names)
+        return flat.to(self.device, self.dtype)
+
+    def loss(self, theta: Tensor | None = None) -> Tensor:
+        """L(theta), a float64 scalar; theta of shape (p, n) gives (p,). One pass.
+
+        Raises:
+            FloatingPointError: at a single theta, the loss is not finite.
+        """
+        theta = self._checked(theta, many=True)
+        points = theta.reshape(-1, self.n)
+        total = points.new_zeros(len(points), dtype=torch.float64)
+        with torch.no_grad():
+            self._pass(
+                lambda loss: total.add_(torch.stack([loss(point) for point in points]).double())
+            )
+        self.world.sum(total)
+        total += self.weight_decay / 2 * points.double().square().sum(1)
+        if theta.ndim == 1 and not total.isfinite().item():
+            raise FloatingPointError(f"the loss is {total.item()} at these parameters")
+        return total.reshape(theta.shape[:-1])
+
+    def gradient(self, theta: Tensor | None = None) -> Tensor:
+        """dL/dtheta, shape (n,), the same on every rank. One pass."""
+        theta = self._checked(theta)
+        total = torch.zeros_like(theta)
+        self._pass(lambda loss: total.add_(gradient(loss, theta)))
+        return self.world.sum(total).add_(theta, alpha=self.weight_decay)
+
+    def hessian_products(self, theta: Tensor, vectors: Tensor) -> Tensor:
+        """This rank's part of V H, shape (k, n) -> (k, n); summed over ranks it is V H.
+
+        Without the weight decay's term, which belongs to no rank. One pass over the data for
+        all k vectors; the first-order graph of each minibatch is built once.
+        """
+        total = torch.zeros_like(vectors)
+
+        def visit(loss: Loss) -> None:
+            total.add_(reverse_over_reverse(loss, theta)(vectors))
+            self.counts.graphs += 1
+
+        self._pass(visit)
+        self.counts.products += len(vectors)
+        return total
+
+    # -- fingerprints ------------------------------------------------------------------------
+
+    def digests(self) -> dict[str, str | None]:
+        """SHA-256 of theta's bytes and of the samples, for provenance."""
+        theta = self.theta.cpu().contiguous().view(torch.uint8).numpy()
+        return {
+            "parameters": hashlib.sha256(theta).hexdigest(),
+            "data": digest(self.batches, self.world),
+        }
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _checked(self, theta: Tensor | None, many: bool = False) -> Tensor:
+        if theta is None:
+            return self.theta
+        if theta.shape[-1:] != (self.n,) or theta.ndim > 1 + many:
+            raise InputError(
+                f"theta has shape {tuple(theta.shape)}; expected ({self.n},)"
+                + (f" or (points, {self.n})" if many else "")
+            )
+        return theta.to(self.device, self.dtype)
+
+    def _pass(self, visit: Callable[[Loss], Any]) -> None:
+        """One pass over the data: visit each minibatch's part of L, a function of theta."""
+        self.counts.passes += 1
+        with self._evaluation_mode():
+            constants = self._constants()
+            for batch in self.batches:
+                if self._weight(batch):  # all targets ignored: the mean over none is NaN
+                    visit(self._objective(batch, constants))
+
+    def _objective(self, batch: Any, constants: dict[str, Tensor]) -> Loss:
+        scale = self._scale(batch) / self.total_weight
+
+        def loss(theta: Tensor) -> Tensor:
+            return self._batch_loss(theta, batch, constants) * scale
+
+        return loss
+
+    def _batch_loss(self, theta: Tensor, batch: Any, constants: dict[str, Tensor]) -> Tensor:
+        """The loss of the batch, a scalar; of single samples, their sum."""
+        value = self._batch_value(theta, batch, constants)
+        return value.sum() if self.reduction == "none" else value.reshape(())
+
+    def _batch_value(self, theta: Tensor, batch: Any, constants: dict[str, Tensor]) -> Tensor:
+        """What loss_fn returns for the batch."""
+        return functional_call(self._module, {**constants, **self._named(theta)}, (batch,))
+
+    def _named(self, theta: Tensor) -> dict[str, Tensor]:
+        return {f"model.{name}": t for name, t in self.layout.unflatten(theta).items()}
+
+    def _scale(self, batch: Any) -> float:
+        """Turns loss_fn's value into a sum over the batch."""
+        return self._weight(batch) if self.reduction == "mean" else 1.0
+
+    def _weight(self, batch: Any) -> float:
+        return float(self._count(batch))
+
+    def _constants(self) -> dict[str, Tensor]:
+        """Buffers and parameters not in theta, converted copies: the model keeps its own."""
+        chosen = set(self.layout.names)
+        tensors = [*self.model.named_buffers(), *self.model.named_parameters()]
+        return {
+            f"model.{name}": t.detach().to(
+                self.device, self.dtype if t.is_floating_point() else None, copy=True
+            )
+            for name, t in tensors
+            if name not in chosen
+        }
+
+    @contextmanager
+    def _evaluation_mode(self) -> Iterator[None]:
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training

@@ -1,0 +1,146 @@
+"""Independent Lanczos recurrences in lockstep: one block product a step for all probes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hessian_spectrum.errors import InputError
+from hessian_spectrum.operators import SymmetricOperator
+
+
+@dataclass(frozen=True)
+class Recurrences:
+    """b Lanczos recurrences after k steps: A Q_i = Q_i T_i + beta_i[k-1] q_i[k] e_k^T for each i.
+
+    ``basis`` is filled in place by ``step``: of two states of one run, only the later may go on.
+    """
+
+    basis: Tensor  # (b, capacity + 1, n_local), rows q_1 .. q_{k+1} orthonormal, then unused
+    alpha: np.ndarray  # (b, k) float64, T[j, j]
+    beta: np.ndarray  # (b, k) float64, T[j, j + 1]; the last leads out of the space
+    active: np.ndarray  # (b,), False once a recurrence has found an invariant subspace
+    scale: float  # the largest |A q| so far: what breakdown is judged against
+
+    @property
+    def num_steps(self) -> int:
+        return self.alpha.shape[1]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(b,), the order of each T: steps until breakdown, or all."""
+        broken = self.beta == 0.0
+        return np.where(broken.any(axis=1), broken.argmax(axis=1) + 1, self.num_steps)
+
+
+def start(operator: SymmetricOperator, probes: Tensor, num_steps: int) -> Recurrences:
+    """Normalized probes as the first vectors of recurrences of up to ``num_steps`` steps.
+
+    Memory: b (num_steps + 1) n_local entries.
+
+    Args:
+        probes: (b, n_local), not zero.
+
+    Raises:
+        InputError: more steps than the operator's size, or fewer than one.
+    """
+    if not 1 <= num_steps <= operator.n:
+        raise InputError(
+            f"num_steps={num_steps} must lie between 1 and the operator's size {operator.n}; "
+            f"use num_steps <= {operator.n}"
+        )
+    if len(probes) == 0:
+        raise InputError("num_probes=0: expected at least one probe")
+    b = len(probes)
+    basis = probes.new_zeros(b, num_steps + 1, probes.shape[1])
+    norms = operator.layout.world.sum(_squares(probes)).sqrt()
+    basis[:, 0] = probes / norms[:, None].to(probes.dtype)
+    empty = np.empty((b, 0))
+    return Recurrences(basis, empty, empty, np.ones(b, dtype=bool), 0.0)
+
+
+def step(operator: SymmetricOperator, state: Recurrences, noise: float = 0.0) -> Recurrences:
+    """Extend every active recurrence by one vector: one block product, two small reductions.
+
+    Algorithm 10.1 of Parlett (The Symmetric Eigenvalue Problem, 1980), except:
+      1. classical Gram-Schmidt against the whole basis, twice, batched over the probes:
+         Q Q^T - I stays at rounding level [1], so no eigenvalue appears twice;
+      2. |r|^2 travels with the second projection c and beta^2 = |r|^2 - |c|^2, exact since
+         the basis is orthonormal: one reduction fewer;
+      3. breakdown is judged against the largest |A q| so far: scaling A changes nothing.
+
+    Args:
+        noise: relative error of a product; below it a residual is not a direction.
+
+    Raises:
+        FloatingPointError: a product is not finite; on every rank.
+
+    Cost: 8 b k n_local flops beside the products.
+
+    References:
+        [1] Giraud, Langou, Rozloznik & van den Eshof, Numer. Math. 101 (2005) 87-100.
+    """
+    world, k = operator.layout.world, state.num_steps
+    active = torch.from_numpy(np.flatnonzero(state.active)).to(state.basis.device)
+    whole = len(active) == len(state.basis)
+    basis = state.basis[:, : k + 1] if whole else state.basis[active, : k + 1]
+
+    r = operator.products(basis[:, k].contiguous())
+    h = world.sum(_dots(basis, r))
+    r = r - _combine(h, basis)
+    c, squares = _dots(basis, r), _squares(r)  # what rounding left along the basis
+    c, squares = world.sum(torch.cat([c, squares[:, None]], dim=1)).split([k + 1, 1], dim=1)
+    r = r - _combine(c, basis)
+
+    t = (h + c).cpu().numpy()
+    beta2 = (squares[:, 0] - c.square().sum(1)).clamp(min=0.0).cpu().numpy()
+    # A NaN in one product makes the reduced coefficients NaN on every rank.
+    if not (np.isfinite(t).all() and np.isfinite(beta2).all()):
+        raise FloatingPointError(
+            f"a product with the operator is not finite at Lanczos step {k + 1}; are the "
+            f"derivatives of the loss finite at these parameters in {operator.dtype}?"
+        )
+    beta = np.sqrt(beta2)
+    scale = max(state.scale, np.sqrt((t**2).sum(axis=1) + beta2).max())
+    # Dividing by a beta made of rounding error would put noise into the basis.
+    beta[beta <= max(10 * torch.finfo(r.dtype).eps, noise) * scale] = 0.0
+
+    inverse = np.divide(1.0, beta, out=np.zeros_like(beta), where=beta > 0)
+    state.basis[active, k + 1] = r * torch.from_numpy(inverse).to(r)[:, None]
+    return replace(
+        state,
+        alpha=_append(state.alpha, state.active, t[:, k]),
+        beta=_append(state.beta, state.active, beta),
+        active=_updated(state.active, beta > 0),
+        scale=float(scale),
+    )
+
+
+def _dots(basis: Tensor, vectors: Tensor) -> Tensor:
+    """This rank's part of the inner products, (b, k, n), (b, n) -> (b, k), float64."""
+    return torch.bmm(basis, vectors[:, :, None])[:, :, 0].double()
+
+
+def _combine(coefficients: Tensor, basis: Tensor) -> Tensor:
+    """(b, k), (b, k, n) -> (b, n)."""
+    return torch.bmm(coefficients[:, None].to(basis.dtype), basis)[:, 0]
+
+
+def _squares(vectors: Tensor) -> Tensor:
+    """This rank's part of |v|^2 for each row, float64."""
+    return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).square()
+
+
+def _append(rows: np.ndarray, active: np.ndarray, values: np.ndarray) -> np.ndarray:
+    column = np.zeros(len(rows))
+    column[active] = values
+    return np.column_stack([rows, column])
+
+
+def _updated(active: np.ndarray, still: np.ndarray) -> np.ndarray:
+    result = active.copy()
+    result[active] = still
+    return result

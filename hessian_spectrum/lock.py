@@ -1,0 +1,205 @@
+"""One writer at a time, and files that are replaced whole.
+
+Readers hold no lock: whatever is written here goes to a temporary file in the same folder and
+takes its place in one step, so that a reader sees the old file or the new one, never a part.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+
+from hessian_spectrum.errors import InputError
+
+HEARTBEAT_SECONDS = 30.0
+STALE_SECONDS = 300.0
+
+
+@contextmanager
+def replacing(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary path beside ``path``, which takes its place if the block succeeds.
+
+    The file is synced before it is renamed and its folder after, so that a power cut cannot
+    leave a name without its content. A block that fails leaves ``path`` as it was. A symbolic
+    link is followed: its target is replaced, not the link.
+    """
+    path = Path(os.path.realpath(path))
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file's content, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class WriterLock:
+    """The right to write ``path``, held through the file ``<path>.lock``.
+
+    A thread touches the lock every 30 s. It is stale, and taken over, when its process is dead
+    on this host, when it was silent for five minutes, or when it belongs to an earlier start
+    of this same SLURM job (a requeued job runs on another node, and once at a time).
+
+    Raises:
+        InputError: another process holds the lock; names its host, pid and job.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, heartbeat: float = HEARTBEAT_SECONDS):
+        self.path = Path(f"{os.path.realpath(path)}.lock")
+        self.heartbeat = heartbeat  # seconds
+        self._token = uuid.uuid4().hex
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> WriterLock:
+        if not self._create():
+            self._take_over()
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._beat, name="writer-lock", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self.held:
+            self.path.unlink(missing_ok=True)
+
+    @property
+    def held(self) -> bool:
+        """Whether the lock is still ours: a process that slept too long may have lost it."""
+        return _content(self.path).get("token") == self._token
+
+    def _create(self) -> bool:
+        try:
+            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot create this lock file ({error.strerror})"
+            ) from None
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({**_whoami(), "token": self._token}, file)
+            file.flush()
+            os.fsync(descriptor)
+        return True
+
+    def _take_over(self) -> None:
+        before = _identity(self.path)
+        if not _is_stale(self.path):
+            raise InputError(self._refusal())
+        # Two processes may find the same lock stale; the slower must not rename the faster
+        # one's new lock away. Only one of them can create the claim on *this* stale lock, and
+        # whoever has it looks again before touching anything.
+        claim = self.path.with_name(f"{self.path.name}.{before}")
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL, 0o666))
+        except FileExistsError:
+            raise InputError(
+                f"{self.path}: another process is taking this lock over; try again, and if "
+                f"that does not help, remove {claim}"
+            ) from None
+        try:
+            if _identity(self.path) == before:
+                with suppress(FileNotFoundError):
+                    os.rename(self.path, claim)
+            if not self._create():
+                raise InputError(self._refusal())
+        finally:
+            claim.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self.heartbeat):
+            if self.held:
+                with suppress(OSError):
+                    os.utime(self.path)
+
+    def _refusal(self) -> str:
+        owner = _content(self.path)
+        who = ", ".join(f"{key} {owner.get(key) or 'unknown'}" for key in ("host", "pid", "job"))
+        return (
+            f"{self.path}: another process is writing here ({who}, since "
+            f"{owner.get('started', 'unknown')}); wait for it, choose another output, or, if it "
+            f"is gone, try again {STALE_SECONDS / 60:.0f} minutes after its end or remove this file"
+        )
+
+
+def _whoami() -> dict:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "job": os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID"),
+        "restart": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _content(lock: Path) -> dict:
+    """What the lock says; nothing while it is absent or not yet written."""
+    try:
+        content = json.loads(lock.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _identity(lock: Path) -> str:
+    """A name for this lock at this heartbeat; another owner or a new heartbeat changes it."""
+    try:
+        status = lock.stat()
+    except FileNotFoundError:
+        return "absent"
+    return f"{_content(lock).get('token', 'unknown')}-{status.st_ino}-{status.st_mtime_ns}"
+
+
+def _is_stale(lock: Path) -> bool:
+    owner, me = _content(lock), _whoami()
+    if owner.get("host") == me["host"] and not _alive(owner.get("pid")):
+        return True
+    if me["job"] and owner.get("job") == me["job"] and owner.get("restart", 0) < me["restart"]:
+        return True
+    try:
+        return _now(lock.parent) - lock.stat().st_mtime > STALE_SECONDS
+    except FileNotFoundError:  # released meanwhile
+        return True
+
+
+def _alive(pid: object) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, TypeError, ValueError, OverflowError):
+        pass  # someone else's process, or no pid to ask about: the heartbeat decides
+    return True
+
+
+def _now(folder: Path) -> float:
+    """The time by the file system's clock, which stamps the heartbeats; a node's may differ."""
+    probe = folder / f".clock.{uuid.uuid4().hex[:12]}.tmp"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        probe.unlink(missing_ok=True)

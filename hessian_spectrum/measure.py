@@ -1,0 +1,282 @@
+"""Spectral measures and eigenpairs, and the questions they answer. NumPy only: no torch.
+
+An n x n symmetric H with eigenvalues lambda_i has the spectral measure
+``mu = (1/n) sum_i delta(lambda_i)``. A stochastic Lanczos run knows it through weighted atoms,
+one set of weights for each random probe; averaging over probes gives every estimate, and their
+scatter its standard error.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hessian_spectrum.errors import InputError
+
+Array = NDArray[np.float64]
+
+KERNEL_ELEMENTS = 1 << 22  # of the (nodes, points) smoothing kernel held at once: 32 MiB
+
+
+@dataclass(frozen=True)
+class EigenPairs:
+    """Approximate eigenpairs with what is known of their error.
+
+    For each pair there is an eigenvalue of H within ``residuals`` of ``values``.
+    """
+
+    values: Array  # (k,), ascending
+    residuals: Array  # (k,), |H v - lambda v|, absolute, in units of the eigenvalues
+    converged: NDArray[np.bool_]  # (k,), residual <= tol * |lambda|max
+    vectors: object | None = None  # (k, n) rows of unit norm, possibly lazy; None if not kept
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class SpectralMeasure:
+    """The spectral measure of an n x n symmetric matrix, as atoms seen by random probes.
+
+    Masses are shares of the n eigenvalues and densities are per unit eigenvalue: both
+    integrate to 1. Intervals are closed. Queries use the atoms as they are; only ``density``
+    smooths. Every query has a standard error over the probes: ``standard_error``.
+
+    Cost of a query: O(probes * nodes), no products with H.
+    """
+
+    nodes: Array  # (s,), approximate eigenvalues, ascending
+    weights: Array  # (probe, s), each row sums to 1; zero where a node is not the probe's
+    n: int  # number of eigenvalues of H
+    residuals: Array  # (s,), each node lies within this of an eigenvalue; units of the nodes
+    certified: NDArray[np.bool_]  # (s,), node counts one eigenvalue exactly, weight 1/n
+
+    def __post_init__(self):
+        shapes = (self.weights.shape[1:], self.residuals.shape, self.certified.shape)
+        if any(shape != self.nodes.shape for shape in shapes) or self.weights.ndim != 2:
+            raise InputError(
+                f"nodes {self.nodes.shape}, weights {self.weights.shape}, residuals "
+                f"{self.residuals.shape} and certified {self.certified.shape} do not belong "
+                "together; expected (s,), (probes, s), (s,) and (s,)"
+            )
+        if self.nodes.size == 0 or not np.isfinite(self.nodes).all():
+            raise InputError("a spectral measure needs at least one node, all of them finite")
+
+    # -- what the probes saw ---------------------------------------------------------------
+
+    @property
+    def num_probes(self) -> int:
+        return len(self.weights)
+
+    @property
+    def support(self) -> tuple[float, float]:
+        """The smallest and the largest node: inner bounds of lambda_min and lambda_max."""
+        return float(self.nodes[0]), float(self.nodes[-1])
+
+    # -- queries ---------------------------------------------------------------------------
+
+    def density(self, t: ArrayLike, sigma2: float | None = None) -> Array:
+        """Smoothed density phi_sigma(t) = sum_j w_j N(t; node_j, sigma2), shape of ``t``.
+
+        Per unit eigenvalue; integrates to 1.
+
+        Args:
+            t: eigenvalues at which to evaluate, any shape.
+            sigma2: variance of the Gaussian smoothing, in squared units of the eigenvalues.
+                Default: ``self.default_sigma2``.
+        """
+        return self._mean(self._density(t, sigma2))
+
+    def mass(self, a: float, b: float) -> float:
+        """Share of the eigenvalues in [a, b]."""
+        return float(self._mean(self._mass(a, b)))
+
+    def count(self, a: float, b: float) -> float:
+        """Estimated number of eigenvalues in [a, b]."""
+        return self.n * self.mass(a, b)
+
+    def quantile(self, q: float) -> float:
+        """The smallest node t with at least the share ``q`` of the eigenvalues in (-inf, t]."""
+        if not 0 <= q <= 1:
+            raise InputError(f"quantile({q}): the share q must lie in [0, 1]")
+        return self._quantile(q)
+
+    def moment(self, p: int) -> float:
+        """tr(H^p) / n = integral of t^p d mu(t)."""
+        return float(self._mean(self._moment(p)))
+
+    def energy(self, a: float, b: float) -> float:
+        """Sum of lambda^2 over the eigenvalues in [a, b]: their part of |H|_F^2."""
+        return float(self._mean(self._energy(a, b)))
+
+    @property
+    def trace(self) -> float:
+        """tr H, the sum of the eigenvalues."""
+        return self.n * self.moment(1)
+
+    @property
+    def frobenius_norm(self) -> float:
+        """|H|_F = sqrt(sum of lambda^2)."""
+        return math.sqrt(self.n * self.moment(2))
+
+    def effective_dimension(self, damping: float) -> float:
+        """sum_i lambda_i / (lambda_i + damping), with negative eigenvalues counted as 0.
+
+        Warns when eigenvalues below zero are clipped, and says what share they are.
+        """
+        if not damping > 0:
+            raise InputError(f"effective_dimension(damping={damping}): damping must be positive")
+        clipped = float(self._mean(self._below(0.0)))
+        if clipped > 0:
+            warnings.warn(
+                f"effective_dimension: {clipped:.3g} of the eigenvalues are negative (down to "
+                f"{self.nodes[0]:.3g}) and counted as 0",
+                stacklevel=2,
+            )
+        return float(self._mean(self._effective_dimension(damping)))
+
+    def negative_fraction(self, threshold: float = 0.0) -> float:
+        """Share of the eigenvalues below ``-threshold`` (strictly)."""
+        if threshold < 0:
+            raise InputError(f"negative_fraction(threshold={threshold}): must be at least 0")
+        return float(self._mean(self._below(-threshold)))
+
+    def log_determinant(self, damping: float = 0.0) -> float:
+        """log det(H + damping I) = sum_i log(lambda_i + damping).
+
+        Raises:
+            InputError: where lambda_min + damping <= 0: the determinant has no logarithm.
+        """
+        return float(self._mean(self._log_determinant(damping)))
+
+    # -- standard errors -------------------------------------------------------------------
+
+    def standard_error(self, query: str, *args, **kwargs) -> float | Array:
+        """Standard error over the probes of ``getattr(self, query)(*args, **kwargs)``.
+
+        Each query is a mean over independent probes (frobenius_norm: a function of one, by
+        the delta method; quantile: half the width of the quantiles at q plus and minus the
+        standard error of the mass below it, Woodruff 1952). Truncation of the recurrence is
+        not in it. NaN where it cannot be known: with one probe.
+
+        Args:
+            query: "density", "mass", "count", "quantile", "moment", "energy", "trace",
+                "frobenius_norm", "effective_dimension", "negative_fraction",
+                "log_determinant".
+        """
+        if query not in _PER_PROBE and query != "quantile":
+            raise InputError(
+                f"no standard error for {query!r}; expected one of "
+                f"{', '.join(sorted([*_PER_PROBE, 'quantile']))}"
+            )
+        if query == "quantile":
+            return self._quantile_error(*args, **kwargs)
+        error = self._error(_PER_PROBE[query](self, *args, **kwargs))
+        return error if np.ndim(error) else float(error)
+
+    @property
+    def default_sigma2(self) -> float:
+        """(width of the support / 500)^2: resolves outliers, and scales with H."""
+        low, high = self.support
+        width = (high - low) or max(abs(low), abs(high)) or 1.0
+        return (width / 500) ** 2
+
+    def grid(self, sigma2: float | None = None, points: int = 2000) -> Array:
+        """An even grid over the support and five standard deviations beyond it, (points,)."""
+        margin = 5 * math.sqrt(sigma2 or self.default_sigma2)
+        return np.linspace(self.nodes[0] - margin, self.nodes[-1] + margin, points)
+
+    # -- per probe: (probe,) or (probe, *shape of t) -----------------------------------------
+
+    def _mean(self, per_probe: Array) -> Array:
+        return per_probe.mean(axis=0)
+
+    def _error(self, per_probe: Array) -> Array:
+        if self.num_probes < 2:
+            return np.full(per_probe.shape[1:], np.nan)
+        return per_probe.std(axis=0, ddof=1) / math.sqrt(self.num_probes)
+
+    def _density(self, t: ArrayLike, sigma2: float | None = None) -> Array:
+        sigma2 = self.default_sigma2 if sigma2 is None else sigma2
+        if not sigma2 > 0:
+            raise InputError(f"density(sigma2={sigma2}): the variance must be positive")
+        t = np.asarray(t, dtype=np.float64)
+        flat = t.reshape(-1)
+        rows = max(1, KERNEL_ELEMENTS // len(self.nodes))
+        out = np.empty((self.num_probes, flat.size))
+        for start in range(0, flat.size, rows):
+            block = flat[start : start + rows]
+            kernel = np.exp(-((block - self.nodes[:, None]) ** 2) / (2 * sigma2))
+            out[:, start : start + rows] = self.weights @ kernel
+        return out.reshape(self.num_probes, *t.shape) / math.sqrt(2 * math.pi * sigma2)
+
+    def _integrate(self, values: Array) -> Array:
+        return self.weights @ values
+
+    def _mass(self, a: float, b: float) -> Array:
+        return self._integrate(self._inside(a, b).astype(float))
+
+    def _below(self, b: float) -> Array:
+        return self._integrate((self.nodes < b).astype(float))
+
+    def _inside(self, a: float, b: float) -> NDArray[np.bool_]:
+        if not a <= b:
+            raise InputError(f"interval [{a}, {b}]: the lower end must not exceed the upper")
+        return (self.nodes >= a) & (self.nodes <= b)
+
+    def _moment(self, p: int) -> Array:
+        if p < 0 or p != int(p):
+            raise InputError(f"moment({p}): the order must be a whole number, 0 or more")
+        return self._integrate(self.nodes ** int(p))
+
+    def _energy(self, a: float, b: float) -> Array:
+        return self.n * self._integrate(self.nodes**2 * self._inside(a, b))
+
+    def _frobenius_norm(self) -> Array:
+        # Delta method: d sqrt(n m2) = n d m2 / (2 sqrt(n m2)); the constant does not matter.
+        norm = self.frobenius_norm
+        return self.n * self._moment(2) / (2 * norm) if norm else np.zeros(self.num_probes)
+
+    def _effective_dimension(self, damping: float) -> Array:
+        positive = np.maximum(self.nodes, 0.0)
+        return self.n * self._integrate(positive / (positive + damping))
+
+    def _log_determinant(self, damping: float = 0.0) -> Array:
+        if not self.nodes[0] + damping > 0:
+            raise InputError(
+                f"log_determinant(damping={damping}): lambda_min = {self.nodes[0]:.6g}, so "
+                f"H + damping I is not positive definite; use damping > {-self.nodes[0]:.6g}"
+            )
+        return self.n * self._integrate(np.log(self.nodes + damping))
+
+    def _quantile(self, q: float) -> float:
+        cumulative = np.cumsum(self._mean(self.weights))
+        # Half a rounding unit of slack: the cumulative sum of weights ends at 1 - O(eps).
+        index = np.searchsorted(cumulative, q - 1e-12)
+        return float(self.nodes[min(index, len(self.nodes) - 1)])
+
+    def _quantile_error(self, q: float) -> float:
+        if self.num_probes < 2:
+            return math.nan
+        error = float(self._error(self._mass(-np.inf, self.quantile(q))))
+        low, high = max(q - error, 0.0), min(q + error, 1.0)
+        return (self._quantile(high) - self._quantile(low)) / 2
+
+
+_PER_PROBE: dict[str, Callable[..., Array]] = {
+    "density": SpectralMeasure._density,
+    "mass": SpectralMeasure._mass,
+    "count": lambda self, a, b: self.n * self._mass(a, b),
+    "moment": SpectralMeasure._moment,
+    "energy": SpectralMeasure._energy,
+    "trace": lambda self: self.n * self._moment(1),
+    "frobenius_norm": SpectralMeasure._frobenius_norm,
+    "effective_dimension": SpectralMeasure._effective_dimension,
+    "negative_fraction": lambda self, threshold=0.0: self._below(-threshold),
+    "log_determinant": SpectralMeasure._log_determinant,
+}

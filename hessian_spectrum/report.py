@@ -1,0 +1,75 @@
+"""Results in words, for people."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from hessian_spectrum.measure import EigenPairs, SpectralMeasure
+
+if TYPE_CHECKING:
+    from hessian_spectrum.config import DensityConfig
+    from hessian_spectrum.evaluator import Evaluator
+
+
+def estimate(
+    config: DensityConfig, evaluator: Evaluator, values: dict[str, float], seconds: float
+) -> str:
+    """What the run will cost, before it starts; ``seconds`` is a loss and a gradient's time."""
+    products = config.num_probes * config.num_steps
+    share = evaluator.layout.chunk * evaluator.dtype.itemsize
+    basis = config.num_probes * (config.num_steps + 1) * share
+    # A product costs between one gradient (two-layer networks) and three.
+    low, high = (products * factor * seconds for factor in (0.7, 2.5))
+    return (
+        f"loss {values['loss']:.6g}, gradient norm {values['gradient_norm']:.3g}; "
+        f"{evaluator.n:,} parameters, {evaluator.total_weight:,.0f} samples, "
+        f"{evaluator.world.size} rank(s)\n"
+        f"{products:,} Hessian products in {config.num_steps} passes over the data, "
+        f"{_bytes(basis)} of Krylov vectors a rank, about {_time(low)} to {_time(high)}"
+    )
+
+
+def density(measure: SpectralMeasure, extremes: EigenPairs, values: dict[str, float]) -> str:
+    """A density run in a few lines, each number with its error."""
+    low, high = extremes.values
+    low_error, high_error = extremes.residuals
+    scale = max(abs(low), abs(high))
+    sharp = [f for f in (0.1, 0.01) if f * scale > 0]
+    lines = [
+        f"loss                    {values['loss']:.6g}" if "loss" in values else "",
+        f"gradient norm           {values['gradient_norm']:.3g}" if "gradient_norm" in values else "",
+        f"largest eigenvalue      {high:.6g}   (an eigenvalue lies within {high_error:.1e})",
+        f"smallest eigenvalue     {low:.6g}   (an eigenvalue lies within {low_error:.1e})",
+        f"trace                   {measure.trace:.6g}   ({_error(measure, 'trace')})",
+    ]
+    for fraction in sharp:
+        count = measure.count(fraction * scale, math.inf)
+        error = _error(measure, "count", fraction * scale, math.inf)
+        lines.append(f"eigenvalues above {fraction:>4.0%}  {count:.1f} of {measure.n:,}   ({error})")
+    negative = measure.negative_fraction(0.001 * scale)
+    lines.append(
+        f"negative beyond 0.1%    {negative:.3%} of the eigenvalues   "
+        f"({_error(measure, 'negative_fraction', 0.001 * scale)}); 100% = |lambda|max"
+    )
+    return "\n".join(line for line in lines if line)
+
+
+def _error(measure: SpectralMeasure, query: str, *args: float) -> str:
+    error = measure.standard_error(query, *args)
+    return "one probe: error unknown" if math.isnan(error) else f"standard error {error:.1e}"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"

@@ -1,0 +1,284 @@
+"""Compute -> save -> resume -> stop on signal: where numerics and storage meet."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from hessian_spectrum import provenance, report, spectrum, store
+from hessian_spectrum.config import DensityConfig, to_dict
+from hessian_spectrum.distributed import World
+from hessian_spectrum.errors import InputError
+from hessian_spectrum.evaluator import Evaluator
+from hessian_spectrum.krylov.lanczos import Recurrences
+from hessian_spectrum.lock import WriterLock
+from hessian_spectrum.operators import Hessian
+from hessian_spectrum.recurrence_store import RecurrenceStore
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+# What may differ between a run and its resumption without changing a number.
+FREE_FIELDS = {"command", "out", "resume", "overwrite", "checkpoint_minutes", "device"}
+
+
+class Interrupted(Exception):
+    """A signal asked for the end; the state is saved."""
+
+
+class StopRequest:
+    """Set by a signal handler, agreed on by all ranks: they must leave the loop together."""
+
+    def __init__(self):
+        self.name: str | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        def note(number, _):
+            self.name = signal.Signals(number).name
+
+        before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def density(config: DensityConfig, arguments: dict[str, Any], world: World) -> None:
+    """The ``density`` command: from a problem to a finished result file.
+
+    Args:
+        arguments: of Evaluator: model, loss_fn, data and options.
+        world: the ranks; all of them call this.
+
+    Raises:
+        InputError: the input, or the output's place, cannot be used; nothing was written.
+        FloatingPointError: a loss or product is not finite; what was finished is saved.
+        Interrupted: a signal came; ``resume`` goes on from here.
+    """
+    started = time.time()
+    _on_first_rank(world, lambda: _check_output(config))
+    evaluator = Evaluator(**arguments, world=world)
+    if config.num_steps > evaluator.n:
+        raise InputError(
+            f"--num-steps {config.num_steps} exceeds the number of parameters {evaluator.n}; use "
+            f"--num-steps {evaluator.n} or fewer"
+        )
+    origin = {**provenance.collect(), "digests": evaluator.digests(), **_machine(world)}
+    with ExitStack() as stack, StopRequest().listening() as stop:
+        _on_first_rank(world, lambda: stack.enter_context(WriterLock(config.out)))
+        _on_first_rank(world, lambda: _check_output(config))  # again, now that nobody else may write
+        recorder = _Recorder(config, world, origin, evaluator, started)
+        _density(config, evaluator, recorder, stop)
+
+
+def _density(
+    config: DensityConfig, evaluator: Evaluator, recorder: _Recorder, stop: StopRequest
+) -> None:
+    world = evaluator.world
+    state = recorder.resumed_state()
+    clock = time.perf_counter()
+    values = {"loss": evaluator.loss().item()}
+    values["gradient_norm"] = evaluator.gradient().norm().item()
+    seconds = time.perf_counter() - clock
+    hessian = Hessian(evaluator)
+    recorder.values = values
+    if world.rank == 0:
+        print(report.estimate(config, evaluator, values, seconds), file=sys.stderr, flush=True)
+
+    bar = tqdm(
+        total=config.num_steps,
+        initial=state.num_steps if state else 0,
+        desc="density",
+        unit="step",
+        disable=None if world.rank == 0 else True,  # None: where stderr is not a terminal
+    )
+    latest = state
+
+    def on_step(state: Recurrences) -> None:
+        nonlocal latest
+        latest = state
+        bar.update()
+        finished = state.num_steps == config.num_steps or not state.active.any()
+        stopping, due = recorder.agree(stop.name is not None, recorder.is_due())
+        if stopping and not finished:
+            recorder.save(state, hessian)
+            raise Interrupted(stop.name or "a signal to another rank")
+        if due and not finished:
+            recorder.save(state, hessian)
+
+    try:
+        with bar:
+            measure = spectrum.spectral_density(
+                hessian,
+                config.num_probes,
+                config.num_steps,
+                config.seed,
+                state=state,
+                on_step=on_step,
+            )
+    except FloatingPointError:
+        if latest is not None and latest.num_steps:
+            recorder.save(latest, hessian)
+        raise
+    recorder.finish(measure)
+    if world.rank == 0:
+        print(report.density(measure, spectrum.extremes(measure), values))
+        print(f"written to {config.out}")
+
+
+class _Recorder:
+    """Writes the result file (rank 0) and the state of the recurrences (every rank)."""
+
+    def __init__(
+        self, config: DensityConfig, world: World, origin: dict, evaluator: Evaluator, started: float
+    ):
+        self.config, self.world, self.origin, self.evaluator = config, world, origin, evaluator
+        self.started = started
+        self.values: dict[str, float] = {}
+        self.states = RecurrenceStore(Path(f"{config.out}.d"), world)
+        self.earlier = {"seconds": 0.0, "products": 0, "passes": 0}  # before a resumption
+        self.threads = torch.get_num_threads()
+        self.last_save = time.monotonic()
+
+    def resumed_state(self) -> Recurrences | None:
+        """The saved state that this run goes on from; None for a new run, which starts clean."""
+        config = self.config
+        if not config.resume:
+            _on_first_rank(self.world, self.states.remove)
+            return None
+        saved = together(self.world, self.states.manifest)
+        if saved is None:
+            return None
+        _same_run(saved["config"], to_dict(config), saved["digests"], self.origin["digests"])
+        self.earlier = saved["work"]
+        # Another number of threads may add in another order: the same bits need the same plan.
+        torch.set_num_threads(saved["plan"]["threads"])
+        self.threads = saved["plan"]["threads"]
+        layout, dtype = self.evaluator.layout, self.evaluator.dtype
+        return together(self.world, lambda: self.states.load(layout, dtype, config.num_steps))
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self.last_save > 60 * self.config.checkpoint_minutes
+
+    def agree(self, *flags: bool) -> list[bool]:
+        """For each flag: is it set on any rank? One small reduction."""
+        if self.world.size == 1:
+            return list(flags)
+        counts = torch.tensor([float(flag) for flag in flags], device=self.world.device)
+        return [count > 0 for count in self.world.sum(counts).tolist()]
+
+    def save(self, state: Recurrences, hessian: Hessian) -> None:
+        """Everything finished so far: the state, to go on from, and its measure, to look at."""
+        header = {
+            "config": to_dict(self.config),
+            "digests": self.origin["digests"],
+            "plan": self._plan(),
+            "work": self._work(),
+        }
+        self.states.save(state, hessian.layout, header)
+        self._write(spectrum.measure(state, hessian), finished=False)
+        self.last_save = time.monotonic()
+
+    def finish(self, measure) -> None:
+        self._write(measure, finished=True)
+        # The file holds the result; the state is only for going on.
+        _on_first_rank(self.world, self.states.remove)
+
+    def _write(self, measure, finished: bool) -> None:
+        def write():
+            store.save(
+                self.config.out,
+                measure,
+                spectrum.extremes(measure),
+                config={"command": "density", **to_dict(self.config)},
+                plan=self._plan(),
+                provenance={**self.origin, **self._work()},
+                finished=finished,
+                overwrite=True,
+                values=self.values,
+            )
+
+        _on_first_rank(self.world, write)
+
+    def _plan(self) -> dict[str, Any]:
+        evaluator = self.evaluator
+        return {
+            "estimator": "slq",
+            "product_mode": "reverse_over_reverse",
+            "reorthogonalization": "full, classical Gram-Schmidt twice",
+            "data_kept_on_device": evaluator.batches.kept,
+            "threads": self.threads,
+            "parameters": evaluator.n,
+            "total_weight": evaluator.total_weight,
+            "dtype": str(evaluator.dtype).removeprefix("torch."),
+            "batch_norm": "eval",
+        }
+
+    def _work(self) -> dict[str, Any]:
+        counts = self.evaluator.counts
+        return {
+            "seconds": self.earlier["seconds"] + time.time() - self.started,
+            "products": self.earlier["products"] + counts.products,
+            "passes": self.earlier["passes"] + counts.passes,
+        }
+
+
+def _check_output(config: DensityConfig) -> None:
+    store.check_output(config.out, overwrite=config.overwrite, resume=config.resume)
+    if config.resume and config.out.exists():
+        with store.open(config.out) as run:
+            if run.finished:
+                raise InputError(
+                    f"{config.out} is finished: there is nothing to resume; use --overwrite to "
+                    "compute it again"
+                )
+
+
+def _same_run(saved: dict, now: dict, saved_digests: dict, digests: dict) -> None:
+    differing = [
+        name
+        for name in sorted(set(saved) | set(now))
+        if name not in FREE_FIELDS and saved.get(name) != now.get(name)
+    ]
+    if differing:
+        first = differing[0]
+        raise InputError(
+            f"cannot resume: --{first.replace('_', '-')} was {saved.get(first)!r} and is now "
+            f"{now.get(first)!r}; use the same options, or --overwrite to start again"
+        )
+    for name, digest in digests.items():
+        if saved_digests[name] != digest:
+            raise InputError(
+                f"cannot resume: the {name} are not those of the interrupted run; restore them, or "
+                "use --overwrite to start again"
+            )
+
+
+def _machine(world: World) -> dict[str, Any]:
+    device = world.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    return {"world_size": world.size, "launcher": world.launcher, "device": name}
+
+
+def together(world: World, action: Callable[[], Any]) -> Any:
+    """Do it on every rank; what fails on one fails on all, before the next collective."""
+    result, error = None, None
+    try:
+        result = action()
+    except (InputError, OSError) as failed:
+        error = failed
+    world.raise_together(error)
+    return result
+
+
+def _on_first_rank(world: World, action: Callable[[], Any]) -> None:
+    together(world, action if world.rank == 0 else lambda: None)

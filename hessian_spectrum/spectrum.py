@@ -1,0 +1,96 @@
+"""Operator -> spectral measure: stochastic Lanczos quadrature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from hessian_spectrum.errors import InputError
+from hessian_spectrum.krylov import lanczos
+from hessian_spectrum.krylov.lanczos import Recurrences
+from hessian_spectrum.measure import EigenPairs, SpectralMeasure
+from hessian_spectrum.operators import SymmetricOperator
+from hessian_spectrum.probes import gaussian_probes
+from hessian_spectrum.quadrature import gauss_rule
+
+
+def spectral_density(
+    operator: SymmetricOperator,
+    num_probes: int = 10,
+    num_steps: int = 90,
+    seed: int = 0,
+    *,
+    state: Recurrences | None = None,
+    on_step: Callable[[Recurrences], None] | None = None,
+) -> SpectralMeasure:
+    """The operator's spectral measure, from independent Lanczos recurrences in lockstep.
+
+    Each of the b probes z, uniform on the sphere, gives the Gauss rule of
+    ``f -> z^T f(A) z``, whose mean over z is tr f(A) / n (Ubaru, Chen and Saad, SIAM J.
+    Matrix Anal. Appl. 38 (2017); Ghorbani, Krishnan and Xiao 2019, algorithm 1, except that
+    here every recurrence is reorthogonalized, in full).
+
+    Args:
+        num_probes: b, the number of recurrences.
+        num_steps: m, steps of each; at most the operator's size.
+        seed: of the probes; the same seed gives the same answer at every world size.
+        state: recurrences to go on from, as ``on_step`` was given them.
+        on_step: called with the state after each step, on every rank.
+
+    Cost: b m products in m passes over the data; b (m + 1) n / P entries on each of P ranks.
+    """
+    if num_probes < 1:
+        raise InputError(f"num_probes={num_probes}: expected at least one probe")
+    if seed < 0:
+        raise InputError(f"seed={seed}: expected a whole number, 0 or more")
+    if state is None:
+        probes = gaussian_probes(
+            operator.layout, range(num_probes), seed, operator.dtype, operator.device
+        )
+        state = lanczos.start(operator, probes, num_steps)
+    while state.num_steps < num_steps and state.active.any():
+        state = lanczos.step(operator, state)
+        if on_step:
+            on_step(state)
+    return measure(state, operator)
+
+
+def measure(state: Recurrences, operator: SymmetricOperator) -> SpectralMeasure:
+    """The atoms that the recurrences know of so far: b Gauss rules side by side."""
+    rules = [
+        gauss_rule(alpha[:length], beta[:length])
+        for alpha, beta, length in zip(state.alpha, state.beta, state.lengths)
+    ]
+    nodes = np.concatenate([rule.nodes for rule in rules])
+    order = np.argsort(nodes, kind="stable")
+    weights = np.zeros((len(rules), len(nodes)))
+    first = 0
+    for row, rule in zip(weights, rules):
+        row[first : first + len(rule.nodes)] = rule.weights
+        first += len(rule.nodes)
+    # A residual below the rounding of a product is not known to be real.
+    rounding = torch.finfo(operator.dtype).eps * state.scale
+    residuals = np.maximum(np.concatenate([rule.residuals for rule in rules]), rounding)
+    return SpectralMeasure(
+        nodes=nodes[order],
+        weights=weights[:, order],
+        n=operator.n,
+        residuals=residuals[order],
+        certified=np.zeros(len(nodes), dtype=bool),
+    )
+
+
+def extremes(measure: SpectralMeasure, tol: float = 1e-3) -> EigenPairs:
+    """The smallest and the largest Ritz value of a density run, with their residual bounds.
+
+    Ritz values lie inside the spectrum, so lambda_min <= values[0] and values[1] <=
+    lambda_max, and an eigenvalue lies within ``residuals`` of each. No products.
+
+    Args:
+        tol: converged where the residual is at most tol * |lambda|max.
+    """
+    ends = [0, len(measure.nodes) - 1]
+    values, residuals = measure.nodes[ends], measure.residuals[ends]
+    return EigenPairs(values, residuals, residuals <= tol * np.abs(values).max())

@@ -1,0 +1,165 @@
+"""Checkpoint files: parameters in, parameters and training state out. No pickled objects."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from hessian_spectrum.errors import InputError
+
+_SHOWN = 2  # keys named in a message; the rest is counted
+
+
+def load_checkpoint(model: nn.Module, path: str | Path) -> None:
+    """Set all parameters and buffers of ``model`` to those of a checkpoint, or none of them.
+
+    Args:
+        model: changed in place; keeps its device and dtype.
+        path: a ``.safetensors`` file, or else a file of ``torch.save`` that holds a
+            state_dict, or one under "state_dict" or "model". A "module." before every key
+            (DataParallel) is dropped.
+
+    Raises:
+        InputError: no such file, not a checkpoint, or one of another model.
+    """
+    path = Path(path).expanduser()
+    state = _without_wrapper(_state_dict_in(_read(path), path), model)
+    _require_same_entries(state, model.state_dict(), path)
+    model.load_state_dict(state)
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    config: Mapping[str, object],
+) -> None:
+    """Write {"model", "optimizer", "epoch", "config"} for ``torch.load(weights_only=True)``.
+
+    The file appears whole or not at all, whenever the process is killed. The folder is made
+    if it is missing; an existing file is replaced.
+
+    Args:
+        path: usually ``epoch-0005.pt``.
+        epoch: epochs finished.
+        config: values that JSON can hold; they are stored as JSON reads them back, because
+            a NumPy scalar, for one, would make the file unreadable with weights_only.
+    """
+    checkpoint = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "epoch": int(epoch),
+        "config": json.loads(json.dumps(dict(config))),
+    }
+    path = Path(path).expanduser()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)  # the new name itself must survive a power cut
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(path: Path) -> object:
+    if not path.is_file():
+        raise InputError(
+            f"no checkpoint file at {path}; give the path of a .pt or .safetensors file"
+        )
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path, device="cpu")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    # Damaged bytes make the readers raise nearly any exception, so none is left out.
+    except Exception as error:
+        raise InputError(
+            f"{path} cannot be read as a checkpoint ({_reason(error)}); expected a whole "
+            f".safetensors file or torch.save(model.state_dict(), path), without pickled objects; "
+            f"write it again"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    # torch's own advice here is long, and to load unsafely; what helps is the object's class.
+    pickled = re.search(r"Unsupported global: GLOBAL (\S+)", text)
+    return (
+        f"it holds a pickled {pickled[1]}" if pickled else f"{type(error).__name__}: {text[:120]}"
+    )
+
+
+def _state_dict_in(content: object, path: Path) -> dict[str, Tensor]:
+    found = content
+    for key in ("state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not found:
+        raise InputError(
+            f"{path} holds {_described(content)}, not a state_dict; save model.state_dict(), "
+            f'alone or under "state_dict" or "model"'
+        )
+    foreign = [key for key, value in found.items() if not isinstance(value, Tensor)]
+    if foreign:
+        raise InputError(
+            f"{path} holds entries that are not tensors ({_few(foreign)}); expected a state_dict; "
+            f'save model.state_dict(), alone or under "state_dict" or "model"'
+        )
+    return dict(found)
+
+
+def _described(content: object) -> str:
+    if isinstance(content, Mapping):
+        return f"a mapping with the keys {_few(list(content))}" if content else "an empty mapping"
+    return f"an object of type {type(content).__name__}"
+
+
+def _without_wrapper(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    wrapped = all(key.startswith("module.") for key in state)
+    # A model may have a child that is really called "module".
+    if not wrapped or any(key.startswith("module.") for key in model.state_dict()):
+        return state
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _require_same_entries(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path
+) -> None:
+    missing = [key for key in own if key not in state]
+    unexpected = [key for key in state if key not in own]
+    reshaped = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+        for key in own
+        if key in state and state[key].shape != own[key].shape
+    ]
+    findings = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
+    differences = "; ".join(f"{what}: {_few(keys)}" for what, keys in findings.items() if keys)
+    if differences:
+        raise InputError(
+            f"{path} belongs to another model ({differences}); build the model that was saved, "
+            f"or give its checkpoint"
+        )
+
+
+def _few(keys: list[object]) -> str:
+    shown = ", ".join(map(str, keys[:_SHOWN]))
+    return f"{shown} and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else shown

@@ -1,0 +1,169 @@
+"""The lockstep recurrences, against dense eigenvalues and prescribed spectra."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import with_spectrum
+
+import hessian_spectrum as hs
+from hessian_spectrum.krylov import lanczos
+from hessian_spectrum.layout import Layout
+from hessian_spectrum.probes import gaussian_probes
+
+SCALES = [1e-8, 1.0, 1e8]
+
+
+def run(matrix, num_probes, num_steps, seed=0):
+    operator = hs.Dense(matrix)
+    probes = gaussian_probes(operator.layout, range(num_probes), seed, operator.dtype)
+    state = lanczos.start(operator, probes, num_steps)
+    while state.num_steps < num_steps and state.active.any():
+        state = lanczos.step(operator, state)
+    return operator, state
+
+
+def tridiagonal(state, i):
+    k = state.lengths[i]
+    return (
+        np.diag(state.alpha[i, :k])
+        + np.diag(state.beta[i, : k - 1], 1)
+        + np.diag(state.beta[i, : k - 1], -1)
+    )
+
+
+def outliers_and_bulk(n=200, count=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    bulk = 1e-3 * torch.randn(n - count, generator=generator, dtype=torch.float64)
+    return torch.cat([torch.linspace(1, 50, count, dtype=torch.float64), bulk])
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_lanczos_relation_and_orthogonality(scale):
+    matrix = scale * with_spectrum(outliers_and_bulk())
+    _, state = run(matrix, 3, 60)
+    for i in range(3):
+        q = state.basis[i, :61]
+        assert (q @ q.T - torch.eye(61).double()).abs().max() < 1e-13  # one pass alone: 0.9
+        residual = q[:60] @ matrix - torch.from_numpy(tridiagonal(state, i)) @ q[:60]
+        residual[-1] -= state.beta[i, 59] * q[60]
+        assert residual.abs().max() < 1e-13 * 50 * scale
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("scale", SCALES)
+def test_eight_far_outliers_are_eight_ritz_values_after_a_hundred_steps(scale, dtype):
+    spectrum = outliers_and_bulk()
+    measure = hs.spectral_density(hs.Dense((scale * with_spectrum(spectrum)).to(dtype)), 1, 100)
+    above = measure.nodes[measure.nodes > 0.5 * scale]
+    assert len(above) == 8  # no ghosts
+    tolerance = 100 * torch.finfo(dtype).eps * 50 * scale
+    np.testing.assert_allclose(above, scale * spectrum[:8].numpy(), rtol=0, atol=tolerance)
+
+
+def test_the_recurrences_in_lockstep_are_those_of_single_probes():
+    matrix = with_spectrum(outliers_and_bulk(60))
+    operator, together = run(matrix, 4, 20)
+    for i in range(4):
+        probe = gaussian_probes(operator.layout, [i], 0, torch.float64)
+        alone = lanczos.start(operator, probe, 20)
+        for _ in range(20):
+            alone = lanczos.step(operator, alone)
+        np.testing.assert_allclose(together.alpha[i], alone.alpha[0], atol=1e-11)
+        np.testing.assert_allclose(together.beta[i], alone.beta[0], atol=1e-11)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_repeated_eigenvalues_get_their_whole_weight_and_nothing_lies_between(scale):
+    distinct = torch.tensor([-2.0, 0.0, 1.0, 5.0]).double()
+    matrix = scale * with_spectrum(distinct.repeat_interleave(torch.tensor([1, 20, 3, 6])))
+    operator = hs.Dense(matrix)
+    measure = hs.spectral_density(operator, 5, 25)  # six times as many steps as are needed
+
+    z = gaussian_probes(operator.layout, range(5), 0, torch.float64)
+    z = z / z.norm(dim=1, keepdim=True)
+    vectors = torch.linalg.eigh(matrix)[1]
+    parts = (z @ vectors).square().split([1, 20, 3, 6], dim=1)
+    for value, part in zip(distinct, parts):
+        near = abs(measure.nodes - scale * value.item()) < 1e-12 * scale
+        np.testing.assert_allclose(measure.weights[:, near].sum(1), part.sum(1), atol=1e-13)
+
+
+def test_recurrences_that_end_at_different_steps():
+    operator = hs.Dense(torch.diag(torch.arange(1.0, 13).double()))
+    probes = torch.ones(2, 12).double()
+    probes[0, 3:] = 0  # lives on three eigenvectors
+    state = lanczos.start(operator, probes, 12)
+    while state.num_steps < 12:
+        state = lanczos.step(operator, state)
+    assert state.lengths.tolist() == [3, 12]
+    np.testing.assert_allclose(np.linalg.eigvalsh(tridiagonal(state, 0)), [1, 2, 3], atol=1e-13)
+    np.testing.assert_allclose(np.linalg.eigvalsh(tridiagonal(state, 1)), range(1, 13), atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [29, 30])
+def test_as_many_steps_as_the_operator_is_large_give_all_eigenvalues(steps):
+    spectrum = torch.linspace(-1, 1, 30).double() ** 3
+    measure = hs.spectral_density(hs.Dense(with_spectrum(spectrum)), 2, steps)
+    if steps == 30:
+        np.testing.assert_allclose(measure.nodes.reshape(-1, 2).mean(1), spectrum, atol=1e-8)
+    assert abs(measure.nodes).max() <= 1 + 1e-12
+    np.testing.assert_allclose(measure.weights.sum(1), 1, atol=1e-13)
+
+
+def test_the_zero_operator_and_a_single_number():
+    zero = hs.spectral_density(hs.Dense(torch.zeros(9, 9)), 2, 5)
+    assert zero.support == (0.0, 0.0)
+    one = hs.spectral_density(hs.Dense(torch.full((1, 1), 3.5).double()), 2, 1)
+    assert one.support == (3.5, 3.5)
+
+
+@pytest.mark.parametrize("steps", [0, 31])
+def test_more_steps_than_the_size_are_refused(steps):
+    with pytest.raises(hs.InputError, match="must lie between 1 and the operator's size 30"):
+        hs.spectral_density(hs.Dense(torch.eye(30)), 2, steps)
+
+
+def test_a_product_that_is_not_finite_is_an_error_with_the_step():
+    matrix = torch.eye(5)
+    matrix[2, 2] = torch.nan
+    with pytest.raises(FloatingPointError, match="not finite at Lanczos step 1"):
+        hs.spectral_density(hs.Dense(matrix), 2, 3)
+
+
+def test_going_on_from_a_state_gives_the_same_bits():
+    operator = hs.Dense(with_spectrum(outliers_and_bulk()))
+    states = []
+    straight = hs.spectral_density(operator, 3, 30, on_step=states.append)
+    middle = states[11]
+    middle.basis[:, middle.num_steps + 1 :] = 0
+    resumed = hs.spectral_density(operator, 3, 30, state=middle)
+    assert np.array_equal(straight.nodes, resumed.nodes)
+    assert np.array_equal(straight.weights, resumed.weights)
+
+
+# -- probes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_probes_are_the_same_at_every_world_size(size):
+    n = 200_001  # three and a bit chunks of the generator
+    whole = gaussian_probes(Layout.of_size(n), [0, 7], 3, torch.float64)
+    layouts = [Layout.of_size(n, hs.World(rank, size)) for rank in range(size)]
+    shares = [gaussian_probes(layout, [0, 7], 3, torch.float64) for layout in layouts]
+    assert torch.equal(torch.cat(shares, dim=1), whole)
+
+
+def test_probes_are_standard_normal_and_differ_by_seed_and_index():
+    layout = Layout.of_size(200_000)
+    a = gaussian_probes(layout, [0, 1], 0, torch.float64)
+    b = gaussian_probes(layout, [0, 1], 1, torch.float64)
+    gram = torch.cat([a, b]) @ torch.cat([a, b]).T / layout.n
+    assert (gram - torch.eye(4)).abs().max() < 0.012  # five standard deviations
+    chunks = a[0, : 3 * 65_536].reshape(3, -1)
+    assert (chunks @ chunks.T / 65_536 - torch.eye(3)).abs().max() < 0.03
+
+
+def test_a_layout_with_more_ranks_than_entries_has_empty_shares():
+    layouts = [Layout.of_size(5, hs.World(rank, 4)) for rank in range(4)]
+    assert [layout.n_local for layout in layouts] == [2, 2, 1, 0]
+    assert gaussian_probes(layouts[3], [0], 0, torch.float64).shape == (1, 0)

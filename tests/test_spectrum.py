@@ -1,0 +1,109 @@
+"""Gauss quadrature and the density estimate: exactness, moments, invariances."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import with_spectrum
+
+import hessian_spectrum as hs
+from hessian_spectrum import spectrum
+from hessian_spectrum.probes import gaussian_probes
+from hessian_spectrum.quadrature import gauss_rule
+
+
+def marchenko_pastur(n=150, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 100, generator=generator, dtype=torch.float64)
+    return x @ x.T / 100 - 0.3 * torch.eye(n).double()  # two thirds rank, negative eigenvalues
+
+
+def test_the_gauss_rule_of_the_legendre_recurrence_is_that_of_legendre():
+    k = np.arange(1, 13)
+    beta = k / np.sqrt(4.0 * k**2 - 1)
+    rule = gauss_rule(np.zeros(12), beta)
+    nodes, weights = np.polynomial.legendre.leggauss(12)
+    np.testing.assert_allclose(rule.nodes, nodes, atol=1e-14)
+    np.testing.assert_allclose(rule.weights, weights / 2, atol=1e-14)
+
+
+def test_quadrature_is_exact_to_degree_2m_minus_1_for_each_probe():
+    matrix, m = marchenko_pastur(), 6
+    operator = hs.Dense(matrix)
+    measure = hs.spectral_density(operator, 3, m, seed=5)
+    z = gaussian_probes(operator.layout, range(3), 5, torch.float64)
+    z = z / z.norm(dim=1, keepdim=True)
+    power = z.clone()
+    for p in range(2 * m + 1):
+        exact = (z * power).sum(1).numpy()
+        estimate = measure.weights @ measure.nodes**p
+        error = np.abs(estimate / exact - 1).max()
+        assert error < 1e-11 if p < 2 * m else error > 1e-8
+        power = power @ matrix
+
+
+def test_moments_lie_within_three_standard_errors():
+    matrix = marchenko_pastur()
+    values = torch.linalg.eigvalsh(matrix).numpy()
+    measure = hs.spectral_density(hs.Dense(matrix), 20, 30, seed=1)
+    for p in range(1, 5):
+        error = abs(measure.moment(p) - np.mean(values**p))
+        assert error < 3 * measure.standard_error("moment", p)
+    assert abs(measure.trace - values.sum()) < 3 * measure.standard_error("trace")
+    norm_error = abs(measure.frobenius_norm - np.linalg.norm(values))
+    assert norm_error < 3 * measure.standard_error("frobenius_norm")
+    assert measure.mass(-np.inf, np.inf) == pytest.approx(1, abs=1e-13)
+
+
+def test_the_estimate_is_unbiased_over_seeds():
+    matrix = marchenko_pastur()
+    exact = torch.linalg.eigvalsh(matrix).numpy()
+    counts = [hs.spectral_density(hs.Dense(matrix), 1, 40, seed=s).count(1, 9) for s in range(60)]
+    error = np.std(counts, ddof=1) / np.sqrt(60)
+    assert abs(np.mean(counts) - (exact >= 1).sum()) < 3 * error
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+def test_scaling_the_operator_scales_the_answer_and_changes_nothing_else(scale):
+    matrix = marchenko_pastur()
+    plain, scaled = (hs.spectral_density(hs.Dense(s * matrix), 4, 100) for s in (1.0, scale))
+    assert plain.nodes.shape == scaled.nodes.shape  # breakdown at the same steps
+    np.testing.assert_allclose(scaled.nodes, scale * plain.nodes, atol=1e-10 * scale)
+    t = np.linspace(-1, 5, 50)
+    np.testing.assert_allclose(
+        scaled.density(scale * t, 1e-2 * scale**2) * scale, plain.density(t, 1e-2), rtol=1e-7
+    )
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+def test_scaling_the_loss_of_a_network_scales_its_spectrum(scale):
+    x, y = torch.randn(20, 4).double(), torch.randint(0, 3, (20,))
+    model = torch.nn.Sequential(
+        torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 3)
+    ).double()
+    cross_entropy = torch.nn.functional.cross_entropy
+    plain, scaled = (
+        hs.spectral_density(
+            hs.Hessian(hs.Evaluator(model, lambda out, y: s * cross_entropy(out, y), (x, y))), 3, 40
+        )
+        for s in (1.0, scale)
+    )
+    np.testing.assert_allclose(scaled.nodes, scale * plain.nodes, atol=1e-9 * scale)
+
+
+def test_extremes_are_the_ends_of_the_spectrum_within_their_residuals():
+    matrix = with_spectrum(torch.cat([torch.tensor([-3.0, 7.0]), torch.rand(98)]).double())
+    pairs = spectrum.extremes(hs.spectral_density(hs.Dense(matrix), 3, 25))
+    exact = torch.linalg.eigvalsh(matrix)[[0, -1]].numpy()
+    assert (np.abs(pairs.values - exact) <= pairs.residuals + 1e-13).all()
+    assert pairs.converged.all()
+    few = spectrum.extremes(hs.spectral_density(hs.Dense(marchenko_pastur()), 1, 3))
+    assert not few.converged.all()
+    inside = torch.linalg.eigvalsh(marchenko_pastur())[[0, -1]].numpy()
+    assert few.values[0] >= inside[0] and few.values[1] <= inside[1]
+
+
+def test_seed_and_probes_are_checked():
+    with pytest.raises(hs.InputError, match="seed=-1"):
+        hs.spectral_density(hs.Dense(torch.eye(3)), 1, 1, seed=-1)
+    with pytest.raises(hs.InputError, match="num_probes=0"):
+        hs.spectral_density(hs.Dense(torch.eye(3)), 0, 1)
