@@ -66,6 +66,11 @@ class SpectralMeasure:
             )
         if self.nodes.size == 0 or not np.isfinite(self.nodes).all():
             raise InputError("a spectral measure needs at least one node, all of them finite")
+        if (np.diff(self.nodes) < 0).any():
+            raise InputError("the nodes of a spectral measure must be in ascending order")
+        sums = self.weights.sum(axis=1)
+        if not np.allclose(sums, 1, atol=1e-6):
+            raise InputError(f"a probe's weights must sum to 1; got {sums.min()} to {sums.max()}")
 
     # -- what the probes saw ---------------------------------------------------------------
 
@@ -129,8 +134,7 @@ class SpectralMeasure:
 
         Warns when eigenvalues below zero are clipped, and says what share they are.
         """
-        if not damping > 0:
-            raise InputError(f"effective_dimension(damping={damping}): damping must be positive")
+        value = float(self._mean(self._effective_dimension(damping)))
         clipped = float(self._mean(self._below(0.0)))
         if clipped > 0:
             warnings.warn(
@@ -138,13 +142,11 @@ class SpectralMeasure:
                 f"{self.nodes[0]:.3g}) and counted as 0",
                 stacklevel=2,
             )
-        return float(self._mean(self._effective_dimension(damping)))
+        return value
 
     def negative_fraction(self, threshold: float = 0.0) -> float:
         """Share of the eigenvalues below ``-threshold`` (strictly)."""
-        if threshold < 0:
-            raise InputError(f"negative_fraction(threshold={threshold}): must be at least 0")
-        return float(self._mean(self._below(-threshold)))
+        return float(self._mean(self._negative_fraction(threshold)))
 
     def log_determinant(self, damping: float = 0.0) -> float:
         """log det(H + damping I) = sum_i log(lambda_i + damping).
@@ -188,7 +190,10 @@ class SpectralMeasure:
 
     def grid(self, sigma2: float | None = None, points: int = 2000) -> Array:
         """An even grid over the support and five standard deviations beyond it, (points,)."""
-        margin = 5 * math.sqrt(sigma2 or self.default_sigma2)
+        sigma2 = self.default_sigma2 if sigma2 is None else sigma2
+        if not sigma2 > 0:
+            raise InputError(f"grid(sigma2={sigma2}): the variance must be positive")
+        margin = 5 * math.sqrt(sigma2)
         return np.linspace(self.nodes[0] - margin, self.nodes[-1] + margin, points)
 
     # -- per probe: (probe,) or (probe, *shape of t) -----------------------------------------
@@ -224,13 +229,18 @@ class SpectralMeasure:
     def _below(self, b: float) -> Array:
         return self._integrate((self.nodes < b).astype(float))
 
+    def _negative_fraction(self, threshold: float = 0.0) -> Array:
+        if not threshold >= 0:
+            raise InputError(f"negative_fraction(threshold={threshold}): must be at least 0")
+        return self._below(-threshold)
+
     def _inside(self, a: float, b: float) -> NDArray[np.bool_]:
         if not a <= b:
             raise InputError(f"interval [{a}, {b}]: the lower end must not exceed the upper")
         return (self.nodes >= a) & (self.nodes <= b)
 
     def _moment(self, p: int) -> Array:
-        if p < 0 or p != int(p):
+        if not 0 <= p < math.inf or p != int(p):
             raise InputError(f"moment({p}): the order must be a whole number, 0 or more")
         return self._integrate(self.nodes ** int(p))
 
@@ -243,6 +253,8 @@ class SpectralMeasure:
         return self.n * self._moment(2) / (2 * norm) if norm else np.zeros(self.num_probes)
 
     def _effective_dimension(self, damping: float) -> Array:
+        if not damping > 0:
+            raise InputError(f"effective_dimension(damping={damping}): damping must be positive")
         positive = np.maximum(self.nodes, 0.0)
         return self.n * self._integrate(positive / (positive + damping))
 
@@ -277,6 +289,6 @@ _PER_PROBE: dict[str, Callable[..., Array]] = {
     "trace": lambda self: self.n * self._moment(1),
     "frobenius_norm": SpectralMeasure._frobenius_norm,
     "effective_dimension": SpectralMeasure._effective_dimension,
-    "negative_fraction": lambda self, threshold=0.0: self._below(-threshold),
+    "negative_fraction": SpectralMeasure._negative_fraction,
     "log_determinant": SpectralMeasure._log_determinant,
 }

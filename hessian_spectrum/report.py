@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hessian_spectrum.measure import EigenPairs, SpectralMeasure
 
 if TYPE_CHECKING:
     from hessian_spectrum.config import DensityConfig
     from hessian_spectrum.evaluator import Evaluator
+    from hessian_spectrum.store import Run
 
 
 def estimate(
     config: DensityConfig, evaluator: Evaluator, values: dict[str, float], seconds: float
 ) -> str:
-    """What the run will cost, before it starts; ``seconds`` is a loss and a gradient's time."""
+    """What the run will cost, before it starts; ``seconds`` is the time of one gradient."""
     products = config.num_probes * config.num_steps
     share = evaluator.layout.chunk * evaluator.dtype.itemsize
     basis = config.num_probes * (config.num_steps + 1) * share
@@ -73,3 +74,49 @@ def _time(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def contents(run: Run) -> dict[str, Any]:
+    """All of a result file but its arrays, as JSON holds it."""
+    return {
+        "path": str(run.path),
+        "created": run.created.isoformat(),
+        "finished": run.finished,
+        "results": {key: _shape(result) for key, result in run.items()},
+        "config": run.config,
+        "plan": run.plan,
+        "provenance": run.provenance,
+    }
+
+
+def info(run: Run) -> str:
+    """A result file in words: what it holds, how it was made, where."""
+    everything = contents(run)
+    state = "" if run.finished else " (not finished: --resume goes on)"
+    lines = [f"{run.path}, written {run.created:%Y-%m-%d %H:%M} UTC{state}"]
+    lines += [f"  {key}: {shape}" for key, shape in everything["results"].items()]
+    for name in ("config", "plan", "provenance"):
+        lines += [f"{name}:", *_indented(everything[name])]
+    return "\n".join(lines)
+
+
+def _shape(result: SpectralMeasure | EigenPairs | dict) -> Any:
+    if isinstance(result, SpectralMeasure):
+        low, high = result.support
+        return (
+            f"{len(result.nodes)} nodes in [{low:.6g}, {high:.6g}], {result.num_probes} probes, "
+            f"n = {result.n}"
+        )
+    if isinstance(result, EigenPairs):
+        return f"{len(result)} eigenvalues, {int(result.converged.sum())} converged"
+    return {name: v.tolist() if hasattr(v, "tolist") else v for name, v in result.items()}
+
+
+def _indented(fields: dict[str, Any], depth: int = 1) -> list[str]:
+    lines = []
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            lines += ["  " * depth + f"{name}:", *_indented(value, depth + 1)]
+        elif value not in (None, [], ""):
+            lines.append("  " * depth + f"{name}: {value}")
+    return lines

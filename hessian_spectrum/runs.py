@@ -85,8 +85,8 @@ def _density(
 ) -> None:
     world = evaluator.world
     state = recorder.resumed_state()
-    clock = time.perf_counter()
     values = {"loss": evaluator.loss().item()}
+    clock = time.perf_counter()
     values["gradient_norm"] = evaluator.gradient().norm().item()
     seconds = time.perf_counter() - clock
     hessian = Hessian(evaluator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
 from hessian_spectrum import zoo
@@ -26,7 +27,7 @@ def train(config: TrainConfig) -> Path:
     data = zoo.load_dataset(
         config.dataset, data_root=config.data_root, split="train", limit=config.limit
     )
-    test = zoo.load_dataset(config.dataset, data_root=config.data_root, split="test")
+    test = _test_set(config)
     model = zoo.model_for(data, config.model, config.activation, config.seed)
     config.out.mkdir(exist_ok=True)
     last = config.out / f"epoch-{config.epochs:04d}.pt"
@@ -38,9 +39,12 @@ def train(config: TrainConfig) -> Path:
             if result.epoch % config.every == 0 or result.epoch == config.epochs:
                 path = config.out / f"epoch-{result.epoch:04d}.pt"
                 zoo.save_checkpoint(path, model, optimizer, result.epoch, to_dict(config))
+                held_out = (
+                    "" if test is None else f", test accuracy {result.test_accuracy:.1%}"
+                )
                 bar.write(
-                    f"{path}: loss {result.loss:.4f}, training accuracy {result.accuracy:.1%}, "
-                    f"test accuracy {result.test_accuracy:.1%}"
+                    f"{path}: loss {result.loss:.4f}, training accuracy {result.accuracy:.1%}"
+                    + held_out
                 )
 
         zoo.train(
@@ -58,6 +62,16 @@ def train(config: TrainConfig) -> Path:
             device=torch.device(config.device),
         )
     return last
+
+
+def _test_set(config: TrainConfig) -> TensorDataset | None:
+    """The held-out part; a user's own arrays may have none."""
+    try:
+        return zoo.load_dataset(config.dataset, data_root=config.data_root, split="test")
+    except InputError:
+        if config.dataset == "arrays":
+            return None
+        raise
 
 
 def _prepare(out: Path, overwrite: bool) -> None:

@@ -1,0 +1,124 @@
+"""One process and several give the same numbers, under every launcher that is here."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+
+import hessian_spectrum as hs
+from hessian_spectrum import distributed
+from hessian_spectrum.recurrence_store import RecurrenceStore
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+WORKER = Path(__file__).with_name("ranks_worker.py")
+
+
+def mpirun(ranks):
+    beside = Path(sys.executable).with_name("mpiexec")
+    program = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if program is None:
+        pytest.skip("no mpiexec here; pip install '.[mpi]'")
+    return [program, "-n", str(ranks), sys.executable]
+
+
+def launch(command, cwd, expected=0):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == expected, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def alone():
+    sys.path.insert(0, str(WORKER.parent))
+    import ranks_worker
+
+    return ranks_worker.compute(hs.World())
+
+
+@pytest.mark.parametrize(
+    ("launcher", "ranks"), [("torchrun", 2), ("torchrun", 3), ("torchrun", 4), ("mpi", 2)]
+)
+def test_every_number_is_that_of_one_process(launcher, ranks, alone, tmp_path):
+    start = [*TORCHRUN, str(ranks)] if launcher == "torchrun" else mpirun(ranks)
+    launch([*start, str(WORKER), str(tmp_path)], tmp_path)
+    several = json.loads((tmp_path / "results.json").read_text())
+
+    assert several["world"] == [ranks, launcher]
+    assert several["error"] == f"rank {ranks - 1} of {ranks}: the disk is full"
+    for case, expected in alone.items():
+        for quantity, value in expected.items():
+            found = several["results"][case][quantity]
+            if quantity == "data":
+                assert found == value  # the digest does not depend on who holds what
+                continue
+            peak = np.abs(value).max()
+            error = np.abs(np.array(found) - value).max()
+            assert error <= 1e-9 * peak + 1e-300, (case, quantity)  # measured: 1e-12 and less
+
+    n, entries = several["basis"]  # the basis is shared out, not copied
+    chunk = -(-n // ranks)
+    assert entries == [2 * 10 * max(0, min(chunk, n - r * chunk)) for r in range(ranks)]
+
+    # The state that several ranks saved, taken up by one.
+    import ranks_worker
+
+    operator = ranks_worker.hessian("mlp", 10, hs.World())
+    state = RecurrenceStore(tmp_path / "state", hs.World()).load(
+        operator.layout, torch.float64, 12
+    )
+    assert state.num_steps == 7
+    straight = hs.spectral_density(operator, 3, 12)
+    resumed = hs.spectral_density(operator, 3, 12, state=state)
+    np.testing.assert_allclose(resumed.nodes, straight.nodes, atol=1e-10)
+
+
+ZOO = ["density", "--model", "mlp-64-6-10", "--dataset", "digits", "--limit", "50"]
+RUN = [*ZOO, "--dtype", "float64", "--num-probes", "3", "--num-steps", "20", "--batch-size", "16"]
+
+
+def test_the_command_line_under_torchrun_and_mpirun(tmp_path):
+    program = ["-m", "hessian_spectrum", *RUN, "--out"]
+    launch([sys.executable, *program, "alone.h5"], tmp_path)
+    launch([*TORCHRUN, "3", *program, "torchrun.h5"], tmp_path)
+    launch([*mpirun(2), *program, "mpi.h5"], tmp_path)
+    with hs.open(tmp_path / "alone.h5") as run:
+        expected = run["density"]
+    t = expected.grid(1e-5, 3000)
+    peak = expected.density(t, 1e-5).max()
+    for name, size in (("torchrun", 3), ("mpi", 2)):
+        with hs.open(tmp_path / f"{name}.h5") as run:
+            assert (run.provenance["world_size"], run.provenance["launcher"]) == (size, name)
+            difference = np.abs(run["density"].density(t, 1e-5) - expected.density(t, 1e-5))
+        assert difference.max() <= 1e-9 * peak  # measured: 1e-13
+    # One line of error, from one rank.
+    failed = launch([*mpirun(2), *program, "mpi.h5"], tmp_path, expected=2)
+    assert failed.stderr.count("exists already") == 1
+
+
+def test_silent_singletons_are_refused(monkeypatch):
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    monkeypatch.setenv("PMIX_RANK", "0")  # an MPI launcher that mpi4py's library does not know
+    monkeypatch.setattr(distributed, "_join_mpi", lambda timeout: (0, 1, 0, 1, None))
+    with pytest.raises(hs.InputError, match="SLURM_STEP_NUM_TASKS=4, but this process is alone"):
+        distributed.start("cpu")
+
+
+def test_mpi4py_is_imported_only_under_an_mpi_launcher():
+    script = "import hessian_spectrum as hs, sys; hs.distributed.start(); sys.exit('mpi4py' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+def test_devices_that_are_not_there_are_refused():
+    with pytest.raises(hs.InputError, match="device 'gpu' is not one that torch knows"):
+        distributed.start("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(hs.InputError, match="torch sees no GPU here"):
+            distributed.start("cuda")
