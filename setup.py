@@ -13,7 +13,7 @@ version = re.search(
 setup(
     name="hessian_spectrum",
     version=version,
-    description="Hessian eigenvalue densities, eigenpairs and curvature of PyTorch models, distributed",
+    description="Hessian eigenvalue densities and curvature of PyTorch models, distributed",
     long_description=(here / "README.md").read_text(),
     long_description_content_type="text/markdown",
     license="MIT",

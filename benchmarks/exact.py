@@ -72,6 +72,4 @@ def l1_distance(measure: hs.SpectralMeasure, eigenvalues: np.ndarray, sigma2: fl
         residuals=np.zeros(n),
         certified=np.ones(n, dtype=bool),
     )
-    return float(
-        np.trapezoid(np.abs(exact.density(t, sigma2) - measure.density(t, sigma2)), t)
-    )
+    return float(np.trapezoid(np.abs(exact.density(t, sigma2) - measure.density(t, sigma2)), t))

@@ -65,7 +65,7 @@ def _finite_leaves(batch: Any, index: int) -> None:
     for leaf in tree_leaves(batch):
         if isinstance(leaf, Tensor) and leaf.is_floating_point() and not leaf.isfinite().all():
             raise InputError(
-                f"minibatch {index} of the data contains NaN or infinite values in a tensor of shape "
+                f"minibatch {index} of the data has NaN or infinite values in a tensor of shape "
                 f"{tuple(leaf.shape)}; remove or mend those samples"
             )
 

@@ -163,7 +163,9 @@ def _on_ranks(config: Any) -> int:
     except runs.Interrupted as stopped:
         code = START_AGAIN
         if world.rank == 0:
-            _say(f"stopped by {stopped}; the state is saved: the same command with --resume goes on")
+            _say(
+                f"stopped by {stopped}; the state is saved: the same command with --resume goes on"
+            )
     except BaseException:
         import traceback
 

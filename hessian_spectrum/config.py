@@ -57,7 +57,9 @@ class ProblemConfig:
             )
         if self.problem is None and (self.model is None or self.dataset is None):
             missing = "--model" if self.model is None else "--dataset"
-            raise InputError(f"{missing} is missing: a zoo problem needs both --model and --dataset")
+            raise InputError(
+                f"{missing} is missing: a zoo problem needs both --model and --dataset"
+            )
         for text in self.problem_arg:
             if "=" not in text:
                 raise InputError(f"--problem-arg {text!r}: expected KEY=VALUE")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hessian_spectrum import plotting, problems, runs, store
 from hessian_spectrum.config import DemoConfig, DensityConfig, TrainConfig
 from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
+from hessian_spectrum.measure import SpectralMeasure
 from hessian_spectrum.training import train
 
 MODEL = "mlp-64-20-10"  # 1,510 parameters: seconds to train, and to look at
@@ -33,7 +36,9 @@ def demo(config: DemoConfig, world: World) -> None:
             overwrite=config.overwrite,
         )
     )
-    print("\n2. The Hessian of its training loss, through Hessian-vector products only.", flush=True)
+    print(
+        "\n2. The Hessian of its training loss, through Hessian-vector products only.", flush=True
+    )
     density = DensityConfig(
         model=MODEL,
         dataset="digits",
@@ -50,18 +55,17 @@ def demo(config: DemoConfig, world: World) -> None:
     with store.open(result) as run:
         measure = run["density"]
         plotting.save_figure(plotting.density_figure(measure, title=f"{MODEL} on digits"), picture)
+    print(_explanation(measure, picture, result))
+
+
+def _explanation(measure: SpectralMeasure, picture: Path, result: Path) -> str:
     low, high = measure.support
     flat = measure.mass(-0.01 * high, 0.01 * high)
-    print(
-        f"""
+    bends = "along it the loss still bends down: this is no minimum yet"
+    return f"""
 3. How to read it. The Hessian has {measure.n:,} eigenvalues, one for each direction in which the
    parameters can move; each says how sharply the loss bends along its direction.
-   - {flat:.0%} of them lie within 1% of the largest: along those directions the loss is nearly flat.
+   - {flat:.0%} of them lie within 1% of the largest in size: nearly flat directions.
    - A few are large (up to {high:.3g}): these sharp directions limit the learning rate.
-   - The smallest is {low:.3g}: {
-            "along it the loss still bends down, so this is no minimum yet."
-            if low < 0
-            else "no direction bends down."
-        }
+   - The smallest is {low:.3g}: {bends if low < 0 else "no direction bends down"}.
    Picture: {picture}      Try: hessian-spectrum query {result} count {0.1 * high:.2g} inf"""
-    )

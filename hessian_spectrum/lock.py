@@ -1,8 +1,4 @@
-"""One writer at a time, and files that are replaced whole.
-
-Readers hold no lock: whatever is written here goes to a temporary file in the same folder and
-takes its place in one step, so that a reader sees the old file or the new one, never a part.
-"""
+"""One writer at a time. Readers hold no lock: files are replaced whole (atomic.py)."""
 
 from __future__ import annotations
 
@@ -12,8 +8,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -21,34 +16,6 @@ from hessian_spectrum.errors import InputError
 
 HEARTBEAT_SECONDS = 30.0
 STALE_SECONDS = 300.0
-
-
-@contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary path beside ``path``, which takes its place if the block succeeds.
-
-    The file is synced before it is renamed and its folder after, so that a power cut cannot
-    leave a name without its content. A block that fails leaves ``path`` as it was. A symbolic
-    link is followed: its target is replaced, not the link.
-    """
-    path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync(path: Path) -> None:
-    """Flush a file's content, or a folder's names, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class WriterLock:

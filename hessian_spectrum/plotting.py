@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from hessian_spectrum.atomic import replacing
 from hessian_spectrum.errors import InputError
-from hessian_spectrum.lock import replacing
 from hessian_spectrum.measure import EigenPairs, SpectralMeasure
 
 # Okabe and Ito (2008): told apart with every common colour blindness, and in grey.

@@ -72,8 +72,9 @@ class RecurrenceStore:
             if low < high:
                 vectors = torch.from_numpy(self.shards.read(entry)["basis"])
                 rows = slice(*entry["rows"])
-                here, there = slice(low - layout.start, high - layout.start), slice(
-                    low - start, high - start
+                here, there = (
+                    slice(low - layout.start, high - layout.start),
+                    slice(low - start, high - start),
                 )
                 basis[:, rows, here] = vectors[:, :, there]
         self._entries, self._rows = saved["basis"], alpha.shape[1] + 1

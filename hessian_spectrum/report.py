@@ -39,7 +39,9 @@ def density(measure: SpectralMeasure, extremes: EigenPairs, values: dict[str, fl
     sharp = [f for f in (0.1, 0.01) if f * scale > 0]
     lines = [
         f"loss                    {values['loss']:.6g}" if "loss" in values else "",
-        f"gradient norm           {values['gradient_norm']:.3g}" if "gradient_norm" in values else "",
+        f"gradient norm           {values['gradient_norm']:.3g}"
+        if "gradient_norm" in values
+        else "",
         f"largest eigenvalue      {high:.6g}   (an eigenvalue lies within {high_error:.1e})",
         f"smallest eigenvalue     {low:.6g}   (an eigenvalue lies within {low_error:.1e})",
         f"trace                   {measure.trace:.6g}   ({_error(measure, 'trace')})",
@@ -47,7 +49,9 @@ def density(measure: SpectralMeasure, extremes: EigenPairs, values: dict[str, fl
     for fraction in sharp:
         count = measure.count(fraction * scale, math.inf)
         error = _error(measure, "count", fraction * scale, math.inf)
-        lines.append(f"eigenvalues above {fraction:>4.0%}  {count:.1f} of {measure.n:,}   ({error})")
+        lines.append(
+            f"eigenvalues above {fraction:>4.0%}  {count:.1f} of {measure.n:,}   ({error})"
+        )
     negative = measure.negative_fraction(0.001 * scale)
     lines.append(
         f"negative beyond 0.1%    {negative:.3%} of the eigenvalues   "

@@ -75,7 +75,9 @@ def density(config: DensityConfig, arguments: dict[str, Any], world: World) -> N
     origin = {**provenance.collect(), "digests": evaluator.digests(), **_machine(world)}
     with ExitStack() as stack, StopRequest().listening() as stop:
         _on_first_rank(world, lambda: stack.enter_context(WriterLock(config.out)))
-        _on_first_rank(world, lambda: _check_output(config))  # again, now that nobody else may write
+        _on_first_rank(
+            world, lambda: _check_output(config)
+        )  # again, now that nobody else may write
         recorder = _Recorder(config, world, origin, evaluator, started)
         _density(config, evaluator, recorder, stop)
 
@@ -139,7 +141,12 @@ class _Recorder:
     """Writes the result file (rank 0) and the state of the recurrences (every rank)."""
 
     def __init__(
-        self, config: DensityConfig, world: World, origin: dict, evaluator: Evaluator, started: float
+        self,
+        config: DensityConfig,
+        world: World,
+        origin: dict,
+        evaluator: Evaluator,
+        started: float,
     ):
         self.config, self.world, self.origin, self.evaluator = config, world, origin, evaluator
         self.started = started
@@ -164,7 +171,9 @@ class _Recorder:
         torch.set_num_threads(saved["plan"]["threads"])
         self.threads = saved["plan"]["threads"]
         layout, dtype = self.evaluator.layout, self.evaluator.dtype
-        return together(self.world, lambda: self.states.load(layout, dtype, config.num_steps))
+        state = together(self.world, lambda: self.states.load(layout, dtype, config.num_steps))
+        _on_first_rank(self.world, self.states.shards.sweep)  # what a killed run half wrote
+        return state
 
     def is_due(self) -> bool:
         return time.monotonic() - self.last_save > 60 * self.config.checkpoint_minutes

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from hessian_spectrum.atomic import replacing, sync
 from hessian_spectrum.errors import InputError
-from hessian_spectrum.lock import replacing, sync
 
 LATEST, PREVIOUS = "manifest.json", "manifest.previous.json"
 SUFFIX = ".safetensors"

@@ -1,42 +1,20 @@
-"""The HDF5 schema: what a run file holds, written whole and read without torch or pickles.
-
-::
-
-    /                       attributes schema, schema_version, created (UTC), finished
-    /config, plan, provenance       JSON texts
-    /density/LABEL          attribute n; nodes, weights, residuals, certified, probe
-    /eigenpairs/LABEL       values, residuals, converged, vectors (or vectors_shards: JSON)
-    /values/LABEL           named numbers, texts and arrays: {"loss": 0.3, "accuracy": 0.9}
-
-Axes are HDF5 dimension scales, named "node", "probe", "eigenpair" and "parameter"; data sets
-carry ``description`` and, where they have them, ``units``. Arrays carry Fletcher-32 checksums.
-"""
+"""Run files: written whole, read without torch or pickles. What is in them: schema.py."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import re
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
 import h5py
-import numpy as np
 
+from hessian_spectrum import schema
+from hessian_spectrum.atomic import replacing
 from hessian_spectrum.errors import InputError
-from hessian_spectrum.lock import replacing
-from hessian_spectrum.measure import EigenPairs, SpectralMeasure
-from hessian_spectrum.shards import LazyRows, ShardedVectors, ShardFolder
-
-SCHEMA, SCHEMA_VERSION = "hessian_spectrum", 1
-DEFAULT_LABEL = "main"
-TEXTS = ("config", "plan", "provenance")
-MAX_VECTOR_BYTES = 2 << 30  # above, replacing the file whole at every save would cost too much
-
-Result = SpectralMeasure | EigenPairs | Mapping
+from hessian_spectrum.schema import Result
 
 
 def save(
@@ -68,18 +46,21 @@ def save(
         InputError: the path is not usable, or a result is not something that can be stored.
     """
     check_output(path, overwrite=overwrite)
-    stored = _by_key(results, labelled)
-    texts = {name: _to_json(name, value) for name, value in zip(TEXTS, (config, plan, provenance))}
+    stored = schema.by_key(results, labelled)
+    texts = {
+        name: schema.to_json(name, value)
+        for name, value in zip(schema.TEXTS, (config, plan, provenance))
+    }
     with replacing(path) as temporary, h5py.File(temporary, "x", locking=False) as file:
-        file.attrs["schema"] = SCHEMA
-        file.attrs["schema_version"] = SCHEMA_VERSION
+        file.attrs["schema"] = schema.SCHEMA
+        file.attrs["schema_version"] = schema.SCHEMA_VERSION
         file.attrs["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
         file.attrs["finished"] = bool(finished)
         for name, text in texts.items():  # data sets: attributes end at 64 KiB
             file.create_dataset(name, data=text, dtype=h5py.string_dtype())
         for key, result in stored.items():
-            kind, label = _split(key)
-            _WRITERS[kind](file.create_group(f"{kind}/{label}"), result)
+            kind, label = schema.split_key(key)
+            schema.WRITERS[kind](file.create_group(f"{kind}/{label}"), result)
 
 
 def open(path: str | os.PathLike) -> Run:
@@ -100,7 +81,7 @@ def open(path: str | os.PathLike) -> Run:
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
         reason = "is truncated or damaged" if _has_signature(path) else "is not an HDF5 file"
-        raise InputError(f"{path}: {reason} ({_one_line(error)})") from None
+        raise InputError(f"{path}: {reason} ({schema.one_line(error)})") from None
     try:
         return Run(path, file)
     except InputError as error:
@@ -108,7 +89,7 @@ def open(path: str | os.PathLike) -> Run:
         raise InputError(f"{path}: {error}") from None
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         file.close()
-        raise InputError(f"{path}: is damaged ({_one_line(error)})") from None
+        raise InputError(f"{path}: is damaged ({schema.one_line(error)})") from None
 
 
 class Run(Mapping):
@@ -121,19 +102,21 @@ class Run(Mapping):
     def __init__(self, path: Path, file: h5py.File):
         self.path = path
         self._file = file
-        _check_schema(file)
+        schema.check_schema(file)
         self.created = datetime.fromisoformat(file.attrs["created"])  # UTC
         self.finished = bool(file.attrs["finished"])
-        self.config, self.plan, self.provenance = (json.loads(_text(file, n)) for n in TEXTS)
+        self.config, self.plan, self.provenance = (
+            json.loads(schema.read_text(file, n)) for n in schema.TEXTS
+        )
         self._results = {
-            _join(kind, label): reader(file[kind][label])
-            for kind, reader in _READERS.items()
-            for label in sorted(file.get(kind, ()), key=_main_first)
+            schema.join_key(kind, label): reader(file[kind][label])
+            for kind, reader in schema.READERS.items()
+            for label in sorted(file.get(kind, ()), key=schema.main_first)
         }
 
     def __getitem__(self, key: str) -> Result:
         try:
-            return self._results[_join(*_split(key))]
+            return self._results[schema.join_key(*schema.split_key(key))]
         except (KeyError, InputError):
             held = ", ".join(map(repr, self)) or "nothing"
             raise KeyError(f"{self.path} holds no {key!r}; it holds {held}") from None
@@ -183,256 +166,6 @@ def check_output(path: str | os.PathLike, *, overwrite: bool = False, resume: bo
         probe.unlink(missing_ok=True)
 
 
-class StoredVectors(LazyRows):
-    """Eigenvectors (k, n) in an open run file."""
-
-    def __init__(self, data: h5py.Dataset):
-        self.shape, self.dtype = data.shape, data.dtype
-        self._data, self._file = data, data.file  # the file is open as long as it is referred to
-
-    def _row(self, index: int) -> np.ndarray:
-        if not self._data:
-            raise ValueError("the run file is closed; read the vectors while it is open")
-        try:
-            return self._data[index]
-        except OSError as error:
-            raise InputError(f"{self._file.filename}: is damaged ({_one_line(error)})") from None
-
-
-# -- keys ------------------------------------------------------------------------------------
-
-
-def _kind(result: object) -> str:
-    if isinstance(result, SpectralMeasure):
-        return "density"
-    if isinstance(result, EigenPairs):
-        return "eigenpairs"
-    if isinstance(result, Mapping):
-        return "values"
-    raise InputError(
-        f"cannot store a {type(result).__name__}; expected a SpectralMeasure, EigenPairs or a "
-        "dict of named numbers, texts and arrays"
-    )
-
-
-def _split(key: str) -> tuple[str, str]:
-    kind, _, label = key.partition("/")
-    return kind, _name(label or DEFAULT_LABEL)
-
-
-def _join(kind: str, label: str) -> str:
-    return kind if label == DEFAULT_LABEL else f"{kind}/{label}"
-
-
-def _main_first(label: str) -> tuple[bool, str]:
-    return label != DEFAULT_LABEL, label
-
-
-def _name(name: object) -> str:
-    if not isinstance(name, str) or not re.fullmatch(r"(?=.*[^.])[^/\0\n]+", name):
-        raise InputError(f"label {name!r}: expected a text without '/', other than '.' or '..'")
-    return name
-
-
-def _by_key(results: tuple[Result, ...], labelled: Mapping[str, Result]) -> dict[str, Result]:
-    stored: dict[str, Result] = {}
-    for label, result in [*((None, result) for result in results), *labelled.items()]:
-        kind = _kind(result)
-        key = kind if label is None else label
-        if key.partition("/")[0] not in _WRITERS:
-            key = f"{kind}/{_name(key)}"
-        if key.partition("/")[0] != kind:
-            raise InputError(f"label {label!r} names another kind than its result, {kind}")
-        key = _join(*_split(key))
-        if key in stored:
-            raise InputError(
-                f"two results for {key!r}; give them labels, as in early=..., late=..."
-            )
-        stored[key] = result
-    return stored
-
-
-# -- writing ---------------------------------------------------------------------------------
-
-
-def _write_density(group: h5py.Group, measure: SpectralMeasure) -> None:
-    group.attrs["n"] = measure.n
-    node = _array(group, "nodes", measure.nodes, "approximate eigenvalues, ascending", "eigenvalue")
-    probe = _array(group, "probe", np.arange(measure.num_probes), "index of the random probe")
-    node.make_scale("node")
-    probe.make_scale("probe")
-    weights = _array(group, "weights", measure.weights, "share of a node for each probe", "1")
-    residuals = _array(
-        group, "residuals", measure.residuals, "an eigenvalue lies this near", "eigenvalue"
-    )
-    certified = _array(group, "certified", measure.certified, "node counts one eigenvalue exactly")
-    _axes(weights, probe=probe, node=node)
-    _axes(residuals, node=node)
-    _axes(certified, node=node)
-
-
-def _write_eigenpairs(group: h5py.Group, pairs: EigenPairs) -> None:
-    value = _array(group, "values", pairs.values, "eigenvalues, ascending", "eigenvalue")
-    value.make_scale("eigenpair")
-    residuals = _array(group, "residuals", pairs.residuals, "|H v - lambda v|", "eigenvalue")
-    converged = _array(group, "converged", pairs.converged, "residual within the tolerance")
-    _axes(residuals, eigenpair=value)
-    _axes(converged, eigenpair=value)
-    if isinstance(pairs.vectors, ShardedVectors):
-        _write_shards(group, pairs.vectors)
-    elif pairs.vectors is not None:
-        _axes(_write_vectors(group, pairs), eigenpair=value, parameter=None)
-
-
-def _write_vectors(group: h5py.Group, pairs: EigenPairs) -> h5py.Dataset:
-    shape, dtype = tuple(pairs.vectors.shape), np.asarray(pairs.vectors[:0]).dtype
-    if len(shape) != 2 or shape[0] != len(pairs):
-        raise InputError(f"vectors {shape} do not belong to {len(pairs)} values; expected (k, n)")
-    if shape[0] * shape[1] * dtype.itemsize >= MAX_VECTOR_BYTES:
-        raise InputError(
-            f"vectors {shape} take {shape[0] * shape[1] * dtype.itemsize / 2**30:.1f} GiB, more "
-            f"than a run file takes ({MAX_VECTOR_BYTES / 2**30:g} GiB); write them with "
-            "ShardFolder and pass ShardedVectors, or leave them out (vectors=None)"
-        )
-    chunks = (1, min(shape[1], 1 << 17)) if shape[0] * shape[1] else None
-    data = group.create_dataset("vectors", shape, dtype, chunks=chunks, fletcher32=bool(chunks))
-    data.attrs.update(description="eigenvectors, rows of unit norm", units="1")
-    for row in range(shape[0]):  # one at a time: they may be lazy
-        data[row] = np.asarray(pairs.vectors[row])
-    return data
-
-
-def _write_shards(group: h5py.Group, vectors: ShardedVectors) -> None:
-    text = json.dumps({"folder": vectors.folder.folder.name, "entries": vectors.entries})
-    data = group.create_dataset("vectors_shards", data=text, dtype=h5py.string_dtype())
-    data.attrs["description"] = "JSON: eigenvectors (k, n) in shards of entries, beside this file"
-
-
-def _write_values(group: h5py.Group, values: Mapping) -> None:
-    for name, value in values.items():
-        array = np.asarray(value)
-        if array.dtype.kind not in "biufcU":
-            raise InputError(
-                f"cannot store {name!r}, a {type(value).__name__}; expected a number, a text or "
-                "an array of them"
-            )
-        _array(group, _name(name), array, "a value by name")
-
-
-def _array(
-    group: h5py.Group, name: str, array: object, description: str, units: str | None = None
-) -> h5py.Dataset:
-    array = np.asarray(array)
-    dtype = h5py.string_dtype() if array.dtype.kind == "U" else array.dtype
-    # Checksums need chunks, and chunks need entries; HDF5 keeps variable texts out of chunks.
-    checked = array.size > 0 and array.ndim > 0 and array.dtype.kind != "U"
-    data = group.create_dataset(name, data=array.astype(dtype), fletcher32=checked or None)
-    data.attrs["description"] = description
-    if units:
-        data.attrs["units"] = units
-    return data
-
-
-def _axes(data: h5py.Dataset, **scales: h5py.Dataset | None) -> None:
-    for dimension, (name, scale) in zip(data.dims, scales.items()):
-        dimension.label = name
-        if scale is not None:
-            dimension.attach_scale(scale)
-
-
-def _to_json(name: str, value: object) -> str:
-    try:
-        return json.dumps({} if value is None else value, default=_plain)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{name} cannot be stored as JSON: {_one_line(error)}") from None
-
-
-def _plain(value: object) -> object:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    raise TypeError(f"a {type(value).__name__} is not a number, text, list or dict")
-
-
-# -- reading ---------------------------------------------------------------------------------
-
-
-def _check_schema(file: h5py.File) -> None:
-    if file.attrs.get("schema") != SCHEMA:
-        raise InputError("is an HDF5 file, but was not written by hessian_spectrum")
-    version = int(file.attrs["schema_version"])
-    if version > SCHEMA_VERSION:
-        raise InputError(
-            f"has schema version {version}, and this hessian_spectrum reads up to "
-            f"{SCHEMA_VERSION}; update it"
-        )
-
-
-def _read_density(group: h5py.Group) -> SpectralMeasure:
-    names = ("nodes", "weights", "residuals", "certified")
-    arrays = {name: _data(group, name)[()] for name in names}
-    try:
-        return SpectralMeasure(n=int(group.attrs["n"]), **arrays)
-    except InputError as error:
-        raise InputError(f"is damaged: {group.name}: {error}") from None
-
-
-def _read_eigenpairs(group: h5py.Group) -> EigenPairs:
-    arrays = {name: _data(group, name)[()] for name in ("values", "residuals", "converged")}
-    vectors = None
-    if "vectors" in group:
-        vectors = StoredVectors(_data(group, "vectors"))
-    elif "vectors_shards" in group:
-        shards = json.loads(_text(group, "vectors_shards"))
-        folder = Path(group.file.filename).parent / Path(shards["folder"]).name
-        vectors = ShardedVectors(ShardFolder(folder), shards["entries"])
-    k = arrays["values"].shape
-    shapes = {name: array.shape for name, array in arrays.items()}
-    if (
-        len(k) != 1
-        or set(shapes.values()) != {k}
-        or (vectors is not None and vectors.shape[:1] != k)
-    ):
-        raise InputError(
-            f"is damaged: {group.name} has shapes {shapes} that do not belong together"
-        )
-    return EigenPairs(**arrays, vectors=vectors)
-
-
-def _read_values(group: h5py.Group) -> dict:
-    return {name: _value(_data(group, name)) for name in group}
-
-
-def _value(data: h5py.Dataset) -> object:
-    if h5py.check_string_dtype(data.dtype):
-        value = data.asstr()[()]
-        return value if isinstance(value, str) else value.astype(str)
-    value = data[()]
-    return value if isinstance(value, np.ndarray) else value.item()
-
-
-def _data(group: h5py.Group, name: str) -> h5py.Dataset:
-    data = group.get(name)
-    if not isinstance(data, h5py.Dataset):
-        raise InputError(f"is damaged: the data set {group.name.rstrip('/')}/{name} is missing")
-    return data
-
-
-def _text(group: h5py.Group, name: str) -> str:
-    return _data(group, name).asstr()[()]
-
-
 def _has_signature(path: Path) -> bool:
     with path.open("rb") as file:
         return file.read(8) == b"\x89HDF\r\n\x1a\n"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
-
-
-_WRITERS = {"density": _write_density, "eigenpairs": _write_eigenpairs, "values": _write_values}
-_READERS = {"density": _read_density, "eigenpairs": _read_eigenpairs, "values": _read_values}

@@ -39,9 +39,7 @@ def train(config: TrainConfig) -> Path:
             if result.epoch % config.every == 0 or result.epoch == config.epochs:
                 path = config.out / f"epoch-{result.epoch:04d}.pt"
                 zoo.save_checkpoint(path, model, optimizer, result.epoch, to_dict(config))
-                held_out = (
-                    "" if test is None else f", test accuracy {result.test_accuracy:.1%}"
-                )
+                held_out = "" if test is None else f", test accuracy {result.test_accuracy:.1%}"
                 bar.write(
                     f"{path}: loss {result.loss:.4f}, training accuracy {result.accuracy:.1%}"
                     + held_out

@@ -1,6 +1,6 @@
 """Run by test_distributed.py under a launcher: the same computations on however many ranks.
 
-    python ranks_worker.py FOLDER
+python ranks_worker.py FOLDER
 """
 
 import json
@@ -24,7 +24,9 @@ def hessian(name, samples, world):
     torch.manual_seed(0)
     model = MODELS[name]()
     # BatchNorm in eval mode: samples may be dealt in any way.
-    return hs.Hessian(hs.Evaluator(model, F.cross_entropy, data(samples), batch_size=4, world=world))
+    return hs.Hessian(
+        hs.Evaluator(model, F.cross_entropy, data(samples), batch_size=4, world=world)
+    )
 
 
 def compute(world):

@@ -190,7 +190,9 @@ def test_wrong_input_is_one_line_exit_code_2_and_no_file(inside, capsys):
     fails(capsys, [*run, "--out", "nowhere/run.h5"], "does not exist")
     fails(capsys, [*run, "--out", "file/run.h5"], "file")
     fails(capsys, [*run, "--out", "there.h5"], "exists already")
-    fails(capsys, [*run, "--num-steps", "9999"], "--num-steps 9999 exceeds the number of parameters")
+    fails(
+        capsys, [*run, "--num-steps", "9999"], "--num-steps 9999 exceeds the number of parameters"
+    )
     fails(capsys, [*run, "--num-probes", "0"], "--num-probes 0: expected 1 or more")
     fails(capsys, [*run, "--limit", "0"], "limit")
     fails(capsys, ["density", "--model", "resnet9000", "--dataset", "digits"], "unknown model")

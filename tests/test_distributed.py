@@ -71,9 +71,7 @@ def test_every_number_is_that_of_one_process(launcher, ranks, alone, tmp_path):
     import ranks_worker
 
     operator = ranks_worker.hessian("mlp", 10, hs.World())
-    state = RecurrenceStore(tmp_path / "state", hs.World()).load(
-        operator.layout, torch.float64, 12
-    )
+    state = RecurrenceStore(tmp_path / "state", hs.World()).load(operator.layout, torch.float64, 12)
     assert state.num_steps == 7
     straight = hs.spectral_density(operator, 3, 12)
     resumed = hs.spectral_density(operator, 3, 12, state=state)
@@ -112,8 +110,13 @@ def test_silent_singletons_are_refused(monkeypatch):
 
 
 def test_mpi4py_is_imported_only_under_an_mpi_launcher():
-    script = "import hessian_spectrum as hs, sys; hs.distributed.start(); sys.exit('mpi4py' in sys.modules)"
-    subprocess.run([sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    script = (
+        "import hessian_spectrum as hs, sys; hs.distributed.start();"
+        "sys.exit('mpi4py' in sys.modules)"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
 
 
 def test_devices_that_are_not_there_are_refused():

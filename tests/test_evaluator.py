@@ -274,7 +274,9 @@ class Rows(Dataset):
         lambda x, y: TensorDataset(x, y),
         Rows,
         lambda x, y: DataLoader(Rows(x, y), 3, shuffle=True, drop_last=True),
-        lambda x, y: DataLoader(TensorDataset(x, y), batch_sampler=[[0, 1], [2], list(range(3, N))]),
+        lambda x, y: DataLoader(
+            TensorDataset(x, y), batch_sampler=[[0, 1], [2], list(range(3, N))]
+        ),
         lambda x, y: (x, y.to(torch.uint8)),
     ],
     ids=["tensors", "TensorDataset", "Dataset", "shuffled loader", "batch sampler", "uint8 labels"],
@@ -364,8 +366,20 @@ REFUSED = {
         "randomness is in forward or loss_fn",
     ),
     "buffer": (Counting, F.cross_entropy, data(), {}, "changes its buffer calls"),
-    "batch statistics": (batch_statistics, F.cross_entropy, data(), {}, "the layer 2 (BatchNorm1d)"),
-    "sum as mean": (mlp, nn.CrossEntropyLoss(reduction="sum"), data(), {}, "reduction='mean'; state"),
+    "batch statistics": (
+        batch_statistics,
+        F.cross_entropy,
+        data(),
+        {},
+        "the layer 2 (BatchNorm1d)",
+    ),
+    "sum as mean": (
+        mlp,
+        nn.CrossEntropyLoss(reduction="sum"),
+        data(),
+        {},
+        "reduction='mean'; state",
+    ),
     "mean as sum": (mlp, F.cross_entropy, data(), {"reduction": "sum"}, "reduction='sum'; state"),
     "none as mean": (mlp, nn.CrossEntropyLoss(reduction="none"), data(), {}, "returned shape (8,)"),
     "mean as none": (mlp, F.cross_entropy, data(), {"reduction": "none"}, "returned one number"),

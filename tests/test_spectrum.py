@@ -83,7 +83,9 @@ def test_scaling_the_loss_of_a_network_scales_its_spectrum(scale):
     cross_entropy = torch.nn.functional.cross_entropy
     plain, scaled = (
         hs.spectral_density(
-            hs.Hessian(hs.Evaluator(model, lambda out, y: s * cross_entropy(out, y), (x, y))), 3, 40
+            hs.Hessian(hs.Evaluator(model, lambda out, y, s=s: s * cross_entropy(out, y), (x, y))),
+            3,
+            40,
         )
         for s in (1.0, scale)
     )

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from hessian_spectrum import lock, store
+from hessian_spectrum import atomic, lock, schema, store
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.lock import WriterLock
 from hessian_spectrum.measure import EigenPairs, SpectralMeasure
@@ -119,8 +119,10 @@ def test_vectors_are_read_by_row_and_only_when_asked(path, monkeypatch):
     pairs = some_pairs()
     store.save(path, pairs)
     read = []
-    row = store.StoredVectors._row
-    monkeypatch.setattr(store.StoredVectors, "_row", lambda self, i: read.append(i) or row(self, i))
+    row = schema.StoredVectors._row
+    monkeypatch.setattr(
+        schema.StoredVectors, "_row", lambda self, i: read.append(i) or row(self, i)
+    )
     run = store.open(path)
     vectors = run["eigenpairs"].vectors
     assert read == [] and vectors.shape == (4, 300) and vectors.dtype == np.float32
@@ -212,7 +214,7 @@ def test_results_that_cannot_be_stored_are_refused(path, monkeypatch):
         path,
         dataclasses.replace(pairs, vectors=np.ones((3, 300))),
     )
-    monkeypatch.setattr(store, "MAX_VECTOR_BYTES", 4 * 300 * 4)
+    monkeypatch.setattr(schema, "MAX_VECTOR_BYTES", 4 * 300 * 4)
     refused("ShardedVectors", store.save, path, pairs)
     assert only(path.parent) == []
 
@@ -237,8 +239,8 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(path, monkeypatch):
 
 def test_content_and_folder_are_synced_before_and_after_the_rename(path, monkeypatch):
     events = []
-    sync, replace = lock.sync, os.replace
-    monkeypatch.setattr(lock, "sync", lambda p: events.append(("sync", p)) or sync(p))
+    sync, replace = atomic.sync, os.replace
+    monkeypatch.setattr(atomic, "sync", lambda p: events.append(("sync", p)) or sync(p))
     monkeypatch.setattr(os, "replace", lambda a, b: events.append(("replace", b)) or replace(a, b))
     store.save(path, some_measure())
     (_, temporary), *rest = events
@@ -290,7 +292,7 @@ def test_foreign_files_are_refused_by_name_with_the_reason(path, tmp_path):
 def test_a_newer_schema_is_refused(path):
     store.save(path, some_measure())
     with h5py.File(path, "r+") as file:
-        file.attrs["schema_version"] = store.SCHEMA_VERSION + 1
+        file.attrs["schema_version"] = schema.SCHEMA_VERSION + 1
     refused(f"{path}: has schema version 2, .*reads up to 1; update", store.open, path)
 
 

@@ -462,7 +462,7 @@ def test_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     save_checkpoint(path, model, optimizer_of(model), 1, {})
 
     def fail(checkpoint, file):
-        file.write(b"half of it")
+        Path(file).write_bytes(b"half of it")
         raise OSError("No space left on device")
 
     monkeypatch.setattr(torch, "save", fail)
