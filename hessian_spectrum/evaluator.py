@@ -17,7 +17,7 @@ from hessian_spectrum.batches import Minibatches, deal, digest
 from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.layout import Layout
-from hessian_spectrum.products import Loss, gradient, reverse_over_reverse
+from hessian_spectrum.products import MODES, Loss, gradient
 
 
 @dataclass
@@ -191,7 +191,7 @@ class Evaluator:
         self._pass(lambda loss: total.add_(gradient(loss, theta)))
         return self.world.sum(total).add_(theta, alpha=self.weight_decay)
 
-    def hessian_products(self, theta: Tensor, vectors: Tensor) -> Tensor:
+    def hessian_products(self, theta: Tensor, vectors: Tensor, mode: str = "reverse") -> Tensor:
         """This rank's part of V H, shape (k, n) -> (k, n); summed over ranks it is V H.
 
         Without the weight decay's term, which belongs to no rank. One pass over the data for
@@ -200,7 +200,7 @@ class Evaluator:
         total = torch.zeros_like(vectors)
 
         def visit(loss: Loss) -> None:
-            total.add_(reverse_over_reverse(loss, theta)(vectors))
+            total.add_(MODES[mode](loss, theta)(vectors))
             self.counts.graphs += 1
 
         self._pass(visit)

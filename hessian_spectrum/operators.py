@@ -14,6 +14,7 @@ from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.layout import Layout
+from hessian_spectrum.products import MODES
 
 Matrix = TypeVar("Matrix", Tensor, np.ndarray)
 
@@ -77,12 +78,22 @@ class SymmetricOperator(ABC):
 class Hessian(SymmetricOperator):
     """The Hessian of the mean loss at theta (default: the model's parameters now).
 
+    Args:
+        evaluator: the loss.
+        theta: shape (n,), whole, on every rank.
+        hvp: how products are formed, a name in ``products.MODES``: "reverse" (one vector at
+            a time, works for every model) or "reverse-batched" (all at once under vmap: faster
+            for small networks, more memory).
+
     Cost of ``products`` of k vectors: one pass over this rank's data, one first-order graph a
     minibatch and k backward passes through it; one all-gather and one reduce-scatter of
     (k, n) entries.
     """
 
-    def __init__(self, evaluator: Evaluator, theta: Tensor | None = None):
+    def __init__(self, evaluator: Evaluator, theta: Tensor | None = None, hvp: str = "reverse"):
+        if hvp not in MODES:
+            raise InputError(f"hvp={hvp!r}: expected one of {', '.join(MODES)}")
+        self.hvp = hvp
         self.evaluator = evaluator
         self.layout = evaluator.layout
         self.dtype = evaluator.dtype
@@ -90,7 +101,7 @@ class Hessian(SymmetricOperator):
 
     def products(self, vectors: Tensor) -> Tensor:
         whole = self.layout.gather(vectors)
-        local = self.layout.reduce(self.evaluator.hessian_products(self.theta, whole))
+        local = self.layout.reduce(self.evaluator.hessian_products(self.theta, whole, self.hvp))
         return local.add_(vectors, alpha=self.evaluator.weight_decay)
 
 

@@ -52,6 +52,7 @@ class RecurrenceStore:
                 "beta": state.beta.tolist(),
                 "active": state.active.tolist(),
                 "scale": state.scale,
+                "noise": state.noise,
                 "basis": entries,
             }
             try:
@@ -79,7 +80,8 @@ class RecurrenceStore:
                 basis[:, rows, here] = vectors[:, :, there]
         self._entries, self._rows = saved["basis"], alpha.shape[1] + 1
         active = np.array(saved["active"])
-        return Recurrences(basis.to(layout.world.device), alpha, beta, active, saved["scale"])
+        basis = basis.to(layout.world.device)
+        return Recurrences(basis, alpha, beta, active, saved["scale"], saved["noise"])
 
     def remove(self) -> None:
         self.shards.remove()

@@ -131,6 +131,7 @@ def _density(
         if latest is not None and latest.num_steps:
             recorder.save(latest, hessian)
         raise
+    recorder.values["product_noise"] = latest.noise
     recorder.finish(measure)
     if world.rank == 0:
         print(report.density(measure, spectrum.extremes(measure), values))
@@ -222,7 +223,7 @@ class _Recorder:
         evaluator = self.evaluator
         return {
             "estimator": "slq",
-            "product_mode": "reverse_over_reverse",
+            "product_mode": "reverse",
             "reorthogonalization": "full, classical Gram-Schmidt twice",
             "data_kept_on_device": evaluator.batches.kept,
             "threads": self.threads,

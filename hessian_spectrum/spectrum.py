@@ -70,8 +70,8 @@ def measure(state: Recurrences, operator: SymmetricOperator) -> SpectralMeasure:
     for row, rule in zip(weights, rules):
         row[first : first + len(rule.nodes)] = rule.weights
         first += len(rule.nodes)
-    # A residual below the rounding of a product is not known to be real.
-    rounding = torch.finfo(operator.dtype).eps * state.scale
+    # A residual below the error of a product is not known to be real.
+    rounding = max(torch.finfo(operator.dtype).eps, state.noise) * state.scale
     residuals = np.maximum(np.concatenate([rule.residuals for rule in rules]), rounding)
     return SpectralMeasure(
         nodes=nodes[order],

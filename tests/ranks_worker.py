@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from conftest import with_spectrum
-from test_evaluator import MODELS, data
+from test_evaluator import NETWORKS, data
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
@@ -22,7 +22,7 @@ SAMPLES = {"ragged": 10, "two samples": 2, "one sample": 1}  # the last two leav
 
 def hessian(name, samples, world):
     torch.manual_seed(0)
-    model = MODELS[name]()
+    model = NETWORKS[name]()
     # BatchNorm in eval mode: samples may be dealt in any way.
     return hs.Hessian(
         hs.Evaluator(model, F.cross_entropy, data(samples), batch_size=4, world=world)
@@ -32,7 +32,7 @@ def hessian(name, samples, world):
 def compute(world):
     """Numbers that must not depend on the world, as lists."""
     results = {}
-    for name in MODELS:
+    for name in NETWORKS:
         for label, samples in SAMPLES.items():
             operator = hessian(name, samples, world)
             ev = operator.evaluator

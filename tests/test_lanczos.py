@@ -14,7 +14,10 @@ SCALES = [1e-8, 1.0, 1e8]
 
 
 def run(matrix, num_probes, num_steps, seed=0):
-    operator = hs.Dense(matrix)
+    return run_operator(hs.Dense(matrix), num_probes, num_steps, seed)
+
+
+def run_operator(operator, num_probes, num_steps, seed=0):
     probes = gaussian_probes(operator.layout, range(num_probes), seed, operator.dtype)
     state = lanczos.start(operator, probes, num_steps)
     while state.num_steps < num_steps and state.active.any():
@@ -139,6 +142,24 @@ def test_going_on_from_a_state_gives_the_same_bits():
     resumed = hs.spectral_density(operator, 3, 30, state=middle)
     assert np.array_equal(straight.nodes, resumed.nodes)
     assert np.array_equal(straight.weights, resumed.weights)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3])
+def test_the_noise_of_the_products_is_measured_and_bounds_the_residuals(noise):
+    class Noisy(hs.Dense):
+        def products(self, vectors):
+            exact = super().products(vectors)
+            error = torch.randn(exact.shape, dtype=exact.dtype)
+            return exact + noise * error * (exact.norm() / error.norm())
+
+    operator = Noisy(with_spectrum(torch.linspace(1, 2, 400)))
+    _, state = run_operator(operator, 10, 1)
+    if noise:
+        assert noise / 1.5 < state.noise < 1.5 * noise
+        measure = hs.spectral_density(operator, 10, 20)
+        assert measure.residuals.min() > noise
+    else:
+        assert state.noise < 2e-15
 
 
 # -- probes ----------------------------------------------------------------------------------

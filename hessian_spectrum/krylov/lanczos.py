@@ -24,6 +24,7 @@ class Recurrences:
     beta: np.ndarray  # (b, k) float64, T[j, j + 1]; the last leads out of the space
     active: np.ndarray  # (b,), False once a recurrence has found an invariant subspace
     scale: float  # the largest |A q| so far: what breakdown is judged against
+    noise: float = 0.0  # relative error of a product, measured as asymmetry in the first step
 
     @property
     def num_steps(self) -> int:
@@ -62,7 +63,7 @@ def start(operator: SymmetricOperator, probes: Tensor, num_steps: int) -> Recurr
     return Recurrences(basis, empty, empty, np.ones(b, dtype=bool), 0.0)
 
 
-def step(operator: SymmetricOperator, state: Recurrences, noise: float = 0.0) -> Recurrences:
+def step(operator: SymmetricOperator, state: Recurrences) -> Recurrences:
     """Extend every active recurrence by one vector: one block product, two small reductions.
 
     Algorithm 10.1 of Parlett (The Symmetric Eigenvalue Problem, 1980), except:
@@ -70,10 +71,8 @@ def step(operator: SymmetricOperator, state: Recurrences, noise: float = 0.0) ->
          Q Q^T - I stays at rounding level [1], so no eigenvalue appears twice;
       2. |r|^2 travels with the second projection c and beta^2 = |r|^2 - |c|^2, exact since
          the basis is orthonormal: one reduction fewer;
-      3. breakdown is judged against the largest |A q| so far: scaling A changes nothing.
-
-    Args:
-        noise: relative error of a product; below it a residual is not a direction.
+      3. breakdown is judged against the largest |A q| so far, so that scaling A changes nothing,
+         and against the noise of the products: below it a residual is not a direction.
 
     Raises:
         FloatingPointError: a product is not finite; on every rank.
@@ -89,6 +88,8 @@ def step(operator: SymmetricOperator, state: Recurrences, noise: float = 0.0) ->
     basis = state.basis[:, : k + 1] if whole else state.basis[active, : k + 1]
 
     r = operator.products(basis[:, k].contiguous())
+    if k == 0:
+        state = replace(state, noise=_noise(operator, basis[:, 0], r))
     h = world.sum(_dots(basis, r))
     r = r - _combine(h, basis)
     c, squares = _dots(basis, r), _squares(r)  # what rounding left along the basis
@@ -106,7 +107,7 @@ def step(operator: SymmetricOperator, state: Recurrences, noise: float = 0.0) ->
     beta = np.sqrt(beta2)
     scale = max(state.scale, np.sqrt((t**2).sum(axis=1) + beta2).max())
     # Dividing by a beta made of rounding error would put noise into the basis.
-    beta[beta <= max(10 * torch.finfo(r.dtype).eps, noise) * scale] = 0.0
+    beta[beta <= max(10 * torch.finfo(r.dtype).eps, state.noise) * scale] = 0.0
 
     inverse = np.divide(1.0, beta, out=np.zeros_like(beta), where=beta > 0)
     state.basis[active, k + 1] = r * torch.from_numpy(inverse).to(r)[:, None]
@@ -117,6 +118,21 @@ def step(operator: SymmetricOperator, state: Recurrences, noise: float = 0.0) ->
         active=_updated(state.active, beta > 0),
         scale=float(scale),
     )
+
+
+def _noise(operator: SymmetricOperator, q: Tensor, aq: Tensor) -> float:
+    """Relative error of a product, from the asymmetry of q_i^T A q_j for b random unit vectors.
+
+    An error e of A q, in no particular direction, has q_i^T e of variance |e|^2 / n, and two
+    of them make an asymmetry. One small reduction, once; 0.0 for a single vector.
+    """
+    if len(q) < 2:
+        return 0.0
+    gram = operator.layout.world.sum((q @ aq.T).double())
+    squares = operator.layout.world.sum(_squares(aq)).max().item()
+    pairs = len(q) * (len(q) - 1)
+    variance = (gram - gram.T).square().sum().item() / pairs
+    return (variance * operator.n / 2 / squares) ** 0.5 if squares else 0.0
 
 
 def _dots(basis: Tensor, vectors: Tensor) -> Tensor:
