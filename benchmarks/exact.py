@@ -33,7 +33,7 @@ def eigenvalues(evaluator: hs.Evaluator, cache: Path) -> np.ndarray:
     path = cache / f"exact-{digests['parameters'][:16]}-{digests['data'][:16]}.npy"
     if path.exists():
         return np.load(path)
-    hessian = hs.Hessian(evaluator, hvp="reverse-batched")
+    hessian = hs.Hessian(evaluator, plan=hs.ProductPlan("reverse-batched"))
     clock = time.perf_counter()
     kinds = [type(layer) for layer in evaluator.model]
     if len(kinds) == 4 and kinds[0] is nn.Flatten and kinds[1] is kinds[3] is nn.Linear:

@@ -16,6 +16,7 @@ _HOME = {
     "Evaluator": "evaluator",
     "Hessian": "operators",
     "InputError": "errors",
+    "ProductPlan": "linearization",
     "Run": "store",
     "SpectralMeasure": "measure",
     "SymmetricOperator": "operators",

@@ -97,6 +97,14 @@ def split(batch: Any, at: int) -> tuple[Any, Any] | None:
     return tree_map(lambda t: t[:at], batch), tree_map(lambda t: t[at:], batch)
 
 
+def pieces(batch: Any, size: int | None) -> list[Any]:
+    """The batch cut into parts of at most ``size`` samples; whole where it cannot be divided."""
+    if size is None or leading_size(batch) <= size:
+        return [batch]
+    parts = split(batch, size)
+    return [batch] if parts is None else [parts[0], *pieces(parts[1], size)]
+
+
 def digest(batches: Minibatches, world: World) -> str | None:
     """A fingerprint of all samples, whatever their order and the ranks they were dealt to.
 

@@ -18,9 +18,13 @@ class ProblemConfig:
     """A model, its parameters, a loss and data: by zoo name, or from your own file."""
 
     model: str | None = None
-    """Zoo model: mlp-784-20-10 (any sizes) or cnn."""
+    """Zoo model: mlp-784-20-10 (any sizes), cnn, or resnet20 (32, 44, 56, 110)."""
     activation: Activation = "tanh"
-    """Activation function of a zoo model."""
+    """Activation function of mlp and cnn."""
+    shortcut: bool = True
+    """A resnet without its identity connections."""
+    batchnorm: bool = True
+    """A resnet without BatchNorm."""
     dataset: str | None = None
     """Zoo data: digits, mnist, cifar10 or arrays; with the cross-entropy loss."""
     data_root: Path | None = None
@@ -103,9 +107,13 @@ class TrainConfig:
     """Train a zoo model by minibatch gradient descent, writing a checkpoint every few epochs."""
 
     model: str = "mlp-784-20-10"
-    """Zoo model: mlp-784-20-10 (any sizes) or cnn."""
+    """Zoo model: mlp-784-20-10 (any sizes), cnn, or resnet20 (32, 44, 56, 110)."""
     activation: Activation = "tanh"
-    """Activation function of the model."""
+    """Activation function of mlp and cnn."""
+    shortcut: bool = True
+    """A resnet without its identity connections."""
+    batchnorm: bool = True
+    """A resnet without BatchNorm."""
     dataset: str = "mnist"
     """Zoo data: digits, mnist, cifar10 or arrays."""
     data_root: Path | None = None

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hessian_spectrum import checks, losses
-from hessian_spectrum.batches import Minibatches, deal, digest
+from hessian_spectrum.batches import Minibatches, deal, digest, pieces
 from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.layout import Layout
-from hessian_spectrum.products import MODES, Loss, gradient
+from hessian_spectrum.products import Loss, gradient
 
 
 @dataclass
@@ -141,7 +141,7 @@ class Evaluator:
             )
             if is_pair:
                 self.batches = losses.with_int64_labels(self.batches, self._loss_fn)
-            with self._evaluation_mode(), torch.no_grad():
+            with self.evaluation_mode(), torch.no_grad():
                 checks.batches(self, is_pair)
                 self._local_weight = float(sum(map(self._weight, self.batches)))
         except InputError as error:
@@ -191,22 +191,6 @@ class Evaluator:
         self._pass(lambda loss: total.add_(gradient(loss, theta)))
         return self.world.sum(total).add_(theta, alpha=self.weight_decay)
 
-    def hessian_products(self, theta: Tensor, vectors: Tensor, mode: str = "reverse") -> Tensor:
-        """This rank's part of V H, shape (k, n) -> (k, n); summed over ranks it is V H.
-
-        Without the weight decay's term, which belongs to no rank. One pass over the data for
-        all k vectors; the first-order graph of each minibatch is built once.
-        """
-        total = torch.zeros_like(vectors)
-
-        def visit(loss: Loss) -> None:
-            total.add_(MODES[mode](loss, theta)(vectors))
-            self.counts.graphs += 1
-
-        self._pass(visit)
-        self.counts.products += len(vectors)
-        return total
-
     # -- fingerprints ------------------------------------------------------------------------
 
     def digests(self) -> dict[str, str | None]:
@@ -229,14 +213,26 @@ class Evaluator:
             )
         return theta.to(self.device, self.dtype)
 
-    def _pass(self, visit: Callable[[Loss], Any]) -> None:
-        """One pass over the data: visit each minibatch's part of L, a function of theta."""
-        self.counts.passes += 1
-        with self._evaluation_mode():
-            constants = self._constants()
-            for batch in self.batches:
+    def minibatch_losses(self, batch_size: int | None = None) -> Iterator[Loss]:
+        """Each minibatch's part of L, as a function of theta; they and the other ranks' add to L.
+
+        To be used inside ``evaluation_mode``.
+
+        Args:
+            batch_size: cut larger minibatches to this size.
+        """
+        constants = self._constants()
+        for whole in self.batches:
+            for batch in pieces(whole, batch_size):
                 if self._weight(batch):  # all targets ignored: the mean over none is NaN
-                    visit(self._objective(batch, constants))
+                    yield self._objective(batch, constants)
+
+    def _pass(self, visit: Callable[[Loss], Any]) -> None:
+        """One pass over the data: visit each minibatch's part of L."""
+        self.counts.passes += 1
+        with self.evaluation_mode():
+            for loss in self.minibatch_losses():
+                visit(loss)
 
     def _objective(self, batch: Any, constants: dict[str, Tensor]) -> Loss:
         scale = self._scale(batch) / self.total_weight
@@ -278,7 +274,8 @@ class Evaluator:
         }
 
     @contextmanager
-    def _evaluation_mode(self) -> Iterator[None]:
+    def evaluation_mode(self) -> Iterator[None]:
+        """The model in eval mode; afterwards each module's mode is as it was."""
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:

@@ -14,7 +14,7 @@ from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.layout import Layout
-from hessian_spectrum.products import MODES
+from hessian_spectrum.linearization import Linearization, ProductPlan
 
 Matrix = TypeVar("Matrix", Tensor, np.ndarray)
 
@@ -81,27 +81,28 @@ class Hessian(SymmetricOperator):
     Args:
         evaluator: the loss.
         theta: shape (n,), whole, on every rank.
-        hvp: how products are formed, a name in ``products.MODES``: "reverse" (one vector at
-            a time, works for every model) or "reverse-batched" (all at once under vmap: faster
-            for small networks, more memory).
+        plan: how products are formed; default: one vector at a time by reverse over reverse,
+            which works wherever second derivatives do.
 
-    Cost of ``products`` of k vectors: one pass over this rank's data, one first-order graph a
-    minibatch and k backward passes through it; one all-gather and one reduce-scatter of
-    (k, n) entries.
+    Cost of ``products`` of k vectors: one pass over this rank's data, at most one first-order
+    graph a minibatch; one all-gather and one reduce-scatter of (k, n) entries.
     """
 
-    def __init__(self, evaluator: Evaluator, theta: Tensor | None = None, hvp: str = "reverse"):
-        if hvp not in MODES:
-            raise InputError(f"hvp={hvp!r}: expected one of {', '.join(MODES)}")
-        self.hvp = hvp
-        self.evaluator = evaluator
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        theta: Tensor | None = None,
+        plan: ProductPlan | None = None,
+    ):
+        self.evaluator, self.plan = evaluator, plan or ProductPlan()
         self.layout = evaluator.layout
         self.dtype = evaluator.dtype
         self.theta = evaluator._checked(theta)
+        self._local = Linearization(evaluator, self.theta, self.plan)
 
     def products(self, vectors: Tensor) -> Tensor:
         whole = self.layout.gather(vectors)
-        local = self.layout.reduce(self.evaluator.hessian_products(self.theta, whole, self.hvp))
+        local = self.layout.reduce(self._local(whole))
         return local.add_(vectors, alpha=self.evaluator.weight_decay)
 
 

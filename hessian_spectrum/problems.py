@@ -42,7 +42,14 @@ def load(config: ProblemConfig) -> dict[str, Any]:
 
 def _from_zoo(config: ProblemConfig) -> dict[str, Any]:
     data = zoo.load_dataset(config.dataset, data_root=config.data_root, split=config.split)
-    model = zoo.model_for(data, config.model, config.activation, config.init_seed)
+    model = zoo.model_for(
+        data,
+        config.model,
+        config.activation,
+        config.init_seed,
+        shortcut=config.shortcut,
+        batchnorm=config.batchnorm,
+    )
     return {"model": model, "loss_fn": nn.CrossEntropyLoss(), "data": data.tensors}
 
 

@@ -28,7 +28,14 @@ def train(config: TrainConfig) -> Path:
         config.dataset, data_root=config.data_root, split="train", limit=config.limit
     )
     test = _test_set(config)
-    model = zoo.model_for(data, config.model, config.activation, config.seed)
+    model = zoo.model_for(
+        data,
+        config.model,
+        config.activation,
+        config.seed,
+        shortcut=config.shortcut,
+        batchnorm=config.batchnorm,
+    )
     config.out.mkdir(exist_ok=True)
     last = config.out / f"epoch-{config.epochs:04d}.pt"
 

@@ -597,3 +597,34 @@ def test_wrong_training_settings_are_refused(options, words):
     with pytest.raises(InputError) as caught:
         train(seeded(), load_dataset("digits", limit=10), **options)
     assert all(word in one_line(caught) for word in words)
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("resnet20", 269_722), ("resnet56", 853_018)])
+def test_resnets_have_the_published_sizes(name, parameters):
+    model = build_model(name, input_shape=(3, 32, 32))
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_a_resnet_block_without_its_convolutions_is_its_shortcut():
+    model = build_model("resnet20", input_shape=(3, 32, 32)).eval()
+    for block in (model[3], model[6]):  # the same width, and twice the channels at half the size
+        for parameter in block.parameters():
+            torch.nn.init.zeros_(parameter)
+    x = torch.rand(2, 16, 8, 8)
+    assert torch.equal(model[3](x), x)
+    halved = model[6](x)
+    assert torch.equal(halved[:, 8:24], x[:, :, ::2, ::2])
+    assert not halved[:, :8].any() and not halved[:, 24:].any()
+
+
+def test_resnets_without_shortcuts_and_batch_norm():
+    options = {"input_shape": (1, 8, 8), "shortcut": False, "batchnorm": False}
+    model = build_model("resnet20", **options)
+    kinds = {type(m).__name__ for m in model.modules()}
+    assert "BatchNorm2d" not in kinds
+    for parameter in model[3].parameters():
+        torch.nn.init.zeros_(parameter)
+    assert not model[3](torch.rand(2, 16, 8, 8)).any()
+    with pytest.raises(InputError, match="resnet21: expected a depth of 6 b"):
+        build_model("resnet21")

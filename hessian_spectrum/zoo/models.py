@@ -12,10 +12,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from hessian_spectrum.errors import InputError
+from hessian_spectrum.zoo.resnet import resnet
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 _MLP_NAME = re.compile(r"mlp(-[1-9]\d*){2,}")
-_VALID_NAMES = "mlp-A-B-...-C (layer sizes, as in mlp-784-20-10), cnn"
+_RESNET_NAME = re.compile(r"resnet([1-9]\d*)")
+_VALID_NAMES = "mlp-A-B-...-C (layer sizes, as in mlp-784-20-10), cnn, resnet20 (32, 44, 56, 110)"
 
 
 def build_model(
@@ -24,6 +26,8 @@ def build_model(
     num_classes: int = 10,
     input_shape: Sequence[int] = (1, 28, 28),
     activation: str = "tanh",
+    shortcut: bool = True,
+    batchnorm: bool = True,
 ) -> nn.Module:
     """A freshly initialized classifier, float32: (N, C, H, W) -> (N, num_classes) logits.
 
@@ -32,10 +36,12 @@ def build_model(
     Args:
         name: ``mlp-A-B-...-C``, a perceptron of these layer sizes with biases
             (``mlp-784-20-10`` has 15,910 parameters), or ``cnn``, three convolutions with
-            BatchNorm for images of any size (14,458 parameters for gray images, 10 classes).
+            BatchNorm for images of any size (14,458 parameters for gray images, 10 classes),
+            or ``resnet20``, ``resnet56`` ..., always with ReLU.
         num_classes: number of logits.
         input_shape: (C, H, W) of one sample.
         activation: ``tanh`` or ``relu``, between layers.
+        shortcut, batchnorm: False takes them out of a ``resnet``.
 
     Raises:
         InputError: an unknown name or activation, or sizes that do not fit the data.
@@ -55,10 +61,20 @@ def build_model(
                 f"input_shape as (C, H, W)"
             )
         return _cnn(input_shape[0], num_classes, _ACTIVATIONS[activation])
+    if found := _RESNET_NAME.fullmatch(name):
+        return resnet(
+            int(found[1]),
+            in_channels=input_shape[0],
+            num_classes=num_classes,
+            shortcut=shortcut,
+            batchnorm=batchnorm,
+        )
     raise InputError(f"unknown model {name!r}; use one of: {_VALID_NAMES}")
 
 
-def model_for(data: TensorDataset, name: str, activation: str, seed: int) -> nn.Module:
+def model_for(
+    data: TensorDataset, name: str, activation: str, seed: int, **options: bool
+) -> nn.Module:
     """``build_model`` for these samples, initialized from ``seed``.
 
     torch's global random state is left as it was. A perceptron brings its number of classes
@@ -73,6 +89,7 @@ def model_for(data: TensorDataset, name: str, activation: str, seed: int) -> nn.
             input_shape=tuple(inputs.shape[1:]),
             num_classes=int(name.split("-")[-1]) if named else int(labels.max()) + 1,
             activation=activation,
+            **options,
         )
 
 

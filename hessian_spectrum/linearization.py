@@ -1,0 +1,71 @@
+"""The Hessian at one point as a linear map on blocks of rows, formed as a plan says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hessian_spectrum.errors import InputError
+from hessian_spectrum.evaluator import Evaluator
+from hessian_spectrum.products import MODES, Products
+
+
+@dataclass(frozen=True)
+class ProductPlan:
+    """How V H is formed. Stored with a run and used again when it is resumed."""
+
+    mode: str = "reverse"  # a name in products.MODES
+    chunk: int | None = None  # vectors multiplied at once; None: all
+    batch_size: int | None = None  # minibatches are cut to this size; None: as they are
+    keep: bool = False  # each minibatch's linear map is kept between products
+
+    def __post_init__(self):
+        if self.mode not in MODES:
+            raise InputError(f"product mode {self.mode!r}: expected one of {', '.join(MODES)}")
+
+
+class Linearization:
+    """V -> this rank's part of V H at theta, shape (k, n) -> (k, n); summed over ranks it is V H.
+
+    Without the weight decay's term, which belongs to no rank. Buffers are those of the time of
+    construction (kept maps) or of each call.
+
+    Cost of a call: one pass over this rank's minibatches; each minibatch's first-order graph is
+    formed once for all k vectors, or, where the plan keeps it, once for all calls.
+    """
+
+    def __init__(self, evaluator: Evaluator, theta: Tensor, plan: ProductPlan):
+        self.evaluator, self.theta, self.plan = evaluator, theta, plan
+        self._kept: list[Products] | None = None
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        total = torch.zeros_like(vectors)
+        counts = self.evaluator.counts
+        with self.evaluator.evaluation_mode():  # the forward mode calls the model in each product
+            for products in self._maps():
+                for rows in self._chunks(len(vectors)):
+                    total[rows] += products(vectors[rows])
+        counts.passes += 1
+        counts.products += len(vectors)
+        return total
+
+    def _maps(self) -> Iterator[Products]:
+        if self._kept is not None:
+            yield from self._kept
+            return
+        made = []
+        for loss in self.evaluator.minibatch_losses(self.plan.batch_size):
+            self.evaluator.counts.graphs += 1
+            products = MODES[self.plan.mode](loss, self.theta)
+            if self.plan.keep:
+                made.append(products)
+            yield products
+        if self.plan.keep:
+            self._kept = made
+
+    def _chunks(self, k: int) -> Iterator[slice]:
+        size = self.plan.chunk or max(k, 1)
+        return (slice(start, start + size) for start in range(0, k, size))
