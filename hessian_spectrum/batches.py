@@ -26,6 +26,7 @@ from torch.utils.data._utils.collate import default_collate
 
 from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
+from hessian_spectrum.memory import available
 
 KEEP_SHARE = 0.25  # of the free memory of the device: data that fits into it stays there
 
@@ -72,7 +73,7 @@ def deal(
     share = World() if data_is_local else world
     read = _reader(data, batch_size, share.rank, share.size)
     place = _placer(dtype, world.device)
-    budget = _free_memory(world.device) * KEEP_SHARE if memory is None else memory
+    budget = available(world.device) * KEEP_SHARE if memory is None else memory
 
     kept, used = [], 0
     for batch in read():
@@ -89,12 +90,27 @@ def leading_size(batch: Any) -> int:
 
 
 def split(batch: Any, at: int) -> tuple[Any, Any] | None:
-    """The first ``at`` samples and the rest; None where a leaf is not divided by samples."""
+    """The first ``at`` samples and the rest; None where a leaf is not divided by samples.
+
+    A list or tuple of as many strings or numbers as there are samples is divided too: so the
+    default collation leaves what is not a tensor.
+    """
     size = leading_size(batch)
-    leaves = tree_leaves(batch)
-    if not all(isinstance(t, Tensor) and t.ndim and len(t) == size for t in leaves):
+
+    def is_column(node: Any) -> bool:
+        return (
+            isinstance(node, (list, tuple))
+            and len(node) == size
+            and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(node))
+        )
+
+    leaves = tree_flatten(batch, is_leaf=is_column)[0]
+    if not all(
+        is_column(t) or (isinstance(t, Tensor) and t.ndim and len(t) == size) for t in leaves
+    ):
         return None
-    return tree_map(lambda t: t[:at], batch), tree_map(lambda t: t[at:], batch)
+    parts = (slice(None, at), slice(at, None))
+    return tuple(tree_map(lambda t, part=part: t[part], batch, is_leaf=is_column) for part in parts)
 
 
 def pieces(batch: Any, size: int | None) -> list[Any]:
@@ -130,8 +146,8 @@ def digest(batches: Minibatches, world: World) -> str | None:
 
 
 def _reader(data: Any, batch_size: int, rank: int, size: int) -> Callable[[], Iterator[Any]]:
-    if isinstance(data, (tuple, list)) and data and all(isinstance(t, Tensor) for t in data):
-        return _tensor_reader(tuple(data), batch_size, rank, size)
+    if isinstance(data, (tuple, list)) and any(hasattr(t, "__array__") for t in data):
+        return _tensor_reader(tuple(map(_as_tensor, data)), batch_size, rank, size)
     if isinstance(data, TensorDataset):
         return _tensor_reader(data.tensors, batch_size, rank, size)
     if isinstance(data, DataLoader):
@@ -151,7 +167,21 @@ def _reader(data: Any, batch_size: int, rank: int, size: int) -> Callable[[], It
     )
 
 
+def _as_tensor(array: Any) -> Tensor:
+    """A tensor, or the tensor of a NumPy array; a copy where the array is read-only."""
+    if isinstance(array, Tensor):
+        return array
+    try:
+        return torch.as_tensor(np.array(array, copy=True))
+    except TypeError as error:
+        raise InputError(
+            f"data holds a {type(array).__name__} that is no tensor: {error}"
+        ) from None
+
+
 def _tensor_reader(tensors: Sequence[Tensor], batch_size: int, rank: int, size: int):
+    if any(t.ndim == 0 for t in tensors):
+        raise InputError("data holds a single number; expected tensors with one row a sample")
     lengths = {len(t) for t in tensors}
     if len(lengths) > 1:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
@@ -271,14 +301,3 @@ def _tensors(batch: Any) -> list[Tensor]:
 
 def _bytes(batch: Any) -> int:
     return sum(t.numel() * t.element_size() for t in _tensors(batch))
-
-
-def _free_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as info:
-            fields = dict(line.split(":", 1) for line in info)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return 4 << 30  # not Linux: a laptop's share

@@ -33,23 +33,24 @@ def finite_parameters(model: nn.Module) -> None:
 
 
 def batches(ev: Evaluator, is_pair: bool) -> None:
-    """The data's own faults, then the loss of this rank's first minibatch: is it a function?"""
+    """The data's own faults, then the loss: is it a function, and a mean over samples?"""
     first, outputs = None, None
     for index, batch in enumerate(ev.batches):
         _structure(batch, is_pair)
         _finite_leaves(batch, index)
-        if first is None:
-            first = batch
-            if is_pair:
-                outputs = _outputs(ev, batch)
+        if is_pair and outputs is None:
+            outputs = _outputs(ev, batch)
         if isinstance(outputs, Tensor):
             losses.check_labels(ev._loss_fn, outputs, batch, index)
+        if not ev.weight(batch):  # every target ignored: it has no mean
+            continue
+        if first is None:
+            first = batch
+            _shape_and_value(ev, batch)
+            _determinism(ev, batch)
+        _additivity(ev, batch, index)
         if not ev.batches.kept:
-            break  # the others would cost a pass over data that does not fit
-    if first is not None:
-        _shape_and_value(ev, first)
-        _determinism(ev, first)
-        _additivity(ev, first)
+            return  # the others would cost a pass over data that does not fit
 
 
 def _structure(batch: Any, is_pair: bool) -> None:
@@ -72,7 +73,7 @@ def _finite_leaves(batch: Any, index: int) -> None:
 
 def _outputs(ev: Evaluator, batch: Any) -> Any:
     """The model's outputs; its failure on this data is the user's to mend."""
-    named = {**ev._constants(), **ev._named(ev.theta)}
+    named = {**ev.constants(), **ev._named(ev.theta)}
     module = ev._module.model
     inside = {name.removeprefix("model."): t for name, t in named.items()}
     try:
@@ -86,7 +87,13 @@ def _outputs(ev: Evaluator, batch: Any) -> Any:
 
 
 def _shape_and_value(ev: Evaluator, batch: Any) -> None:
-    value = ev._batch_value(ev.theta, batch, ev._constants())
+    try:
+        value = ev.batch_value(ev.theta, batch, ev.constants())
+    except Exception as error:
+        raise InputError(
+            "the loss of the first minibatch cannot be evaluated: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(value, Tensor):
         raise InputError(f"loss_fn returned a {type(value).__name__}; expected a tensor")
     if ev.reduction == "none" and value.ndim == 0:
@@ -107,7 +114,7 @@ def _shape_and_value(ev: Evaluator, batch: Any) -> None:
 
 
 def _determinism(ev: Evaluator, batch: Any) -> None:
-    constants = ev._constants()
+    constants = ev.constants()
     before = {name: t.clone() for name, t in constants.items()}
     values, states = [], []
     devices = [ev.device] if ev.device.type == "cuda" else []
@@ -115,7 +122,7 @@ def _determinism(ev: Evaluator, batch: Any) -> None:
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
             start = torch.get_rng_state()
-            values.append(ev._batch_loss(ev.theta, batch, constants).double())
+            values.append(ev.batch_loss(ev.theta, batch, constants).double())
             states.append(torch.equal(start, torch.get_rng_state()))
     for name, t in constants.items():
         if not torch.equal(t.nan_to_num(), before[name].nan_to_num()):
@@ -163,7 +170,7 @@ def _random_module(ev: Evaluator, batch: Any) -> str:
         try:
             with torch.random.fork_rng([]):
                 torch.manual_seed(run)
-                ev._batch_loss(ev.theta, batch, ev._constants())
+                ev.batch_loss(ev.theta, batch, ev.constants())
         finally:
             for handle in hooks:
                 handle.remove()
@@ -180,8 +187,11 @@ def _random_module(ev: Evaluator, batch: Any) -> str:
     return f"the first random module is {name or 'the model itself'} ({kind})"
 
 
-def _additivity(ev: Evaluator, batch: Any) -> None:
-    """The loss of a batch must be the weighted loss of its two uneven parts."""
+def _additivity(ev: Evaluator, batch: Any, index: int) -> None:
+    """The loss of a batch must be the weighted loss of its two uneven parts.
+
+    Of every minibatch: ignored targets may be in the last one only.
+    """
     size = leading_size(batch)
     parts = split(batch, max(1, size // 3))
     if size < 2 or parts is None:
@@ -207,8 +217,8 @@ def _additivity(ev: Evaluator, batch: Any) -> None:
         None,
     )
     raise InputError(
-        f"the loss of a batch of {size} is {whole.item():.9g}, but its two parts give "
-        f"{together.item():.9g} under reduction={ev.reduction!r}; "
+        f"the loss of minibatch {index} ({size} samples) is {whole.item():.9g}, but its two parts "
+        f"give {together.item():.9g} under reduction={ev.reduction!r}; "
         + (norm or "state what loss_fn does (reduction='mean', 'sum' or 'none'), or pass count=")
     )
 
@@ -216,15 +226,15 @@ def _additivity(ev: Evaluator, batch: Any) -> None:
 def _whole_and_parts(ev: Evaluator, batch: Any, parts: tuple, dtype: torch.dtype):
     """Sums over the batch, and over its parts, divided by the batch's weight."""
     cast: Callable = lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t  # noqa: E731
-    constants = {name: cast(t) for name, t in ev._constants().items()}
+    constants = {name: cast(t) for name, t in ev.constants().items()}
 
     def total(part):
-        scale = ev._scale(part)
+        scale = ev.scale(part)
         if not scale:
             return torch.zeros((), dtype=torch.float64, device=ev.device)
-        return ev._batch_loss(cast(ev.theta), tree_map(cast, part), constants).double() * scale
+        return ev.batch_loss(cast(ev.theta), tree_map(cast, part), constants).double() * scale
 
-    weight = ev._weight(batch) or 1.0
+    weight = ev.weight(batch) or 1.0
     return total(batch) / weight, sum(map(total, parts)) / weight
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -93,6 +94,19 @@ class DensityConfig(ProblemConfig, OutputConfig):
     """Lanczos steps of each: num_probes * num_steps products in all."""
     seed: int = 0
     """Seed of the random vectors."""
+    hvp: str | None = None
+    """How products are formed: reverse, reverse-batched, forward, linearize or
+    linearize-batched. Default: the fastest that fits the memory, measured for long runs."""
+    memory: str | None = None
+    """Memory that may be used beyond the model and the data, such as 4GiB. Default: 80% of
+    what is available."""
+    dry_run: bool = False
+    """Print the plan and what it will cost, and stop there."""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """``memory`` in bytes."""
+        return None if self.memory is None else _bytes(self.memory)
 
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
@@ -100,6 +114,8 @@ class DensityConfig(ProblemConfig, OutputConfig):
         _positive(self, *("num_probes", "num_steps", "batch_size"))
         if self.seed < 0:
             raise InputError(f"--seed {self.seed}: expected 0 or more")
+        if self.memory is not None:
+            _bytes(self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +237,17 @@ def _toml(text: str) -> dict[str, Any]:
     except ModuleNotFoundError:  # Python 3.10
         import tomli as tomllib
     return tomllib.loads(text)
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
+    try:
+        size = int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+    except (TypeError, ValueError):
+        size = 0
+    if size < 1:
+        raise InputError(f"--memory {text!r}: expected a size such as 500MiB or 4GiB")
+    return size
 
 
 def _positive(config: Any, *names: str) -> None:

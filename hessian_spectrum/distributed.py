@@ -45,9 +45,9 @@ class World:
     def current(cls) -> World:
         """The world of the default process group if there is one, else this process alone."""
         if not dist.is_initialized():
-            return cls(device=_device(None, 0, 1))
+            return cls(device=resolve_device(None))
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        device = _device("cpu" if dist.get_backend() == "gloo" else None, local_rank, 1)
+        device = resolve_device("cpu" if dist.get_backend() == "gloo" else None, local_rank, 1)
         return cls(dist.get_rank(), dist.get_world_size(), local_rank, "torch.distributed", device)
 
     # -- collectives -----------------------------------------------------------------------
@@ -138,7 +138,7 @@ def start(device: str | None = None, timeout: timedelta = TIMEOUT) -> World:
             rank, size, local_rank, local_size, store = _join_slurm(timeout)
     if launcher != "torchrun":
         _refuse_singletons(size)
-    place = _device(device, local_rank, local_size)
+    place = resolve_device(device, local_rank, local_size)
     if size > 1:
         if place.type == "cuda":
             torch.cuda.set_device(place)
@@ -174,7 +174,10 @@ def leave(world: World, code: int) -> None:
     os._exit(code)
 
 
-def _device(name: str | None, local_rank: int, local_size: int) -> torch.device:
+def resolve_device(
+    name: str | torch.device | None, local_rank: int = 0, local_size: int = 1
+) -> torch.device:
+    """The device of that name, a GPU if there is one and no name; InputError if it is not here."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from torch.func import functional_call
 
 from hessian_spectrum import checks, losses
 from hessian_spectrum.batches import Minibatches, deal, digest, pieces
-from hessian_spectrum.distributed import World
+from hessian_spectrum.distributed import World, resolve_device
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.layout import Layout
 from hessian_spectrum.products import Loss, gradient
@@ -105,11 +106,19 @@ class Evaluator:
                 f"batch_norm={batch_norm!r}: expected 'eval' (running statistics), the only form "
                 "that this version evaluates"
             )
-        if weight_decay < 0:
-            raise InputError(f"weight_decay={weight_decay}: expected 0 or more")
+        if not 0 <= weight_decay < math.inf:
+            raise InputError(f"weight_decay={weight_decay}: expected a number, 0 or more")
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        if not callable(loss_fn):
+            raise InputError(f"loss_fn is a {type(loss_fn).__name__}; expected a function")
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise InputError(f"dtype={dtype!r}: expected a torch dtype such as torch.float64")
+        if isinstance(parameters, str):
+            parameters = (parameters,)
         world = world or World.current()
         if device is not None:
-            world = replace(world, device=torch.device(device))
+            world = replace(world, device=resolve_device(device))
         self.world = world
         self.model = model
         self.layout = Layout.of_model(model, parameters, world)
@@ -119,6 +128,7 @@ class Evaluator:
         self.weight_decay = weight_decay
         self.reduction = reduction
         self.counts = Counts()
+        self.second_derivatives_checked = False
         self._loss_fn = losses.placed(loss_fn, self.dtype, world.device)
         self._count = count or losses.default_count(loss_fn, is_pair=forward is None)
         self._module = _BatchLoss(
@@ -143,7 +153,7 @@ class Evaluator:
                 self.batches = losses.with_int64_labels(self.batches, self._loss_fn)
             with self.evaluation_mode(), torch.no_grad():
                 checks.batches(self, is_pair)
-                self._local_weight = float(sum(map(self._weight, self.batches)))
+                self._local_weight = float(sum(map(self.weight, self.batches)))
         except InputError as error:
             return error
         return None
@@ -221,10 +231,10 @@ class Evaluator:
         Args:
             batch_size: cut larger minibatches to this size.
         """
-        constants = self._constants()
+        constants = self.constants()
         for whole in self.batches:
             for batch in pieces(whole, batch_size):
-                if self._weight(batch):  # all targets ignored: the mean over none is NaN
+                if self.weight(batch):  # all targets ignored: the mean over none is NaN
                     yield self._objective(batch, constants)
 
     def _pass(self, visit: Callable[[Loss], Any]) -> None:
@@ -235,33 +245,34 @@ class Evaluator:
                 visit(loss)
 
     def _objective(self, batch: Any, constants: dict[str, Tensor]) -> Loss:
-        scale = self._scale(batch) / self.total_weight
+        scale = self.scale(batch) / self.total_weight
 
         def loss(theta: Tensor) -> Tensor:
-            return self._batch_loss(theta, batch, constants) * scale
+            return self.batch_loss(theta, batch, constants) * scale
 
         return loss
 
-    def _batch_loss(self, theta: Tensor, batch: Any, constants: dict[str, Tensor]) -> Tensor:
+    def batch_loss(self, theta: Tensor, batch: Any, constants: dict[str, Tensor]) -> Tensor:
         """The loss of the batch, a scalar; of single samples, their sum."""
-        value = self._batch_value(theta, batch, constants)
+        value = self.batch_value(theta, batch, constants)
         return value.sum() if self.reduction == "none" else value.reshape(())
 
-    def _batch_value(self, theta: Tensor, batch: Any, constants: dict[str, Tensor]) -> Tensor:
+    def batch_value(self, theta: Tensor, batch: Any, constants: dict[str, Tensor]) -> Tensor:
         """What loss_fn returns for the batch."""
         return functional_call(self._module, {**constants, **self._named(theta)}, (batch,))
 
     def _named(self, theta: Tensor) -> dict[str, Tensor]:
         return {f"model.{name}": t for name, t in self.layout.unflatten(theta).items()}
 
-    def _scale(self, batch: Any) -> float:
+    def scale(self, batch: Any) -> float:
         """Turns loss_fn's value into a sum over the batch."""
-        return self._weight(batch) if self.reduction == "mean" else 1.0
+        return self.weight(batch) if self.reduction == "mean" else 1.0
 
-    def _weight(self, batch: Any) -> float:
+    def weight(self, batch: Any) -> float:
+        """The batch's part of ``total_weight``."""
         return float(self._count(batch))
 
-    def _constants(self) -> dict[str, Tensor]:
+    def constants(self) -> dict[str, Tensor]:
         """Buffers and parameters not in theta, converted copies: the model keeps its own."""
         chosen = set(self.layout.names)
         tensors = [*self.model.named_buffers(), *self.model.named_parameters()]

@@ -72,6 +72,13 @@ class SpectralMeasure:
         if not np.allclose(sums, 1, atol=1e-6):
             raise InputError(f"a probe's weights must sum to 1; got {sums.min()} to {sums.max()}")
 
+    def __repr__(self) -> str:
+        low, high = self.support
+        return (
+            f"<SpectralMeasure of {self.n} eigenvalues in [{low:.6g}, {high:.6g}]: "
+            f"{len(self.nodes)} nodes, {self.num_probes} probes>"
+        )
+
     # -- what the probes saw ---------------------------------------------------------------
 
     @property

@@ -15,6 +15,7 @@ from hessian_spectrum.errors import InputError
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.layout import Layout
 from hessian_spectrum.linearization import Linearization, ProductPlan
+from hessian_spectrum.second_derivative import check_second_derivatives
 
 Matrix = TypeVar("Matrix", Tensor, np.ndarray)
 
@@ -84,6 +85,9 @@ class Hessian(SymmetricOperator):
         plan: how products are formed; default: one vector at a time by reverse over reverse,
             which works wherever second derivatives do.
 
+    Raises:
+        InputError: the model has no second derivatives, or autograd gets them wrong.
+
     Cost of ``products`` of k vectors: one pass over this rank's data, at most one first-order
     graph a minibatch; one all-gather and one reduce-scatter of (k, n) entries.
     """
@@ -94,10 +98,16 @@ class Hessian(SymmetricOperator):
         theta: Tensor | None = None,
         plan: ProductPlan | None = None,
     ):
+        if not isinstance(evaluator, Evaluator):
+            raise InputError(
+                f"Hessian of a {type(evaluator).__name__}; expected an Evaluator: "
+                "hs.Hessian(hs.Evaluator(model, loss_fn, data))"
+            )
         self.evaluator, self.plan = evaluator, plan or ProductPlan()
         self.layout = evaluator.layout
         self.dtype = evaluator.dtype
         self.theta = evaluator._checked(theta)
+        check_second_derivatives(evaluator, self.theta)
         self._local = Linearization(evaluator, self.theta, self.plan)
 
     def products(self, vectors: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ product costs two gradients a tangent in a deep network, once that preparation i
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -108,7 +109,10 @@ def linearize_batched(loss: Loss, theta: Tensor) -> Products:
 
 
 def _linearized(loss: Loss, theta: Tensor) -> Callable[[Tensor], Tensor]:
-    return torch.func.linearize(grad(loss), theta.detach())[1]
+    with warnings.catch_warnings():
+        # torch's constant folding names its own module attribute before it adds it.
+        warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node")
+        return torch.func.linearize(grad(loss), theta.detach())[1]
 
 
 MODES: dict[str, Callable[[Loss, Tensor], Products]] = {

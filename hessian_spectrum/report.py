@@ -8,27 +8,30 @@ from typing import TYPE_CHECKING, Any
 from hessian_spectrum.measure import EigenPairs, SpectralMeasure
 
 if TYPE_CHECKING:
-    from hessian_spectrum.config import DensityConfig
     from hessian_spectrum.evaluator import Evaluator
+    from hessian_spectrum.planner import Estimate
     from hessian_spectrum.store import Run
 
 
-def estimate(
-    config: DensityConfig, evaluator: Evaluator, values: dict[str, float], seconds: float
-) -> str:
-    """What the run will cost, before it starts; ``seconds`` is the time of one gradient."""
-    products = config.num_probes * config.num_steps
-    share = evaluator.layout.chunk * evaluator.dtype.itemsize
-    basis = config.num_probes * (config.num_steps + 1) * share
-    # A product costs between one gradient (two-layer networks) and three.
-    low, high = (products * factor * seconds for factor in (0.7, 2.5))
-    return (
+def estimate(estimate: Estimate, evaluator: Evaluator, values: dict[str, float]) -> str:
+    """What a run will cost, before it starts."""
+    plan = estimate.plan
+    how = [f"{plan.chunk or 'all'} vectors at once"]
+    how += [f"minibatches of {plan.batch_size}"] if plan.batch_size else []
+    how += ["linear maps kept between steps"] if plan.keep else []
+    chosen = "measured" if estimate.calibrated else "by default, the run being short"
+    lines = [
         f"loss {values['loss']:.6g}, gradient norm {values['gradient_norm']:.3g}; "
         f"{evaluator.n:,} parameters, {evaluator.total_weight:,.0f} samples, "
-        f"{evaluator.world.size} rank(s)\n"
-        f"{products:,} Hessian products in {config.num_steps} passes over the data, "
-        f"{_bytes(basis)} of Krylov vectors a rank, about {_time(low)} to {_time(high)}"
-    )
+        f"{evaluator.world.size} rank(s)",
+        f"{estimate.products:,} Hessian products in {estimate.passes} passes over the data, about "
+        f"{_time(estimate.seconds)}; a rank needs {_bytes(estimate.basis)} for Krylov vectors and "
+        f"{_bytes(estimate.working)} for products, of {_bytes(estimate.budget)}",
+        f"products by {plan.mode} ({', '.join(how)}; {chosen})",
+    ]
+    for name, reason in estimate.refused.items():
+        lines.append(f"  not by {name}: {reason}")
+    return "\n".join(lines)
 
 
 def density(measure: SpectralMeasure, extremes: EigenPairs, values: dict[str, float]) -> str:

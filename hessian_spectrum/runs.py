@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 import time
@@ -13,12 +14,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from hessian_spectrum import provenance, report, spectrum, store
+from hessian_spectrum import planner, provenance, report, spectrum, store
 from hessian_spectrum.config import DensityConfig, to_dict
 from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.krylov.lanczos import Recurrences
+from hessian_spectrum.linearization import ProductPlan
 from hessian_spectrum.lock import WriterLock
 from hessian_spectrum.operators import Hessian
 from hessian_spectrum.recurrence_store import RecurrenceStore
@@ -73,6 +75,11 @@ def density(config: DensityConfig, arguments: dict[str, Any], world: World) -> N
             f"--num-steps {evaluator.n} or fewer"
         )
     origin = {**provenance.collect(), "digests": evaluator.digests(), **_machine(world)}
+    if config.dry_run:
+        estimate = _estimate(config, evaluator)
+        if world.rank == 0:
+            print(report.estimate(estimate, evaluator, _first_order(evaluator)))
+        return
     with ExitStack() as stack, StopRequest().listening() as stop:
         _on_first_rank(world, lambda: stack.enter_context(WriterLock(config.out)))
         _on_first_rank(
@@ -87,14 +94,13 @@ def _density(
 ) -> None:
     world = evaluator.world
     state = recorder.resumed_state()
-    values = {"loss": evaluator.loss().item()}
-    clock = time.perf_counter()
-    values["gradient_norm"] = evaluator.gradient().norm().item()
-    seconds = time.perf_counter() - clock
-    hessian = Hessian(evaluator)
-    recorder.values = values
-    if world.rank == 0:
-        print(report.estimate(config, evaluator, values, seconds), file=sys.stderr, flush=True)
+    recorder.values = values = _first_order(evaluator)
+    if recorder.product_plan is None:
+        estimate = _estimate(config, evaluator)
+        recorder.product_plan = estimate.plan
+        if world.rank == 0:
+            print(report.estimate(estimate, evaluator, values), file=sys.stderr, flush=True)
+    hessian = Hessian(evaluator, plan=recorder.product_plan)
 
     bar = tqdm(
         total=config.num_steps,
@@ -138,6 +144,24 @@ def _density(
         print(f"written to {config.out}")
 
 
+def _first_order(evaluator: Evaluator) -> dict[str, float]:
+    return {
+        "loss": evaluator.loss().item(),
+        "gradient_norm": evaluator.gradient().norm().item(),
+    }
+
+
+def _estimate(config: DensityConfig, evaluator: Evaluator) -> planner.Estimate:
+    return planner.plan(
+        evaluator,
+        evaluator.theta,
+        config.num_probes,
+        config.num_steps,
+        mode=config.hvp,
+        memory=config.memory_bytes,
+    )
+
+
 class _Recorder:
     """Writes the result file (rank 0) and the state of the recurrences (every rank)."""
 
@@ -152,6 +176,7 @@ class _Recorder:
         self.config, self.world, self.origin, self.evaluator = config, world, origin, evaluator
         self.started = started
         self.values: dict[str, float] = {}
+        self.product_plan: ProductPlan | None = None  # of the interrupted run, once it is known
         self.states = RecurrenceStore(Path(f"{config.out}.d"), world)
         self.earlier = {"seconds": 0.0, "products": 0, "passes": 0}  # before a resumption
         self.threads = torch.get_num_threads()
@@ -168,6 +193,7 @@ class _Recorder:
             return None
         _same_run(saved["config"], to_dict(config), saved["digests"], self.origin["digests"])
         self.earlier = saved["work"]
+        self.product_plan = ProductPlan(**saved["plan"]["products"])
         # Another number of threads may add in another order: the same bits need the same plan.
         torch.set_num_threads(saved["plan"]["threads"])
         self.threads = saved["plan"]["threads"]
@@ -223,7 +249,7 @@ class _Recorder:
         evaluator = self.evaluator
         return {
             "estimator": "slq",
-            "product_mode": "reverse",
+            "products": dataclasses.asdict(self.product_plan),
             "reorthogonalization": "full, classical Gram-Schmidt twice",
             "data_kept_on_device": evaluator.batches.kept,
             "threads": self.threads,

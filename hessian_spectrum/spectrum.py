@@ -41,6 +41,11 @@ def spectral_density(
 
     Cost: b m products in m passes over the data; b (m + 1) n / P entries on each of P ranks.
     """
+    if not isinstance(operator, SymmetricOperator):
+        raise InputError(
+            f"spectral_density of a {type(operator).__name__}; expected an operator such as "
+            "hs.Hessian(evaluator)"
+        )
     if num_probes < 1:
         raise InputError(f"num_probes={num_probes}: expected at least one probe")
     if seed < 0:

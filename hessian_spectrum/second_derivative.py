@@ -1,0 +1,98 @@
+"""Are the second derivatives that autograd forms those of the loss?
+
+torch returns zeros, without a word, for the part of a Hessian that lies behind a custom function
+whose backward is marked ``once_differentiable`` or detaches what it saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from hessian_spectrum.batches import leading_size, split
+from hessian_spectrum.errors import InputError
+from hessian_spectrum.evaluator import Evaluator
+from hessian_spectrum.products import gradient, reverse
+
+SAMPLES = 8
+STEPS = (1e-6, 1e-7)  # of |theta|: in float64 far from truncation and from rounding
+AGREEMENT = 1e-3  # of the two differences with each other; ten times this with the product
+
+
+def check_second_derivatives(evaluator: Evaluator, theta: Tensor) -> None:
+    """Compare H u with central differences of the gradient, for one random direction u.
+
+    In float64, on a few samples. The differences decide only where two step sizes agree: at a
+    kink (a ReLU at exactly zero) they do not, and nothing is concluded. Once an evaluator.
+
+    Raises:
+        InputError: on every rank, if H u is not the derivative of the gradient on one.
+
+    Cost: four gradients and a product of eight samples.
+    """
+    if evaluator.second_derivatives_checked:
+        return
+    with evaluator.evaluation_mode():
+        error = _error(evaluator, theta)
+    evaluator.world.raise_together(error)
+    evaluator.second_derivatives_checked = True
+
+
+def _error(evaluator: Evaluator, theta: Tensor) -> InputError | None:
+    loss = _float64_loss(evaluator)
+    if loss is None:
+        return None
+    theta = theta.double()
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta.device)
+    u = u / u.norm()
+    try:
+        differences = [_central_difference(loss, theta, u, step) for step in STEPS]
+    except RuntimeError:  # a model that insists on its own dtype
+        return None
+    size = differences[1].norm()
+    # A NaN, or kinks, conclude nothing.
+    if not (differences[0] - differences[1]).norm() <= AGREEMENT * size:
+        return None
+    try:
+        product = reverse(loss, theta)(u[None])[0]
+    except (RuntimeError, NotImplementedError) as failed:
+        return InputError(
+            f"the model's second derivatives cannot be formed ({' '.join(str(failed).split())}); "
+            "replace the operation that has none, such as a custom autograd.Function without "
+            "double backward or a fused kernel"
+        )
+    difference = (product - differences[1]).norm()
+    if difference <= 10 * AGREEMENT * size:
+        return None
+    wrong = (difference / size).item()
+    return InputError(
+        f"Hessian products would be wrong: H u differs from differences of the gradient by "
+        f"{wrong:.0%}; is there a custom autograd.Function that is once_differentiable, or whose "
+        "backward detaches what it uses? Write its backward with differentiable operations"
+    )
+
+
+def _central_difference(loss: Callable, theta: Tensor, u: Tensor, step: float) -> Tensor:
+    h = step * max(theta.norm().item(), 1.0)
+    return (gradient(loss, theta + h * u) - gradient(loss, theta - h * u)) / (2 * h)
+
+
+def _float64_loss(evaluator: Evaluator) -> Callable[[Tensor], Tensor] | None:
+    """The loss of the first few samples; None where this rank has none."""
+    batch = next((b for b in evaluator.batches if evaluator.weight(b)), None)
+    if batch is None:
+        return None
+    parts = split(batch, SAMPLES) if leading_size(batch) > SAMPLES else None
+    if parts is not None and evaluator.weight(parts[0]):
+        batch = parts[0]
+    batch, constants = tree_map(_double, (batch, evaluator.constants()))
+    return lambda theta: evaluator.batch_loss(theta, batch, constants)
+
+
+def _double(leaf):
+    is_real = isinstance(leaf, Tensor) and leaf.is_floating_point()
+    return leaf.double() if is_real else leaf
