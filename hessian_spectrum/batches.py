@@ -73,7 +73,7 @@ def deal(
     share = World() if data_is_local else world
     read = _reader(data, batch_size, share.rank, share.size)
     place = _placer(dtype, world.device)
-    budget = available(world.device) * KEEP_SHARE if memory is None else memory
+    budget = available(world) * KEEP_SHARE if memory is None else memory
 
     kept, used = [], 0
     for batch in read():

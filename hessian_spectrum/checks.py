@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -32,25 +33,41 @@ def finite_parameters(model: nn.Module) -> None:
                 )
 
 
-def batches(ev: Evaluator, is_pair: bool) -> None:
-    """The data's own faults, then the loss: is it a function, and a mean over samples?"""
-    first, outputs = None, None
+def batches(ev: Evaluator, is_pair: bool) -> float:
+    """One pass over this rank's data; returns the sum of the minibatches' weights.
+
+    The data's own faults first, then the loss: is it a function, and a mean over samples?
+    """
+    total, shape, deterministic = 0.0, None, False
     for index, batch in enumerate(ev.batches):
         _structure(batch, is_pair)
         _finite_leaves(batch, index)
-        if is_pair and outputs is None:
-            outputs = _outputs(ev, batch)
-        if isinstance(outputs, Tensor):
-            losses.check_labels(ev._loss_fn, outputs, batch, index)
-        if not ev.weight(batch):  # every target ignored: it has no mean
+        if is_pair and shape is None:
+            shape = getattr(_outputs(ev, batch), "shape", ())
+        if shape:
+            losses.check_labels(ev._loss_fn, shape, batch, index)
+        weight = _weight(ev, batch, index)
+        total += weight
+        if not weight:  # every target ignored: it has no mean
             continue
-        if first is None:
-            first = batch
-            _shape_and_value(ev, batch)
+        _shape_and_value(ev, _value(ev, batch, index), index)
+        if not deterministic:
             _determinism(ev, batch)
+            deterministic = True
         _additivity(ev, batch, index)
-        if not ev.batches.kept:
-            return  # the others would cost a pass over data that does not fit
+    return total
+
+
+def _weight(ev: Evaluator, batch: Any, index: int) -> float:
+    try:
+        weight = ev.weight(batch)
+    except Exception as error:
+        raise InputError(
+            f"the weight of minibatch {index} cannot be found: {_in_short(error)}"
+        ) from error
+    if not 0 <= weight < math.inf:
+        raise InputError(f"count gave minibatch {index} the weight {weight}; expected 0 or more")
+    return weight
 
 
 def _structure(batch: Any, is_pair: bool) -> None:
@@ -81,19 +98,23 @@ def _outputs(ev: Evaluator, batch: Any) -> Any:
     except Exception as error:
         shape = tuple(getattr(batch[0], "shape", ()))
         raise InputError(
-            f"the model cannot evaluate inputs of shape {shape}: {type(error).__name__}: "
-            f"{' '.join(str(error).split())}"
+            f"the model cannot evaluate inputs of shape {shape}: {_in_short(error)}"
         ) from error
 
 
-def _shape_and_value(ev: Evaluator, batch: Any) -> None:
+def _value(ev: Evaluator, batch: Any, index: int) -> Any:
+    """loss_fn's value; its failure on this data is the user's to mend."""
     try:
-        value = ev.batch_value(ev.theta, batch, ev.constants())
+        return ev.batch_value(ev.theta, batch, ev.constants())
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:
         raise InputError(
-            "the loss of the first minibatch cannot be evaluated: "
-            f"{type(error).__name__}: {' '.join(str(error).split())}"
+            f"the loss of minibatch {index} cannot be evaluated: {_in_short(error)}"
         ) from error
+
+
+def _shape_and_value(ev: Evaluator, value: Any, index: int) -> None:
     if not isinstance(value, Tensor):
         raise InputError(f"loss_fn returned a {type(value).__name__}; expected a tensor")
     if ev.reduction == "none" and value.ndim == 0:
@@ -108,7 +129,7 @@ def _shape_and_value(ev: Evaluator, batch: Any) -> None:
         )
     if not value.isfinite().all():
         raise InputError(
-            "the loss of the first minibatch is not finite, though parameters and data are: does "
+            f"the loss of minibatch {index} is not finite, though parameters and data are: does "
             f"the model overflow in {ev.dtype}? Try dtype=torch.float64"
         )
 
@@ -196,7 +217,15 @@ def _additivity(ev: Evaluator, batch: Any, index: int) -> None:
     parts = split(batch, max(1, size // 3))
     if size < 2 or parts is None:
         return
-    whole, together = _whole_and_parts(ev, batch, parts, ev.dtype)
+    try:
+        whole, together = _whole_and_parts(ev, batch, parts, ev.dtype)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"the loss of a part of minibatch {index} ({leading_size(parts[0])} of {size} samples) "
+            f"cannot be evaluated: {_in_short(error)}; a sum over samples must accept any number"
+        ) from error
     if not _close(whole, together, ev.dtype) and ev.dtype != torch.float64:
         # Losses near zero are mostly rounding: decide in float64 where the model can.
         try:
@@ -221,6 +250,10 @@ def _additivity(ev: Evaluator, batch: Any, index: int) -> None:
         f"give {together.item():.9g} under reduction={ev.reduction!r}; "
         + (norm or "state what loss_fn does (reduction='mean', 'sum' or 'none'), or pass count=")
     )
+
+
+def _in_short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _whole_and_parts(ev: Evaluator, batch: Any, parts: tuple, dtype: torch.dtype):

@@ -145,7 +145,7 @@ def _config_file(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def _on_ranks(config: Any) -> int:
-    from hessian_spectrum import distributed, runs
+    from hessian_spectrum import distributed, signals
 
     world = distributed.World()
     try:
@@ -160,7 +160,7 @@ def _on_ranks(config: Any) -> int:
         code = FAILED
         if world.rank == 0:
             _say(error)
-    except runs.Interrupted as stopped:
+    except signals.Interrupted as stopped:
         code = START_AGAIN
         if world.rank == 0:
             _say(

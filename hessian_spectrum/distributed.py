@@ -7,6 +7,7 @@ what they are given.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zlib
@@ -40,15 +41,18 @@ class World:
     local_rank: int = 0
     launcher: str = "alone"  # "alone", "torchrun", "mpi", "slurm" or "torch.distributed"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    local_size: int = 1  # ranks on this node, which share its memory
 
     @classmethod
     def current(cls) -> World:
         """The world of the default process group if there is one, else this process alone."""
         if not dist.is_initialized():
             return cls(device=resolve_device(None))
+        rank, size = dist.get_rank(), dist.get_world_size()
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
         device = resolve_device("cpu" if dist.get_backend() == "gloo" else None, local_rank, 1)
-        return cls(dist.get_rank(), dist.get_world_size(), local_rank, "torch.distributed", device)
+        return cls(rank, size, local_rank, "torch.distributed", device, local_size)
 
     # -- collectives -----------------------------------------------------------------------
 
@@ -100,13 +104,14 @@ class World:
 
         A rank that raised alone would leave its peers waiting in the next collective.
         """
-        errors = self.gather_objects(error)
+        errors = self.gather_objects(None if error is None else _portable(error))
         first = next((rank for rank, e in enumerate(errors) if e is not None), None)
         if first is None:
             return
-        if all(errors) or self.size == 1:
-            raise errors[self.rank]
-        raise type(errors[first])(f"rank {first} of {self.size}: {errors[first]}")
+        if error is not None and (all(errors) or self.size == 1):
+            raise error
+        kind, text = errors[first]
+        raise kind(f"rank {first} of {self.size}: {text}") from error
 
 
 def start(device: str | None = None, timeout: timedelta = TIMEOUT) -> World:
@@ -149,7 +154,7 @@ def start(device: str | None = None, timeout: timedelta = TIMEOUT) -> World:
             world_size=size if store else -1,
             timeout=timeout,
         )
-    return World(rank, size, local_rank, launcher, place)
+    return World(rank, size, local_rank, launcher, place, local_size)
 
 
 def finish() -> None:
@@ -226,9 +231,25 @@ def _join_slurm(timeout: timedelta) -> tuple:
     # Rank 0 may be on another node than the first of the list: the store lives on the first.
     is_master = env["SLURM_NODEID"] == "0" and local_rank == 0
     store = dist.TCPStore(host, port, size, is_master, timeout, wait_for_workers=False)
-    tasks = env.get("SLURM_STEP_TASKS_PER_NODE", "1").split(",")[int(env["SLURM_NODEID"]) :][:1]
-    local_size = int(tasks[0].split("(")[0]) if tasks else local_rank + 1
-    return rank, size, local_rank, local_size, store
+    tasks = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    node = int(env["SLURM_NODEID"])
+    return rank, size, local_rank, tasks[node] if node < len(tasks) else local_rank + 1, store
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """SLURM's short form: "2(x3),1" -> [2, 2, 2, 1]."""
+    groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(tasks) for tasks, times in groups for _ in range(int(times or 1))]
+
+
+def _portable(error: Exception) -> tuple[type[Exception], str]:
+    """A class that every rank can make from one text, and the text."""
+    kind = type(error)
+    if isinstance(error, InputError):
+        return InputError, str(error)
+    if isinstance(error, (OSError, FloatingPointError)):
+        return kind if kind.__module__ == "builtins" else OSError, str(error)
+    return RuntimeError, f"{kind.__name__}: {error}"
 
 
 def _refuse_singletons(size: int) -> None:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -17,6 +18,7 @@ from hessian_spectrum import checks, losses
 from hessian_spectrum.batches import Minibatches, deal, digest, pieces
 from hessian_spectrum.distributed import World, resolve_device
 from hessian_spectrum.errors import InputError
+from hessian_spectrum.kernels import differentiable_kernels
 from hessian_spectrum.layout import Layout
 from hessian_spectrum.products import Loss, gradient
 
@@ -69,16 +71,19 @@ class Evaluator:
             that require a gradient. The others are constants.
         batch_size: samples in a minibatch; a DataLoader brings its own.
         batch_norm: "eval": running statistics.
-        dtype: floating-point type of parameters, inputs and results; default: the model's.
+        dtype: torch.float32 or torch.float64, of parameters, inputs and results; default: the
+            model's, or float32 for a model in half precision.
         device: where to compute; default: the world's.
         world: the ranks that share the data; default: the default process group's.
         data_is_local: ``data`` is this rank's share already.
 
     Raises:
         InputError: the loss is random, not finite, not the ``reduction`` that was stated, or
-            depends on how samples are grouped; the data is empty or has labels out of range.
+            depends on how samples are grouped; the data is empty or has labels out of range;
+            ranks hold different models.
 
-    Cost: construction reads the data once and evaluates the first minibatch a few times.
+    Cost: construction reads the data once, and once more if it is too large to be kept on the
+    device, and evaluates the loss of each minibatch twice.
     """
 
     def __init__(
@@ -112,8 +117,8 @@ class Evaluator:
             raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
         if not callable(loss_fn):
             raise InputError(f"loss_fn is a {type(loss_fn).__name__}; expected a function")
-        if dtype is not None and not isinstance(dtype, torch.dtype):
-            raise InputError(f"dtype={dtype!r}: expected a torch dtype such as torch.float64")
+        if dtype not in (None, torch.float32, torch.float64):
+            raise InputError(f"dtype={dtype!r}: expected torch.float32 or torch.float64")
         if isinstance(parameters, str):
             parameters = (parameters,)
         world = world or World.current()
@@ -122,9 +127,7 @@ class Evaluator:
         self.world = world
         self.model = model
         self.layout = Layout.of_model(model, parameters, world)
-        self.dtype = dtype or next(p.dtype for p in model.parameters() if p.requires_grad)
-        if not self.dtype.is_floating_point:
-            raise InputError(f"dtype={self.dtype}: expected a real floating-point type")
+        self.dtype = dtype or _dtype_of(model)
         self.weight_decay = weight_decay
         self.reduction = reduction
         self.counts = Counts()
@@ -137,26 +140,43 @@ class Evaluator:
 
         error = self._prepare(data, batch_size, forward is None, data_is_local)
         world.raise_together(error)
+        self._agree(self.fingerprint(), "models (parameters, buffers or their names)")
         total = torch.tensor(self._local_weight, dtype=torch.float64, device=world.device)
         self.total_weight = world.sum(total).item()  # W: samples, or targets not ignored
         if not self.total_weight > 0:
             raise InputError("the data set is empty: the samples' weights add up to 0")
 
-    def _prepare(self, data, batch_size, is_pair, data_is_local) -> InputError | None:
+    def _prepare(self, data, batch_size, is_pair, data_is_local) -> Exception | None:
         """Everything that can fail on this rank alone, without a collective inside."""
+        devices = [self.device] if self.device.type == "cuda" else []
         try:
-            checks.finite_parameters(self.model)
-            self.batches: Minibatches = deal(
-                data, batch_size, self.world, self.dtype, data_is_local
-            )
-            if is_pair:
-                self.batches = losses.with_int64_labels(self.batches, self._loss_fn)
-            with self.evaluation_mode(), torch.no_grad():
-                checks.batches(self, is_pair)
-                self._local_weight = float(sum(map(self.weight, self.batches)))
-        except InputError as error:
+            with torch.random.fork_rng(devices):  # what is refused may have drawn numbers
+                checks.finite_parameters(self.model)
+                self.batches: Minibatches = deal(
+                    data, batch_size, self.world, self.dtype, data_is_local
+                )
+                if is_pair:
+                    self.batches = losses.with_int64_labels(self.batches, self._loss_fn)
+                with self.evaluation_mode(), torch.no_grad():
+                    self._local_weight = checks.batches(self, is_pair)
+        except Exception as error:
             return error
         return None
+
+    def require_agreement(self, theta: Tensor, what: str) -> None:
+        """InputError unless every rank holds the same ``theta``, bit for bit."""
+        if self.world.size > 1:
+            self._agree(hashlib.sha256(_bytes(theta)).hexdigest(), what)
+
+    def _agree(self, fingerprint: str, what: str) -> None:
+        """A sum of different functions over ranks is nobody's Hessian."""
+        prints = self.world.gather_objects(fingerprint)
+        other = next((rank for rank, f in enumerate(prints) if f != prints[0]), None)
+        if other is not None:
+            raise InputError(
+                f"rank {other} and rank 0 hold different {what}; load the same checkpoint on every "
+                "rank, or seed torch before the model is made"
+            )
 
     # -- the function of theta ---------------------------------------------------------------
 
@@ -181,7 +201,7 @@ class Evaluator:
         Raises:
             FloatingPointError: at a single theta, the loss is not finite.
         """
-        theta = self._checked(theta, many=True)
+        theta = self.checked(theta, many=True)
         points = theta.reshape(-1, self.n)
         total = points.new_zeros(len(points), dtype=torch.float64)
         with torch.no_grad():
@@ -196,7 +216,7 @@ class Evaluator:
 
     def gradient(self, theta: Tensor | None = None) -> Tensor:
         """dL/dtheta, shape (n,), the same on every rank. One pass."""
-        theta = self._checked(theta)
+        theta = self.checked(theta)
         total = torch.zeros_like(theta)
         self._pass(lambda loss: total.add_(gradient(loss, theta)))
         return self.world.sum(total).add_(theta, alpha=self.weight_decay)
@@ -204,16 +224,21 @@ class Evaluator:
     # -- fingerprints ------------------------------------------------------------------------
 
     def digests(self) -> dict[str, str | None]:
-        """SHA-256 of theta's bytes and of the samples, for provenance."""
-        theta = self.theta.cpu().contiguous().view(torch.uint8).numpy()
-        return {
-            "parameters": hashlib.sha256(theta).hexdigest(),
-            "data": digest(self.batches, self.world),
-        }
+        """SHA-256 of the model's state and of the samples, for provenance."""
+        return {"parameters": self.fingerprint(), "data": digest(self.batches, self.world)}
+
+    def fingerprint(self) -> str:
+        """SHA-256 of theta, of the other parameters and the buffers, and of all names."""
+        sha = hashlib.sha256(repr((self.layout.names, self.layout.shapes)).encode())
+        for name, t in {"theta": self.theta, **self.constants()}.items():
+            sha.update(name.encode())
+            sha.update(_bytes(t))
+        return sha.hexdigest()
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _checked(self, theta: Tensor | None, many: bool = False) -> Tensor:
+    def checked(self, theta: Tensor | None, many: bool = False) -> Tensor:
+        """``theta`` on the device, a copy; the model's own if it is None."""
         if theta is None:
             return self.theta
         if theta.shape[-1:] != (self.n,) or theta.ndim > 1 + many:
@@ -221,7 +246,8 @@ class Evaluator:
                 f"theta has shape {tuple(theta.shape)}; expected ({self.n},)"
                 + (f" or (points, {self.n})" if many else "")
             )
-        return theta.to(self.device, self.dtype)
+        # A copy: what is computed at theta must not change when the caller's tensor does.
+        return theta.detach().to(self.device, self.dtype, copy=True)
 
     def minibatch_losses(self, batch_size: int | None = None) -> Iterator[Loss]:
         """Each minibatch's part of L, as a function of theta; they and the other ranks' add to L.
@@ -286,11 +312,22 @@ class Evaluator:
 
     @contextmanager
     def evaluation_mode(self) -> Iterator[None]:
-        """The model in eval mode; afterwards each module's mode is as it was."""
+        """The model in eval mode, on kernels that have second derivatives; afterwards each
+        module's mode is as it was."""
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
-            yield
+            with differentiable_kernels():
+                yield
         finally:
             for module, training in modes:
                 module.training = training
+
+
+def _bytes(tensor: Tensor) -> np.ndarray:
+    return tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+
+
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    dtype = next(p.dtype for p in model.parameters() if p.requires_grad)
+    return dtype if dtype == torch.float64 else torch.float32

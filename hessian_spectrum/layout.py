@@ -86,7 +86,7 @@ class Layout:
         parts = theta.split(self.sizes, dim=-1)
         lead = theta.shape[:-1]
         return {
-            name: part.view(*lead, *shape)
+            name: part.view((*lead, *shape))
             for name, part, shape in zip(self.names, parts, self.shapes)
         }
 

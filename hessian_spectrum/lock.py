@@ -18,6 +18,10 @@ HEARTBEAT_SECONDS = 30.0
 STALE_SECONDS = 300.0
 
 
+class LockLost(OSError):
+    """Another process writes where this one did."""
+
+
 class WriterLock:
     """The right to write ``path``, held through the file ``<path>.lock``.
 
@@ -54,6 +58,14 @@ class WriterLock:
     def held(self) -> bool:
         """Whether the lock is still ours: a process that slept too long may have lost it."""
         return _content(self.path).get("token") == self._token
+
+    def require(self) -> None:
+        """Raise LockLost if another process has taken the lock over: it is the writer now."""
+        if not self.held:
+            raise LockLost(
+                f"{self.path} was taken over or removed while this process was silent; nothing "
+                "more was written here"
+            )
 
     def _create(self) -> bool:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -78,18 +78,18 @@ def with_int64_labels(batches: Minibatches, loss_fn: Callable) -> Minibatches:
     return replace(batches, read=lambda: map(convert, batches.read()))
 
 
-def check_labels(loss_fn: Callable, outputs: Tensor, batch: Any, index: int) -> None:
+def check_labels(loss_fn: Callable, shape: Sequence[int], batch: Any, index: int) -> None:
     """Refuse class indices that the outputs have no entry for: on a GPU they end the process.
 
     Args:
-        outputs: (B, C, ...) or (C,), of any batch.
+        shape: of the outputs of any batch, (B, C, ...) or (C,).
         index: of the minibatch, for the message.
     """
     if not (takes_labels(loss_fn) and _is_labelled(batch)):
         return
     labels = batch[1]
     labels = labels[labels != getattr(loss_fn, "ignore_index", -100)]
-    classes = outputs.shape[min(1, outputs.ndim - 1)]
+    classes = shape[min(1, len(shape) - 1)]
     if labels.numel() and (labels.min() < 0 or labels.max() >= classes):
         wrong = labels.min().item() if labels.min() < 0 else labels.max().item()
         raise InputError(

@@ -9,11 +9,14 @@ from types import TracebackType
 
 import torch
 
+from hessian_spectrum.distributed import World
+
 UNKNOWN = 4 << 30  # where the system does not say: what a laptop can spare
 
 
-def available(device: torch.device) -> int:
-    """Bytes that can be allocated on the device now."""
+def available(world: World) -> int:
+    """Bytes that this rank can allocate on its device now; ranks of a node share its memory."""
+    device = world.device
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         # What torch's allocator holds but does not use is ours as well.
@@ -21,7 +24,7 @@ def available(device: torch.device) -> int:
     try:
         with open("/proc/meminfo") as info:
             fields = dict(line.split(":", 1) for line in info)
-        return int(fields["MemAvailable"].split()[0]) * 1024
+        return int(fields["MemAvailable"].split()[0]) * 1024 // world.local_size
     except (OSError, KeyError):
         return UNKNOWN
 

@@ -51,7 +51,7 @@ class SymmetricOperator(ABC):
 
         Arrays of NumPy give arrays, tensors give tensors. One block product for all k.
         """
-        whole = torch.as_tensor(vectors)
+        whole = torch.as_tensor(vectors).detach()
         if whole.ndim not in (1, 2) or len(whole) != self.n:
             raise InputError(
                 f"cannot multiply an operator of shape {self.shape} by shape "
@@ -106,7 +106,9 @@ class Hessian(SymmetricOperator):
         self.evaluator, self.plan = evaluator, plan or ProductPlan()
         self.layout = evaluator.layout
         self.dtype = evaluator.dtype
-        self.theta = evaluator._checked(theta)
+        self.theta = evaluator.checked(theta)
+        if theta is not None:
+            evaluator.require_agreement(self.theta, "vectors theta")
         check_second_derivatives(evaluator, self.theta)
         self._local = Linearization(evaluator, self.theta, self.plan)
 

@@ -80,7 +80,7 @@ def plan(
     if mode is not None and mode not in MODES:
         raise InputError(f"hvp={mode!r}: expected one of {', '.join(MODES)}")
     layout = evaluator.layout
-    budget = memory or int(MEMORY_SHARE * available(evaluator.device))
+    budget = memory or int(MEMORY_SHARE * available(evaluator.world))
     itemsize = evaluator.dtype.itemsize
     basis = num_probes * (num_steps + 1) * layout.n_local * itemsize
     vectors = 4 * num_probes * layout.n * itemsize  # gathered, products, their sum, a minibatch's

@@ -9,9 +9,13 @@ import numpy as np
 import torch
 
 from hessian_spectrum.distributed import World
+from hessian_spectrum.errors import InputError
+from hessian_spectrum.krylov.basis import Place, allocate
 from hessian_spectrum.krylov.lanczos import Recurrences
 from hessian_spectrum.layout import Layout
 from hessian_spectrum.shards import ShardFolder
+
+KEYS = {"alpha", "beta", "active", "scale", "noise", "basis"}  # what a manifest must have
 
 
 class RecurrenceStore:
@@ -26,8 +30,24 @@ class RecurrenceStore:
         self._rows = 0  # basis vectors of each recurrence that are committed
 
     def manifest(self) -> dict[str, Any] | None:
-        """What was saved with the latest complete state; None if there is none."""
-        return self.shards.manifest()
+        """What was saved with the latest complete state, on every rank; None if there is none.
+
+        Rank 0 reads it: file systems may show others an older one.
+        """
+        manifest, error = None, None
+        if self.world.rank == 0:
+            try:
+                manifest = self.shards.manifest()
+                missing = KEYS - set(manifest) if manifest is not None else ()
+                if missing:
+                    raise InputError(
+                        f"{self.shards.folder}: the manifest is damaged: {', '.join(missing)} is "
+                        "missing; start again with --overwrite"
+                    )
+            except Exception as failed:
+                error = failed
+        self.world.raise_together(error)
+        return self.world.gather_objects(manifest)[0]
 
     def save(self, state: Recurrences, layout: Layout, header: dict[str, Any]) -> None:
         """Commit the state: shards by every rank, then the manifest by rank 0."""
@@ -62,11 +82,18 @@ class RecurrenceStore:
         self.world.raise_together(error)
         self._entries, self._rows = entries, rows
 
-    def load(self, layout: Layout, dtype: torch.dtype, num_steps: int) -> Recurrences:
-        """The saved state, with this rank's entries of the basis."""
-        saved = self.shards.manifest()
+    def load(
+        self,
+        saved: dict[str, Any],
+        layout: Layout,
+        dtype: torch.dtype,
+        num_steps: int,
+        place: Place = "device",
+    ) -> Recurrences:
+        """The state of the manifest ``saved``, with this rank's entries of the basis."""
         alpha, beta = np.array(saved["alpha"]), np.array(saved["beta"])
-        basis = torch.zeros(len(alpha), num_steps + 1, layout.n_local, dtype=dtype)
+        shape = (len(alpha), num_steps + 1, layout.n_local)
+        basis = allocate(shape, dtype, layout.world.device, place)
         for entry in saved["basis"]:
             start, stop = entry["index"]
             low, high = max(start, layout.start), min(stop, layout.stop)
@@ -77,10 +104,9 @@ class RecurrenceStore:
                     slice(low - layout.start, high - layout.start),
                     slice(low - start, high - start),
                 )
-                basis[:, rows, here] = vectors[:, :, there]
+                basis[:, rows, here] = vectors[:, :, there].to(basis.device)
         self._entries, self._rows = saved["basis"], alpha.shape[1] + 1
         active = np.array(saved["active"])
-        basis = basis.to(layout.world.device)
         return Recurrences(basis, alpha, beta, active, saved["scale"], saved["noise"])
 
     def remove(self) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from tqdm import tqdm
@@ -24,42 +23,27 @@ from hessian_spectrum.linearization import ProductPlan
 from hessian_spectrum.lock import WriterLock
 from hessian_spectrum.operators import Hessian
 from hessian_spectrum.recurrence_store import RecurrenceStore
-
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+from hessian_spectrum.signals import Interrupted, StopRequest
 
 # What may differ between a run and its resumption without changing a number.
-FREE_FIELDS = {"command", "out", "resume", "overwrite", "checkpoint_minutes", "device"}
+FREE_FIELDS = {
+    *("command", "out", "resume", "overwrite", "checkpoint_minutes"),
+    *("device", "memory", "dry_run"),  # the stored plan is used again
+}
 
 
-class Interrupted(Exception):
-    """A signal asked for the end; the state is saved."""
-
-
-class StopRequest:
-    """Set by a signal handler, agreed on by all ranks: they must leave the loop together."""
-
-    def __init__(self):
-        self.name: str | None = None
-
-    @contextmanager
-    def listening(self) -> Iterator[StopRequest]:
-        def note(number, _):
-            self.name = signal.Signals(number).name
-
-        before = {number: signal.signal(number, note) for number in STOP_SIGNALS}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def density(config: DensityConfig, arguments: dict[str, Any], world: World) -> None:
+def density(
+    config: DensityConfig,
+    arguments: dict[str, Any],
+    world: World,
+    stop: StopRequest | None = None,
+) -> None:
     """The ``density`` command: from a problem to a finished result file.
 
     Args:
         arguments: of Evaluator: model, loss_fn, data and options.
         world: the ranks; all of them call this.
+        stop: a listener to signals that is already at work; default: one for this call.
 
     Raises:
         InputError: the input, or the output's place, cannot be used; nothing was written.
@@ -68,24 +52,24 @@ def density(config: DensityConfig, arguments: dict[str, Any], world: World) -> N
     """
     started = time.time()
     _on_first_rank(world, lambda: _check_output(config))
-    evaluator = Evaluator(**arguments, world=world)
-    if config.num_steps > evaluator.n:
-        raise InputError(
-            f"--num-steps {config.num_steps} exceeds the number of parameters {evaluator.n}; use "
-            f"--num-steps {evaluator.n} or fewer"
-        )
-    origin = {**provenance.collect(), "digests": evaluator.digests(), **_machine(world)}
-    if config.dry_run:
-        estimate = _estimate(config, evaluator)
-        if world.rank == 0:
-            print(report.estimate(estimate, evaluator, _first_order(evaluator)))
-        return
-    with ExitStack() as stack, StopRequest().listening() as stop:
-        _on_first_rank(world, lambda: stack.enter_context(WriterLock(config.out)))
-        _on_first_rank(
-            world, lambda: _check_output(config)
-        )  # again, now that nobody else may write
-        recorder = _Recorder(config, world, origin, evaluator, started)
+    with ExitStack() as stack:
+        stop = stop or stack.enter_context(StopRequest().listening())
+        evaluator = Evaluator(**arguments, world=world)
+        if config.num_steps > evaluator.n:
+            raise InputError(
+                f"--num-steps {config.num_steps} exceeds the number of parameters {evaluator.n}; "
+                f"use --num-steps {evaluator.n} or fewer"
+            )
+        origin = {**provenance.collect(), "digests": evaluator.digests(), **_machine(world)}
+        if config.dry_run:
+            _print_estimate(_estimate(config, evaluator), evaluator, _first_order(evaluator))
+            return
+        stack.enter_context(stop.deferred())
+        lock = WriterLock(config.out)
+        _on_first_rank(world, lambda: stack.enter_context(lock))
+        # Again, now that nobody else may write.
+        _on_first_rank(world, lambda: _check_output(config))
+        recorder = _Recorder(config, world, origin, evaluator, lock, started)
         _density(config, evaluator, recorder, stop)
 
 
@@ -95,12 +79,15 @@ def _density(
     world = evaluator.world
     state = recorder.resumed_state()
     recorder.values = values = _first_order(evaluator)
-    if recorder.product_plan is None:
+    recorder.leave_if(stop)
+    if state is None:
         estimate = _estimate(config, evaluator)
         recorder.product_plan = estimate.plan
-        if world.rank == 0:
-            print(report.estimate(estimate, evaluator, values), file=sys.stderr, flush=True)
+        _print_estimate(estimate, evaluator, values, sys.stderr)
+    else:
+        recorder.require_same_values()
     hessian = Hessian(evaluator, plan=recorder.product_plan)
+    recorder.leave_if(stop)
 
     bar = tqdm(
         total=config.num_steps,
@@ -119,7 +106,7 @@ def _density(
         stopping, due = recorder.agree(stop.name is not None, recorder.is_due())
         if stopping and not finished:
             recorder.save(state, hessian)
-            raise Interrupted(stop.name or "a signal to another rank")
+            raise Interrupted(stop.name or "a signal to another rank", agreed=True)
         if due and not finished:
             recorder.save(state, hessian)
 
@@ -151,6 +138,13 @@ def _first_order(evaluator: Evaluator) -> dict[str, float]:
     }
 
 
+def _print_estimate(
+    estimate: planner.Estimate, evaluator: Evaluator, values: dict, file: TextIO | None = None
+) -> None:
+    if evaluator.world.rank == 0:
+        print(report.estimate(estimate, evaluator, values), file=file, flush=True)
+
+
 def _estimate(config: DensityConfig, evaluator: Evaluator) -> planner.Estimate:
     return planner.plan(
         evaluator,
@@ -171,11 +165,13 @@ class _Recorder:
         world: World,
         origin: dict,
         evaluator: Evaluator,
+        lock: WriterLock,
         started: float,
     ):
         self.config, self.world, self.origin, self.evaluator = config, world, origin, evaluator
-        self.started = started
+        self.lock, self.started = lock, started
         self.values: dict[str, float] = {}
+        self.saved_values: dict[str, float] = {}
         self.product_plan: ProductPlan | None = None  # of the interrupted run, once it is known
         self.states = RecurrenceStore(Path(f"{config.out}.d"), world)
         self.earlier = {"seconds": 0.0, "products": 0, "passes": 0}  # before a resumption
@@ -188,19 +184,38 @@ class _Recorder:
         if not config.resume:
             _on_first_rank(self.world, self.states.remove)
             return None
-        saved = together(self.world, self.states.manifest)
+        saved = self.states.manifest()
         if saved is None:
             return None
-        _same_run(saved["config"], to_dict(config), saved["digests"], self.origin["digests"])
-        self.earlier = saved["work"]
+        together(self.world, lambda: _same_run(saved, self._header()))
+        self.earlier, self.saved_values = saved["work"], saved["values"]
         self.product_plan = ProductPlan(**saved["plan"]["products"])
         # Another number of threads may add in another order: the same bits need the same plan.
         torch.set_num_threads(saved["plan"]["threads"])
         self.threads = saved["plan"]["threads"]
         layout, dtype = self.evaluator.layout, self.evaluator.dtype
-        state = together(self.world, lambda: self.states.load(layout, dtype, config.num_steps))
+        state = together(
+            self.world, lambda: self.states.load(saved, layout, dtype, config.num_steps)
+        )
         _on_first_rank(self.world, self.states.shards.sweep)  # what a killed run half wrote
         return state
+
+    def require_same_values(self) -> None:
+        """The loss may have changed where no digest tells: in the problem file's code."""
+        tolerance = torch.finfo(self.evaluator.dtype).eps ** 0.6  # another number of ranks rounds
+        for name, before in self.saved_values.items():
+            now = self.values.get(name, before)
+            if abs(now - before) > tolerance * max(abs(now), abs(before)):
+                raise InputError(
+                    f"cannot resume: the {name.replace('_', ' ')} was {before:.9g} and is now "
+                    f"{now:.9g}; restore the model, the loss and the data, or use --overwrite to "
+                    "start again"
+                )
+
+    def leave_if(self, stop: StopRequest) -> None:
+        """Between steps: nothing new to save."""
+        if self.agree(stop.name is not None)[0]:
+            raise Interrupted(stop.name or "a signal to another rank", agreed=True)
 
     def is_due(self) -> bool:
         return time.monotonic() - self.last_save > 60 * self.config.checkpoint_minutes
@@ -214,13 +229,8 @@ class _Recorder:
 
     def save(self, state: Recurrences, hessian: Hessian) -> None:
         """Everything finished so far: the state, to go on from, and its measure, to look at."""
-        header = {
-            "config": to_dict(self.config),
-            "digests": self.origin["digests"],
-            "plan": self._plan(),
-            "work": self._work(),
-        }
-        self.states.save(state, hessian.layout, header)
+        _on_first_rank(self.world, self.lock.require)
+        self.states.save(state, hessian.layout, self._header())
         self._write(spectrum.measure(state, hessian), finished=False)
         self.last_save = time.monotonic()
 
@@ -231,6 +241,7 @@ class _Recorder:
 
     def _write(self, measure, finished: bool) -> None:
         def write():
+            self.lock.require()
             store.save(
                 self.config.out,
                 measure,
@@ -244,6 +255,22 @@ class _Recorder:
             )
 
         _on_first_rank(self.world, write)
+
+    def _header(self) -> dict[str, Any]:
+        """What a resumed run must agree with, and what it goes on counting from."""
+        evaluator = self.evaluator
+        return {
+            "config": to_dict(self.config),
+            "digests": self.origin["digests"],
+            "problem": {
+                "parameters": evaluator.n,
+                "total_weight": evaluator.total_weight,
+                "dtype": str(evaluator.dtype),
+            },
+            "values": {name: self.values[name] for name in self.values},
+            "plan": self._plan() if self.product_plan else {},
+            "work": self._work(),
+        }
 
     def _plan(self) -> dict[str, Any]:
         evaluator = self.evaluator
@@ -270,6 +297,12 @@ class _Recorder:
 
 def _check_output(config: DensityConfig) -> None:
     store.check_output(config.out, overwrite=config.overwrite, resume=config.resume)
+    state = Path(f"{config.out}.d")
+    if state.exists() and not (config.resume or config.overwrite):
+        raise InputError(
+            f"{state} exists already, the state of an interrupted run; use --resume to go on, "
+            "--overwrite to start again, or another --out"
+        )
     if config.resume and config.out.exists():
         with store.open(config.out) as run:
             if run.finished:
@@ -279,23 +312,26 @@ def _check_output(config: DensityConfig) -> None:
                 )
 
 
-def _same_run(saved: dict, now: dict, saved_digests: dict, digests: dict) -> None:
-    differing = [
-        name
-        for name in sorted(set(saved) | set(now))
-        if name not in FREE_FIELDS and saved.get(name) != now.get(name)
-    ]
-    if differing:
-        first = differing[0]
-        raise InputError(
-            f"cannot resume: --{first.replace('_', '-')} was {saved.get(first)!r} and is now "
-            f"{now.get(first)!r}; use the same options, or --overwrite to start again"
-        )
-    for name, digest in digests.items():
-        if saved_digests[name] != digest:
+def _same_run(saved: dict, now: dict) -> None:
+    before, options = saved["config"], now["config"]
+    for name in sorted(set(before) | set(options)):
+        if name not in FREE_FIELDS and before.get(name) != options.get(name):
+            raise InputError(
+                f"cannot resume: --{name.replace('_', '-')} was {before.get(name)!r} and is now "
+                f"{options.get(name)!r}; use the same options, or --overwrite to start again"
+            )
+    for name, digest in now["digests"].items():
+        # None: data too large to be read for a digest.
+        if None not in (digest, saved["digests"][name]) and saved["digests"][name] != digest:
             raise InputError(
                 f"cannot resume: the {name} are not those of the interrupted run; restore them, or "
                 "use --overwrite to start again"
+            )
+    for name, value in now["problem"].items():
+        if saved["problem"][name] != value:
+            raise InputError(
+                f"cannot resume: {name.replace('_', ' ')} was {saved['problem'][name]} and is now "
+                f"{value}; restore the problem, or use --overwrite to start again"
             )
 
 
@@ -310,7 +346,7 @@ def together(world: World, action: Callable[[], Any]) -> Any:
     result, error = None, None
     try:
         result = action()
-    except (InputError, OSError) as failed:
+    except Exception as failed:
         error = failed
     world.raise_together(error)
     return result

@@ -11,10 +11,10 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +60,10 @@ class ShardFolder:
         self._make()
         path = self.folder / f"{name}-{uuid.uuid4().hex[:12]}{SUFFIX}"
         with replacing(path) as temporary:
-            save_file(arrays, temporary)
+            try:
+                save_file(arrays, temporary)
+            except SafetensorError as error:  # a full disk, among others
+                raise OSError(f"{path}: cannot be written ({error})") from None
             digest, size = _sha256(temporary), temporary.stat().st_size
         return {
             "file": path.name,
@@ -150,9 +153,16 @@ class ShardFolder:
                 path.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Delete the folder and all that is in it."""
-        if self.folder.is_dir():
-            shutil.rmtree(self.folder)
+        """Delete what this class wrote, and the folder if nothing else is in it."""
+        if not self.folder.is_dir():
+            return
+        for name in (LATEST, PREVIOUS):  # first: a manifest without its shards is a damaged one
+            (self.folder / name).unlink(missing_ok=True)
+        for path in self.folder.iterdir():
+            if path.suffix in (".tmp", SUFFIX):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):  # something of the user's is in it
+            self.folder.rmdir()
 
     def _make(self) -> None:
         if not self.folder.is_dir():

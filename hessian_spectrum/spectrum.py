@@ -9,6 +9,7 @@ import torch
 
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.krylov import lanczos
+from hessian_spectrum.krylov.basis import Place
 from hessian_spectrum.krylov.lanczos import Recurrences
 from hessian_spectrum.measure import EigenPairs, SpectralMeasure
 from hessian_spectrum.operators import SymmetricOperator
@@ -22,6 +23,7 @@ def spectral_density(
     num_steps: int = 90,
     seed: int = 0,
     *,
+    basis: Place = "device",
     state: Recurrences | None = None,
     on_step: Callable[[Recurrences], None] | None = None,
 ) -> SpectralMeasure:
@@ -35,7 +37,8 @@ def spectral_density(
     Args:
         num_probes: b, the number of recurrences.
         num_steps: m, steps of each; at most the operator's size.
-        seed: of the probes; the same seed gives the same answer at every world size.
+        seed: of the probes, below 2^64; the same seed gives the same answer at every world size.
+        basis: where the Krylov vectors live: "device", "host", or a folder on a disk.
         state: recurrences to go on from, as ``on_step`` was given them.
         on_step: called with the state after each step, on every rank.
 
@@ -46,15 +49,15 @@ def spectral_density(
             f"spectral_density of a {type(operator).__name__}; expected an operator such as "
             "hs.Hessian(evaluator)"
         )
-    if num_probes < 1:
-        raise InputError(f"num_probes={num_probes}: expected at least one probe")
-    if seed < 0:
-        raise InputError(f"seed={seed}: expected a whole number, 0 or more")
+    if not isinstance(num_probes, (int, np.integer)) or num_probes < 1:
+        raise InputError(f"num_probes={num_probes}: expected a whole number, 1 or more")
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+        raise InputError(f"seed={seed}: expected a whole number, 0 or more and below 2^64")
     if state is None:
         probes = gaussian_probes(
             operator.layout, range(num_probes), seed, operator.dtype, operator.device
         )
-        state = lanczos.start(operator, probes, num_steps)
+        state = lanczos.start(operator, probes, num_steps, basis)
     while state.num_steps < num_steps and state.active.any():
         state = lanczos.step(operator, state)
         if on_step:

@@ -243,6 +243,7 @@ def _interrupted(number, *options, after="run.h5.d/manifest.json"):
     if after == "start":
         while "Hessian products" not in process.stderr.readline():
             assert process.poll() is None
+        time.sleep(0.5)  # into the steps
     else:
         deadline = time.monotonic() + 60
         while not os.path.exists(after) and time.monotonic() < deadline:

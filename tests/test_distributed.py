@@ -71,7 +71,8 @@ def test_every_number_is_that_of_one_process(launcher, ranks, alone, tmp_path):
     import ranks_worker
 
     operator = ranks_worker.hessian("mlp", 10, hs.World())
-    state = RecurrenceStore(tmp_path / "state", hs.World()).load(operator.layout, torch.float64, 12)
+    store = RecurrenceStore(tmp_path / "state", hs.World())
+    state = store.load(store.manifest(), operator.layout, torch.float64, 12)
     assert state.num_steps == 7
     straight = hs.spectral_density(operator, 3, 12)
     resumed = hs.spectral_density(operator, 3, 12, state=state)

@@ -401,7 +401,7 @@ REFUSED = {
     "inputs": (mlp, F.cross_entropy, (x[:, :3], y), {}, "cannot evaluate inputs of shape (8, 3)"),
     "augmentation": (mlp, F.cross_entropy, Augmented(x, y), {}, "differs when it is read again"),
     "batch norm": (mlp, F.cross_entropy, data(), {"batch_norm": "train"}, "batch_norm='train'"),
-    "infinite loss": (mlp, lambda out, y: out.sum() / 0, data(), {}, "the loss of the first minib"),
+    "infinite loss": (mlp, lambda out, y: out.sum() / 0, data(), {}, "minibatch 0 is not finite"),
     "distributed sampler": (
         mlp,
         F.cross_entropy,

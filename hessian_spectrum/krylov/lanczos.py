@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum.errors import InputError
+from hessian_spectrum.krylov.basis import Place, allocate
 from hessian_spectrum.operators import SymmetricOperator
 
 
@@ -19,7 +20,9 @@ class Recurrences:
     ``basis`` is filled in place by ``step``: of two states of one run, only the later may go on.
     """
 
-    basis: Tensor  # (b, capacity + 1, n_local), rows q_1 .. q_{k+1} orthonormal, then unused
+    # (b, capacity + 1, n_local), on the device, the host or a disk; rows q_1 .. q_{k+1}
+    # orthonormal, then unused
+    basis: Tensor
     alpha: np.ndarray  # (b, k) float64, T[j, j]
     beta: np.ndarray  # (b, k) float64, T[j, j + 1]; the last leads out of the space
     active: np.ndarray  # (b,), False once a recurrence has found an invariant subspace
@@ -37,26 +40,35 @@ class Recurrences:
         return np.where(broken.any(axis=1), broken.argmax(axis=1) + 1, self.num_steps)
 
 
-def start(operator: SymmetricOperator, probes: Tensor, num_steps: int) -> Recurrences:
+def start(
+    operator: SymmetricOperator, probes: Tensor, num_steps: int, place: Place = "device"
+) -> Recurrences:
     """Normalized probes as the first vectors of recurrences of up to ``num_steps`` steps.
 
     Memory: b (num_steps + 1) n_local entries.
 
     Args:
         probes: (b, n_local), not zero.
+        place: where the basis lives: "device", "host", or a folder on a disk.
 
     Raises:
-        InputError: more steps than the operator's size, or fewer than one.
+        InputError: more steps than the operator's size, or fewer than one; no room on the disk.
     """
-    if not 1 <= num_steps <= operator.n:
+    if not isinstance(num_steps, (int, np.integer)) or not 1 <= num_steps <= operator.n:
         raise InputError(
-            f"num_steps={num_steps} must lie between 1 and the operator's size {operator.n}; "
-            f"use num_steps <= {operator.n}"
+            f"num_steps={num_steps} must lie between 1 and the operator's size {operator.n}, a "
+            f"whole number; use num_steps <= {operator.n}"
         )
     if len(probes) == 0:
         raise InputError("num_probes=0: expected at least one probe")
     b = len(probes)
-    basis = probes.new_zeros(b, num_steps + 1, probes.shape[1])
+    shape = (b, num_steps + 1, probes.shape[1])
+    basis, error = None, None
+    try:
+        basis = allocate(shape, probes.dtype, probes.device, place)
+    except InputError as failed:  # one rank's disk is full
+        error = failed
+    operator.layout.world.raise_together(error)
     norms = operator.layout.world.sum(_squares(probes)).sqrt()
     basis[:, 0] = probes / norms[:, None].to(probes.dtype)
     empty = np.empty((b, 0))
@@ -82,18 +94,20 @@ def step(operator: SymmetricOperator, state: Recurrences) -> Recurrences:
     References:
         [1] Giraud, Langou, Rozloznik & van den Eshof, Numer. Math. 101 (2005) 87-100.
     """
-    world, k = operator.layout.world, state.num_steps
-    active = torch.from_numpy(np.flatnonzero(state.active)).to(state.basis.device)
-    whole = len(active) == len(state.basis)
-    basis = state.basis[:, : k + 1] if whole else state.basis[active, : k + 1]
+    world, k, device = operator.layout.world, state.num_steps, operator.device
+    basis = state.basis[:, : k + 1]
+    active = torch.from_numpy(np.flatnonzero(state.active)).to(basis.device)
 
-    r = operator.products(basis[:, k].contiguous())
+    aq = operator.products(basis[active, k].to(device))
     if k == 0:
-        state = replace(state, noise=_noise(operator, basis[:, 0], r))
-    h = world.sum(_dots(basis, r))
+        state = replace(state, noise=_noise(operator, basis[:, 0].to(device), aq))
+    r = torch.zeros_like(basis[:, 0])  # where a recurrence has ended: 0, and no copy of its basis
+    r[active] = aq.to(r.device)
+    h = world.sum(_dots(basis, r).to(device))
     r = r - _combine(h, basis)
     c, squares = _dots(basis, r), _squares(r)  # what rounding left along the basis
-    c, squares = world.sum(torch.cat([c, squares[:, None]], dim=1)).split([k + 1, 1], dim=1)
+    both = torch.cat([c, squares[:, None]], dim=1).to(device)
+    c, squares = world.sum(both).split([k + 1, 1], dim=1)
     r = r - _combine(c, basis)
 
     t = (h + c).cpu().numpy()
@@ -110,12 +124,12 @@ def step(operator: SymmetricOperator, state: Recurrences) -> Recurrences:
     beta[beta <= max(10 * torch.finfo(r.dtype).eps, state.noise) * scale] = 0.0
 
     inverse = np.divide(1.0, beta, out=np.zeros_like(beta), where=beta > 0)
-    state.basis[active, k + 1] = r * torch.from_numpy(inverse).to(r)[:, None]
+    torch.mul(r, torch.from_numpy(inverse).to(r)[:, None], out=state.basis[:, k + 1])
     return replace(
         state,
-        alpha=_append(state.alpha, state.active, t[:, k]),
-        beta=_append(state.beta, state.active, beta),
-        active=_updated(state.active, beta > 0),
+        alpha=np.column_stack([state.alpha, t[:, k]]),
+        beta=np.column_stack([state.beta, beta]),
+        active=state.active & (beta > 0),
         scale=float(scale),
     )
 
@@ -142,21 +156,9 @@ def _dots(basis: Tensor, vectors: Tensor) -> Tensor:
 
 def _combine(coefficients: Tensor, basis: Tensor) -> Tensor:
     """(b, k), (b, k, n) -> (b, n)."""
-    return torch.bmm(coefficients[:, None].to(basis.dtype), basis)[:, 0]
+    return torch.bmm(coefficients[:, None].to(basis), basis)[:, 0]
 
 
 def _squares(vectors: Tensor) -> Tensor:
     """This rank's part of |v|^2 for each row, float64."""
     return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).square()
-
-
-def _append(rows: np.ndarray, active: np.ndarray, values: np.ndarray) -> np.ndarray:
-    column = np.zeros(len(rows))
-    column[active] = values
-    return np.column_stack([rows, column])
-
-
-def _updated(active: np.ndarray, still: np.ndarray) -> np.ndarray:
-    result = active.copy()
-    result[active] = still
-    return result
