@@ -121,6 +121,15 @@ def pieces(batch: Any, size: int | None) -> list[Any]:
     return [batch] if parts is None else [parts[0], *pieces(parts[1], size)]
 
 
+def cast(batch: Any, dtype: torch.dtype | None) -> Any:
+    """The batch with its floating-point leaves in ``dtype``; as it is if None."""
+    if dtype is None:
+        return batch
+    return tree_map(
+        lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t, batch
+    )
+
+
 def digest(batches: Minibatches, world: World) -> str | None:
     """A fingerprint of all samples, whatever their order and the ranks they were dealt to.
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from hessian_spectrum import losses
-from hessian_spectrum.batches import leading_size, split
+from hessian_spectrum.batches import cast, leading_size, split
 from hessian_spectrum.errors import InputError
 
 if TYPE_CHECKING:
@@ -92,7 +91,8 @@ def _outputs(ev: Evaluator, batch: Any) -> Any:
     """The model's outputs; its failure on this data is the user's to mend."""
     named = {**ev.constants(), **ev._named(ev.theta)}
     module = ev._module.model
-    inside = {name.removeprefix("model."): t for name, t in named.items()}
+    prefix = "model."
+    inside = {name[len(prefix) :]: t for name, t in named.items() if name.startswith(prefix)}
     try:
         return torch.func.functional_call(module, inside, (batch[0],))
     except Exception as error:
@@ -258,14 +258,13 @@ def _in_short(error: Exception) -> str:
 
 def _whole_and_parts(ev: Evaluator, batch: Any, parts: tuple, dtype: torch.dtype):
     """Sums over the batch, and over its parts, divided by the batch's weight."""
-    cast: Callable = lambda t: t.to(dtype) if isinstance(t, Tensor) and t.is_floating_point() else t  # noqa: E731
-    constants = {name: cast(t) for name, t in ev.constants().items()}
+    constants, theta = ev.constants(dtype), ev.theta.to(dtype)
 
     def total(part):
         scale = ev.scale(part)
         if not scale:
             return torch.zeros((), dtype=torch.float64, device=ev.device)
-        return ev.batch_loss(cast(ev.theta), tree_map(cast, part), constants).double() * scale
+        return ev.batch_loss(theta, cast(part, dtype), constants).double() * scale
 
     weight = ev.weight(batch) or 1.0
     return total(batch) / weight, sum(map(total, parts)) / weight

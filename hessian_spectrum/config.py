@@ -97,6 +97,8 @@ class DensityConfig(ProblemConfig, OutputConfig):
     hvp: str | None = None
     """How products are formed: reverse, reverse-batched, forward, linearize or
     linearize-batched. Default: the fastest that fits the memory, measured for long runs."""
+    hvp_dtype: Literal["float64", "float32", "tf32", "bfloat16"] | None = None
+    """Arithmetic of the products; the vectors keep --dtype. Default: that of --dtype."""
     memory: str | None = None
     """Memory that may be used beyond the model and the data, such as 4GiB. Default: 80% of
     what is available."""

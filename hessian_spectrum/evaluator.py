@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hessian_spectrum import checks, losses
-from hessian_spectrum.batches import Minibatches, deal, digest, pieces
+from hessian_spectrum.batches import Minibatches, cast, deal, digest, pieces
 from hessian_spectrum.distributed import World, resolve_device
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.kernels import differentiable_kernels
@@ -35,13 +35,15 @@ class Counts:
 class _BatchLoss(nn.Module):
     """batch -> loss_fn(forward(model, batch)): the module that functional_call calls."""
 
-    def __init__(self, model: nn.Module, forward: Callable, loss: Callable):
+    def __init__(self, model: nn.Module, forward: Callable, loss_fn: Callable, is_pair: bool):
         super().__init__()
         self.model = model
-        self._outputs, self._loss = forward, loss
+        self.loss_fn = loss_fn  # a module's tensors (class weights) are then among ours
+        self._outputs, self._is_pair = forward, is_pair
 
     def forward(self, batch: Any) -> Tensor:
-        return self._loss(self._outputs(self.model, batch), batch)
+        outputs = self._outputs(self.model, batch)
+        return self.loss_fn(outputs, batch[1] if self._is_pair else batch)
 
 
 class Evaluator:
@@ -135,7 +137,7 @@ class Evaluator:
         self._loss_fn = losses.placed(loss_fn, self.dtype, world.device)
         self._count = count or losses.default_count(loss_fn, is_pair=forward is None)
         self._module = _BatchLoss(
-            model, forward or losses.pair_forward, losses.of_batch(self._loss_fn, forward is None)
+            model, forward or losses.pair_forward, self._loss_fn, forward is None
         )
 
         error = self._prepare(data, batch_size, forward is None, data_is_local)
@@ -249,19 +251,22 @@ class Evaluator:
         # A copy: what is computed at theta must not change when the caller's tensor does.
         return theta.detach().to(self.device, self.dtype, copy=True)
 
-    def minibatch_losses(self, batch_size: int | None = None) -> Iterator[Loss]:
+    def minibatch_losses(
+        self, batch_size: int | None = None, dtype: torch.dtype | None = None
+    ) -> Iterator[Loss]:
         """Each minibatch's part of L, as a function of theta; they and the other ranks' add to L.
 
         To be used inside ``evaluation_mode``.
 
         Args:
             batch_size: cut larger minibatches to this size.
+            dtype: of theta and of the data; default: the evaluator's.
         """
-        constants = self.constants()
+        constants = self.constants(dtype)
         for whole in self.batches:
             for batch in pieces(whole, batch_size):
                 if self.weight(batch):  # all targets ignored: the mean over none is NaN
-                    yield self._objective(batch, constants)
+                    yield self._objective(cast(batch, dtype), constants)
 
     def _pass(self, visit: Callable[[Loss], Any]) -> None:
         """One pass over the data: visit each minibatch's part of L."""
@@ -298,26 +303,29 @@ class Evaluator:
         """The batch's part of ``total_weight``."""
         return float(self._count(batch))
 
-    def constants(self) -> dict[str, Tensor]:
+    def constants(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Buffers and parameters not in theta, converted copies: the model keeps its own."""
-        chosen = set(self.layout.names)
-        tensors = [*self.model.named_buffers(), *self.model.named_parameters()]
+        chosen = {f"model.{name}" for name in self.layout.names}
+        tensors = [*self._module.named_buffers(), *self._module.named_parameters()]
         return {
-            f"model.{name}": t.detach().to(
-                self.device, self.dtype if t.is_floating_point() else None, copy=True
+            name: t.detach().to(
+                self.device, (dtype or self.dtype) if t.is_floating_point() else None, copy=True
             )
             for name, t in tensors
             if name not in chosen
         }
 
     @contextmanager
-    def evaluation_mode(self) -> Iterator[None]:
-        """The model in eval mode, on kernels that have second derivatives; afterwards each
-        module's mode is as it was."""
+    def evaluation_mode(self, precision: str | None = None) -> Iterator[None]:
+        """The model in eval mode, on kernels with second derivatives; afterwards as it was.
+
+        Args:
+            precision: a name in ``kernels.PRECISIONS``; default: that of theta.
+        """
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
-            with differentiable_kernels():
+            with differentiable_kernels(precision, self.device):
                 yield
         finally:
             for module, training in modes:

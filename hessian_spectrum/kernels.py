@@ -1,25 +1,68 @@
-"""Which of torch's kernels may be used: those with second derivatives."""
+"""Which of torch's kernels may be used, and in which arithmetic."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
-from torch.backends import mha
+import torch
+from torch import backends
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from hessian_spectrum.errors import InputError
+
+# Arithmetic of products: the type of their vectors, and the relative rounding of one operation.
+PRECISIONS = {
+    "float64": (torch.float64, 2.0**-52),
+    "float32": (torch.float32, 2.0**-23),
+    "tf32": (torch.float32, 2.0**-10),  # matrix products and convolutions of an NVIDIA GPU
+    "bfloat16": (torch.float32, 2.0**-7),  # autocast: what torch deems safe in bfloat16
+}
+
+_FLOAT32_KERNELS = (
+    backends.cuda.matmul,
+    backends.cudnn.conv,  # torch's default here is TF32, without a word
+    backends.cudnn.rnn,
+    backends.mkldnn.matmul,
+    backends.mkldnn.conv,
+    backends.mkldnn.rnn,
+)
+
+
+def check_precision(precision: str, device: torch.device) -> None:
+    """InputError unless products can be formed in this arithmetic on this device."""
+    if precision not in PRECISIONS:
+        raise InputError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
+    if precision == "tf32" and not _has_tf32(device):
+        raise InputError(
+            f"tf32 is arithmetic of NVIDIA GPUs since Ampere, but the device is {device}; use "
+            "float32 or bfloat16"
+        )
+
+
+def _has_tf32(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @contextmanager
-def differentiable_kernels() -> Iterator[None]:
-    """Attention by the math kernel, which alone has second derivatives and jvp.
+def differentiable_kernels(precision: str | None, device: torch.device) -> Iterator[None]:
+    """Kernels with second derivatives, in this arithmetic; outside torch chooses as before.
 
-    The fused kernels (flash, memory-efficient) and the inference path of nn.MultiheadAttention
-    have neither. Outside the block torch chooses as before.
+    Attention by the math kernel: the fused ones (flash, memory-efficient) and the inference path
+    of nn.MultiheadAttention have neither second derivatives nor jvp. Float32 is float32, unless
+    ``precision`` says otherwise.
     """
-    fast = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        mha.set_fastpath_enabled(fast)
+    float32 = "tf32" if precision == "tf32" else "ieee"
+    before = [kernel.fp32_precision for kernel in _FLOAT32_KERNELS]
+    fast = backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        backends.mha.set_fastpath_enabled(False)
+        stack.callback(backends.mha.set_fastpath_enabled, fast)
+        for kernel, value in zip(_FLOAT32_KERNELS, before):
+            kernel.fp32_precision = float32
+            stack.callback(setattr, kernel, "fp32_precision", value)
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if precision == "bfloat16":
+            # Without the cache: a cast made in one transform must not be reused in another.
+            stack.enter_context(torch.autocast(device.type, torch.bfloat16, cache_enabled=False))
+        yield

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.evaluator import Evaluator
+from hessian_spectrum.kernels import PRECISIONS, check_precision
 from hessian_spectrum.products import MODES, Products
 
 
@@ -21,10 +22,16 @@ class ProductPlan:
     chunk: int | None = None  # vectors multiplied at once; None: all
     batch_size: int | None = None  # minibatches are cut to this size; None: as they are
     keep: bool = False  # each minibatch's linear map is kept between products
+    precision: str | None = None  # arithmetic, a name in kernels.PRECISIONS; None: the vectors'
 
     def __post_init__(self):
         if self.mode not in MODES:
             raise InputError(f"product mode {self.mode!r}: expected one of {', '.join(MODES)}")
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of the vectors inside a product; None: the evaluator's."""
+        return PRECISIONS[self.precision][0] if self.precision else None
 
 
 class Linearization:
@@ -38,13 +45,18 @@ class Linearization:
     """
 
     def __init__(self, evaluator: Evaluator, theta: Tensor, plan: ProductPlan):
-        self.evaluator, self.theta, self.plan = evaluator, theta, plan
+        if plan.precision:
+            check_precision(plan.precision, evaluator.device)
+        self.evaluator, self.plan = evaluator, plan
+        self.theta = theta.to(plan.dtype or theta.dtype)
         self._kept: list[Products] | None = None
 
     def __call__(self, vectors: Tensor) -> Tensor:
         total = torch.zeros_like(vectors)
+        vectors = vectors.to(self.theta.dtype)
         counts = self.evaluator.counts
-        with self.evaluator.evaluation_mode():  # the forward mode calls the model in each product
+        # Also around the products: the forward mode calls the model in each.
+        with self.evaluator.evaluation_mode(self.plan.precision):
             for products in self._maps():
                 for rows in self._chunks(len(vectors)):
                     total[rows] += products(vectors[rows])
@@ -57,7 +69,7 @@ class Linearization:
             yield from self._kept
             return
         made = []
-        for loss in self.evaluator.minibatch_losses(self.plan.batch_size):
+        for loss in self.evaluator.minibatch_losses(self.plan.batch_size, self.plan.dtype):
             self.evaluator.counts.graphs += 1
             products = MODES[self.plan.mode](loss, self.theta)
             if self.plan.keep:

@@ -33,12 +33,6 @@ def pair_forward(model: nn.Module, batch: Any) -> Tensor:
     return model(batch[0])
 
 
-def of_batch(loss_fn: Callable, is_pair: bool) -> Callable[[Any, Any], Tensor]:
-    if is_pair:
-        return lambda outputs, batch: loss_fn(outputs, batch[1])
-    return loss_fn
-
-
 def default_count(loss_fn: Callable, is_pair: bool) -> Callable[[Any], float]:
     """A batch's weight: by what the mean over it was divided.
 

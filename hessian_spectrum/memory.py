@@ -14,10 +14,13 @@ from hessian_spectrum.distributed import World
 UNKNOWN = 4 << 30  # where the system does not say: what a laptop can spare
 
 
-def available(world: World) -> int:
-    """Bytes that this rank can allocate on its device now; ranks of a node share its memory."""
+def available(world: World, host: bool = False) -> int:
+    """Bytes that this rank can allocate now on its device, or on the host.
+
+    Ranks of a node share the host's memory.
+    """
     device = world.device
-    if device.type == "cuda":
+    if device.type == "cuda" and not host:
         free, _ = torch.cuda.mem_get_info(device)
         # What torch's allocator holds but does not use is ours as well.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

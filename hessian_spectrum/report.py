@@ -13,20 +13,25 @@ if TYPE_CHECKING:
     from hessian_spectrum.store import Run
 
 
+_PLACES = {"device": "on the device", "host": "in the host's memory", "disk": "on disk"}
+
+
 def estimate(estimate: Estimate, evaluator: Evaluator, values: dict[str, float]) -> str:
     """What a run will cost, before it starts."""
     plan = estimate.plan
     how = [f"{plan.chunk or 'all'} vectors at once"]
     how += [f"minibatches of {plan.batch_size}"] if plan.batch_size else []
     how += ["linear maps kept between steps"] if plan.keep else []
+    how += [f"in {plan.precision}"] if plan.precision else []
     chosen = "measured" if estimate.calibrated else "by default, the run being short"
     lines = [
         f"loss {values['loss']:.6g}, gradient norm {values['gradient_norm']:.3g}; "
         f"{evaluator.n:,} parameters, {evaluator.total_weight:,.0f} samples, "
         f"{evaluator.world.size} rank(s)",
         f"{estimate.products:,} Hessian products in {estimate.passes} passes over the data, about "
-        f"{_time(estimate.seconds)}; a rank needs {_bytes(estimate.basis)} for Krylov vectors and "
-        f"{_bytes(estimate.working)} for products, of {_bytes(estimate.budget)}",
+        f"{_time(estimate.seconds)}; a rank needs {_bytes(estimate.basis)} for Krylov vectors "
+        f"({_PLACES[estimate.place]}) and {_bytes(estimate.working)} for products, of "
+        f"{_bytes(estimate.budget)}",
         f"products by {plan.mode} ({', '.join(how)}; {chosen})",
     ]
     for name, reason in estimate.refused.items():
@@ -60,6 +65,11 @@ def density(measure: SpectralMeasure, extremes: EigenPairs, values: dict[str, fl
         f"negative beyond 0.1%    {negative:.3%} of the eigenvalues   "
         f"({_error(measure, 'negative_fraction', 0.001 * scale)}); 100% = |lambda|max"
     )
+    if "product_noise" in values:
+        lines.append(
+            f"error of a product      {values['product_noise']:.1e} (asymmetry), "
+            f"{values['product_repeat_error']:.1e} (repeated), relative"
+        )
     return "\n".join(line for line in lines if line)
 
 

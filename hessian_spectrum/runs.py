@@ -18,6 +18,7 @@ from hessian_spectrum.config import DensityConfig, to_dict
 from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.evaluator import Evaluator
+from hessian_spectrum.krylov.basis import Place
 from hessian_spectrum.krylov.lanczos import Recurrences
 from hessian_spectrum.linearization import ProductPlan
 from hessian_spectrum.lock import WriterLock
@@ -82,11 +83,15 @@ def _density(
     recorder.leave_if(stop)
     if state is None:
         estimate = _estimate(config, evaluator)
-        recorder.product_plan = estimate.plan
+        recorder.product_plan, recorder.place = estimate.plan, estimate.place
         _print_estimate(estimate, evaluator, values, sys.stderr)
     else:
         recorder.require_same_values()
     hessian = Hessian(evaluator, plan=recorder.product_plan)
+    if state is None:
+        values["product_repeat_error"] = spectrum.repeat_error(hessian, config.seed)
+    else:
+        values["product_repeat_error"] = recorder.saved_values["product_repeat_error"]
     recorder.leave_if(stop)
 
     bar = tqdm(
@@ -117,6 +122,7 @@ def _density(
                 config.num_probes,
                 config.num_steps,
                 config.seed,
+                basis=recorder.basis_place,
                 state=state,
                 on_step=on_step,
             )
@@ -124,7 +130,7 @@ def _density(
         if latest is not None and latest.num_steps:
             recorder.save(latest, hessian)
         raise
-    recorder.values["product_noise"] = latest.noise
+    values["product_noise"] = latest.noise
     recorder.finish(measure)
     if world.rank == 0:
         print(report.density(measure, spectrum.extremes(measure), values))
@@ -152,7 +158,9 @@ def _estimate(config: DensityConfig, evaluator: Evaluator) -> planner.Estimate:
         config.num_probes,
         config.num_steps,
         mode=config.hvp,
+        precision=config.hvp_dtype,
         memory=config.memory_bytes,
+        folder=config.out.parent,
     )
 
 
@@ -173,6 +181,7 @@ class _Recorder:
         self.values: dict[str, float] = {}
         self.saved_values: dict[str, float] = {}
         self.product_plan: ProductPlan | None = None  # of the interrupted run, once it is known
+        self.place = "device"  # of the Krylov vectors
         self.states = RecurrenceStore(Path(f"{config.out}.d"), world)
         self.earlier = {"seconds": 0.0, "products": 0, "passes": 0}  # before a resumption
         self.threads = torch.get_num_threads()
@@ -190,15 +199,21 @@ class _Recorder:
         together(self.world, lambda: _same_run(saved, self._header()))
         self.earlier, self.saved_values = saved["work"], saved["values"]
         self.product_plan = ProductPlan(**saved["plan"]["products"])
+        self.place = saved["plan"]["basis"]
         # Another number of threads may add in another order: the same bits need the same plan.
         torch.set_num_threads(saved["plan"]["threads"])
         self.threads = saved["plan"]["threads"]
         layout, dtype = self.evaluator.layout, self.evaluator.dtype
         state = together(
-            self.world, lambda: self.states.load(saved, layout, dtype, config.num_steps)
+            self.world,
+            lambda: self.states.load(saved, layout, dtype, config.num_steps, self.basis_place),
         )
         _on_first_rank(self.world, self.states.shards.sweep)  # what a killed run half wrote
         return state
+
+    @property
+    def basis_place(self) -> Place:
+        return self.config.out.parent if self.place == "disk" else self.place
 
     def require_same_values(self) -> None:
         """The loss may have changed where no digest tells: in the problem file's code."""
@@ -277,6 +292,7 @@ class _Recorder:
         return {
             "estimator": "slq",
             "products": dataclasses.asdict(self.product_plan),
+            "basis": self.place,
             "reorthogonalization": "full, classical Gram-Schmidt twice",
             "data_kept_on_device": evaluator.batches.kept,
             "threads": self.threads,

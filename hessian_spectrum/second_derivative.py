@@ -10,9 +10,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from hessian_spectrum.batches import leading_size, split
+from hessian_spectrum.batches import cast, leading_size, split
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.products import gradient, reverse
@@ -89,10 +88,5 @@ def _float64_loss(evaluator: Evaluator) -> Callable[[Tensor], Tensor] | None:
     parts = split(batch, SAMPLES) if leading_size(batch) > SAMPLES else None
     if parts is not None and evaluator.weight(parts[0]):
         batch = parts[0]
-    batch, constants = tree_map(_double, (batch, evaluator.constants()))
+    batch, constants = cast(batch, torch.float64), evaluator.constants(torch.float64)
     return lambda theta: evaluator.batch_loss(theta, batch, constants)
-
-
-def _double(leaf):
-    is_real = isinstance(leaf, Tensor) and leaf.is_floating_point()
-    return leaf.double() if is_real else leaf

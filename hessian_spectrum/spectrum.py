@@ -90,6 +90,18 @@ def measure(state: Recurrences, operator: SymmetricOperator) -> SpectralMeasure:
     )
 
 
+def repeat_error(operator: SymmetricOperator, seed: int = 0) -> float:
+    """|A q - (A q)'| / |A q| of one random vector multiplied twice; 0.0 if deterministic.
+
+    Cost: two products.
+    """
+    q = gaussian_probes(operator.layout, [0], seed, operator.dtype, operator.device)
+    once, again = operator.products(q), operator.products(q)
+    squares = torch.stack([(once - again).double().square().sum(), once.double().square().sum()])
+    difference, norm = operator.layout.world.sum(squares).sqrt().tolist()
+    return difference / norm if norm else 0.0
+
+
 def extremes(measure: SpectralMeasure, tol: float = 1e-3) -> EigenPairs:
     """The smallest and the largest Ritz value of a density run, with their residual bounds.
 

@@ -12,8 +12,9 @@ DATA = Path(os.environ.get("HESSIAN_SPECTRUM_DATA", ROOT.parent / "shared" / "da
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _seed(monkeypatch, tmp_path_factory):
     torch.manual_seed(0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture

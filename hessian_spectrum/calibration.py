@@ -1,0 +1,181 @@
+"""Time, memory and error of each way to form products, measured on one minibatch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hessian_spectrum.evaluator import Evaluator
+from hessian_spectrum.kernels import PRECISIONS
+from hessian_spectrum.memory import PeakMemory
+from hessian_spectrum.products import MODES
+
+REPEATS = 3
+CHUNKS = (1, 2, 4, 8, 16)  # numbers of vectors that batched modes are tried with, and all
+LOST = 1.5  # a larger chunk that is this much slower a vector ends the search
+FIRST_SAMPLES, GROWTH = 8, 4  # of the pieces on which memory is measured
+VISIBLE = 32 << 20  # bytes: above, the resident set tells memory well
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One mode at one number of vectors, on one minibatch."""
+
+    mode: str
+    chunk: int  # vectors at once
+    build: float  # seconds to prepare the linear map
+    apply: float  # seconds for each vector
+    kept: int  # bytes that the map holds
+    peak: int  # bytes at the peak of building and applying it, beyond what was there
+    error: float  # |difference to reverse over reverse| / |its products|
+
+
+class Bench:
+    """One minibatch's loss, on which product modes are tried."""
+
+    def __init__(
+        self, evaluator: Evaluator, theta: Tensor, precision: str | None, batch_size: int | None
+    ):
+        self.evaluator, self.precision, self.batch_size = evaluator, precision, batch_size
+        dtype, self.eps = PRECISIONS[precision or str(evaluator.dtype).removeprefix("torch.")]
+        self.theta = theta.to(dtype)
+
+    def run(self, action: Callable, *arguments) -> object:
+        """``action(loss, theta, *arguments)`` as in a run: same mode, kernels and arithmetic."""
+        ev = self.evaluator
+        with ev.evaluation_mode(self.precision):
+            loss = next(ev.minibatch_losses(self.batch_size, self.theta.dtype))
+            return action(loss, self.theta, *arguments)
+
+    def vectors(self, count: int) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        vectors = torch.randn(count, len(self.theta), generator=generator, dtype=torch.float32)
+        return vectors.to(self.theta)
+
+    def seconds(self, action: Callable[[], object]) -> float:
+        """Median of a few after a warm-up, the device synchronized."""
+        times = []
+        for _ in range(REPEATS + 1):
+            clock = time.perf_counter()
+            action()
+            self.synchronize()
+            times.append(time.perf_counter() - clock)
+        return sorted(times[1:])[REPEATS // 2]
+
+    def synchronize(self) -> None:
+        if self.evaluator.device.type == "cuda":
+            torch.cuda.synchronize(self.evaluator.device)
+
+    def single(self) -> float:
+        """Seconds of one product by reverse over reverse, its graph included."""
+        v = self.vectors(1)
+        return self.run(lambda loss, theta: self.seconds(lambda: MODES["reverse"](loss, theta)(v)))
+
+
+def calibrate(
+    bench: Bench, num_probes: int, mode: str | None
+) -> tuple[list[Trial], dict[str, str]]:
+    """Trials of every mode (or of ``mode``), and the modes that fail or disagree, with the reason.
+
+    Raises:
+        RuntimeError: out of memory already in reverse over reverse.
+    """
+    return bench.run(_calibrate, bench, num_probes, mode)
+
+
+def agrees(bench: Bench, mode: str) -> bool:
+    """Whether a mode's products are those of reverse over reverse, to the root of the rounding."""
+
+    def difference(loss: Callable, theta: Tensor) -> float:
+        probe = bench.vectors(1)
+        return _error(MODES[mode](loss, theta)(probe), MODES["reverse"](loss, theta)(probe))
+
+    try:
+        return bench.run(difference) <= bench.eps**0.5
+    except (RuntimeError, NotImplementedError, ValueError):
+        return False
+
+
+def _error(found: Tensor, expected: Tensor) -> float:
+    norm = expected.norm().item()
+    return (found - expected).norm().item() / norm if norm else 0.0
+
+
+def _calibrate(
+    loss: Callable, theta: Tensor, bench: Bench, num_probes: int, mode: str | None
+) -> tuple[list[Trial], dict[str, str]]:
+    probe = bench.vectors(min(2, num_probes))
+    expected = None
+    trials, refused = [], {}
+    for name in MODES:  # "reverse" comes first: the others are compared with it
+        if mode is not None and name not in (mode, "reverse"):
+            continue
+        try:
+            found = MODES[name](loss, theta)(probe)
+            expected = found if expected is None else expected
+            error = _error(found, expected)
+            if not error <= bench.eps**0.5:
+                refused[name] = f"differs from reverse over reverse by {error:.1e}"
+            elif mode in (None, name):
+                trials += _timed(bench, name, loss, theta, num_probes, error)
+        except (RuntimeError, NotImplementedError, ValueError) as failed:
+            if is_out_of_memory(failed) and name == "reverse":
+                raise
+            refused[name] = " ".join(str(failed).split())[:200]
+    return trials, refused
+
+
+def _timed(
+    bench: Bench, name: str, loss: Callable, theta: Tensor, num_probes: int, error: float
+) -> list[Trial]:
+    prepare, device = MODES[name], bench.evaluator.device
+    batched = name not in ("reverse", "linearize")
+    chunks = [c for c in CHUNKS if c < num_probes] + [num_probes] if batched else [num_probes]
+    clock = time.perf_counter()
+    with PeakMemory(device) as building:
+        products = prepare(loss, theta)
+        bench.synchronize()
+    build = time.perf_counter() - clock
+    trials: list[Trial] = []
+    for chunk in chunks:
+        vectors = bench.vectors(chunk)
+        try:
+            with PeakMemory(device) as applying:
+                seconds = bench.seconds(lambda v=vectors: products(v)) / chunk
+        except RuntimeError as failed:
+            if not is_out_of_memory(failed) or not trials:
+                raise
+            break
+        peak = max(building.peak, building.kept + applying.peak)
+        trials.append(Trial(name, chunk, build, seconds, building.kept, peak, error))
+        if seconds > LOST * min(trial.apply for trial in trials):
+            break
+    return trials
+
+
+def bytes_of_a_sample(
+    evaluator: Evaluator, theta: Tensor, precision: str | None, size: int, room: int
+) -> float:
+    """Bytes at the peak of a product by reverse over reverse, for each sample of a minibatch.
+
+    Measured on growing pieces, each predicted to fit by the one before: on a CPU running out of
+    memory cannot be caught.
+    """
+    samples = min(FIRST_SAMPLES, size)
+    while True:
+        bench = Bench(evaluator, theta, precision, samples)
+        vector = bench.vectors(1)
+        with PeakMemory(evaluator.device) as used:
+            bench.run(lambda loss, theta, v: MODES["reverse"](loss, theta)(v), vector)
+        if used.peak >= VISIBLE or samples >= size or GROWTH * used.peak > room:
+            return used.peak / samples
+        samples = min(GROWTH * samples, size)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """A GPU's allocator raises a class of its own, a CPU's a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
