@@ -1,5 +1,6 @@
 """The plan for products: what is measured, what is left out, what fits."""
 
+import numpy as np
 import pytest
 import torch
 from test_evaluator import data, mlp
@@ -7,15 +8,23 @@ from torch import nn
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum import planner, products
+from hessian_spectrum import calibration, planner, products, spectrum
 
 GIB = 2**30
 
 
 @pytest.fixture
-def always(monkeypatch):
-    """Calibrate however short the run."""
+def always(monkeypatch, tmp_path):
+    """Calibrate however short the run, and whatever was measured before."""
     monkeypatch.setattr(planner, "WORTH", -1.0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def quick(always, monkeypatch):
+    """As ``always``, without the modes that take seconds to trace."""
+    for name in ("linearize", "linearize-batched"):
+        monkeypatch.delitem(products.MODES, name)
 
 
 def evaluator(model=None, samples=40, **options):
@@ -53,7 +62,7 @@ def test_a_mode_can_be_forced_and_an_unknown_one_is_refused(always):
         hs.ProductPlan("fast")
 
 
-def test_a_mode_that_is_wrong_by_a_thousandth_is_left_out(always, monkeypatch):
+def test_a_mode_that_is_wrong_by_a_thousandth_is_left_out(quick, monkeypatch):
     def wrong(loss, theta):
         right = products.reverse(loss, theta)
         return lambda vectors: 1.001 * right(vectors)
@@ -129,3 +138,111 @@ def test_the_plan_stays_within_its_memory_by_cutting_minibatches(always):
 def test_a_basis_that_cannot_fit_is_refused_before_anything_is_computed():
     with pytest.raises(hs.InputError, match="use fewer probes or steps, more ranks, or more"):
         make_plan(evaluator(), 10, 40, memory=50_000)
+
+
+def test_krylov_vectors_that_take_half_of_the_memory_go_to_disk(tmp_path):
+    ev = evaluator()
+    size = 4 * (20 + 1) * ev.n * 8  # of the basis, in bytes
+    assert make_plan(ev, 4, 20, memory=2 * size, folder=tmp_path).place == "device"
+    assert make_plan(ev, 4, 20, memory=2 * size - 1, folder=tmp_path).place == "disk"
+    with pytest.raises(hs.InputError, match="no host memory or disk for them"):
+        make_plan(ev, 4, 20, memory=size)
+    on_disk = hs.spectral_density(hs.Hessian(ev), 4, 20, basis=tmp_path)
+    np.testing.assert_array_equal(on_disk.nodes, hs.spectral_density(hs.Hessian(ev), 4, 20).nodes)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("largest", [16, 5, 1])
+def test_running_out_of_memory_shrinks_the_minibatches(always, monkeypatch, largest):
+    ev = evaluator()
+    whole = ev.batch_loss
+
+    def batch_loss(theta, batch, constants):
+        if len(batch[0]) > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(theta, batch, constants)
+
+    monkeypatch.setattr(ev, "batch_loss", batch_loss)
+    monkeypatch.setattr(calibration, "bytes_of_a_sample", lambda *_: 0.0)  # it all seems to fit
+    estimate = make_plan(ev, mode="reverse")
+    assert (estimate.plan.batch_size or 16) <= largest
+    v = torch.randn(ev.n, dtype=torch.float64)
+    small = hs.Hessian(ev, plan=estimate.plan) @ v
+    monkeypatch.setattr(ev, "batch_loss", whole)
+    torch.testing.assert_close(small, hs.Hessian(ev) @ v)
+
+
+def test_a_mode_that_runs_out_of_memory_is_left_out(quick, monkeypatch):
+    def greedy(loss, theta):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setitem(products.MODES, "forward", greedy)
+    assert "out of memory" in make_plan(evaluator()).refused["forward"]
+
+
+def test_products_in_other_arithmetic_differ_by_its_rounding_and_are_recorded(quick):
+    ev = evaluator()
+    v = torch.randn(ev.n, 3, dtype=torch.float64)
+    exact = hs.Hessian(ev) @ v
+    for precision, low, high in (("float32", 1e-9, 1e-6), ("bfloat16", 1e-4, 3e-2)):
+        estimate = make_plan(ev, precision=precision)
+        assert estimate.plan.precision == precision
+        hessian = hs.Hessian(ev, plan=estimate.plan)
+        found = hessian @ v
+        assert found.dtype == torch.float64
+        assert low < (found - exact).norm() / exact.norm() < high  # measured: 1e-7, 6e-3
+        assert hs.spectral_density(hessian, 4, 8).residuals.min() > low * exact.norm() / v.norm()
+    single = evaluator(ev.model, dtype=torch.float32)
+    double = hs.Hessian(single, plan=hs.ProductPlan(precision="float64")) @ v
+    assert double.dtype == torch.float32
+    # theta itself is rounded
+    torch.testing.assert_close(double.double(), exact, rtol=1e-5, atol=1e-6)
+    with pytest.raises(hs.InputError, match="tf32 is arithmetic of NVIDIA GPUs"):
+        hs.Hessian(ev, plan=hs.ProductPlan(precision="tf32"))
+    with pytest.raises(hs.InputError, match="precision 'half': expected one of float64"):
+        hs.Hessian(ev, plan=hs.ProductPlan(precision="half"))
+
+
+def test_float32_means_float32_whatever_torch_was_told():
+    kernels = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul)
+    before = [kernel.fp32_precision for kernel in kernels]
+    kernels[0].fp32_precision = "tf32"
+    ev, seen = evaluator(), []
+    with ev.evaluation_mode():
+        seen = [kernel.fp32_precision for kernel in kernels]
+    assert seen == ["ieee"] * 3
+    assert kernels[0].fp32_precision == "tf32"
+    kernels[0].fp32_precision = before[0]
+    assert [kernel.fp32_precision for kernel in kernels] == before
+
+
+def test_a_second_plan_measures_nothing_but_checks_again(quick, monkeypatch):
+    ev = evaluator()
+    first, calibrate = make_plan(ev), calibration.calibrate
+    monkeypatch.setattr(calibration, "calibrate", lambda *_: pytest.fail("measured again"))
+    assert make_plan(ev).plan == first.plan
+    monkeypatch.setattr(calibration, "calibrate", calibrate)
+
+    def wrong(loss, theta):
+        return lambda vectors: 1.001 * products.reverse(loss, theta)(vectors)
+
+    monkeypatch.setitem(products.MODES, "forward", wrong)  # the code has changed since
+    assert "differs" in make_plan(ev).refused["forward"]
+
+
+def test_the_first_product_tells_repeat_error_and_asymmetry():
+    matrix = torch.randn(60, 60, dtype=torch.float64)
+    symmetric = hs.Dense(matrix + matrix.T)
+    assert spectrum.repeat_error(symmetric) == 0
+
+    class Noisy(hs.Dense):
+        def products(self, vectors):
+            exact = super().products(vectors)
+            noise = torch.randn_like(exact)
+            return exact + 1e-3 * noise * exact.norm() / noise.norm()
+
+    noisy = Noisy(matrix + matrix.T)
+    assert spectrum.repeat_error(noisy) == pytest.approx(1.4e-3, rel=0.2)
+    states = []
+    hs.spectral_density(noisy, 8, 2, on_step=states.append)
+    assert states[-1].noise == pytest.approx(1e-3, rel=0.3)
