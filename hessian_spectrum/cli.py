@@ -295,9 +295,9 @@ def _failure(error: BaseException, config: Any = None) -> str | None:
         smaller += [("num_probes", "fewer --num-probes"), ("limit", "--limit N")]
         advice = [text for name, text in smaller if hasattr(config, name)]
         return f"out of memory ({said}); try {', '.join([*advice, 'or more memory'])}"
-    if not isinstance(error, OSError):
+    if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
         return None
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     advice = "; make room" if full else ""
     if hasattr(config, "resume"):
         advice += "; what was saved is whole: the same command with --resume goes on from there"

@@ -65,7 +65,7 @@ def _train(
             bar.update()
             if result.epoch % config.every == 0 or result.epoch == config.epochs:
                 path = config.out / f"epoch-{result.epoch:04d}.pt"
-                zoo.save_checkpoint(path, model, optimizer, result.epoch, to_dict(config))
+                _save(path, model, optimizer, result.epoch, config)
                 held_out = "" if test is None else f", test accuracy {result.test_accuracy:.1%}"
                 bar.write(
                     f"{path}: loss {result.loss:.4f}, training accuracy {result.accuracy:.1%}"
@@ -97,6 +97,15 @@ def _test_set(config: TrainConfig) -> TensorDataset | None:
         if config.dataset == "arrays":
             return None
         raise
+
+
+def _save(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, config: TrainConfig
+) -> None:
+    try:
+        zoo.save_checkpoint(path, model, optimizer, epoch, to_dict(config))
+    except RuntimeError as error:  # what torch's writer makes of a full disk
+        raise OSError(f"{path} cannot be written ({error}); is the disk full?") from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 import hessian_spectrum as hs
 from hessian_spectrum import cli, problems
@@ -297,6 +298,7 @@ class OutOfMemoryError(RuntimeError):
     [
         (OSError(errno.ENOSPC, "No space left on device", "run.h5"), ["run.h5", "make room"]),
         (OSError(errno.EIO, "Input/output error"), ["Input/output error", "--resume"]),
+        (SafetensorError("I/O error: No space left (os error 28)"), ["os error 28", "--resume"]),
         (MemoryError("Unable to allocate 9 TiB"), ["out of memory", "9 TiB", "--memory"]),
         (OutOfMemoryError("CUDA out of memory"), ["out of memory", "--num-probes"]),
         (RuntimeError("can't allocate memory: 9 bytes"), ["out of memory", "--batch-size"]),
@@ -311,6 +313,15 @@ def test_what_the_machine_cannot_do_is_one_line_and_exit_code_1(capsys, monkeypa
     if isinstance(error, (OSError, MemoryError)):
         monkeypatch.setitem(cli._SINGLE, cli.InfoConfig, fail)
         refused(capsys, ["info", "run.h5"], words[0], code=1)
+
+
+def test_a_full_disk_while_training_is_one_line_and_leaves_no_folder(inside, capsys, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] unexpected pos 8512")
+
+    monkeypatch.setattr(torch, "save", fail)
+    words = ["epoch-0001.pt cannot be written", "is the disk full?"]
+    refused(capsys, [*TRAIN, "--epochs", "1"], *words, code=1)
 
 
 def test_our_own_mistakes_keep_their_traceback(monkeypatch):
