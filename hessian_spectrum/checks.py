@@ -17,6 +17,8 @@ from hessian_spectrum.errors import InputError
 if TYPE_CHECKING:
     from hessian_spectrum.evaluator import Evaluator
 
+MEMORY_ERRORS = (MemoryError, torch.OutOfMemoryError)  # the machine's limits, not the input's
+
 
 def finite_parameters(model: nn.Module) -> None:
     for kind, tensors in (
@@ -95,6 +97,8 @@ def _outputs(ev: Evaluator, batch: Any) -> Any:
     inside = {name[len(prefix) :]: t for name, t in named.items() if name.startswith(prefix)}
     try:
         return torch.func.functional_call(module, inside, (batch[0],))
+    except MEMORY_ERRORS:
+        raise
     except Exception as error:
         shape = tuple(getattr(batch[0], "shape", ()))
         raise InputError(
@@ -106,7 +110,7 @@ def _value(ev: Evaluator, batch: Any, index: int) -> Any:
     """loss_fn's value; its failure on this data is the user's to mend."""
     try:
         return ev.batch_value(ev.theta, batch, ev.constants())
-    except torch.OutOfMemoryError:
+    except MEMORY_ERRORS:
         raise
     except Exception as error:
         raise InputError(
@@ -219,7 +223,7 @@ def _additivity(ev: Evaluator, batch: Any, index: int) -> None:
         return
     try:
         whole, together = _whole_and_parts(ev, batch, parts, ev.dtype)
-    except torch.OutOfMemoryError:
+    except MEMORY_ERRORS:
         raise
     except Exception as error:
         raise InputError(

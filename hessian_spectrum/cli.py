@@ -5,23 +5,22 @@ Exit codes: 0 done, 1 failed, 2 usage, 75 checkpointed and to be started again.
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Any, Literal
 
 import tyro
 
-from hessian_spectrum.config import (
-    DemoConfig,
-    DensityConfig,
-    TrainConfig,
-    read_file,
-    with_fields,
-)
+from hessian_spectrum.config import DemoConfig, DensityConfig, TrainConfig
 from hessian_spectrum.errors import InputError
+from hessian_spectrum.parsing import parse
 
 DONE, FAILED, USAGE, START_AGAIN = 0, 1, 2, 75
 
@@ -32,6 +31,17 @@ PATH_ERRORS = (
     PermissionError,
     IsADirectoryError,
     NotADirectoryError,
+)
+
+PATIENCE = 1.0  # seconds that a rank with nothing to say leaves to the one that says it
+
+# What launchers tell a process before any collective can: its rank, and among how many. Without
+# the second, a variable that happens to be called RANK would silence a command's only process.
+RANK_HINTS = (
+    ("RANK", "WORLD_SIZE"),  # torchrun
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),  # MPICH and its kin
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
 
 Query = Literal[
@@ -66,7 +76,7 @@ class QueryConfig:
     sigma2: float | None = None
     """Variance of the smoothing, for density T."""
     json: bool = False
-    """Print JSON."""
+    """Print JSON; infinities are the texts "inf" and "-inf", what cannot be known is null."""
 
 
 @dataclass(frozen=True)
@@ -92,106 +102,116 @@ class InfoConfig:
     file: tyro.conf.Positional[Path]
     """The result file."""
     json: bool = False
-    """Print JSON."""
+    """Print JSON; infinities are the texts "inf" and "-inf", what cannot be known is null."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code and prints errors on one line."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    first = _first_by_environment()
     try:
-        config = _parse(argv)
+        config = parse(argv, _COMMANDS, _DESCRIPTION, quiet=not first)
         if hasattr(config, "check"):
             config.check()
         if type(config) in _SINGLE:
             _SINGLE[type(config)](config)
             return DONE
-        return _on_ranks(config)
     except (InputError, *PATH_ERRORS) as error:
-        _say(error)
-        return USAGE
+        code, said = USAGE, str(error)
+    except (OSError, MemoryError) as error:
+        code, said = FAILED, _failure(error)
+    except SystemExit as end:  # after --help, or wrong words, which were printed
+        if end.code and not first:
+            time.sleep(PATIENCE)
+        raise
+    else:
+        return _on_ranks(config)
+    _say_once(said, first)
+    return code
 
 
-def _parse(argv: list[str]) -> Any:
-    """The chosen command's configuration: defaults < --config file < command line."""
-    commands = {name: (cls, text) for name, cls, text in _COMMANDS}
-    argv, fields = _config_file(argv)
-    if fields and (not argv or argv[0] not in commands):
-        raise InputError("--config goes behind a command: hessian-spectrum density --config FILE")
-    kinds = []
-    for name, (cls, text) in commands.items():
-        options = {"name": name, "description": text, "prefix_name": False}
-        if fields and argv[0] == name:
-            options["default"] = cls(**with_fields(cls, fields))
-        kinds.append(Annotated[cls, tyro.conf.subcommand(**options)])
-    return tyro.cli(
-        Union[tuple(kinds)],  # noqa: UP007 - built at run time
-        prog="hessian-spectrum",
-        description=_DESCRIPTION,
-        args=argv,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-    )
-
-
-def _config_file(argv: list[str]) -> tuple[list[str], dict[str, Any]]:
-    for i, word in enumerate(argv):
-        if word == "--config" and i + 1 < len(argv):
-            return argv[:i] + argv[i + 2 :], read_file(Path(argv[i + 1]))
-        if word.startswith("--config="):
-            return argv[:i] + argv[i + 1 :], read_file(Path(word.partition("=")[2]))
-    return argv, {}
+def _first_by_environment() -> bool:
+    """Is this the first process of its job, or the only one? Known before the ranks meet."""
+    for rank, size in RANK_HINTS:
+        if os.environ.get(size, "1") != "1" and rank in os.environ:
+            return os.environ[rank] == "0"
+    return True
 
 
 # -- commands that compute: on every rank of the job ---------------------------------------------
 
 
 def _on_ranks(config: Any) -> int:
-    from hessian_spectrum import distributed, signals
+    from hessian_spectrum import signals
 
-    world = distributed.World()
-    try:
-        world = distributed.start(config.device if hasattr(config, "device") else "cpu")
-        _COMPUTING[type(config)](config, world)
-        code = DONE
-    except (InputError, *PATH_ERRORS) as error:
-        code = USAGE
-        if world.rank == 0:
-            _say(error)
-    except FloatingPointError as error:
-        code = FAILED
-        if world.rank == 0:
-            _say(error)
-    except signals.Interrupted as stopped:
-        code = START_AGAIN
-        if world.rank == 0:
-            _say(
-                f"stopped by {stopped}; the state is saved: the same command with --resume goes on"
-            )
-    except BaseException:
-        import traceback
+    world, first = None, _first_by_environment()
+    with signals.StopRequest().listening() as stop:
+        try:
+            from hessian_spectrum import distributed
 
-        if world.size == 1:
-            raise
-        print(f"rank {world.rank} of {world.size} failed:", file=sys.stderr)
-        traceback.print_exc()
-        distributed.leave(world, FAILED)
-    distributed.finish()
+            world = distributed.start(config.device if hasattr(config, "device") else "cpu")
+            first = world.rank == 0
+            _COMPUTING[type(config)](config, world, stop)
+            code, said = DONE, None
+        except (InputError, *PATH_ERRORS) as error:
+            code, said = USAGE, str(error)
+        except FloatingPointError as error:
+            code, said = FAILED, str(error)
+        except signals.Interrupted as stopped:
+            code, said = _stopped(stopped, config)
+            if world is not None and world.size > 1 and not stopped.agreed:
+                _say_once(said, first)
+                distributed.leave(world, code)
+        except BaseException as error:
+            code, said = FAILED, _failure(error, config)
+            if world is not None and world.size > 1:
+                _end_job(error, said, world)
+            if said is None:
+                raise
+        if said:
+            _say_once(said, first)
+        if world is not None:
+            distributed.finish()
     return code
 
 
-def _density(config: DensityConfig, world: Any) -> None:
+def _stopped(stopped: Any, config: Any) -> tuple[int, str]:
+    if hasattr(config, "resume"):
+        how = "what was finished is saved: the same command with --resume goes on"
+        return START_AGAIN, f"stopped by {stopped}; {how}"
+    return FAILED, f"stopped by {stopped}; start it again with --overwrite"
+
+
+def _end_job(error: BaseException, said: str | None, world: Any) -> None:
+    """Never returns: the other ranks may not have this error, and wait for this one."""
+    import traceback
+
+    from hessian_spectrum import distributed
+
+    where = f"rank {world.rank} of {world.size}"
+    if said:
+        _say(f"{where}: {said}")
+    else:
+        print(f"{where} failed:", file=sys.stderr)
+        traceback.print_exception(error)
+    distributed.leave(world, FAILED)
+
+
+def _density(config: DensityConfig, world: Any, stop: Any) -> None:
     from hessian_spectrum import problems, runs
 
-    runs.density(config, runs.together(world, lambda: problems.load(config)), world)
+    arguments = runs.together(world, lambda: problems.load(config))
+    runs.density(problems.settled(config, arguments), arguments, world, stop)
 
 
-def _train(config: TrainConfig, world: Any) -> None:
+def _train(config: TrainConfig, world: Any, stop: Any) -> None:
     from hessian_spectrum import training
 
     _alone(world, "train")
     training.train(config)
 
 
-def _demo(config: DemoConfig, world: Any) -> None:
+def _demo(config: DemoConfig, world: Any, stop: Any) -> None:
     from hessian_spectrum import demo
 
     _alone(world, "demo")
@@ -213,7 +233,7 @@ def _query(config: QueryConfig) -> None:
         answer = queries.ask(
             _stored(run, config.result), config.query, config.numbers, config.sigma2
         )
-    print(json.dumps(answer) if config.json else queries.sentence(answer))
+    print(_json(answer) if config.json else queries.sentence(answer))
 
 
 def _plot(config: PlotConfig) -> None:
@@ -236,7 +256,22 @@ def _info(config: InfoConfig) -> None:
     from hessian_spectrum import report, store
 
     with store.open(config.file) as run:
-        print(json.dumps(report.contents(run), indent=2) if config.json else report.info(run))
+        print(_json(report.contents(run), indent=2) if config.json else report.info(run))
+
+
+def _json(value: Any, **options: Any) -> str:
+    """JSON text: "inf", "-inf" and null for what JSON has no numbers for."""
+    return json.dumps(_plain(value), allow_nan=False, **options)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return str(value) if isinstance(value, complex) else value
 
 
 def _stored(run: Any, key: str) -> Any:
@@ -252,8 +287,39 @@ def _title(run: Any) -> str:
     )
 
 
-def _say(error: Any) -> None:
-    print(f"hessian-spectrum: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+def _say_once(text: str, first: bool) -> None:
+    """The first rank says it. The others wait: launchers end a job with its first failed rank."""
+    if first:
+        _say(text)
+    else:
+        time.sleep(PATIENCE)
+
+
+def _say(text: str) -> None:
+    print(f"hessian-spectrum: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def _failure(error: BaseException, config: Any = None) -> str | None:
+    """One line about what the machine could not do; None for what may be our own mistake."""
+    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if _out_of_memory(error):
+        smaller = [("memory", "--memory 1GiB"), ("batch_size", "a smaller --batch-size")]
+        smaller += [("num_probes", "fewer --num-probes"), ("limit", "--limit N")]
+        advice = [text for name, text in smaller if hasattr(config, name)]
+        return f"out of memory ({said}); try {', '.join([*advice, 'or more memory'])}"
+    if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
+        return None
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    advice = "; make room" if full else ""
+    if hasattr(config, "resume"):
+        advice += "; what was saved is whole: the same command with --resume goes on from there"
+    return said + advice
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # torch's on a GPU is no MemoryError, and on a CPU a RuntimeError without a name of its own.
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)
 
 
 _DESCRIPTION = (

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hessian_spectrum.errors import InputError
 
@@ -38,19 +41,23 @@ class ProblemConfig:
     """Your own problem, FILE.py:FUNCTION; the function returns (model, loss_fn, data) or a
     dict of Evaluator's arguments."""
     problem_arg: tuple[str, ...] = ()
-    """KEY=VALUE arguments of that function."""
+    """KEY=VALUE arguments of that function. Several, or the option again: --problem-arg a=1 b=2
+    or --problem-arg a=1 --problem-arg b=2."""
     checkpoint: Path | None = None
     """Parameters: a state_dict in a .pt or .safetensors file. Without: as the model is made."""
     init_seed: int = 0
     """Seed of the model's initialization."""
     parameters: tuple[str, ...] = ()
-    """Name patterns of the parameters to differentiate by, such as 'layer1.*'. Default: all."""
-    weight_decay: float = 0.0
-    """Adds WEIGHT_DECAY / 2 |theta|^2 to the loss."""
-    batch_size: int = 512
-    """Samples in a minibatch."""
+    """Name patterns of the parameters to differentiate by, such as 'layer1.*'; several, or the
+    option again. Default: the problem's own choice, or all."""
+    weight_decay: float | None = None
+    """Adds WEIGHT_DECAY / 2 |theta|^2 to the loss. Default: the problem's own, or 0."""
+    batch_size: int | None = None
+    """Samples in a minibatch; changes speed and memory, not the loss. Default: the problem's
+    own, its DataLoader's, or 512."""
     dtype: Literal["float32", "float64"] | None = None
-    """Floating-point type of parameters and products. Default: the model's."""
+    """Floating-point type of parameters and products. Default: the problem's own, or the
+    model's."""
     device: str | None = None
     """cpu or cuda. Default: a GPU if there is one."""
 
@@ -68,6 +75,9 @@ class ProblemConfig:
         for text in self.problem_arg:
             if "=" not in text:
                 raise InputError(f"--problem-arg {text!r}: expected KEY=VALUE")
+        _positive(self, "limit", "batch_size")
+        _finite(self, "weight_decay")
+        _seeds(self, "init_seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +89,19 @@ class OutputConfig:
     overwrite: bool = False
     """Replace an existing OUT."""
     checkpoint_minutes: float = 10.0
-    """Save the state of the computation this often, and on SIGTERM, SIGUSR1 or Ctrl-C."""
+    """Save the state of the computation this often (0: after each step), and on SIGTERM,
+    SIGUSR1 or Ctrl-C."""
+
+    def check(self) -> None:
+        """Refuse values that no run can use; InputError names the option."""
+        if not self.checkpoint_minutes >= 0:  # nor is NaN
+            raise InputError(
+                f"--checkpoint-minutes {self.checkpoint_minutes}: expected minutes, 0 or more"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
-class DensityConfig(ProblemConfig, OutputConfig):
+class DensityConfig(OutputConfig, ProblemConfig):  # fields: the problem's first
     """Eigenvalue density of the Hessian, by stochastic Lanczos quadrature."""
 
     out: Path = Path("density.h5")
@@ -112,10 +130,10 @@ class DensityConfig(ProblemConfig, OutputConfig):
 
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
-        super().check()
-        _positive(self, *("num_probes", "num_steps", "batch_size"))
-        if self.seed < 0:
-            raise InputError(f"--seed {self.seed}: expected 0 or more")
+        ProblemConfig.check(self)
+        OutputConfig.check(self)
+        _positive(self, "num_probes", "num_steps")
+        _seeds(self, "seed")
         if self.memory is not None:
             _bytes(self.memory)
 
@@ -163,7 +181,13 @@ class TrainConfig:
 
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
-        _positive(self, *("epochs", "batch_size", "every"))
+        _positive(self, "epochs", "batch_size", "every", "limit")
+        _finite(self, "lr", "weight_decay")
+        if self.lr == 0:
+            raise InputError("--lr 0: expected a learning rate above 0")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"--momentum {self.momentum}: expected 0 or more, and less than 1")
+        _seeds(self, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +209,8 @@ class DemoConfig:
 
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
-        _positive(self, *("epochs", "num_probes", "num_steps"))
+        _positive(self, "epochs", "num_probes", "num_steps")
+        _seeds(self, "seed")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -213,24 +238,70 @@ def read_file(path: Path) -> dict[str, Any]:
         fields = json.loads(text) if path.suffix == ".json" else _toml(text)
     except ValueError as error:
         raise InputError(f"--config {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise InputError(
+            f"--config {path}: holds a {type(fields).__name__}; expected a table of options, as "
+            'in {"num-steps": 90}'
+        )
     return {name.replace("-", "_"): value for name, value in fields.items()}
 
 
-def with_fields(cls: type, fields: dict[str, Any]) -> dict[str, Any]:
-    """``fields`` as ``cls`` takes them; InputError names those that it does not have."""
-    known = {field.name: field for field in dataclasses.fields(cls)}
-    unknown = sorted(set(fields) - set(known))
+def with_fields(cls: type, fields: dict[str, Any], source: Path) -> dict[str, Any]:
+    """``fields`` as ``cls`` takes them.
+
+    Raises:
+        InputError: a field that ``cls`` does not have, or a value of another type; names the
+            file ``source``.
+    """
+    hints = get_type_hints(cls)
+    unknown = sorted(set(fields) - set(hints))
     if unknown:
         raise InputError(
-            f"unknown option {', '.join(unknown)}; expected among {', '.join(sorted(known))}"
+            f"--config {source}: unknown option {', '.join(unknown)}; expected among "
+            f"{', '.join(sorted(hints))}"
         )
-    return {name: _typed(known[name], value) for name, value in fields.items()}
+    typed = {}
+    for name, value in fields.items():
+        try:
+            typed[name] = _typed(value, hints[name])
+        except (TypeError, OverflowError):  # a whole number can be too large for a float
+            raise InputError(
+                f"--config {source}: {_dashed(name)} is {reprlib.repr(value)}; expected "
+                f"{_expected(hints[name])}"
+            ) from None
+    return typed
 
 
-def _typed(field: dataclasses.Field, value: Any) -> Any:
-    if "Path" in str(field.type) and value is not None:
+def _typed(value: Any, hint: Any) -> Any:
+    """A value of a file as a field of this type holds it; TypeError where it is of another."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return None if value is None else _typed(value, _without_none(inner))
+    if kind is tuple:
+        return tuple(_typed(v, inner[0]) for v in (value if isinstance(value, list) else [value]))
+    if kind is Path and type(value) is str:
         return Path(value)
-    return tuple(value) if isinstance(value, list) else value
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is kind or (kind is Literal and value in inner):
+        return value
+    raise TypeError
+
+
+def _expected(hint: Any) -> str:
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return _expected(_without_none(inner))
+    if kind is Literal:
+        return " or ".join(map(repr, inner))
+    if kind is tuple:
+        return f"a list, each {_expected(inner[0])}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+    return words.get(kind, "a text")
+
+
+def _without_none(kinds: tuple) -> Any:
+    return next(kind for kind in kinds if kind is not NoneType)
 
 
 def _toml(text: str) -> dict[str, Any]:
@@ -254,8 +325,23 @@ def _bytes(text: str) -> int:
 
 def _positive(config: Any, *names: str) -> None:
     for name in names:
-        if getattr(config, name) < 1:
-            raise InputError(f"--{_dashed(name)} {getattr(config, name)}: expected 1 or more")
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise InputError(f"--{_dashed(name)} {value}: expected 1 or more")
+
+
+def _finite(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise InputError(f"--{_dashed(name)} {value}: expected a finite number, 0 or more")
+
+
+def _seeds(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not 0 <= value < 2**64:  # what the generators take
+            raise InputError(f"--{_dashed(name)} {value}: expected 0 or more, and below 2^64")
 
 
 def _dashed(name: str) -> str:

@@ -9,7 +9,7 @@ from hessian_spectrum.config import DemoConfig, DensityConfig, TrainConfig
 from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.measure import SpectralMeasure
-from hessian_spectrum.training import train
+from hessian_spectrum.training import folder, train
 
 MODEL = "mlp-64-20-10"  # 1,510 parameters: seconds to train, and to look at
 
@@ -23,7 +23,11 @@ def demo(config: DemoConfig, world: World) -> None:
         if path.exists() and not config.overwrite:
             raise InputError(f"{path} exists; choose another --out, or use --overwrite")
 
-    config.out.mkdir(exist_ok=True)
+    with folder(config.out):
+        _demo(config, world, result, picture)
+
+
+def _demo(config: DemoConfig, world: World, result: Path, picture: Path) -> None:
     print(f"1. Training {MODEL} on 1,500 real handwritten digits (8 x 8 pixels).")
     checkpoint = train(
         TrainConfig(
@@ -50,7 +54,8 @@ def demo(config: DemoConfig, world: World) -> None:
         out=result,
         overwrite=config.overwrite,
     )
-    runs.density(density, problems.load(density), world)
+    arguments = problems.load(density)
+    runs.density(problems.settled(density, arguments), arguments, world)
 
     with store.open(result) as run:
         measure = run["density"]

@@ -113,7 +113,7 @@ class Evaluator:
                 f"batch_norm={batch_norm!r}: expected 'eval' (running statistics), the only form "
                 "that this version evaluates"
             )
-        if not 0 <= weight_decay < math.inf:
+        if not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:
             raise InputError(f"weight_decay={weight_decay}: expected a number, 0 or more")
         if not isinstance(model, nn.Module):
             raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")

@@ -17,6 +17,7 @@ from hessian_spectrum.measure import EigenPairs, SpectralMeasure
 
 # Okabe and Ito (2008): told apart with every common colour blindness, and in grey.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5A5A5A"
+MARGIN = 0.02  # of the axis, on each side
 EIGENVALUE = "eigenvalue of the Hessian of the mean loss"
 
 
@@ -99,12 +100,16 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
 
 
 def _grid(measure: SpectralMeasure, sigma: float) -> np.ndarray:
-    """The measure's even grid, with points around each node where that would step over peaks."""
+    """The measure's even grid, with points around each node where that would step over peaks.
+
+    Two points beyond it keep the extreme eigenvalues off the frame.
+    """
     t = measure.grid(sigma**2)
     if t[1] - t[0] > sigma / 2:
         peaks = measure.nodes[:, None] + sigma * np.linspace(-5, 5, 41)
         t = np.union1d(t, peaks)
-    return t
+    margin = MARGIN * (t[-1] - t[0])
+    return np.concatenate([[t[0] - margin], t, [t[-1] + margin]])
 
 
 def _draw_density(axes: Axes, measure: SpectralMeasure, t: np.ndarray, sigma2: float) -> None:

@@ -47,6 +47,6 @@ class StopRequest:
             self._deferred = False
 
     def _note(self, number: int, _) -> None:
-        self.name = signal.Signals(number).name
-        if not self._deferred:
+        again, self.name = self.name is not None, signal.Signals(number).name
+        if not (self._deferred or again):  # batch systems repeat themselves
             raise Interrupted(self.name)

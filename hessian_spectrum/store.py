@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import uuid
@@ -44,6 +45,8 @@ def save(
 
     Raises:
         InputError: the path is not usable, or a result is not something that can be stored.
+
+    Memory: the size of the file, once.
     """
     check_output(path, overwrite=overwrite)
     stored = schema.by_key(results, labelled)
@@ -51,7 +54,14 @@ def save(
         name: schema.to_json(name, value)
         for name, value in zip(schema.TEXTS, (config, plan, provenance))
     }
-    with replacing(path) as temporary, h5py.File(temporary, "x", locking=False) as file:
+    with replacing(path) as temporary:
+        temporary.write_bytes(_content(stored, texts, finished))
+
+
+def _content(stored: Mapping[str, Result], texts: Mapping[str, str], finished: bool) -> memoryview:
+    """The file's bytes. Made in memory: on a full disk the HDF5 library crashes at exit."""
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
         file.attrs["schema"] = schema.SCHEMA
         file.attrs["schema_version"] = schema.SCHEMA_VERSION
         file.attrs["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -61,6 +71,7 @@ def save(
         for key, result in stored.items():
             kind, label = schema.split_key(key)
             schema.WRITERS[kind](file.create_group(f"{kind}/{label}"), result)
+    return content.getbuffer()
 
 
 def open(path: str | os.PathLike) -> Run:

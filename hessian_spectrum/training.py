@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from hessian_spectrum import zoo
+from hessian_spectrum import losses, store, zoo
 from hessian_spectrum.config import TrainConfig, to_dict
 from hessian_spectrum.errors import InputError
 
@@ -20,10 +24,11 @@ def train(config: TrainConfig) -> Path:
     line for each.
 
     Raises:
-        InputError: a folder that holds checkpoints already, or cannot be written.
+        InputError: a folder that holds checkpoints already, or cannot be written; data that the
+            model does not take. Nothing was written or removed.
         FloatingPointError: the loss diverged; earlier checkpoints stay.
     """
-    _prepare(config.out, config.overwrite)
+    stale = _existing(config.out, config.overwrite)
     data = zoo.load_dataset(
         config.dataset, data_root=config.data_root, split="train", limit=config.limit
     )
@@ -36,8 +41,23 @@ def train(config: TrainConfig) -> Path:
         shortcut=config.shortcut,
         batchnorm=config.batchnorm,
     )
-    config.out.mkdir(exist_ok=True)
+    for part in (data, test) if test else (data,):
+        _require_fitting(model, part)
+    with folder(config.out):
+        return _train(config, model, data, test, stale)
+
+
+def _train(
+    config: TrainConfig,
+    model: nn.Module,
+    data: TensorDataset,
+    test: TensorDataset | None,
+    stale: list[Path],
+) -> Path:
     last = config.out / f"epoch-{config.epochs:04d}.pt"
+    store.check_output(last, overwrite=True)  # before hours are spent
+    for path in stale:
+        path.unlink()
 
     with tqdm(total=config.epochs, desc="train", unit="epoch", disable=None) as bar:
 
@@ -45,7 +65,7 @@ def train(config: TrainConfig) -> Path:
             bar.update()
             if result.epoch % config.every == 0 or result.epoch == config.epochs:
                 path = config.out / f"epoch-{result.epoch:04d}.pt"
-                zoo.save_checkpoint(path, model, optimizer, result.epoch, to_dict(config))
+                _save(path, model, optimizer, result.epoch, config)
                 held_out = "" if test is None else f", test accuracy {result.test_accuracy:.1%}"
                 bar.write(
                     f"{path}: loss {result.loss:.4f}, training accuracy {result.accuracy:.1%}"
@@ -79,8 +99,45 @@ def _test_set(config: TrainConfig) -> TensorDataset | None:
         raise
 
 
-def _prepare(out: Path, overwrite: bool) -> None:
-    """Refuse a folder with checkpoints; with ``overwrite``, remove them: they are stale."""
+def _save(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, config: TrainConfig
+) -> None:
+    try:
+        zoo.save_checkpoint(path, model, optimizer, epoch, to_dict(config))
+    except RuntimeError as error:  # what torch's writer makes of a full disk
+        raise OSError(f"{path} cannot be written ({error}); is the disk full?") from error
+
+
+@contextmanager
+def folder(path: Path) -> Iterator[None]:
+    """The folder, made if it is missing; after a failure, gone again if nothing is in it."""
+    is_new = not path.exists()
+    path.mkdir(exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            with suppress(OSError):  # it holds something: that stays
+                path.rmdir()
+        raise
+
+
+def _require_fitting(model: nn.Module, data: TensorDataset) -> None:
+    """Refuse inputs that the model cannot evaluate, and labels that it has no output for."""
+    inputs, labels = data.tensors
+    try:
+        with torch.no_grad():
+            outputs = model.eval()(inputs[:1])
+    except Exception as error:
+        raise InputError(
+            f"the model cannot evaluate inputs of shape {tuple(inputs.shape[1:])}: "
+            f"{type(error).__name__}: {error}; choose a model or data that fit"
+        ) from error
+    losses.check_labels(cross_entropy, outputs.shape, (inputs, labels), 0)
+
+
+def _existing(out: Path, overwrite: bool) -> list[Path]:
+    """The checkpoints in the folder, which are refused without ``overwrite``."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; --out must name a folder for checkpoints")
     if not out.parent.is_dir():
@@ -91,5 +148,4 @@ def _prepare(out: Path, overwrite: bool) -> None:
             f"{out} holds {len(existing)} checkpoints already; choose another --out, or use "
             "--overwrite"
         )
-    for path in existing:
-        path.unlink()
+    return existing

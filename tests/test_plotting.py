@@ -134,3 +134,11 @@ def test_a_missing_folder_and_a_bad_variance_are_refused(tmp_path):
         plotting.save_figure(plotting.density_figure(some_measure()), tmp_path / "no" / "f.png")
     with pytest.raises(InputError, match=r"sigma2=-1.*positive"):
         plotting.density_figure(some_measure(), -1)
+
+
+@pytest.mark.parametrize("sigma2", [None, 1e-10])
+def test_the_extreme_eigenvalues_are_not_on_the_frame(sigma2):
+    measure = some_measure()
+    left, right = plotting.density_figure(measure, sigma2).axes[0].get_xlim()
+    low, high = measure.support
+    assert min(low - left, right - high) >= 0.0199 * (right - left) / 1.04

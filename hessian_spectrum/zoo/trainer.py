@@ -64,7 +64,7 @@ def train(
         FloatingPointError: the loss or a parameter is no longer finite; raised before
             ``on_epoch``, so that no such checkpoint is written.
     """
-    _require_valid(dataset, epochs=epochs, batch_size=batch_size, lr=lr)
+    _require_valid(dataset, epochs, batch_size, lr, momentum, weight_decay)
     model.to(device)
     stepper = _optimizer(optimizer, model, lr, momentum, weight_decay)
     shuffle = torch.Generator().manual_seed(seed)
@@ -132,7 +132,14 @@ def _on_device(dataset: TensorDataset, device: str | torch.device) -> tuple[Tens
     return inputs.to(device), labels.to(device)
 
 
-def _require_valid(dataset: TensorDataset, *, epochs: int, batch_size: int, lr: float) -> None:
+def _require_valid(
+    dataset: TensorDataset,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+) -> None:
     if len(dataset) == 0:
         raise InputError("the data set to train on has no samples; expected at least one")
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
@@ -140,6 +147,10 @@ def _require_valid(dataset: TensorDataset, *, epochs: int, batch_size: int, lr: 
             raise InputError(f"{name} is {value}; expected a whole number >= 1")
     if not 0 < lr < math.inf:
         raise InputError(f"lr is {lr}; expected a finite learning rate > 0")
+    if not 0 <= momentum < 1:
+        raise InputError(f"momentum is {momentum}; expected a number >= 0 and < 1")
+    if not 0 <= weight_decay < math.inf:
+        raise InputError(f"weight_decay is {weight_decay}; expected a finite number >= 0")
 
 
 def _require_finite(loss: float, model: nn.Module, epoch: int, lr: float) -> None:
