@@ -23,7 +23,7 @@ setup(
     install_requires=[
         "torch>=2.11",  # models, derivatives, collectives
         "torchvision",  # the zoo's data sets, and torchvision:NAME models
-        "numpy",  # queries and storage without torch
+        "numpy>=1.26",  # queries and storage without torch
         "scipy",  # tridiagonal eigenproblems, LinearOperator
         "h5py",  # the result file
         "mpi4py",  # ranks under mpirun; imported only there

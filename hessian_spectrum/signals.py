@@ -9,7 +9,7 @@ from contextlib import contextmanager
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-class Interrupted(Exception):
+class Interrupted(BaseException):  # as KeyboardInterrupt: no one's ``except Exception`` eats it
     """A signal asked for the end; what was finished is saved.
 
     Args:

@@ -283,6 +283,23 @@ def test_a_signal_saves_the_state_and_resume_gives_the_same_bits(inside, straigh
     fails(capsys, ["density", *LONG, "--resume"], "is finished: there is nothing to resume")
 
 
+def test_a_signal_before_the_first_step_is_one_line_and_leaves_nothing(inside):
+    (inside / "slow.py").write_text(
+        "import time, pathlib\ndef make():\n    pathlib.Path('made').touch()\n    time.sleep(60)\n"
+    )
+    command = [sys.executable, "-m", "hessian_spectrum", "density", "--problem", "slow.py:make"]
+    process = subprocess.Popen(command, env=_environment(), stderr=subprocess.PIPE, text=True)
+    while not os.path.exists("made"):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 75
+    said = process.stderr.read().strip()
+    assert said.startswith("hessian-spectrum: stopped by SIGTERM")
+    assert "\n" not in said
+    assert not os.path.exists("density.h5")
+
+
 def test_sigkill_leaves_the_last_checkpoint_and_resume_gives_the_same_bits(inside, straight):
     code, _ = _interrupted(signal.SIGKILL, "--checkpoint-minutes", "0.002")
     assert code == -signal.SIGKILL
