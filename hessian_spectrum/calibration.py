@@ -14,9 +14,9 @@ from hessian_spectrum.kernels import PRECISIONS
 from hessian_spectrum.memory import PeakMemory
 from hessian_spectrum.products import MODES
 
-REPEATS = 3
+REPEATS, ENOUGH = 3, 1.0  # a timing is the median of so many, or of fewer after so many seconds
 CHUNKS = (1, 2, 4, 8, 16)  # numbers of vectors that batched modes are tried with, and all
-LOST = 1.5  # a larger chunk that is this much slower a vector ends the search
+LOST = 1.5  # a mode or a chunk that is this much slower than the best is not tried further
 FIRST_SAMPLES, GROWTH = 8, 4  # of the pieces on which memory is measured
 VISIBLE = 32 << 20  # bytes: above, the resident set tells memory well
 
@@ -57,14 +57,14 @@ class Bench:
         return vectors.to(self.theta)
 
     def seconds(self, action: Callable[[], object]) -> float:
-        """Median of a few after a warm-up, the device synchronized."""
-        times = []
-        for _ in range(REPEATS + 1):
+        """Median of a few, the device synchronized; what is slow needs fewer."""
+        times: list[float] = []
+        while len(times) < REPEATS and sum(times) < ENOUGH:
             clock = time.perf_counter()
             action()
             self.synchronize()
             times.append(time.perf_counter() - clock)
-        return sorted(times[1:])[REPEATS // 2]
+        return sorted(times)[len(times) // 2]
 
     def synchronize(self) -> None:
         if self.evaluator.device.type == "cuda":
@@ -110,7 +110,8 @@ def _calibrate(
 ) -> tuple[list[Trial], dict[str, str]]:
     probe = bench.vectors(min(2, num_probes))
     expected = None
-    trials, refused = [], {}
+    trials: list[Trial] = []
+    refused: dict[str, str] = {}
     for name in MODES:  # "reverse" comes first: the others are compared with it
         if mode is not None and name not in (mode, "reverse"):
             continue
@@ -121,7 +122,8 @@ def _calibrate(
             if not error <= bench.eps**0.5:
                 refused[name] = f"differs from reverse over reverse by {error:.1e}"
             elif mode in (None, name):
-                trials += _timed(bench, name, loss, theta, num_probes, error)
+                best = min((trial.apply for trial in trials), default=float("inf"))
+                trials += _timed(bench, name, loss, theta, num_probes, error, best)
         except (RuntimeError, NotImplementedError, ValueError) as failed:
             if is_out_of_memory(failed) and name == "reverse":
                 raise
@@ -130,29 +132,39 @@ def _calibrate(
 
 
 def _timed(
-    bench: Bench, name: str, loss: Callable, theta: Tensor, num_probes: int, error: float
+    bench: Bench,
+    name: str,
+    loss: Callable,
+    theta: Tensor,
+    num_probes: int,
+    error: float,
+    best: float,
 ) -> list[Trial]:
-    prepare, device = MODES[name], bench.evaluator.device
-    batched = name not in ("reverse", "linearize")
-    chunks = [c for c in CHUNKS if c < num_probes] + [num_probes] if batched else [num_probes]
+    """Trials of a mode with growing chunks, until they stop to pay; it was run once already."""
+    device = bench.evaluator.device
     clock = time.perf_counter()
     with PeakMemory(device) as building:
-        products = prepare(loss, theta)
+        products = MODES[name](loss, theta)
         bench.synchronize()
     build = time.perf_counter() - clock
+    batched = name not in ("reverse", "linearize")
+    chunks = [c for c in CHUNKS if c < num_probes] + [num_probes]
     trials: list[Trial] = []
     for chunk in chunks:
-        vectors = bench.vectors(chunk)
+        # One at a time costs the same for each: two tell.
+        vectors = bench.vectors(chunk if batched else min(2, num_probes))
         try:
             with PeakMemory(device) as applying:
-                seconds = bench.seconds(lambda v=vectors: products(v)) / chunk
+                seconds = bench.seconds(lambda v=vectors: products(v)) / len(vectors)
         except RuntimeError as failed:
             if not is_out_of_memory(failed) or not trials:
                 raise
             break
         peak = max(building.peak, building.kept + applying.peak)
-        trials.append(Trial(name, chunk, build, seconds, building.kept, peak, error))
-        if seconds > LOST * min(trial.apply for trial in trials):
+        size = chunk if batched else num_probes
+        trials.append(Trial(name, size, build, seconds, building.kept, peak, error))
+        best = min(best, seconds)
+        if not batched or (chunk > 1 and seconds > LOST * best):
             break
     return trials
 

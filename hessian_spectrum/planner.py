@@ -149,8 +149,9 @@ def _measured(
             bench = Bench(evaluator, theta, start.precision, batch_size)
             single = bench.single()
             guess = num_probes * num_steps * count * single
-            # Calibration tries each mode at a few numbers of vectors; tracing takes seconds.
-            if guess < WORTH * (5.0 + 20 * num_probes * single):
+            # Calibration forms some forty products, and more in modes that batch; tracing takes
+            # seconds.
+            if guess < WORTH * (5.0 + (40 + 4 * num_probes) * single):
                 default = ProductPlan(start.mode, None, batch_size, False, start.precision)
                 return default, 0, guess, (), {}
             trials, refused = _trials(bench, num_probes, mode)

@@ -112,7 +112,9 @@ def _linearized(loss: Loss, theta: Tensor) -> Callable[[Tensor], Tensor]:
     with warnings.catch_warnings():
         # torch's constant folding names its own module attribute before it adds it.
         warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node")
-        return torch.func.linearize(grad(loss), theta.detach())[1]
+        linear = torch.func.linearize(grad(loss), theta.detach())[1]
+    linear(torch.zeros_like(theta))  # torch evaluates the constants at the first call
+    return linear
 
 
 MODES: dict[str, Callable[[Loss, Tensor], Products]] = {
