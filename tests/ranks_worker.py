@@ -5,6 +5,7 @@ python ranks_worker.py FOLDER
 
 import json
 import sys
+import threading
 from datetime import timedelta
 from pathlib import Path
 
@@ -52,13 +53,56 @@ def compute(world):
     return results
 
 
-def fails_together(world):
-    """A rank that fails alone takes the others with it, and is named."""
-    error = hs.InputError("the disk is full") if world.rank == world.size - 1 else None
+def told(action):
+    """What this rank hears: [the class of the error, its text, the class of its cause]."""
     try:
-        world.raise_together(error)
-    except hs.InputError as raised:
-        return str(raised)
+        action()
+    except Exception as error:
+        return [type(error).__name__, str(error), type(error.__cause__).__name__]
+
+
+def failures(world, folder):
+    """What each rank hears where ranks fail or disagree; each must leave the world usable."""
+    is_last = world.rank == world.size - 1
+
+    class Strange(Exception):  # neither pickled nor made from one text
+        def __init__(self, where, why):
+            super().__init__(where, why)
+            self.lock = threading.Lock()
+
+    mine = Strange("layer 3", 7)
+    same = hessian("mlp", 10, world).evaluator
+
+    def spoiled_buffer():
+        torch.manual_seed(0)
+        model = NETWORKS["batch norm, dropout"]()
+        model.body[2].running_mean += is_last
+        hs.Evaluator(model, F.cross_entropy, data(10), world=world)
+
+    def own_seed():
+        torch.manual_seed(world.rank)
+        hs.Evaluator(NETWORKS["mlp"](), F.cross_entropy, data(10), world=world)
+
+    def own_theta():
+        theta = same.theta
+        theta[-1] += 1e-15 * is_last
+        hs.Hessian(same, theta)
+
+    def no_room():
+        place = folder / "nowhere" if is_last else folder
+        hs.spectral_density(hs.Hessian(same), 2, 3, basis=place)
+
+    cases = {
+        "input": lambda: world.raise_together(hs.InputError("too small") if is_last else None),
+        "strange": lambda: world.raise_together(mine if is_last else None),
+        "all strange": lambda: world.raise_together(mine),
+        "system": lambda: world.raise_together(FileNotFoundError(2, "gone") if is_last else None),
+        "own seed": own_seed,
+        "buffer": spoiled_buffer,
+        "theta": own_theta,
+        "no room": no_room,
+    }
+    return {name: world.gather_objects(told(case)) for name, case in cases.items()}
 
 
 def state(world, folder):
@@ -84,7 +128,8 @@ def main():
     results = {
         "world": [world.size, world.launcher],
         "basis": [operator.n, lanczos_bytes],
-        "error": fails_together(world),
+        "local sizes": world.gather_objects([world.local_size, hs.World.current().local_size]),
+        "failures": failures(world, folder),
         "results": compute(world),
     }
     state(world, folder / "state")

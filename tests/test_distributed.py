@@ -43,6 +43,42 @@ def alone():
     return ranks_worker.compute(hs.World())
 
 
+def check_failures(heard, ranks):
+    """One rank's failure is everyone's, under its number; ranks that disagree are named."""
+    last, others = f"rank {ranks - 1} of {ranks}: ", ranks - 1
+    assert heard["input"] == others * [["InputError", f"{last}too small", "NoneType"]] + [
+        ["InputError", f"{last}too small", "InputError"]
+    ]
+    strange = f"{last}Strange: ('layer 3', 7)"
+    assert heard["strange"] == others * [["RuntimeError", strange, "NoneType"]] + [
+        ["RuntimeError", strange, "Strange"]  # where it happened, with its traceback
+    ]
+    assert heard["all strange"] == ranks * [["Strange", "('layer 3', 7)", "NoneType"]]
+    assert [kind for kind, _, _ in heard["system"]] == ranks * ["FileNotFoundError"]
+    for case, other, what in (
+        ("own seed", 1, "models (parameters, buffers or their names)"),
+        ("buffer", ranks - 1, "models (parameters, buffers or their names)"),
+        ("theta", ranks - 1, "vectors theta"),
+    ):
+        kind, text, _ = heard[case][0]
+        assert heard[case] == ranks * [heard[case][0]]
+        assert kind == "InputError"
+        assert text.startswith(f"rank {other} and rank 0 hold different {what}; ")
+    for kind, text, _ in heard["no room"]:
+        assert (kind, text.startswith(last), "nowhere: cannot hold" in text) == (
+            "InputError",
+            True,
+            True,
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "tasks"), [("2(x3),1", [2, 2, 2, 1]), ("4", [4]), ("1,3(x2)", [1, 3, 3]), ("", [])]
+)
+def test_slurms_short_form_of_tasks_is_one_number_a_node(text, tasks):
+    assert distributed._tasks_per_node(text) == tasks
+
+
 @pytest.mark.parametrize(
     ("launcher", "ranks"), [("torchrun", 2), ("torchrun", 3), ("torchrun", 4), ("mpi", 2)]
 )
@@ -52,7 +88,8 @@ def test_every_number_is_that_of_one_process(launcher, ranks, alone, tmp_path):
     several = json.loads((tmp_path / "results.json").read_text())
 
     assert several["world"] == [ranks, launcher]
-    assert several["error"] == f"rank {ranks - 1} of {ranks}: the disk is full"
+    assert several["local sizes"] == ranks * [[ranks, ranks]]
+    check_failures(several["failures"], ranks)
     for case, expected in alone.items():
         for quantity, value in expected.items():
             found = several["results"][case][quantity]

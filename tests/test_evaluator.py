@@ -445,3 +445,155 @@ def test_a_loss_that_overflows_elsewhere_is_data_at_many_points_and_an_error_at_
         ev.loss(theta)
     with pytest.raises(hs.InputError, match="theta has shape"):
         ev.gradient(theta[:-1])
+
+
+# -- what is computed, where rounding or unusual models could change it -----------------------
+
+
+class Scaled(nn.Module):
+    """Logits divided by a temperature, a parameter without dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.temperature = nn.Parameter(torch.tensor(0.7))
+        self.body = nn.Linear(INPUTS, CLASSES)
+
+    def forward(self, x):
+        return torch.tanh(self.body(x)) / self.temperature
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_parameter_without_dimensions_is_one_entry_of_theta(mode):
+    model = Scaled().double()
+    hessian = dense_hessian(model, mean_loss)
+    ev = hs.Evaluator(model, F.cross_entropy, data(), batch_size=8)
+    assert ev.n == 1 + CLASSES * (INPUTS + 1)
+    v = torch.randn(ev.n, 2, dtype=torch.float64)
+    plan = hs.ProductPlan(mode)
+    assert relative(hs.Hessian(ev, plan=plan) @ v, hessian @ v) < 1e-10  # measured: 4e-16
+    if mode.startswith("linearize"):  # tracing a second model takes a second
+        return
+    alone = hs.Evaluator(model, F.cross_entropy, data(), parameters="temperature")
+    product = hs.Hessian(alone, plan=plan) @ torch.ones(1, dtype=torch.float64)
+    assert product.item() == pytest.approx(hessian[0, 0].item(), rel=1e-12)
+
+
+def test_the_loss_of_many_small_batches_is_summed_in_float64():
+    # 63 terms of 2^-25 beside a 1: in float32 each of them would be rounded away.
+    x = torch.full((64, 1), 2.0**-25)
+    x[0] = 1
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(model.weight)
+    ev = hs.Evaluator(model, lambda out, y: out.mean(), (x, x), batch_size=1)
+    assert ev.dtype == torch.float32
+    assert ev.loss().item() == (1 + 63 * 2.0**-25) / 64  # every step is exact in binary
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_is_evaluated_in_float32(dtype):
+    model, (x, y) = mlp().to(dtype), data()
+    ev = hs.Evaluator(model, F.cross_entropy, (x.to(dtype), y))
+    assert (ev.dtype, ev.gradient().dtype) == (torch.float32, torch.float32)
+    reference = F.cross_entropy(copy.deepcopy(model).float()(x.to(dtype).float()), y)
+    assert ev.loss().item() == pytest.approx(reference.item(), rel=1e-6)  # in bfloat16: 1e-3
+    assert next(model.parameters()).dtype == dtype
+    with pytest.raises(hs.InputError, match=r"or torch\.float64"):
+        hs.Evaluator(model, F.cross_entropy, (x, y), dtype=dtype)
+
+
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_hessian_stays_at_its_theta_when_the_callers_tensor_changes(mode, keep):
+    ev = hs.Evaluator(mlp(), F.cross_entropy, data())
+    theta, v = ev.theta, torch.randn(ev.n, dtype=torch.float64)
+    hessian = hs.Hessian(ev, theta, hs.ProductPlan(mode, keep=keep))
+    expected = hs.Hessian(ev) @ v
+    theta += 1
+    torch.testing.assert_close(hessian @ v, expected, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("mode", ["reverse", "forward"])
+def test_products_of_vectors_that_require_a_gradient_carry_no_graph(mode):
+    ev = hs.Evaluator(mlp(), F.cross_entropy, data(), weight_decay=0.1)
+    hessian = hs.Hessian(ev, plan=hs.ProductPlan(mode))
+    v = torch.randn(ev.n, 2, dtype=torch.float64)
+    product = hessian @ v.clone().requires_grad_()
+    assert not product.requires_grad
+    assert torch.equal(product, hessian @ v)
+
+
+def test_a_part_of_a_batch_without_any_target_is_no_reason_to_refuse():
+    x, y = data()
+    y[:4] = -100  # the first third of the batch, which is evaluated alone at construction
+    model = mlp()
+    ev = hs.Evaluator(model, F.cross_entropy, (x, y), batch_size=N)
+    assert ev.total_weight == N - 4
+    assert ev.loss().item() == pytest.approx(F.cross_entropy(model(x), y).item(), rel=1e-14)
+
+
+def test_the_users_loss_module_is_left_in_its_own_precision():
+    weight = torch.tensor([1.0, 2.0, 0.5])
+    loss_fn, model, (x, y) = nn.CrossEntropyLoss(weight=weight), mlp(), data()
+    ev = hs.Evaluator(model, loss_fn, (x, y))
+    expected = F.cross_entropy(model(x), y, weight=weight.double())
+    assert ev.loss().item() == pytest.approx(expected.item(), rel=1e-14)
+    assert loss_fn.weight.dtype == torch.float32
+
+
+def test_a_refused_model_that_writes_to_its_buffers_is_left_as_it_was():
+    model = Counting().double()
+    with pytest.raises(hs.InputError, match="changes its buffer calls"):
+        hs.Evaluator(model, F.cross_entropy, data())
+    assert model.calls == 0
+
+
+class Drawing(nn.Module):
+    """Draws a number that it does not use: a dropout that is multiplied by zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = mlp()
+
+    def forward(self, x):
+        torch.rand(1)
+        return self.body(x)
+
+
+RANDOM = {
+    "random model": (Noisy, F.cross_entropy, data()),
+    "random loss": (mlp, lambda out, y: F.cross_entropy(F.dropout(out), y), data()),
+    "random samples": (mlp, F.cross_entropy, Augmented(*data())),
+    "unused number": (Drawing, F.cross_entropy, data()),
+}
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_torchs_random_state_is_unchanged_after_a_refusal(name):
+    model, loss_fn, samples = RANDOM[name]
+    model = model()
+    before = torch.get_rng_state()
+    with pytest.raises(hs.InputError):
+        hs.Evaluator(model, loss_fn, samples)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_model_that_draws_a_number_in_vain_is_refused():
+    with pytest.raises(hs.InputError, match=r"random: .* the model itself \(Drawing\)"):
+        hs.Evaluator(Drawing(), F.cross_entropy, data())
+
+
+def nan_buffer():
+    model = Convolutional().double()
+    model.body[2].running_var[1] = torch.nan
+    return model
+
+
+def test_a_buffer_that_is_not_finite_is_refused_by_name():
+    with pytest.raises(hs.InputError, match=r"buffer body\.2\.running_var has 1 entries"):
+        hs.Evaluator(nan_buffer(), F.cross_entropy, data())
+
+
+def test_targets_that_are_all_ignored_are_refused():
+    x, y = data()
+    with pytest.raises(hs.InputError, match="the samples' weights add up to 0"):
+        hs.Evaluator(mlp(), F.cross_entropy, (x, torch.full_like(y, -100)))

@@ -162,6 +162,92 @@ def test_the_noise_of_the_products_is_measured_and_bounds_the_residuals(noise):
         assert state.noise < 2e-15
 
 
+def counted(matrix):
+    """The operator, and the number of vectors in each of its products so far."""
+
+    class Counted(hs.Dense):
+        def products(self, vectors):
+            rows.append(len(vectors))
+            return super().products(vectors)
+
+    rows = []
+    return Counted(matrix), rows
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_recurrences_go_on_while_others_have_ended_and_only_they_are_multiplied(scale):
+    matrix = scale * torch.diag(torch.arange(1.0, 13).double())
+    operator, rows = counted(matrix)
+    probes = torch.ones(3, 12).double()
+    probes[0, 3:] = 0  # lives on three eigenvectors
+    probes[2, 1:] = 0  # and this one on a single one
+    state = lanczos.start(operator, probes, 9)
+    for _ in range(9):
+        state = lanczos.step(operator, state)
+    assert rows == [3, 2, 2, 1, 1, 1, 1, 1, 1]
+    assert state.active.tolist() == [False, True, False]
+    assert state.lengths.tolist() == [3, 9, 1]
+    for i, length in enumerate(state.lengths):
+        assert not state.basis[i, length + (i == 1) :].any()
+        assert not state.alpha[i, length:].any() and not state.beta[i, length:].any()
+        q = state.basis[i, :length]
+        residual = q @ matrix - torch.from_numpy(tridiagonal(state, i)) @ q
+        residual[-1] -= state.beta[i, length - 1] * state.basis[i, min(length, 9)]
+        assert residual.abs().max() < 1e-13 * 12 * scale  # measured: 1e-15
+        assert (q @ q.T - torch.eye(length).double()).abs().max() < 1e-14
+    assert 6 * scale < state.scale < 12 * scale  # of products, whatever their size
+
+
+@pytest.mark.parametrize("wrong", [1e-3, -1e-3])
+def test_the_second_projection_mends_a_first_one_that_is_wrong_by_a_thousandth(wrong, monkeypatch):
+    operator, exact = run(with_spectrum(outliers_and_bulk(60)), 2, 12)
+    dots, calls = lanczos._dots, []
+
+    def inexact(basis, vectors):
+        calls.append(0)
+        return dots(basis, vectors) * (1 + wrong * (len(calls) % 2))  # the first of each pair
+
+    monkeypatch.setattr(lanczos, "_dots", inexact)
+    _, mended = run_operator(operator, 2, 12)
+    # Without the correction in alpha 1e-3, without that in beta^2 1e-6 and more; measured: 4e-13.
+    np.testing.assert_allclose(mended.alpha, exact.alpha, rtol=0, atol=1e-11 * 50)
+    np.testing.assert_allclose(mended.beta, exact.beta, rtol=0, atol=1e-11 * 50)
+    q = mended.basis[0]
+    assert (q @ q.T - torch.eye(13).double()).abs().max() < 1e-11
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_scale_is_the_largest_product_so_far_and_not_the_last(scale):
+    # From the outlier's own side the products shrink as soon as it has been found.
+    matrix = scale * torch.diag(torch.cat([torch.ones(1), torch.linspace(0, 1e-6, 19)]).double())
+    operator = hs.Dense(matrix)
+    probe = torch.ones(1, 20).double()
+    probe[0, 0] = 10
+    state = lanczos.start(operator, probe, 6)
+    largest = []
+    for k in range(6):
+        state = lanczos.step(operator, state)
+        largest.append((matrix @ state.basis[0, k]).norm().item())
+        assert state.scale == pytest.approx(max(largest), rel=1e-12)
+    assert largest[-1] < 1e-4 * largest[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(("epsilons", "ends"), [(9, True), (11, False)])
+def test_a_recurrence_ends_at_ten_rounding_errors_of_the_largest_product(
+    epsilons, ends, scale, dtype
+):
+    # From e_1 the first beta is the off-diagonal entry itself, in exact arithmetic and in ours.
+    off = epsilons * torch.finfo(dtype).eps
+    matrix = scale * torch.tensor([[1.0, off], [off, 1.0]], dtype=torch.float64)
+    operator = hs.Dense(matrix.to(dtype))
+    state = lanczos.start(operator, torch.tensor([[1.0, 0.0]], dtype=dtype), 2)
+    state = lanczos.step(operator, state)
+    assert state.active.tolist() == [not ends]
+    assert state.beta[0, 0] == (0 if ends else pytest.approx(off * scale, rel=1e-6))
+
+
 # -- probes ----------------------------------------------------------------------------------
 
 

@@ -104,6 +104,48 @@ def test_extremes_are_the_ends_of_the_spectrum_within_their_residuals():
     assert few.values[0] >= inside[0] and few.values[1] <= inside[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_node_keeps_its_own_weight_and_residual_and_none_is_below_rounding(dtype):
+    operator = hs.Dense(marchenko_pastur().to(dtype))
+    states = []
+    measure = hs.spectral_density(operator, 3, 20, on_step=states.append)
+    state = states[-1]
+    floor = max(torch.finfo(dtype).eps, state.noise) * state.scale
+    for i in range(3):
+        own = measure.weights[i] > 0
+        rule = gauss_rule(state.alpha[i], state.beta[i])
+        np.testing.assert_array_equal(measure.nodes[own], rule.nodes)
+        np.testing.assert_array_equal(measure.weights[i, own], rule.weights)
+        expected = np.maximum(rule.residuals, floor)
+        np.testing.assert_array_equal(measure.residuals[own], expected)
+    spread = measure.residuals.max() / measure.residuals.min()
+    assert spread > 1e3  # else any order would do
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_a_residual_is_at_least_the_rounding_error_of_a_product(scale, dtype):
+    # One step from an eigenvector ends the recurrence: its computed residual is exactly zero.
+    measure = hs.spectral_density(hs.Dense(scale * torch.eye(9, dtype=dtype)), 1, 4)
+    rounding = torch.finfo(dtype).eps * scale
+    assert measure.residuals.tolist() == [pytest.approx(rounding, rel=1e-6)]
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_an_end_is_converged_relative_to_the_largest_absolute_eigenvalue(scale):
+    nodes = scale * np.array([-1e-3, 1.0, 7.0])
+    weights, certified = np.full((1, 3), 1 / 3), np.zeros(3, dtype=bool)
+    for share, converged in ((0.99, True), (1.01, False)):
+        # A bound for both ends, though the smaller one is far below it.
+        residuals = np.full(3, share * 1e-3 * 7 * scale)
+        pairs = spectrum.extremes(hs.SpectralMeasure(nodes, weights, 100, residuals, certified))
+        assert pairs.converged.tolist() == [converged, converged]
+        flipped = hs.SpectralMeasure(-nodes[::-1], weights, 100, residuals, certified)
+        assert spectrum.extremes(flipped).converged.tolist() == [converged, converged]
+        twice = spectrum.extremes(flipped, tol=2e-3)
+        assert twice.converged.all()
+
+
 def test_seed_and_probes_are_checked():
     with pytest.raises(hs.InputError, match="seed=-1"):
         hs.spectral_density(hs.Dense(torch.eye(3)), 1, 1, seed=-1)

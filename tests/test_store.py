@@ -13,11 +13,14 @@ import time
 import h5py
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 
-from hessian_spectrum import atomic, lock, schema, store
+from hessian_spectrum import atomic, lock, schema, shards, store
+from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.lock import WriterLock
 from hessian_spectrum.measure import EigenPairs, SpectralMeasure
+from hessian_spectrum.recurrence_store import RecurrenceStore
 from hessian_spectrum.shards import ShardedVectors, ShardFolder
 
 rng = np.random.default_rng(7)
@@ -503,6 +506,41 @@ def sharded(folder, rows, bounds):
     )
 
 
+def test_removing_the_shards_leaves_what_others_put_into_the_folder(folder):
+    commit(folder, 0)
+    commit(folder, 1)
+    (folder.folder / ".step-9.tmp").write_text("left by a killed writer")
+    (folder.folder / "notes.txt").write_text("mine")
+    (folder.folder / "pictures").mkdir()
+    folder.remove()
+    assert only(folder.folder) == ["notes.txt", "pictures"]
+    assert folder.manifest() is None
+
+
+def test_a_full_disk_is_an_error_of_the_system_and_leaves_no_part_of_a_shard(folder, monkeypatch):
+    def full(arrays, path):
+        path.write_bytes(b"the first half")
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    commit(folder, 0)
+    before = only(folder.folder)
+    monkeypatch.setattr(shards, "save_file", full)
+    refused("basis-.*: cannot be written .*No space left", commit, folder, "basis", error=OSError)
+    assert only(folder.folder) == before
+    assert folder.manifest()["step"] == 0
+
+
+@pytest.mark.parametrize("text", ["{}", '{"step": 3}', "[]"])
+def test_a_manifest_that_tells_nothing_of_recurrences_is_refused(folder, text):
+    recurrences = RecurrenceStore(folder.folder, World())
+    assert recurrences.manifest() is None  # nothing was saved: that is not damage
+    commit(folder, 0)
+    (folder.folder / "manifest.json").write_text(text)
+    before = only(folder.folder)
+    refused(f"{folder.folder}: the manifest is damaged: .* missing", recurrences.manifest)
+    assert only(folder.folder) == before
+
+
 def test_sharded_vectors_are_referenced_by_the_run_file(path, folder):
     pairs = some_pairs(n=11)
     vectors = sharded(folder, pairs.vectors, (0, 4, 8, 11))
@@ -534,6 +572,15 @@ def dead_pid():
     process = subprocess.Popen(["true"])
     process.wait()
     return process.pid
+
+
+@pytest.mark.parametrize("lose", [os.remove, lambda lock: lock.write_text('{"token": "theirs"}')])
+def test_a_lock_that_was_lost_is_required_in_vain(path, lose):
+    with WriterLock(path) as mine:
+        mine.require()
+        lose(mine.path)
+        refused("was taken over or removed", mine.require, error=lock.LockLost)
+    assert issubclass(lock.LockLost, OSError)
 
 
 def take(path):

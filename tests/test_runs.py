@@ -1,0 +1,368 @@
+"""A whole run in Python: what a resume refuses, what a lost lock and a signal stop."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from test_evaluator import N, data, mlp
+from torch.nn import functional as F
+
+import hessian_spectrum as hs
+from hessian_spectrum import batches, runs
+from hessian_spectrum.config import DensityConfig
+from hessian_spectrum.lock import LockLost
+from hessian_spectrum.signals import STOP_SIGNALS, Interrupted, StopRequest
+
+STEPS = 12
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "run.h5"
+
+
+def problem(loss_fn=F.cross_entropy, model=None, **options):
+    torch.manual_seed(0)
+    samples = data()
+    model = model or mlp()
+    return {"model": model, "loss_fn": loss_fn, "data": samples, "batch_size": 4, **options}
+
+
+def config(out, **options):
+    # Minutes of 0: the state is saved after each step.
+    fields = {"num_probes": 2, "num_steps": STEPS, "checkpoint_minutes": 0.0, "hvp": "reverse"}
+    return DensityConfig(out=out, **{**fields, **options})
+
+
+def density(out, arguments, stop=None, **options):
+    runs.density(config(out, **options), arguments, hs.World(), stop)
+
+
+class StopAfterOneSave(StopRequest):
+    """A signal that comes as soon as there is something to go on from, or when ``then`` says."""
+
+    def __init__(self, out, then=lambda: "SIGTERM"):
+        self.state, self.then = out.with_name("run.h5.d") / "manifest.json", then
+        super().__init__()
+
+    @property
+    def name(self):
+        return self.then() if self.state.exists() else None
+
+    @name.setter
+    def name(self, value):
+        assert value is None
+
+
+def interrupted(out, arguments, **options):
+    with pytest.raises(Interrupted):
+        density(out, arguments, StopAfterOneSave(out), **options)
+    assert contents(out)
+
+
+def contents(out):
+    """Every file of the run, with its bytes."""
+    files = [*out.parent.glob("run.h5"), *out.parent.glob("run.h5.d/*")]
+    return {path.name: path.read_bytes() for path in files}
+
+
+def refused(out, arguments, message, **options):
+    before = contents(out)
+    with pytest.raises(hs.InputError, match=message) as error:
+        density(out, arguments, resume=True, **options)
+    assert "\n" not in str(error.value)
+    assert contents(out) == before
+
+
+def nodes(out):
+    with hs.open(out) as run:
+        assert run.finished
+        return run["density"].nodes
+
+
+@pytest.fixture
+def straight(tmp_path):
+    (tmp_path / "straight").mkdir()
+    density(tmp_path / "straight" / "run.h5", problem())
+    return nodes(tmp_path / "straight" / "run.h5")
+
+
+# -- resume --------------------------------------------------------------------------------------
+
+
+def steeper(outputs, y):
+    return 1.001 * F.cross_entropy(outputs, y)
+
+
+def test_resume_with_another_loss_of_the_same_data_and_parameters_is_refused(out):
+    interrupted(out, problem())
+    refused(out, problem(steeper), "cannot resume: the loss was .* and is now")
+
+
+def test_resume_with_another_gradient_at_the_same_loss_is_refused(out):
+    def turned(outputs, y):
+        slope = outputs.mean() - outputs.mean().detach()  # zero, but not its derivative
+        return F.cross_entropy(outputs, y) + slope
+
+    interrupted(out, problem())
+    refused(out, problem(turned), "cannot resume: the gradient norm was .* and is now")
+
+
+def test_resume_with_another_weighting_of_the_same_samples_is_refused(out):
+    interrupted(out, problem())
+    twice = problem(count=lambda batch: 2 * len(batch[0]))  # the same mean, from the same samples
+    refused(out, twice, rf"cannot resume: total weight was {N}\.0 and is now {2 * N}\.0")
+
+
+def test_resume_in_another_precision_is_refused(out):
+    interrupted(out, problem())
+    refused(out, problem(dtype=torch.float32), "cannot resume")
+    _, now = headers(dtype="torch.float32")
+    with pytest.raises(hs.InputError, match=r"dtype was torch\.float64 and is now torch\.float32"):
+        runs._same_run(headers()[0], now)
+
+
+def headers(**changed):
+    """What was saved, and what a run that differs in ``changed`` compares with it."""
+    same = {"parameters": 9, "total_weight": 4.0, "dtype": "torch.float64"}
+    saved = {"config": {}, "digests": {"parameters": "a", "data": "b"}, "problem": same}
+    return saved, {**saved, "problem": {**same, **changed}}
+
+
+@pytest.mark.parametrize("kept_first", [True, False])
+def test_data_without_a_digest_does_not_hinder_a_resume(out, straight, monkeypatch, kept_first):
+    def room(kept):
+        monkeypatch.setattr(batches, "KEEP_SHARE", 0.25 if kept else 0.0)
+
+    room(kept_first)
+    interrupted(out, problem())
+    assert (json.loads(contents(out)["manifest.json"])["digests"]["data"] is None) != kept_first
+    room(not kept_first)
+    density(out, problem(), resume=True)
+    assert np.array_equal(nodes(out), straight)
+
+
+def test_resume_with_other_data_is_refused(out):
+    interrupted(out, problem())
+    x, y = data()
+    refused(out, problem(data=(x, y.roll(1))), "the data are not those of the interrupted run")
+
+
+def test_memory_may_differ_and_the_plan_may_be_asked_for_before_a_resume(out, straight, capsys):
+    interrupted(out, problem(), memory="1GiB")
+    before = contents(out)
+    density(out, problem(), resume=True, dry_run=True)
+    assert "Hessian products" in capsys.readouterr().out
+    assert contents(out) == before
+    density(out, problem(), resume=True, memory="2GiB")
+    assert np.array_equal(nodes(out), straight)
+
+
+def test_a_resumed_run_forms_its_products_as_the_interrupted_one_did(out, monkeypatch):
+    chosen = hs.ProductPlan("reverse-batched", chunk=1, batch_size=3, keep=True)
+    estimate = runs._estimate
+    monkeypatch.setattr(
+        runs, "_estimate", lambda *given: dataclasses.replace(estimate(*given), plan=chosen)
+    )
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        interrupted(out, problem())
+        torch.set_num_threads(before)
+        monkeypatch.setattr(runs, "_estimate", None)  # nothing is measured again
+        density(out, problem(), resume=True)
+        assert torch.get_num_threads() == before + 1  # sums are taken in the same order
+    finally:
+        torch.set_num_threads(before)
+    with hs.open(out) as run:
+        assert run.plan["products"] == dataclasses.asdict(chosen)
+        assert run.plan["threads"] == before + 1
+
+
+def test_resume_of_a_manifest_that_tells_nothing_is_refused(out):
+    interrupted(out, problem())
+    (out.with_name("run.h5.d") / "manifest.json").write_text("{}")
+    refused(out, problem(), "the manifest is damaged: .* missing")
+
+
+# -- what is there already -----------------------------------------------------------------------
+
+
+def test_the_state_of_an_interrupted_run_is_not_deleted_by_a_plain_start(out):
+    interrupted(out, problem())
+    out.unlink()  # the folder alone is enough
+    before = contents(out)
+    assert before
+    with pytest.raises(hs.InputError, match="exists already, the state of an interrupted run"):
+        density(out, problem())
+    assert contents(out) == before
+    # Nor by one that finds it only when it has the lock.
+    with pytest.raises(hs.InputError, match="exists already, the state of an interrupted run"):
+        runs._check_output(config(out))
+
+
+def test_a_state_that_appears_while_the_problem_is_set_up_is_not_deleted(out):
+    folder = out.with_name("run.h5.d")
+
+    def loss_fn(outputs, y):
+        folder.mkdir(exist_ok=True)
+        (folder / "manifest.json").write_text("theirs")
+        return F.cross_entropy(outputs, y)
+
+    with pytest.raises(hs.InputError, match="exists already, the state of an interrupted run"):
+        density(out, problem(loss_fn))
+    assert contents(out) == {"manifest.json": b"theirs"}
+
+
+def test_overwrite_starts_clean_and_leaves_what_is_not_of_the_run(out, straight):
+    interrupted(out, problem(steeper))
+    notes = out.with_name("run.h5.d") / "notes.txt"
+    notes.write_text("mine")
+    density(out, problem(), overwrite=True)
+    assert np.array_equal(nodes(out), straight)
+    assert contents(out).keys() == {"run.h5", "notes.txt"}
+
+
+def test_overwrite_forgets_the_state_that_was_there_before_the_first_step(out):
+    interrupted(out, problem(steeper))
+    old = set(contents(out)) - {"run.h5", "manifest.json"}
+    with pytest.raises(Interrupted):
+        density(out, problem(), StopAfterOneSave(out), overwrite=True)
+    assert len(old) == 3  # two shards and the manifest before the last
+    assert not {name for name in old if name.startswith("basis")} & set(contents(out))
+
+
+# -- the lock ------------------------------------------------------------------------------------
+
+
+def remove(lock):
+    lock.unlink()
+
+
+def take_over(lock):
+    lock.write_text(json.dumps({"token": "theirs", "host": "elsewhere", "pid": 1}))
+
+
+@pytest.mark.parametrize("lose", [remove, take_over])
+def test_a_run_that_lost_its_lock_overwrites_nothing(out, lose):
+    lock, found = out.with_name("run.h5.lock"), []
+
+    def then():
+        if not found:
+            assert lock.exists()
+            lose(lock)
+            found.append(contents(out))
+        return None
+
+    with pytest.raises(LockLost, match="was taken over or removed"):
+        density(out, problem(), StopAfterOneSave(out, then))
+    assert contents(out) == found[0]
+    assert lock.exists() == (lose is take_over)  # nor is the other's lock removed
+
+
+def test_a_run_that_lost_its_lock_before_the_end_writes_no_result(out):
+    lock, calls = out.with_name("run.h5.lock"), []
+
+    def loss_fn(outputs, y):
+        if lock.exists() and not calls:
+            calls.append(take_over(lock))
+            out.write_bytes(b"theirs")
+        return F.cross_entropy(outputs, y)
+
+    with pytest.raises(LockLost):
+        density(out, problem(loss_fn), checkpoint_minutes=60.0)
+    assert calls and contents(out) == {"run.h5": b"theirs"}
+
+
+# -- signals -------------------------------------------------------------------------------------
+
+
+def handlers():
+    return [signal.getsignal(number) for number in STOP_SIGNALS]
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_stops_at_once_outside_a_computation_and_is_noted_inside(number):
+    before, name = handlers(), signal.Signals(number).name
+    stop = StopRequest()
+    with stop.listening():
+        with pytest.raises(Interrupted, match=name) as stopped:
+            os.kill(os.getpid(), number)
+        assert not stopped.value.agreed
+    assert handlers() == before
+
+    stop = StopRequest()
+    with pytest.raises(Interrupted), stop.listening():
+        with stop.deferred():
+            assert stop.name is None
+            os.kill(os.getpid(), number)
+            assert stop.name == name
+        os.kill(os.getpid(), number)  # there is nothing to save any more
+    assert handlers() == before
+
+
+def test_a_failure_inside_restores_the_handlers_and_ends_the_delay():
+    before, stop = handlers(), StopRequest()
+    with pytest.raises(ZeroDivisionError), stop.listening(), stop.deferred():
+        raise ZeroDivisionError
+    assert handlers() == before
+    with pytest.raises(Interrupted), stop.listening():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert handlers() == before
+
+
+def test_a_signal_before_the_first_step_ends_the_run_without_a_trace(out, capsys):
+    def loss_fn(outputs, y):
+        if out.with_name("run.h5.lock").exists():  # inside, where signals are only noted
+            os.kill(os.getpid(), signal.SIGTERM)
+        return F.cross_entropy(outputs, y)
+
+    before = handlers()
+    with pytest.raises(Interrupted, match="SIGTERM") as stopped:
+        density(out, problem(loss_fn))
+    assert stopped.value.agreed
+    assert handlers() == before
+    assert list(out.parent.iterdir()) == []
+    assert "Hessian products" not in capsys.readouterr().err  # nothing was planned any more
+
+
+def test_a_signal_while_products_are_prepared_ends_the_run_before_the_first_step(out, monkeypatch):
+    def prepared(*given, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return hs.Hessian(*given, **options)
+
+    monkeypatch.setattr(runs, "Hessian", prepared)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        density(out, problem())
+    assert list(out.parent.iterdir()) == []
+
+
+def test_a_signal_during_the_last_step_finds_the_run_finished(out, straight):
+    def then():
+        saved = json.loads(stop.state.read_text())
+        return "SIGTERM" if len(saved["alpha"][0]) == STEPS - 1 else None
+
+    stop = StopAfterOneSave(out, then)
+    density(out, problem(), stop)
+    assert not stop.state.parent.exists()
+    assert np.array_equal(nodes(out), straight)
+
+
+def test_a_signal_while_the_problem_is_set_up_ends_the_run_at_once(out):
+    calls = []
+
+    def loss_fn(outputs, y):
+        calls.append(0)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return F.cross_entropy(outputs, y)
+
+    with pytest.raises(Interrupted, match="SIGTERM") as stopped:
+        density(out, problem(loss_fn))
+    assert len(calls) == 2
+    assert not stopped.value.agreed
+    assert list(out.parent.iterdir()) == []
