@@ -217,7 +217,7 @@ def _dataset_reader(
 
 
 def _stream_reader(loader: DataLoader, rank: int, size: int):
-    first = [tree_leaves(next(_iterate(loader), None)) for _ in range(2)]
+    first = [tree_leaves(_first_batch(loader, seed)) for seed in (0, 1)]
     if first[0] == [None]:
         raise InputError("the data is empty: 0 batches; expected at least one sample")
     if not _same(*first):
@@ -226,6 +226,13 @@ def _stream_reader(loader: DataLoader, rank: int, size: int):
             "use a fixed order and no random augmentation, or pass tensors"
         )
     return lambda: islice(_iterate(loader), rank, None, size)
+
+
+def _first_batch(loader: DataLoader, seed: int) -> Any:
+    """Read under another random state each time: what draws numbers must show it."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return next(iter(loader), None)
 
 
 def _iterate(loader: DataLoader) -> Iterator[Any]:

@@ -51,7 +51,9 @@ class World:
         rank, size = dist.get_rank(), dist.get_world_size()
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-        device = resolve_device("cpu" if dist.get_backend() == "gloo" else None, local_rank, 1)
+        # Whoever started the group has chosen each rank's GPU.
+        gpu = dist.get_backend() != "gloo" and torch.cuda.is_available()
+        device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
         return cls(rank, size, local_rank, "torch.distributed", device, local_size)
 
     # -- collectives -----------------------------------------------------------------------

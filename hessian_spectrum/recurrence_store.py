@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,6 @@ import numpy as np
 import torch
 
 from hessian_spectrum.distributed import World
-from hessian_spectrum.errors import InputError
 from hessian_spectrum.krylov.basis import Place, allocate
 from hessian_spectrum.krylov.lanczos import Recurrences
 from hessian_spectrum.layout import Layout
@@ -29,21 +29,18 @@ class RecurrenceStore:
         self._entries: list[dict] = []  # of all ranks, as committed
         self._rows = 0  # basis vectors of each recurrence that are committed
 
-    def manifest(self) -> dict[str, Any] | None:
+    def manifest(self, header: Iterable[str] = ()) -> dict[str, Any] | None:
         """What was saved with the latest complete state, on every rank; None if there is none.
 
         Rank 0 reads it: file systems may show others an older one.
+
+        Args:
+            header: keys that ``save`` was given; without them it is damaged.
         """
         manifest, error = None, None
         if self.world.rank == 0:
             try:
-                manifest = self.shards.manifest()
-                missing = KEYS - set(manifest) if manifest is not None else ()
-                if missing:
-                    raise InputError(
-                        f"{self.shards.folder}: the manifest is damaged: {', '.join(missing)} is "
-                        "missing; start again with --overwrite"
-                    )
+                manifest = self.shards.manifest(KEYS.union(header))
             except Exception as failed:
                 error = failed
         self.world.raise_together(error)

@@ -32,6 +32,8 @@ FREE_FIELDS = {
     *("device", "memory", "dry_run"),  # the stored plan is used again
 }
 
+HEADER = ("config", "digests", "problem", "values", "plan", "work")  # beside a saved state
+
 
 def density(
     config: DensityConfig,
@@ -66,6 +68,7 @@ def density(
             _print_estimate(_estimate(config, evaluator), evaluator, _first_order(evaluator))
             return
         stack.enter_context(stop.deferred())
+        stack.callback(torch.set_num_threads, torch.get_num_threads())  # a resume sets its own
         lock = WriterLock(config.out)
         _on_first_rank(world, lambda: stack.enter_context(lock))
         # Again, now that nobody else may write.
@@ -193,7 +196,7 @@ class _Recorder:
         if not config.resume:
             _on_first_rank(self.world, self.states.remove)
             return None
-        saved = self.states.manifest()
+        saved = self.states.manifest(HEADER)
         if saved is None:
             return None
         together(self.world, lambda: _same_run(saved, self._header()))

@@ -13,7 +13,7 @@ import os
 import re
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -114,10 +114,11 @@ class ShardFolder:
         for file in _files(dropped) - _files(manifest) - _files(previous):
             (self.folder / file).unlink(missing_ok=True)
 
-    def manifest(self) -> dict | None:
+    def manifest(self, required: Iterable[str] = ()) -> dict | None:
         """The latest manifest whose shards are all there, checksums verified; None if none.
 
-        Warns when that is not the last one written. Cost: reads every shard that it lists.
+        One without a ``required`` key counts as damaged. Warns when that is not the last one
+        written. Cost: reads every shard that it lists.
 
         Raises:
             InputError: there are manifests, but all of them are damaged.
@@ -128,6 +129,9 @@ class ShardFolder:
                 continue
             try:
                 manifest = json.loads((self.folder / name).read_text())
+                missing = set(required) - set(_dict(manifest))
+                if missing:
+                    raise InputError(f"{', '.join(sorted(missing))} is missing")
                 for entry in _entries(manifest):
                     self.verify(entry)
             except (OSError, ValueError) as error:  # InputError and JSON's are ValueErrors
@@ -138,8 +142,8 @@ class ShardFolder:
             return manifest
         if reasons:
             raise InputError(
-                f"{self.folder}: nothing to resume from ({'; '.join(reasons)}); remove the "
-                "folder to start again"
+                f"{self.folder}: nothing to resume from: the manifest is damaged: "
+                f"{'; '.join(reasons)}; remove the folder to start again"
             )
         return None
 
@@ -261,6 +265,12 @@ class ShardedVectors(LazyRows):
                 return file.get_slice("vectors")[index : index + 1][0]
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def _dict(manifest: object) -> dict:
+    if not isinstance(manifest, dict):
+        raise InputError(f"holds a {type(manifest).__name__}, so every key is missing")
+    return manifest
 
 
 def _entries(node: object) -> Iterator[dict]:

@@ -26,7 +26,7 @@ class StopRequest:
 
     def __init__(self):
         self.name: str | None = None
-        self._deferred = False
+        self._deferred = self._raised = False
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
@@ -47,6 +47,7 @@ class StopRequest:
             self._deferred = False
 
     def _note(self, number: int, _) -> None:
-        again, self.name = self.name is not None, signal.Signals(number).name
-        if not (self._deferred or again):  # batch systems repeat themselves
+        self.name = signal.Signals(number).name
+        if not (self._deferred or self._raised):  # once: batch systems repeat themselves
+            self._raised = True
             raise Interrupted(self.name)

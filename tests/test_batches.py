@@ -178,3 +178,16 @@ def test_a_digest_counts_samples_that_occur_twice_and_ignores_their_order():
     assert digest_of(x[a + b], y[a + b]) == digest_of(x[[1, 0, 0, 1]], y[[1, 0, 0, 1]])
     assert digest_of(x, y) != digest_of(x, y.roll(1))  # which target goes with which input
     assert digest_of(x, y) != digest_of(*spoiled(0, 0.0))
+
+
+class EagerStream(IterableDataset):
+    """Draws when an iteration begins, not at its first sample."""
+
+    def __iter__(self):
+        x, y = data()
+        return zip(x + torch.rand(1), y)
+
+
+def test_a_stream_that_draws_when_its_iteration_begins_is_refused():
+    with pytest.raises(hs.InputError, match="two passes over the EagerStream begin with different"):
+        evaluator(EagerStream())

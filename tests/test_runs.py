@@ -64,6 +64,12 @@ def interrupted(out, arguments, **options):
     assert contents(out)
 
 
+def spoil(out, text):
+    """Both manifests: the run would go back to an intact earlier one."""
+    for name in ("manifest.json", "manifest.previous.json"):
+        (out.with_name("run.h5.d") / name).write_text(text)
+
+
 def contents(out):
     """Every file of the run, with its bytes."""
     files = [*out.parent.glob("run.h5"), *out.parent.glob("run.h5.d/*")]
@@ -174,8 +180,12 @@ def test_a_resumed_run_forms_its_products_as_the_interrupted_one_did(out, monkey
         interrupted(out, problem())
         torch.set_num_threads(before)
         monkeypatch.setattr(runs, "_estimate", None)  # nothing is measured again
-        density(out, problem(), resume=True)
-        assert torch.get_num_threads() == before + 1  # sums are taken in the same order
+        used, set_num_threads = [], torch.set_num_threads
+        with monkeypatch.context() as patch:
+            patch.setattr(torch, "set_num_threads", lambda n: (used.append(n), set_num_threads(n)))
+            density(out, problem(), resume=True)
+        # Sums are taken in the same order; afterwards the caller has his own number again.
+        assert used == [before + 1, before]
     finally:
         torch.set_num_threads(before)
     with hs.open(out) as run:
@@ -185,7 +195,7 @@ def test_a_resumed_run_forms_its_products_as_the_interrupted_one_did(out, monkey
 
 def test_resume_of_a_manifest_that_tells_nothing_is_refused(out):
     interrupted(out, problem())
-    (out.with_name("run.h5.d") / "manifest.json").write_text("{}")
+    spoil(out, "{}")
     refused(out, problem(), "the manifest is damaged: .* missing")
 
 
@@ -366,3 +376,35 @@ def test_a_signal_while_the_problem_is_set_up_ends_the_run_at_once(out):
     assert len(calls) == 2
     assert not stopped.value.agreed
     assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("call", range(1, 8))
+def test_a_signal_at_any_evaluation_of_the_setup_is_no_fault_of_the_input(out, call):
+    calls = []
+
+    def loss_fn(outputs, y):
+        calls.append(0)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return F.cross_entropy(outputs, y)
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        density(out, problem(loss_fn))
+    assert list(out.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("part", ["config", "digests", "problem", "values", "plan", "work"])
+def test_a_manifest_without_one_of_its_parts_is_refused(out, part):
+    interrupted(out, problem())
+    manifest = out.with_name("run.h5.d") / "manifest.json"
+    whole = json.loads(manifest.read_text())
+    del whole[part]
+    spoil(out, json.dumps(whole))
+    refused(out, problem(), f"the manifest is damaged: .*{part}")
+
+
+@pytest.mark.parametrize("text", ["null", "3", '"x"'])
+def test_a_manifest_that_is_no_dict_is_refused(out, text):
+    interrupted(out, problem())
+    spoil(out, text)
+    refused(out, problem(), "the manifest is damaged")

@@ -537,7 +537,10 @@ def test_a_manifest_that_tells_nothing_of_recurrences_is_refused(folder, text):
     commit(folder, 0)
     (folder.folder / "manifest.json").write_text(text)
     before = only(folder.folder)
-    refused(f"{folder.folder}: the manifest is damaged: .* missing", recurrences.manifest)
+    refused(
+        f"{folder.folder}: nothing to resume from: the manifest is damaged: .* missing",
+        recurrences.manifest,
+    )
     assert only(folder.folder) == before
 
 
