@@ -235,13 +235,14 @@ class _Cell(nn.Module):
 
 
 class FusedLSTMLanguageModel(nn.Module):
-    """The same function by ``nn.LSTM``, with copies of the same parameters."""
+    """The same function by ``nn.LSTM``, with copies of the same parameters in the same order."""
 
     def __init__(self, model: LSTMLanguageModel):
         super().__init__()
         width = model.embedding.embedding_dim
-        self.embedding, self.head = copy.deepcopy(model.embedding), copy.deepcopy(model.head)
+        self.embedding = copy.deepcopy(model.embedding)
         self.lstm = nn.LSTM(width, width, len(model.cells), batch_first=True)
+        self.head = copy.deepcopy(model.head)
         own = [p for cell in model.cells for p in cell.parameters()]
         with torch.no_grad():
             for p, value in zip(self.lstm.parameters(), own):

@@ -30,10 +30,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
@@ -61,6 +60,7 @@ class Config:
     steps: int = 90  # for how many block products "planned" plans
     data_root: Path | None = None  # with MNIST, for mlp; default: random pixels
     peers: Path | None = None  # folder with the other packages
+    limit: float = 900.0  # seconds for one (network, method, k), on a CPU
     variants: bool = False  # also other arithmetic: channels last, bfloat16, compiled
     tf32: bool = False  # on a GPU: let multiplications round to 10 bits
     out: Path | None = None  # everything measured, as JSON
@@ -107,23 +107,36 @@ def main(config: Config) -> None:
         rows = []
         for case in config.cases(network):
             fields = {"network": network, "method": case.method, "vectors": case.vectors}
-            rows.append({**fields, **run(case)})
+            rows.append({**fields, **run(case, config.limit)})
             print(progress(rows[-1]), file=sys.stderr, flush=True)
             record["cases"].append(rows[-1])
             save(record, config.out)  # after each: an interrupted run has what it measured
         print("\n".join(report(network, rows, config.vectors)), flush=True)
 
 
-def run(case: Case) -> dict:
+def run(case: Case, limit: float) -> dict:
     """The case's result, from a process of its own unless a GPU's allocator keeps the books."""
     if case.device != "cpu":
         return attempt(case)
     os.environ["OMP_NUM_THREADS"] = str(case.threads)  # read where torch is imported
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        try:
-            return process.submit(attempt, case).result()
-        except BrokenProcessPool:
-            return {"failed": "its process was killed; out of memory?"}
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(case, sender))
+    process.start()
+    sender.close()  # so that a process that dies ends the pipe
+    try:
+        if not receiver.poll(limit):
+            return {"failed": f"took longer than {limit:.0f} s; see --limit"}
+        return receiver.recv()
+    except EOFError:
+        return {"failed": "its process was killed; out of memory?"}
+    finally:
+        process.kill()
+        process.join()
+
+
+def _answer(case: Case, sender: Connection) -> None:
+    sender.send(attempt(case))
 
 
 def save(record: dict, out: Path | None) -> None:
@@ -198,6 +211,8 @@ def table(rows: list[dict], vectors: tuple[int, ...], cell, errors: bool) -> lis
     columns = [f"k = {k}" for k in vectors] + (["error", "error in float64"] if errors else [])
     lines = ["| method | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, found in by_method(rows).items():
+        if name in GRADIENTS:  # of no vectors, under the first column
+            found = {vectors[0]: row for row in found.values()}
         cells = [cell(found[k]) if k in found else "" for k in vectors]
         if errors:
             cells += [worst(found, "error"), worst(found, "error64")]
