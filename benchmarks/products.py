@@ -212,7 +212,7 @@ def table(rows: list[dict], vectors: tuple[int, ...], cell, errors: bool) -> lis
     lines = ["| method | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, found in by_method(rows).items():
         if name in GRADIENTS:  # of no vectors, under the first column
-            found = {vectors[0]: row for row in found.values()}
+            found = dict(zip(vectors, found.values()))
         cells = [cell(found[k]) if k in found else "" for k in vectors]
         if errors:
             cells += [worst(found, "error"), worst(found, "error64")]
