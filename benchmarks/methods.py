@@ -1,0 +1,194 @@
+"""Every way to form products that is compared, by name: ours, variants of ours, and peers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import peers
+import torch
+from networks import Problem
+from torch import Tensor
+from torch.func import vmap
+
+import hessian_spectrum as hs
+from hessian_spectrum import planner
+from hessian_spectrum.linearization import ProductPlan
+from hessian_spectrum.products import MODES, Loss, Products, _linearized
+
+
+class Prepared(NamedTuple):
+    """A method, ready to multiply; what it keeps is made in its first call."""
+
+    products: Callable[[Tensor], Tensor]  # (k, n) -> (k, n)
+    note: str = ""
+    gradient: Callable[[], object] | None = None  # the method's own, where it is not the unit
+
+
+Method = Callable[[Problem, int, int], Prepared]  # problem, vectors, steps of the planned run
+
+
+def plain_gradient(problem: Problem, model: torch.nn.Module | None = None) -> Tensor:
+    """The unit: one gradient of the mean loss over all minibatches, by torch alone."""
+    model = model or problem.model
+    parameters = list(model.parameters())
+    total = [torch.zeros_like(p) for p in parameters]
+    for x, y in problem.batches:
+        loss = problem.loss_fn(model(x), y) * (len(x) / len(problem.inputs))
+        for sum_, part in zip(total, torch.autograd.grad(loss, parameters)):
+            sum_ += part
+    return torch.cat([t.reshape(-1) for t in total])
+
+
+def reference(problem: Problem, vectors: Tensor) -> Tensor:
+    """V H in float64 by reverse over reverse, by torch alone: what every method must give."""
+    problem = problem.to(problem.inputs.device, torch.float64)
+    rows = torch.zeros_like(vectors, dtype=torch.float64)
+    for x, y in problem.batches:
+        loss = problem.loss_fn(problem.model(x), y) * (len(x) / len(problem.inputs))
+        gradients = torch.autograd.grad(loss, problem.parameters, create_graph=True)
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        for row, v in zip(rows, vectors.double()):
+            parts = torch.autograd.grad(flat, problem.parameters, v, retain_graph=True)
+            row += torch.cat([part.reshape(-1) for part in parts])
+    return rows
+
+
+# -- ours ------------------------------------------------------------------------------------
+
+
+def _evaluator(problem: Problem) -> hs.Evaluator:
+    return hs.Evaluator(
+        problem.model,
+        problem.loss_fn,
+        (problem.inputs, problem.targets),
+        batch_size=problem.batch_size,
+        device=problem.inputs.device,
+    )
+
+
+def _ours(mode: str, keep: bool) -> Method:
+    def prepare(problem: Problem, k: int, steps: int) -> Prepared:
+        plan = ProductPlan(mode, chunk=None, batch_size=None, keep=keep)
+        return Prepared(hs.Hessian(_evaluator(problem), plan=plan).products)
+
+    return prepare
+
+
+def _planned(problem: Problem, k: int, steps: int) -> Prepared:
+    evaluator = _evaluator(problem)
+    estimate = planner.plan(evaluator, evaluator.theta, k, steps)
+    plan = estimate.plan
+    words = [plan.mode, "kept" if plan.keep else "not kept", f"chunk {plan.chunk or k}"]
+    words += [f"minibatches of {plan.batch_size or problem.batch_size}"]
+    words += ["calibrated" if estimate.calibrated else "not calibrated"]
+    words += [f"{name} refused: {why}" for name, why in estimate.refused.items()]
+    return Prepared(hs.Hessian(evaluator, plan=plan).products, ", ".join(words))
+
+
+# -- gradients, for comparison with the unit ---------------------------------------------------
+
+
+def _unit(problem: Problem, k: int, steps: int) -> Prepared:
+    return Prepared(lambda vectors: plain_gradient(problem))
+
+
+def _evaluator_gradient(problem: Problem, k: int, steps: int) -> Prepared:
+    evaluator = _evaluator(problem)
+    return Prepared(lambda vectors: evaluator.gradient())
+
+
+def _fused(problem: Problem, k: int, steps: int) -> Prepared:
+    if problem.fused is None:
+        raise RuntimeError("this network has no fused form")
+    return Prepared(lambda vectors: plain_gradient(problem, problem.fused))
+
+
+# -- variants: other arithmetic ------------------------------------------------------------------
+
+
+def _channels_last(mode: str) -> Method:
+    """Pictures with channels innermost; convolutions then keep that layout throughout."""
+
+    def prepare(problem: Problem, k: int, steps: int) -> Prepared:
+        if problem.inputs.ndim != 4 or problem.inputs.shape[1] == 1:
+            raise RuntimeError("the inputs are not pictures with channels")
+        inputs = problem.inputs.contiguous(memory_format=torch.channels_last)
+        return _with_own_gradient(replace(problem, inputs=inputs), mode)
+
+    return prepare
+
+
+def _bfloat16(mode: str) -> Method:
+    """Parameters, data, vectors and products in bfloat16."""
+
+    def prepare(problem: Problem, k: int, steps: int) -> Prepared:
+        made = _with_own_gradient(problem.to(problem.inputs.device, torch.bfloat16), mode)
+
+        def products(vectors: Tensor) -> Tensor:
+            return made.products(vectors.bfloat16()).to(vectors.dtype)
+
+        return made._replace(products=products)
+
+    return prepare
+
+
+def _with_own_gradient(problem: Problem, mode: str) -> Prepared:
+    hessian = hs.Hessian(_evaluator(problem), plan=ProductPlan(mode, keep=True))
+    return Prepared(hessian.products, gradient=lambda: plain_gradient(problem))
+
+
+def _compiled(batched: bool) -> Method:
+    """torch.compile of each minibatch's linearized gradient, kept."""
+
+    def prepare(problem: Problem, k: int, steps: int) -> Prepared:
+        evaluator = _evaluator(problem)
+        maps: list[Products] = []
+
+        def products(vectors: Tensor) -> Tensor:
+            with evaluator.evaluation_mode():
+                if not maps:
+                    losses = evaluator.minibatch_losses()
+                    maps.extend(_compiled_map(loss, evaluator.theta, batched) for loss in losses)
+                return sum(linear(vectors) for linear in maps)
+
+        return Prepared(products)
+
+    return prepare
+
+
+def _compiled_map(loss: Loss, theta: Tensor, batched: bool) -> Products:
+    linear = _linearized(loss, theta)
+    if batched:
+        return torch.compile(vmap(linear))
+    compiled = torch.compile(linear)
+    return lambda vectors: torch.stack([compiled(v) for v in vectors])
+
+
+GRADIENTS: dict[str, Method] = {  # measured with one vector, which they ignore
+    "gradient": _unit,
+    "gradient-evaluator": _evaluator_gradient,
+    "gradient-fused": _fused,
+}
+# Forward over reverse keeps nothing, so kept it is the same.
+OURS: dict[str, Method] = {
+    **{mode: _ours(mode, False) for mode in MODES},
+    **{f"{mode}-kept": _ours(mode, True) for mode in MODES if mode != "forward"},
+    "planned": _planned,
+}
+PEERS: dict[str, Method] = {
+    "pyhessian": lambda problem, k, steps: Prepared(*peers.pyhessian(problem)),
+    "pyhessian-one-batch": lambda problem, k, steps: Prepared(*peers.pyhessian(problem, True)),
+    "curvlinops": lambda problem, k, steps: Prepared(*peers.curvlinops(problem)),
+    "hessian-eigenthings": lambda problem, k, steps: Prepared(*peers.hessian_eigenthings(problem)),
+}
+VARIANTS: dict[str, Method] = {
+    "channels-last-reverse-kept": _channels_last("reverse"),
+    "channels-last-linearize-kept": _channels_last("linearize"),
+    "bfloat16-reverse-kept": _bfloat16("reverse"),
+    "bfloat16-linearize-batched-kept": _bfloat16("linearize-batched"),
+    "compiled-linearize-kept": _compiled(batched=False),
+    "compiled-linearize-batched-kept": _compiled(batched=True),
+}
+METHODS: dict[str, Method] = {**GRADIENTS, **OURS, **PEERS, **VARIANTS}

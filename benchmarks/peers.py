@@ -1,0 +1,124 @@
+"""Other packages' Hessian products behind our interface: rows (k, n) -> rows (k, n).
+
+Each is used as its documentation says, on the same model, loss, minibatches and dtype. They are
+imported when they are asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from networks import Problem
+from torch import Tensor
+
+Products = Callable[[Tensor], Tensor]
+
+PACKAGES = {
+    "pyhessian": "PyHessian",
+    "hessian_eigenthings": "hessian_eigenthings",
+    "curvlinops": "curvlinops-for-pytorch",
+}
+
+
+def find(folder: Path | None) -> None:
+    """Import peers from this folder too, filled by ``pip install --no-deps --target``."""
+    if folder is not None and str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def versions() -> dict[str, str]:
+    """Version of each peer that is there."""
+    found = {}
+    for name in PACKAGES.values():
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def pyhessian(problem: Problem, one_batch: bool = False) -> tuple[Products, str]:
+    """PyHessian: reverse over reverse, one vector at a time.
+
+    Args:
+        one_batch: all data are one batch, whose first-order graph PyHessian keeps; otherwise
+            the graph of each minibatch is built for each vector.
+    """
+    package = _imported("pyhessian")
+    _replace_eig()
+    made = []
+
+    def products(vectors: Tensor) -> Tensor:
+        if not made:  # here, so that what it keeps is seen by whoever measures memory
+            data = (problem.inputs, problem.targets) if one_batch else None
+            loader = None if one_batch else problem.batches
+            cuda = problem.inputs.is_cuda
+            made.append(package.hessian(problem.model, problem.loss_fn, data, loader, cuda=cuda))
+        one = _pyhessian_kept if one_batch else _pyhessian_rebuilt
+        return torch.stack([one(made[0], v, problem) for v in vectors])
+
+    note = "torch.eig, removed from torch, replaced by torch.linalg.eigh; products do not call it"
+    return products, note
+
+
+def _pyhessian_kept(hessian, v: Tensor, problem: Problem) -> Tensor:
+    utils = importlib.import_module("pyhessian.utils")
+    rows = utils.hessian_vector_product(hessian.gradsH, hessian.params, _split(v, problem))
+    return _joined(rows)
+
+
+def _pyhessian_rebuilt(hessian, v: Tensor, problem: Problem) -> Tensor:
+    return _joined(hessian.dataloader_hv_product(_split(v, problem))[1])
+
+
+def curvlinops(problem: Problem) -> tuple[Products, str]:
+    """curvlinops: jvp of jacrev under vmap, all vectors at once; keeps nothing."""
+    package = _imported("curvlinops")
+    # The check of determinism costs passes over the data and does not change the products.
+    operator = package.HessianLinearOperator(
+        problem.model,
+        problem.loss_fn,
+        problem.parameters,
+        problem.batches,
+        check_deterministic=False,
+    )
+    return lambda vectors: (operator @ vectors.T).T, ""
+
+
+def hessian_eigenthings(problem: Problem) -> tuple[Products, str]:
+    """hessian-eigenthings: reverse over reverse, one vector at a time; keeps nothing."""
+    package = _imported("hessian_eigenthings")
+    loss = package.supervised_loss(problem.loss_fn)
+    operator = package.HessianOperator(problem.model, problem.batches, loss)
+    return lambda vectors: torch.stack([operator.matvec(v) for v in vectors]), ""
+
+
+def _imported(name: str):
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise RuntimeError(f"{PACKAGES[name]} is not here ({error}); see --peers") from None
+
+
+def _replace_eig() -> None:
+    """PyHessian's density calls the removed torch.eig on a symmetric matrix."""
+
+    def eig(matrix: Tensor, eigenvectors: bool = False) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(matrix)
+        return torch.stack([values, torch.zeros_like(values)], dim=1), vectors
+
+    torch.eig = eig
+
+
+def _split(v: Tensor, problem: Problem) -> list[Tensor]:
+    parts = v.split([p.numel() for p in problem.parameters])
+    return [part.view_as(p) for part, p in zip(parts, problem.parameters)]
+
+
+def _joined(tensors) -> Tensor:
+    return torch.cat([t.detach().reshape(-1) for t in tensors])
