@@ -129,7 +129,8 @@ def run(case: Case, limit: float) -> dict:
             return {"failed": f"took longer than {limit:.0f} s; see --limit"}
         return receiver.recv()
     except EOFError:
-        return {"failed": "its process was killed; out of memory?"}
+        process.join()
+        return {"failed": f"its process ended with {process.exitcode} (-9: killed, out of memory?)"}
     finally:
         process.kill()
         process.join()
