@@ -10,12 +10,11 @@ import peers
 import torch
 from networks import Problem
 from torch import Tensor
-from torch.func import vmap
 
 import hessian_spectrum as hs
 from hessian_spectrum import planner
 from hessian_spectrum.linearization import ProductPlan
-from hessian_spectrum.products import MODES, Loss, Products, _linearized
+from hessian_spectrum.products import MODES, Products, linearized
 
 
 class Prepared(NamedTuple):
@@ -121,15 +120,11 @@ def _channels_last(mode: str) -> Method:
 
 
 def _bfloat16(mode: str) -> Method:
-    """Parameters, data, vectors and products in bfloat16."""
+    """Products by autocast to bfloat16; vectors, parameters and data in the case's dtype."""
 
     def prepare(problem: Problem, k: int, steps: int) -> Prepared:
-        made = _with_own_gradient(problem.to(problem.inputs.device, torch.bfloat16), mode)
-
-        def products(vectors: Tensor) -> Tensor:
-            return made.products(vectors.bfloat16()).to(vectors.dtype)
-
-        return made._replace(products=products)
+        plan = ProductPlan(mode, keep=True, precision="bfloat16")
+        return Prepared(hs.Hessian(_evaluator(problem), plan=plan).products)
 
     return prepare
 
@@ -139,31 +134,19 @@ def _with_own_gradient(problem: Problem, mode: str) -> Prepared:
     return Prepared(hessian.products, gradient=lambda: plain_gradient(problem))
 
 
-def _compiled(batched: bool) -> Method:
-    """torch.compile of each minibatch's linearized gradient, kept."""
+def _compiled(problem: Problem, k: int, steps: int) -> Prepared:
+    """torch.compile of each minibatch's recorded linearization, kept; one vector at a time."""
+    evaluator = _evaluator(problem)
+    maps: list[Products] = []
 
-    def prepare(problem: Problem, k: int, steps: int) -> Prepared:
-        evaluator = _evaluator(problem)
-        maps: list[Products] = []
+    def products(vectors: Tensor) -> Tensor:
+        with evaluator.evaluation_mode(), torch.no_grad():
+            if not maps:
+                for loss in evaluator.minibatch_losses():
+                    maps.append(torch.compile(linearized(loss, evaluator.theta)))
+            return sum(torch.stack([linear(v) for v in vectors]) for linear in maps)
 
-        def products(vectors: Tensor) -> Tensor:
-            with evaluator.evaluation_mode():
-                if not maps:
-                    losses = evaluator.minibatch_losses()
-                    maps.extend(_compiled_map(loss, evaluator.theta, batched) for loss in losses)
-                return sum(linear(vectors) for linear in maps)
-
-        return Prepared(products)
-
-    return prepare
-
-
-def _compiled_map(loss: Loss, theta: Tensor, batched: bool) -> Products:
-    linear = _linearized(loss, theta)
-    if batched:
-        return torch.compile(vmap(linear))
-    compiled = torch.compile(linear)
-    return lambda vectors: torch.stack([compiled(v) for v in vectors])
+    return Prepared(products)
 
 
 GRADIENTS: dict[str, Method] = {  # measured with one vector, which they ignore
@@ -187,8 +170,7 @@ VARIANTS: dict[str, Method] = {
     "channels-last-reverse-kept": _channels_last("reverse"),
     "channels-last-linearize-kept": _channels_last("linearize"),
     "bfloat16-reverse-kept": _bfloat16("reverse"),
-    "bfloat16-linearize-batched-kept": _bfloat16("linearize-batched"),
-    "compiled-linearize-kept": _compiled(batched=False),
-    "compiled-linearize-batched-kept": _compiled(batched=True),
+    "bfloat16-linearize-kept": _bfloat16("linearize"),
+    "compiled-linearize-kept": _compiled,
 }
 METHODS: dict[str, Method] = {**GRADIENTS, **OURS, **PEERS, **VARIANTS}

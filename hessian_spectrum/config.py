@@ -113,8 +113,8 @@ class DensityConfig(OutputConfig, ProblemConfig):  # fields: the problem's first
     seed: int = 0
     """Seed of the random vectors."""
     hvp: str | None = None
-    """How products are formed: reverse, reverse-batched, forward, linearize or
-    linearize-batched. Default: the fastest that fits the memory, measured for long runs."""
+    """How products are formed: reverse, reverse-batched, forward or linearize.
+    Default: the fastest that fits the memory, measured for long runs."""
     hvp_dtype: Literal["float64", "float32", "tf32", "bfloat16"] | None = None
     """Arithmetic of the products; the vectors keep --dtype. Default: that of --dtype."""
     memory: str | None = None

@@ -152,6 +152,11 @@ def _measured(
             # Calibration forms some forty products, and more in modes that batch; tracing takes
             # seconds.
             if guess < WORTH * (5.0 + (40 + 4 * num_probes) * single):
+                if not calibration.agrees(bench, start.mode):
+                    raise InputError(
+                        f"products by {start.mode} do not work for this model; leave --hvp out, or "
+                        "use reverse"
+                    )
                 default = ProductPlan(start.mode, None, batch_size, False, start.precision)
                 return default, 0, guess, (), {}
             trials, refused = _trials(bench, num_probes, mode)

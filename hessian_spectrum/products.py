@@ -8,15 +8,19 @@ product costs two gradients a tangent in a deep network, once that preparation i
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import functionalize, grad, jvp, vmap
+
+from hessian_spectrum.recording import record
+from hessian_spectrum.simplify import Simplifier
 
 Loss = Callable[[Tensor], Tensor]  # (n,) -> ()
 Products = Callable[[Tensor], Tensor]  # V, shape (k, n) -> V H, shape (k, n)
+
+KEPT_SIZES = 2  # numbers of rows that a linearization is ready for: chunks, and the last one
 
 
 def gradient(loss: Loss, theta: Tensor) -> Tensor:
@@ -94,27 +98,84 @@ def forward(loss: Loss, theta: Tensor) -> Products:
 
 
 def linearize(loss: Loss, theta: Tensor) -> Products:
-    """V -> V H through the linearized gradient, one row at a time.
+    """V -> V H through the linearized gradient, recorded once and simplified; all rows at once.
 
-    The gradient is traced once and everything that does not depend on v is evaluated here
-    and kept; tracing costs about a second for a deep network.
+    Of the operations of one forward-over-reverse product only those that depend on v are needed
+    again (recording.py); the rest are constants, about as much as a kept first-order graph, and
+    what vmap needs for all rows. A number of rows is recorded when it first occurs, and what was
+    recorded is compared with the product that it was recorded from.
+
+    Raises:
+        RuntimeError: it cannot be recorded, or the record's product differs.
     """
-    linear = _linearized(loss, theta)
-    return lambda vectors: torch.stack([linear(v) for v in vectors])
+    single = linearized(loss, theta)
+    if single is None:  # the loss is linear in theta
+        return torch.zeros_like
+    ready: dict[int, Products] = {}
+
+    def products(vectors: Tensor) -> Tensor:
+        k = len(vectors)
+        with torch.no_grad():
+            if k not in ready:
+                if len(ready) == KEPT_SIZES:
+                    del ready[next(iter(ready))]
+                ready[k] = _for_rows(single, vectors)
+            return ready[k](vectors)
+
+    return products
 
 
-def linearize_batched(loss: Loss, theta: Tensor) -> Products:
-    """As ``linearize``, all rows at once under vmap; memory for all of them."""
-    return vmap(_linearized(loss, theta))
+def linearized(loss: Loss, theta: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """v -> H v for one vector, (n,) -> (n,), in operations that vmap knows; None if it is zero."""
+    theta = theta.detach()
+
+    def product(v: Tensor) -> Tensor:
+        # functionalize: changes in place of what depends on v become new tensors.
+        return functionalize(lambda v: jvp(grad(loss), (theta,), (v,))[1], remove="mutations")(v)
+
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta)
+    recorded = record(product, v)
+    graph = Simplifier(recorded)
+    if not graph.depends():
+        return None
+    graph.drop_zeros()
+    graph.join_equal_constants()
+    graph.join_equal_calls()
+    graph.turn_derivatives_into_factors()
+    graph.merge_factors()
+    graph.merge_factors()
+    graph.join_many_products()
+    graph.scale_kernels()
+    graph.join_equal_constants()
+    graph.widen_products()
+    return _checked(graph.module(), v, recorded.out)
 
 
-def _linearized(loss: Loss, theta: Tensor) -> Callable[[Tensor], Tensor]:
-    with warnings.catch_warnings():
-        # torch's constant folding names its own module attribute before it adds it.
-        warnings.filterwarnings("ignore", message="Attempted to insert a get_attr Node")
-        linear = torch.func.linearize(grad(loss), theta.detach())[1]
-    linear(torch.zeros_like(theta))  # torch evaluates the constants at the first call
-    return linear
+def _for_rows(single: Callable[[Tensor], Tensor], vectors: Tensor) -> Products:
+    """The map of this many rows; recorded through vmap, it has none of vmap's cost a call."""
+    one = len(vectors) == 1
+    rows = vectors[0] if one else vectors
+    recorded = record(single if one else vmap(single), rows)
+    graph = Simplifier(recorded)
+    graph.join_equal_constants()
+    graph.join_equal_calls()
+    graph.add_into_products()
+    graph.multiply_and_add()
+    graph.reuse_memory()
+    module = _checked(graph.module(), rows, recorded.out)
+    return (lambda rows: module(rows[0])[None]) if one else module
+
+
+def _checked(
+    module: Callable[[Tensor], Tensor], v: Tensor, expected: Tensor
+) -> Callable[[Tensor], Tensor]:
+    """The map, if it gives the product that it was recorded from."""
+    with torch.no_grad():
+        error = (module(v) - expected).norm().item()
+    if not error <= torch.finfo(v.dtype).eps ** 0.5 * expected.norm().item():
+        raise RuntimeError(f"the recorded linearization is wrong by {error:.1e}")
+    return module
 
 
 MODES: dict[str, Callable[[Loss, Tensor], Products]] = {
@@ -122,5 +183,4 @@ MODES: dict[str, Callable[[Loss, Tensor], Products]] = {
     "reverse-batched": reverse_batched,
     "forward": forward,
     "linearize": linearize,
-    "linearize-batched": linearize_batched,
 }

@@ -20,13 +20,6 @@ def always(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-def quick(always, monkeypatch):
-    """As ``always``, without the modes that take seconds to trace."""
-    for name in ("linearize", "linearize-batched"):
-        monkeypatch.delitem(products.MODES, name)
-
-
 def evaluator(model=None, samples=40, **options):
     return hs.Evaluator(model or mlp(), F.cross_entropy, data(samples), batch_size=16, **options)
 
@@ -62,7 +55,7 @@ def test_a_mode_can_be_forced_and_an_unknown_one_is_refused(always):
         hs.ProductPlan("fast")
 
 
-def test_a_mode_that_is_wrong_by_a_thousandth_is_left_out(quick, monkeypatch):
+def test_a_mode_that_is_wrong_by_a_thousandth_is_left_out(always, monkeypatch):
     def wrong(loss, theta):
         right = products.reverse(loss, theta)
         return lambda vectors: 1.001 * right(vectors)
@@ -107,7 +100,7 @@ class Custom(nn.Module):
 def test_a_custom_function_leaves_the_modes_that_work_for_it(always):
     ev = evaluator(Custom(Cube))
     estimate = make_plan(ev)
-    assert {"forward", "linearize", "linearize-batched"} <= set(estimate.refused)
+    assert {"forward", "linearize"} <= set(estimate.refused)
     assert estimate.plan.mode.startswith("reverse")
 
 
@@ -172,7 +165,7 @@ def test_running_out_of_memory_shrinks_the_minibatches(always, monkeypatch, larg
     torch.testing.assert_close(small, hs.Hessian(ev) @ v)
 
 
-def test_a_mode_that_runs_out_of_memory_is_left_out(quick, monkeypatch):
+def test_a_mode_that_runs_out_of_memory_is_left_out(always, monkeypatch):
     def greedy(loss, theta):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -180,7 +173,7 @@ def test_a_mode_that_runs_out_of_memory_is_left_out(quick, monkeypatch):
     assert "out of memory" in make_plan(evaluator()).refused["forward"]
 
 
-def test_products_in_other_arithmetic_differ_by_its_rounding_and_are_recorded(quick):
+def test_products_in_other_arithmetic_differ_by_its_rounding_and_are_recorded(always):
     ev = evaluator()
     v = torch.randn(ev.n, 3, dtype=torch.float64)
     exact = hs.Hessian(ev) @ v
@@ -216,7 +209,7 @@ def test_float32_means_float32_whatever_torch_was_told():
     assert [kernel.fp32_precision for kernel in kernels] == before
 
 
-def test_a_second_plan_measures_nothing_but_checks_again(quick, monkeypatch):
+def test_a_second_plan_measures_nothing_but_checks_again(always, monkeypatch):
     ev = evaluator()
     first, calibrate = make_plan(ev), calibration.calibrate
     monkeypatch.setattr(calibration, "calibrate", lambda *_: pytest.fail("measured again"))
