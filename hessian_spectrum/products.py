@@ -130,8 +130,9 @@ def linearized(loss: Loss, theta: Tensor) -> Callable[[Tensor], Tensor] | None:
     theta = theta.detach()
 
     def product(v: Tensor) -> Tensor:
-        # functionalize: changes in place of what depends on v become new tensors.
-        return functionalize(lambda v: jvp(grad(loss), (theta,), (v,))[1], remove="mutations")(v)
+        # functionalize: changes in place become new tensors.
+        derivative = functionalize(lambda t, v: jvp(grad(loss), (t,), (v,))[1], remove="mutations")
+        return derivative(theta, v)
 
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta)
@@ -154,17 +155,26 @@ def linearized(loss: Loss, theta: Tensor) -> Callable[[Tensor], Tensor] | None:
 
 def _for_rows(single: Callable[[Tensor], Tensor], vectors: Tensor) -> Products:
     """The map of this many rows; recorded through vmap, it has none of vmap's cost a call."""
-    one = len(vectors) == 1
-    rows = vectors[0] if one else vectors
-    recorded = record(single if one else vmap(single), rows)
+    if len(vectors) == 1:
+        module = _recorded_again(single, vectors[0])
+        return lambda rows: module(rows[0])[None]
+    try:
+        return _recorded_again(vmap(single), vectors)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # an operation that vmap does not know
+        return lambda rows: torch.stack([single(row) for row in rows])
+
+
+def _recorded_again(function: Callable[[Tensor], Tensor], v: Tensor) -> Callable[[Tensor], Tensor]:
+    recorded = record(function, v)
     graph = Simplifier(recorded)
     graph.join_equal_constants()
     graph.join_equal_calls()
     graph.add_into_products()
     graph.multiply_and_add()
     graph.reuse_memory()
-    module = _checked(graph.module(), rows, recorded.out)
-    return (lambda rows: module(rows[0])[None]) if one else module
+    return _checked(graph.module(), v, recorded.out)
 
 
 def _checked(
