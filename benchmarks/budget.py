@@ -26,7 +26,7 @@ class Config(ProblemConfig):
     budgets: tuple[float, ...] = (1.0, 2.0, 4.0)
     """GiB beyond the model and the data."""
     num_probes: int = 8
-    num_steps: int = 90
+    num_steps: int = 40
     """Planned steps."""
     run_steps: int = 2
     """Steps that are run, to see their memory."""

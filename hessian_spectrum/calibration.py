@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,13 @@ CHUNKS = {
     "reverse": (),
     "reverse-batched": (1, 2, 4, 8, 16),
     "forward": (1, 2, 4, 8, 16),
-    "linearize": (4, 16),  # each number is recorded anew, which takes seconds
+    "linearize": (1, 4, 16),  # each number is recorded anew, which takes seconds
+}
+# Bytes at the peak of a mode, in those of reverse over reverse: before it is known, and at most.
+EXPECTED = {
+    "reverse-batched": lambda chunk: 1 + chunk / 2,
+    "forward": lambda chunk: 1 + chunk,
+    "linearize": lambda chunk: 2 + chunk / 2,
 }
 LOST = 1.5  # a mode or a chunk that is this much slower than the best is not tried further
 FIRST_SAMPLES, GROWTH = 8, 4  # of the pieces on which memory is measured
@@ -83,14 +90,17 @@ class Bench:
 
 
 def calibrate(
-    bench: Bench, num_probes: int, mode: str | None
+    bench: Bench, num_probes: int, mode: str | None, room: float = math.inf
 ) -> tuple[list[Trial], dict[str, str]]:
     """Trials of every mode (or of ``mode``), and the modes that fail or disagree, with the reason.
+
+    Args:
+        room: bytes that may be used; what is expected to take more is not tried.
 
     Raises:
         RuntimeError: out of memory already in reverse over reverse.
     """
-    return bench.run(_calibrate, bench, num_probes, mode)
+    return bench.run(_calibrate, bench, num_probes, mode, room)
 
 
 def agrees(bench: Bench, mode: str) -> bool:
@@ -114,14 +124,19 @@ def _error(found: Tensor, expected: Tensor) -> float:
 
 
 def _calibrate(
-    loss: Callable, theta: Tensor, bench: Bench, num_probes: int, mode: str | None
+    loss: Callable, theta: Tensor, bench: Bench, num_probes: int, mode: str | None, room: float
 ) -> tuple[list[Trial], dict[str, str]]:
     probe = bench.vectors(min(2, num_probes))
     expected = None
     trials: list[Trial] = []
     refused: dict[str, str] = {}
+    reverse_peak = 0
     for name in MODES:  # "reverse" comes first: the others are compared with it
         if mode is not None and name not in (mode, "reverse"):
+            continue
+        expected_peak = EXPECTED.get(name, lambda chunk: 1)(len(probe)) * reverse_peak
+        if expected_peak > room:
+            refused[name] = f"would take about {expected_peak / 2**30:.1f} GiB"
             continue
         try:
             found = MODES[name](loss, theta)(probe)
@@ -129,14 +144,16 @@ def _calibrate(
             error = _error(found, expected)
             if not error <= bench.eps**0.5:
                 refused[name] = f"differs from reverse over reverse by {error:.1e}"
-            elif mode in (None, name):
-                best = min((trial.apply for trial in trials), default=float("inf"))
-                trials += _timed(bench, name, loss, theta, num_probes, error, best)
+                continue
+            if mode in (None, name) or not trials:
+                best = min((trial.apply for trial in trials), default=math.inf)
+                trials += _timed(bench, name, loss, theta, num_probes, error, best, room)
+                reverse_peak = reverse_peak or trials[0].peak
         except (RuntimeError, NotImplementedError, ValueError) as failed:
             if is_out_of_memory(failed) and name == "reverse":
                 raise
             refused[name] = " ".join(str(failed).split())[:200]
-    return trials, refused
+    return [trial for trial in trials if mode in (None, trial.mode)], refused
 
 
 def _timed(
@@ -147,12 +164,15 @@ def _timed(
     num_probes: int,
     error: float,
     best: float,
+    room: float,
 ) -> list[Trial]:
     """Trials of a mode with growing chunks, until they stop to pay; it was run once already."""
     device, together = bench.evaluator.device, name != "reverse"
     chunks = [c for c in CHUNKS.get(name, ()) if c < num_probes] + [num_probes]
     trials: list[Trial] = []
     for chunk in chunks:
+        if trials and trials[-1].peak * chunk / trials[-1].chunk > room:
+            break
         # One at a time costs the same for each: two tell.
         vectors = bench.vectors(chunk if together else min(2, num_probes))
         try:

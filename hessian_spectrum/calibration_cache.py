@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import platform
 from contextlib import suppress
@@ -29,8 +30,8 @@ def folder() -> Path:
     return Path(home) / "hessian_spectrum" / "calibration"
 
 
-def key(bench: Bench, num_probes: int, mode: str | None) -> str:
-    """Names everything that the measurements depend on."""
+def key(bench: Bench, num_probes: int, mode: str | None, room: int) -> str:
+    """Names everything that the measurements depend on; the room roughly: free memory varies."""
     ev = bench.evaluator
     leaves = tree_leaves(next(iter(ev.batches)))
     described = [
@@ -38,6 +39,7 @@ def key(bench: Bench, num_probes: int, mode: str | None) -> str:
         [type(module).__qualname__ for module in ev.model.modules()],
         (ev.layout.names, ev.layout.shapes, str(ev.dtype)),
         [(tuple(getattr(t, "shape", ())), str(getattr(t, "dtype", type(t)))) for t in leaves],
+        round(math.log2(max(1, room))),
         (platform.node(), platform.machine(), torch.get_num_threads(), _device(ev.device)),
     ]
     return hashlib.sha256(repr(described).encode()).hexdigest()

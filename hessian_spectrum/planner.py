@@ -159,7 +159,7 @@ def _measured(
                     )
                 default = ProductPlan(start.mode, None, batch_size, False, start.precision)
                 return default, 0, guess, (), {}
-            trials, refused = _trials(bench, num_probes, mode)
+            trials, refused = _trials(bench, num_probes, mode, room)
         except RuntimeError as error:
             if not calibration.is_out_of_memory(error) or limit == 1:
                 raise
@@ -188,16 +188,18 @@ def _measured(
     return chosen, working, seconds, tuple(trials), refused
 
 
-def _trials(bench: Bench, num_probes: int, mode: str | None) -> calibration_cache.Measured:
+def _trials(
+    bench: Bench, num_probes: int, mode: str | None, room: int
+) -> calibration_cache.Measured:
     """Measured now, or before; what was measured before is checked again: the model's code may
     have changed."""
-    name = calibration_cache.key(bench, num_probes, mode)
+    name = calibration_cache.key(bench, num_probes, mode, room)
     known = calibration_cache.load(name)
     if known is not None:
         modes = {trial.mode for trial in known[0]} - {"reverse"}
         if all(calibration.agrees(bench, found) for found in sorted(modes)):
             return known
-    measured = calibration.calibrate(bench, num_probes, mode)
+    measured = calibration.calibrate(bench, num_probes, mode, room)
     calibration_cache.save(name, measured)
     return measured
 
