@@ -29,7 +29,8 @@ EXPECTED = {
     "forward": lambda chunk: 1 + chunk,
     "linearize": lambda chunk: 2 + chunk / 2,
 }
-LOST = 1.5  # a mode or a chunk that is this much slower than the best is not tried further
+# A chunk this much slower a vector than the mode's best, or a mode than all, is the last one.
+LOST, HOPELESS = 1.5, 3.0
 FIRST_SAMPLES, GROWTH = 8, 4  # of the pieces on which memory is measured
 VISIBLE = 32 << 20  # bytes: above, the resident set tells memory well
 
@@ -190,8 +191,8 @@ def _timed(
         # What is prepared at the first call (a linearization for so many rows) is preparation.
         build, apply = max(0.0, first - seconds), seconds / len(vectors)
         trials.append(Trial(name, chunk, build, apply, used.kept, used.peak, error))
-        best = min(best, apply)
-        if chunk > 1 and apply > LOST * best:
+        own = min(trial.apply for trial in trials)
+        if chunk > 1 and (apply > LOST * own or own > HOPELESS * best):
             break
         del products
     return trials
