@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from hessian_spectrum.errors import is_out_of_memory
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.kernels import PRECISIONS
 from hessian_spectrum.memory import PeakMemory
@@ -46,6 +47,16 @@ class Trial:
     kept: int  # bytes that the map holds
     peak: int  # bytes at the peak of building and applying it, beyond what was there
     error: float  # |difference to reverse over reverse| / |its products|
+
+    def scaled(self, factor: int) -> Trial:
+        """The same on so many times the samples: time and memory are at most in proportion."""
+        return replace(
+            self,
+            build=self.build * factor,
+            apply=self.apply * factor,
+            kept=self.kept * factor,
+            peak=self.peak * factor,
+        )
 
 
 class Bench:
@@ -215,8 +226,3 @@ def bytes_of_a_sample(
         if used.peak >= VISIBLE or samples >= size or GROWTH * used.peak > room:
             return used.peak / samples
         samples = min(GROWTH * samples, size)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """A GPU's allocator raises a class of its own, a CPU's a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

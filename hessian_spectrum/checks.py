@@ -12,12 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 from hessian_spectrum import losses
 from hessian_spectrum.batches import cast, leading_size, split
-from hessian_spectrum.errors import InputError
+from hessian_spectrum.errors import InputError, is_out_of_memory
 
 if TYPE_CHECKING:
     from hessian_spectrum.evaluator import Evaluator
-
-MEMORY_ERRORS = (MemoryError, torch.OutOfMemoryError)  # the machine's limits, not the input's
 
 
 def finite_parameters(model: nn.Module) -> None:
@@ -34,12 +32,12 @@ def finite_parameters(model: nn.Module) -> None:
                 )
 
 
-def batches(ev: Evaluator, is_pair: bool) -> float:
-    """One pass over this rank's data; returns the sum of the minibatches' weights.
+def batches(ev: Evaluator, is_pair: bool) -> tuple[float, int]:
+    """One pass over this rank's data; returns its weight and its number of minibatches.
 
     The data's own faults first, then the loss: is it a function, and a mean over samples?
     """
-    total, shape, deterministic = 0.0, None, False
+    total, index, shape, deterministic = 0.0, -1, None, False
     for index, batch in enumerate(ev.batches):
         _structure(batch, is_pair)
         _finite_leaves(batch, index)
@@ -51,12 +49,13 @@ def batches(ev: Evaluator, is_pair: bool) -> float:
         total += weight
         if not weight:  # every target ignored: it has no mean
             continue
-        _shape_and_value(ev, _value(ev, batch, index), index)
+        value = _value(ev, batch, index)
+        _shape_and_value(ev, value, index)
         if not deterministic:
             _determinism(ev, batch)
             deterministic = True
-        _additivity(ev, batch, index)
-    return total
+        _additivity(ev, batch, value, index)
+    return total, index + 1
 
 
 def _weight(ev: Evaluator, batch: Any, index: int) -> float:
@@ -97,9 +96,9 @@ def _outputs(ev: Evaluator, batch: Any) -> Any:
     inside = {name[len(prefix) :]: t for name, t in named.items() if name.startswith(prefix)}
     try:
         return torch.func.functional_call(module, inside, (batch[0],))
-    except MEMORY_ERRORS:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         shape = tuple(getattr(batch[0], "shape", ()))
         raise InputError(
             f"the model cannot evaluate inputs of shape {shape}: {_in_short(error)}"
@@ -110,9 +109,9 @@ def _value(ev: Evaluator, batch: Any, index: int) -> Any:
     """loss_fn's value; its failure on this data is the user's to mend."""
     try:
         return ev.batch_value(ev.theta, batch, ev.constants())
-    except MEMORY_ERRORS:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(
             f"the loss of minibatch {index} cannot be evaluated: {_in_short(error)}"
         ) from error
@@ -212,8 +211,8 @@ def _random_module(ev: Evaluator, batch: Any) -> str:
     return f"the first random module is {name or 'the model itself'} ({kind})"
 
 
-def _additivity(ev: Evaluator, batch: Any, index: int) -> None:
-    """The loss of a batch must be the weighted loss of its two uneven parts.
+def _additivity(ev: Evaluator, batch: Any, value: Tensor, index: int) -> None:
+    """The loss of a batch, ``value``, must be the weighted loss of its two uneven parts.
 
     Of every minibatch: ignored targets may be in the last one only.
     """
@@ -222,10 +221,11 @@ def _additivity(ev: Evaluator, batch: Any, index: int) -> None:
     if size < 2 or parts is None:
         return
     try:
-        whole, together = _whole_and_parts(ev, batch, parts, ev.dtype)
-    except MEMORY_ERRORS:
-        raise
+        whole = value.double().sum() * ev.scale(batch) / ev.weight(batch)
+        together = _mean(ev, parts, ev.weight(batch), ev.dtype)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(
             f"the loss of a part of minibatch {index} ({leading_size(parts[0])} of {size} samples) "
             f"cannot be evaluated: {_in_short(error)}; a sum over samples must accept any number"
@@ -233,7 +233,8 @@ def _additivity(ev: Evaluator, batch: Any, index: int) -> None:
     if not _close(whole, together, ev.dtype) and ev.dtype != torch.float64:
         # Losses near zero are mostly rounding: decide in float64 where the model can.
         try:
-            whole, together = _whole_and_parts(ev, batch, parts, torch.float64)
+            whole = _mean(ev, (batch,), ev.weight(batch), torch.float64)
+            together = _mean(ev, parts, ev.weight(batch), torch.float64)
         except RuntimeError:
             pass
     if _close(whole, together, ev.dtype):
@@ -260,8 +261,8 @@ def _in_short(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _whole_and_parts(ev: Evaluator, batch: Any, parts: tuple, dtype: torch.dtype):
-    """Sums over the batch, and over its parts, divided by the batch's weight."""
+def _mean(ev: Evaluator, parts: tuple, weight: float, dtype: torch.dtype) -> Tensor:
+    """Sum over the parts' samples, divided by the weight of all."""
     constants, theta = ev.constants(dtype), ev.theta.to(dtype)
 
     def total(part):
@@ -270,8 +271,7 @@ def _whole_and_parts(ev: Evaluator, batch: Any, parts: tuple, dtype: torch.dtype
             return torch.zeros((), dtype=torch.float64, device=ev.device)
         return ev.batch_loss(theta, cast(part, dtype), constants).double() * scale
 
-    weight = ev.weight(batch) or 1.0
-    return total(batch) / weight, sum(map(total, parts)) / weight
+    return sum(map(total, parts)) / weight
 
 
 def _close(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import tyro
 
 from hessian_spectrum.config import DemoConfig, DensityConfig, TrainConfig
-from hessian_spectrum.errors import InputError
+from hessian_spectrum.errors import InputError, is_out_of_memory
 from hessian_spectrum.parsing import parse
 
 DONE, FAILED, USAGE, START_AGAIN = 0, 1, 2, 75
@@ -302,7 +302,7 @@ def _say(text: str) -> None:
 def _failure(error: BaseException, config: Any = None) -> str | None:
     """One line about what the machine could not do; None for what may be our own mistake."""
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    if _out_of_memory(error):
+    if is_out_of_memory(error):
         smaller = [("memory", "--memory 1GiB"), ("batch_size", "a smaller --batch-size")]
         smaller += [("num_probes", "fewer --num-probes"), ("limit", "--limit N")]
         advice = [text for name, text in smaller if hasattr(config, name)]
@@ -314,12 +314,6 @@ def _failure(error: BaseException, config: Any = None) -> str | None:
     if hasattr(config, "resume"):
         advice += "; what was saved is whole: the same command with --resume goes on from there"
     return said + advice
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    # torch's on a GPU is no MemoryError, and on a CPU a RuntimeError without a name of its own.
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or "can't allocate memory" in str(error)
 
 
 _DESCRIPTION = (

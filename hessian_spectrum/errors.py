@@ -1,4 +1,4 @@
-"""The errors that a user can mend by changing the input."""
+"""The errors that a user can mend by changing the input, and the one that is the machine's."""
 
 from __future__ import annotations
 
@@ -9,3 +9,12 @@ class InputError(ValueError):
     A ``ValueError``, so that callers need not know this class; the command line prints its
     message on one line and exits with code 2.
     """
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """A machine's limit, not the input's fault.
+
+    By name: torch's error on a GPU is no MemoryError, and on a CPU a plain RuntimeError.
+    """
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)

@@ -142,7 +142,7 @@ class Evaluator:
 
         error = self._prepare(data, batch_size, forward is None, data_is_local)
         world.raise_together(error)
-        self._agree(self.fingerprint(), "models (parameters, buffers or their names)")
+        self._agree(self.fingerprint, "models (parameters, buffers or their names)")
         total = torch.tensor(self._local_weight, dtype=torch.float64, device=world.device)
         self.total_weight = world.sum(total).item()  # W: samples, or targets not ignored
         if not self.total_weight > 0:
@@ -160,19 +160,20 @@ class Evaluator:
                 if is_pair:
                     self.batches = losses.with_int64_labels(self.batches, self._loss_fn)
                 with self.evaluation_mode(), torch.no_grad():
-                    self._local_weight = checks.batches(self, is_pair)
+                    self._local_weight, self.num_minibatches = checks.batches(self, is_pair)
         except Exception as error:
             return error
         return None
 
     def require_agreement(self, theta: Tensor, what: str) -> None:
         """InputError unless every rank holds the same ``theta``, bit for bit."""
-        if self.world.size > 1:
-            self._agree(hashlib.sha256(_bytes(theta)).hexdigest(), what)
+        self._agree(lambda: hashlib.sha256(_bytes(theta)).hexdigest(), what)
 
-    def _agree(self, fingerprint: str, what: str) -> None:
+    def _agree(self, fingerprint: Callable[[], str], what: str) -> None:
         """A sum of different functions over ranks is nobody's Hessian."""
-        prints = self.world.gather_objects(fingerprint)
+        if self.world.size == 1:
+            return
+        prints = self.world.gather_objects(fingerprint())
         other = next((rank for rank, f in enumerate(prints) if f != prints[0]), None)
         if other is not None:
             raise InputError(

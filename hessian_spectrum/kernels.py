@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 from torch import backends
@@ -19,13 +19,10 @@ PRECISIONS = {
     "bfloat16": (torch.float32, 2.0**-7),  # autocast: what torch deems safe in bfloat16
 }
 
+# torch's own default for convolutions is TF32, without a word.
 _FLOAT32_KERNELS = (
-    backends.cuda.matmul,
-    backends.cudnn.conv,  # torch's default here is TF32, without a word
-    backends.cudnn.rnn,
-    backends.mkldnn.matmul,
-    backends.mkldnn.conv,
-    backends.mkldnn.rnn,
+    *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
+    *(backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn),
 )
 
 
@@ -52,17 +49,29 @@ def differentiable_kernels(precision: str | None, device: torch.device) -> Itera
     of nn.MultiheadAttention have neither second derivatives nor jvp. Float32 is float32, unless
     ``precision`` says otherwise.
     """
-    float32 = "tf32" if precision == "tf32" else "ieee"
-    before = [kernel.fp32_precision for kernel in _FLOAT32_KERNELS]
     fast = backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         backends.mha.set_fastpath_enabled(False)
         stack.callback(backends.mha.set_fastpath_enabled, fast)
-        for kernel, value in zip(_FLOAT32_KERNELS, before):
-            kernel.fp32_precision = float32
-            stack.callback(setattr, kernel, "fp32_precision", value)
+        _use_tf32(precision == "tf32", stack)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if precision == "bfloat16":
             # Without the cache: a cast made in one transform must not be reused in another.
             stack.enter_context(torch.autocast(device.type, torch.bfloat16, cache_enabled=False))
         yield
+
+
+def _use_tf32(allowed: bool, stack: ExitStack) -> None:
+    """Float32 kernels in TF32, or in float32; ``stack`` puts back what was."""
+    for kernel in _FLOAT32_KERNELS:
+        stack.callback(setattr, kernel, "fp32_precision", kernel.fp32_precision)
+    # torch refuses to tell a setting whose older and newer switches disagree. Those who set the
+    # newer ones only have disagreeing ones already, and the older cannot be read.
+    with suppress(RuntimeError):
+        stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+    with suppress(RuntimeError):
+        stack.callback(setattr, backends.cudnn, "allow_tf32", backends.cudnn.allow_tf32)
+        backends.cudnn.allow_tf32 = allowed
+    for kernel in _FLOAT32_KERNELS:
+        kernel.fp32_precision = "tf32" if allowed else "ieee"

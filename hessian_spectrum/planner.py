@@ -12,7 +12,7 @@ from torch import Tensor
 from hessian_spectrum import calibration, calibration_cache
 from hessian_spectrum.batches import leading_size, split
 from hessian_spectrum.calibration import Bench, Trial
-from hessian_spectrum.errors import InputError
+from hessian_spectrum.errors import InputError, is_out_of_memory
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.kernels import check_precision
 from hessian_spectrum.linearization import ProductPlan
@@ -21,6 +21,7 @@ from hessian_spectrum.products import MODES
 
 MEMORY_SHARE = 0.8  # of what is available, unless the user says otherwise
 BASIS_SHARE = 0.5  # of the memory: Krylov vectors that take more go to the next larger place
+LONGEST = 120.0  # seconds of calibration; what would take longer is measured on fewer samples
 WORTH = 20  # calibrate only where the run is estimated to take this many times as long
 
 
@@ -135,23 +136,24 @@ def _measured(
     room: int,
 ) -> tuple[ProductPlan, int, float, tuple[Trial, ...], dict[str, str]]:
     """(plan, bytes, seconds, trials, modes left out) for this rank's share."""
-    whole = next(iter(evaluator.batches), None)
+    whole = next((batch for batch in evaluator.batches if evaluator.weight(batch)), None)
     if whole is None:  # this rank has no data: nothing to measure, nothing to wait for
         return start, 0, 0.0, (), {}
-    minibatches = sum(1 for _ in evaluator.batches)
     size = leading_size(whole)
     limit = _largest_that_fits(evaluator, theta, start, size, room) if split(whole, 1) else size
     while True:
-        parts = math.ceil(size / limit)
+        # Halves of halves: what memory allows varies a little, and would change the last bits.
+        parts = 2 ** math.ceil(math.log2(size / limit))
         batch_size = math.ceil(size / parts) if parts > 1 else None
-        count = minibatches * parts
+        count = evaluator.num_minibatches * parts
         try:
             bench = Bench(evaluator, theta, start.precision, batch_size)
             single = bench.single()
             guess = num_probes * num_steps * count * single
-            # Calibration forms some forty products, and more in modes that batch; tracing takes
+            # Calibration forms some forty products, and more in modes that batch; recording takes
             # seconds.
-            if guess < WORTH * (5.0 + (40 + 4 * num_probes) * single):
+            cost = 5.0 + (40 + 4 * num_probes) * single
+            if guess < WORTH * min(cost, LONGEST):
                 if not calibration.agrees(bench, start.mode):
                     raise InputError(
                         f"products by {start.mode} do not work for this model; leave --hvp out, or "
@@ -159,9 +161,13 @@ def _measured(
                     )
                 default = ProductPlan(start.mode, None, batch_size, False, start.precision)
                 return default, 0, guess, (), {}
-            trials, refused = _trials(bench, num_probes, mode, room)
+            # Other ranks wait for this one, and give it up after some minutes.
+            share = math.ceil(cost / LONGEST) if batch_size or split(whole, 1) else 1
+            few = Bench(evaluator, theta, start.precision, math.ceil((batch_size or size) / share))
+            trials, refused = _trials(few if share > 1 else bench, num_probes, mode, room // share)
+            trials = [trial.scaled(share) for trial in trials]
         except RuntimeError as error:
-            if not calibration.is_out_of_memory(error) or limit == 1:
+            if not is_out_of_memory(error) or limit == 1:
                 raise
             limit = math.ceil((batch_size or size) / 2)
             continue

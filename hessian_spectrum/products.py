@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import functionalize, grad, jvp, vmap
 
+from hessian_spectrum.errors import is_out_of_memory
 from hessian_spectrum.recording import record
 from hessian_spectrum.simplify import Simplifier
 
@@ -160,9 +161,9 @@ def _for_rows(single: Callable[[Tensor], Tensor], vectors: Tensor) -> Products:
         return lambda rows: module(rows[0])[None]
     try:
         return _recorded_again(vmap(single), vectors)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:  # an operation that vmap does not know
+    except RuntimeError as error:  # an operation that vmap does not know
+        if is_out_of_memory(error):
+            raise
         return lambda rows: torch.stack([single(row) for row in rows])
 
 

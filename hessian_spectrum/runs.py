@@ -285,7 +285,7 @@ class _Recorder:
                 "total_weight": evaluator.total_weight,
                 "dtype": str(evaluator.dtype),
             },
-            "values": {name: self.values[name] for name in self.values},
+            "values": dict(self.values),
             "plan": self._plan() if self.product_plan else {},
             "work": self._work(),
         }

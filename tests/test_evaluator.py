@@ -595,3 +595,14 @@ def test_targets_that_are_all_ignored_are_refused():
     x, y = data()
     with pytest.raises(hs.InputError, match="the samples' weights add up to 0"):
         hs.Evaluator(mlp(), F.cross_entropy, (x, torch.full_like(y, -100)))
+
+
+def test_construction_evaluates_each_minibatch_twice_and_the_first_four_times():
+    evaluated = []
+
+    def loss_fn(outputs, y):
+        evaluated.append(len(y))
+        return F.cross_entropy(outputs, y)
+
+    hs.Evaluator(mlp(), loss_fn, data(), batch_size=4)
+    assert sum(evaluated) == 2 * N + 2 * 4  # whole, in parts, and the first for its determinism

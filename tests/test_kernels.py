@@ -4,12 +4,13 @@ import pytest
 import torch
 from conftest import dense_hessian
 from test_evaluator import CLASSES, relative
-from torch import nn
+from torch import backends, nn
 from torch.backends import cuda, mha
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hessian_spectrum as hs
+from hessian_spectrum.kernels import differentiable_kernels
 from hessian_spectrum.products import MODES
 
 TOKENS, WIDTH = 3, 4
@@ -121,3 +122,51 @@ def test_torchs_switches_are_found_as_they_were(preferred):
 
 def failing(outputs, y):
     raise ValueError("no loss")
+
+
+FLOAT32 = (
+    *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
+    *(backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn),
+)
+SETTINGS = {  # what a user may have set, by torch's older or newer switches
+    "nothing": lambda: None,
+    "high": lambda: torch.set_float32_matmul_precision("high"),
+    "medium": lambda: torch.set_float32_matmul_precision("medium"),
+    "older convolution": lambda: setattr(backends.cudnn, "allow_tf32", False),
+    "newer matmul": lambda: setattr(backends.cuda.matmul, "fp32_precision", "tf32"),
+    "newer convolution": lambda: setattr(backends.cudnn.conv, "fp32_precision", "ieee"),
+}
+
+
+def settings():
+    """All that can be read: torch refuses where its older and newer switches disagree."""
+    found = [kernel.fp32_precision for kernel in FLOAT32]
+    for read in (torch.get_float32_matmul_precision, lambda: backends.cudnn.allow_tf32):
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append("refused")
+    return found
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_float32_means_float32_whatever_torch_was_told_and_it_stays_told(name):
+    cpu, untouched = torch.device("cpu"), settings()
+    try:
+        SETTINGS[name]()
+        before = settings()
+        with differentiable_kernels(None, cpu):
+            inside = settings()
+        assert inside[:6] == ["ieee"] * 6
+        for found, wanted, earlier in zip(inside[6:], ("highest", False), before[6:]):
+            assert found == wanted or found == earlier == "refused"
+        assert settings() == before
+        with differentiable_kernels("tf32", cpu):
+            assert settings()[:6] == ["tf32"] * 6
+        assert settings() == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        backends.cudnn.allow_tf32 = True
+        for kernel, value in zip(FLOAT32, untouched):
+            kernel.fp32_precision = value
+    assert settings() == untouched

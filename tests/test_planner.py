@@ -1,5 +1,7 @@
 """The plan for products: what is measured, what is left out, what fits."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -196,19 +198,6 @@ def test_products_in_other_arithmetic_differ_by_its_rounding_and_are_recorded(al
         hs.Hessian(ev, plan=hs.ProductPlan(precision="half"))
 
 
-def test_float32_means_float32_whatever_torch_was_told():
-    kernels = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul)
-    before = [kernel.fp32_precision for kernel in kernels]
-    kernels[0].fp32_precision = "tf32"
-    ev, seen = evaluator(), []
-    with ev.evaluation_mode():
-        seen = [kernel.fp32_precision for kernel in kernels]
-    assert seen == ["ieee"] * 3
-    assert kernels[0].fp32_precision == "tf32"
-    kernels[0].fp32_precision = before[0]
-    assert [kernel.fp32_precision for kernel in kernels] == before
-
-
 def test_a_second_plan_measures_nothing_but_checks_again(always, monkeypatch):
     ev = evaluator()
     first, calibrate = make_plan(ev), calibration.calibrate
@@ -239,3 +228,37 @@ def test_the_first_product_tells_repeat_error_and_asymmetry():
     states = []
     hs.spectral_density(noisy, 8, 2, on_step=states.append)
     assert states[-1].noise == pytest.approx(1e-3, rel=0.3)
+
+
+def test_a_rank_whose_targets_are_all_ignored_has_nothing_to_measure(always, monkeypatch):
+    ev = evaluator()
+    monkeypatch.setattr(ev, "weight", lambda batch: 0.0)  # as on one rank of several
+    assert make_plan(ev).plan == hs.ProductPlan("reverse")
+
+
+def test_modes_that_would_not_fit_are_not_tried(always, monkeypatch):
+    monkeypatch.setattr(calibration, "EXPECTED", {"forward": lambda chunk: 1e12})
+    monkeypatch.setitem(products.MODES, "forward", lambda *_: pytest.fail("tried"))
+    timed = calibration._timed
+
+    def with_a_peak(*given):
+        return [dataclasses.replace(trial, peak=100) for trial in timed(*given)]
+
+    monkeypatch.setattr(calibration, "_timed", with_a_peak)
+    assert "would take about" in make_plan(evaluator()).refused["forward"]
+
+
+def test_a_long_calibration_is_made_on_fewer_samples(always, monkeypatch):
+    whole = make_plan(evaluator(), mode="reverse").trials[0]
+    monkeypatch.setattr(planner, "LONGEST", 1.7)  # of five seconds and more: in thirds or less
+    sizes, calibrate = [], calibration.calibrate
+
+    def spy(bench, *given):
+        sizes.append(bench.batch_size)
+        return calibrate(bench, *given)
+
+    monkeypatch.setattr(calibration, "calibrate", spy)
+    estimate = make_plan(evaluator(), mode="reverse")
+    assert sizes[0] <= 6
+    assert estimate.plan.batch_size is None  # only the measurement was smaller
+    assert estimate.trials[0].apply > whole.apply / 3
