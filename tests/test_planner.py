@@ -248,17 +248,21 @@ def test_modes_that_would_not_fit_are_not_tried(always, monkeypatch):
     assert "would take about" in make_plan(evaluator()).refused["forward"]
 
 
-def test_a_long_calibration_is_made_on_fewer_samples(always, monkeypatch):
-    whole = make_plan(evaluator(), mode="reverse").trials[0]
-    monkeypatch.setattr(planner, "LONGEST", 1.7)  # of five seconds and more: in thirds or less
-    sizes, calibrate = [], calibration.calibrate
+def test_a_long_calibration_is_made_on_fewer_samples_and_scaled(always, monkeypatch):
+    monkeypatch.setattr(planner, "LONGEST", 1.7)  # of five seconds and a little: in thirds or less
+    sizes, made, calibrate = [], [], calibration.calibrate
 
     def spy(bench, *given):
         sizes.append(bench.batch_size)
-        return calibrate(bench, *given)
+        made.append(calibrate(bench, *given))
+        return made[-1]
 
     monkeypatch.setattr(calibration, "calibrate", spy)
     estimate = make_plan(evaluator(), mode="reverse")
-    assert sizes[0] <= 6
+    assert sizes[0] <= 6  # of 16
     assert estimate.plan.batch_size is None  # only the measurement was smaller
-    assert estimate.trials[0].apply > whole.apply / 3
+    small, whole = made[0][0][0], estimate.trials[0]
+    share = whole.apply / small.apply
+    assert share >= 3
+    assert share == pytest.approx(round(share))
+    assert whole.build == pytest.approx(small.build * share)
