@@ -142,8 +142,8 @@ def _compiled(problem: Problem, k: int, steps: int) -> Prepared:
     def products(vectors: Tensor) -> Tensor:
         with evaluator.evaluation_mode(), torch.no_grad():
             if not maps:
-                for loss in evaluator.minibatch_losses():
-                    maps.append(torch.compile(linearized(loss, evaluator.theta)))
+                for part in evaluator.parts({}):
+                    maps.append(torch.compile(linearized(part, evaluator.theta)))
             return sum(torch.stack([linear(v) for v in vectors]) for linear in maps)
 
     return Prepared(products)

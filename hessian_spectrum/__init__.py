@@ -11,18 +11,28 @@ import importlib
 from hessian_spectrum.version import __version__
 
 _HOME = {
+    "Deflated": "transforms",
     "Dense": "operators",
     "EigenPairs": "measure",
     "Evaluator": "evaluator",
-    "Hessian": "operators",
+    "Fisher": "curvature",
+    "GaussNewton": "curvature",
+    "GradientCovariance": "curvature",
+    "Hessian": "curvature",
     "InputError": "errors",
+    "Preconditioned": "transforms",
     "ProductPlan": "linearization",
+    "Restricted": "transforms",
     "Run": "store",
+    "Shifted": "transforms",
     "SpectralMeasure": "measure",
     "SymmetricOperator": "operators",
     "World": "distributed",
+    "layer_blocks": "spectrum",
     "open": "store",
     "save": "store",
+    "solve": "linear_systems",
+    "spectral_densities": "spectrum",
     "spectral_density": "spectrum",
 }
 _MODULES = {"distributed", "plotting", "store"}

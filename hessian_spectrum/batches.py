@@ -18,8 +18,8 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SequentialSampler,
-    Subset,
     TensorDataset,
 )
 from torch.utils.data._utils.collate import default_collate
@@ -49,6 +49,7 @@ def deal(
     dtype: torch.dtype,
     data_is_local: bool = False,
     memory: int | None = None,
+    whole: bool = False,
 ) -> Minibatches:
     """This rank's share of ``data``, cut into minibatches.
 
@@ -63,6 +64,8 @@ def deal(
         data_is_local: ``data`` already is this rank's share.
         memory: bytes of batches that may stay on the device. Default: a quarter of what is
             free now.
+        whole: batches, not samples, are dealt: every rank takes every P-th of the batches that one
+            rank would have.
 
     Raises:
         InputError: empty, random or duplicated data; data of an unknown kind.
@@ -71,7 +74,7 @@ def deal(
         raise InputError(f"batch_size={batch_size}: expected a whole number, 1 or more")
     _refuse_samplers(data, data_is_local)
     share = World() if data_is_local else world
-    read = _reader(data, batch_size, share.rank, share.size)
+    read = _reader(data, batch_size, _Dealer(share.rank, share.size, whole))
     place = _placer(dtype, world.device)
     budget = available(world) * KEEP_SHARE if memory is None else memory
 
@@ -130,46 +133,73 @@ def cast(batch: Any, dtype: torch.dtype | None) -> Any:
     )
 
 
-def digest(batches: Minibatches, world: World) -> str | None:
+def digest(batches: Minibatches, world: World, whole: bool = False) -> str | None:
     """A fingerprint of all samples, whatever their order and the ranks they were dealt to.
 
-    The sum, modulo 2^256, of each sample's SHA-256. None where the data is not kept (it
-    would cost a pass).
+    The sum, modulo 2^256, of each sample's SHA-256; ``whole``: of each batch's, so that what is
+    in a batch counts. None where the data is not kept (it would cost a pass).
     """
     if not all(world.gather_objects(batches.kept)):
         return None
     total = 0
     for batch in batches:
-        leaves = [t.detach().cpu().contiguous() for t in _tensors(batch)]
-        size = leading_size(batch)
-        for i in range(size):
-            sample = hashlib.sha256()
-            for t in leaves:
-                row = t[i] if t.ndim and len(t) == size else t
-                sample.update(row.contiguous().view(-1).view(torch.uint8).numpy())
-            total += int.from_bytes(sample.digest(), "big")
+        samples = list(_sample_digests(batch))
+        if whole:
+            samples = [hashlib.sha256(b"".join(samples)).digest()]
+        total += sum(int.from_bytes(sample, "big") for sample in samples)
     return f"{sum(world.gather_objects(total)) % 2**256:064x}"
+
+
+def _sample_digests(batch: Any) -> Iterator[bytes]:
+    leaves = [t.detach().cpu().contiguous() for t in _tensors(batch)]
+    size = leading_size(batch)
+    for i in range(size):
+        sample = hashlib.sha256()
+        for t in leaves:
+            row = t[i] if t.ndim and len(t) == size else t
+            sample.update(row.contiguous().view(-1).view(torch.uint8).numpy())
+        yield sample.digest()
 
 
 # -- readers: one for each kind of data ------------------------------------------------------
 
 
-def _reader(data: Any, batch_size: int, rank: int, size: int) -> Callable[[], Iterator[Any]]:
+@dataclass(frozen=True)
+class _Dealer:
+    """Which samples, in which batches, are this rank's."""
+
+    rank: int
+    size: int
+    whole: bool  # deal whole batches instead of samples
+
+    def ranges(self, length: int, batch_size: int) -> list[range]:
+        """This rank's batches as ranges of samples."""
+        if length == 0:
+            raise InputError("the data set is empty: 0 samples; expected at least one")
+        first, last, step = 0, length, batch_size
+        if self.whole:
+            first, step = self.rank * batch_size, self.size * batch_size
+        else:
+            first, last = (length * r // self.size for r in (self.rank, self.rank + 1))
+        return [range(i, min(i + batch_size, last)) for i in range(first, last, step)]
+
+
+def _reader(data: Any, batch_size: int, dealer: _Dealer) -> Callable[[], Iterator[Any]]:
     if isinstance(data, (tuple, list)) and any(hasattr(t, "__array__") for t in data):
-        return _tensor_reader(tuple(map(_as_tensor, data)), batch_size, rank, size)
+        return _tensor_reader(tuple(map(_as_tensor, data)), batch_size, dealer)
     if isinstance(data, TensorDataset):
-        return _tensor_reader(data.tensors, batch_size, rank, size)
+        return _tensor_reader(data.tensors, batch_size, dealer)
     if isinstance(data, DataLoader):
         if _is_plain(data):
             if isinstance(data.dataset, TensorDataset) and data.collate_fn is default_collate:
-                return _tensor_reader(data.dataset.tensors, data.batch_size, rank, size)
+                return _tensor_reader(data.dataset.tensors, data.batch_size, dealer)
             collate, workers = data.collate_fn, data.num_workers
-            return _dataset_reader(data.dataset, data.batch_size, collate, rank, size, workers)
-        return _stream_reader(data, rank, size)
+            return _dataset_reader(data.dataset, data.batch_size, collate, dealer, workers)
+        return _stream_reader(data, dealer)
     if isinstance(data, IterableDataset):
-        return _stream_reader(DataLoader(data, batch_size), rank, size)
+        return _stream_reader(DataLoader(data, batch_size), dealer)
     if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
-        return _dataset_reader(data, batch_size, default_collate, rank, size)
+        return _dataset_reader(data, batch_size, default_collate, dealer)
     raise InputError(
         f"data is a {type(data).__name__}; expected a pair of tensors (inputs, targets), a "
         "Dataset or a DataLoader"
@@ -188,35 +218,41 @@ def _as_tensor(array: Any) -> Tensor:
         ) from None
 
 
-def _tensor_reader(tensors: Sequence[Tensor], batch_size: int, rank: int, size: int):
+def _tensor_reader(tensors: Sequence[Tensor], batch_size: int, dealer: _Dealer):
     if any(t.ndim == 0 for t in tensors):
         raise InputError("data holds a single number; expected tensors with one row a sample")
     lengths = {len(t) for t in tensors}
     if len(lengths) > 1:
         shapes = ", ".join(str(tuple(t.shape)) for t in tensors)
         raise InputError(f"tensors of different lengths: {shapes}; expected one row a sample")
-    first, last = _share(lengths.pop(), rank, size)
-
-    def read():
-        for start in range(first, last, batch_size):
-            stop = min(start + batch_size, last)
-            yield tuple(t[start:stop] for t in tensors)
-
-    return read
+    ranges = dealer.ranges(lengths.pop(), batch_size)
+    return lambda: (tuple(t[r.start : r.stop] for t in tensors) for r in ranges)
 
 
 def _dataset_reader(
-    dataset: Any, batch_size: int, collate: Callable, rank: int, size: int, workers: int = 0
+    dataset: Any, batch_size: int, collate: Callable, dealer: _Dealer, workers: int = 0
 ):
-    first, last = _share(len(dataset), rank, size)
+    ranges = dealer.ranges(len(dataset), batch_size)
     _refuse_random_samples(dataset)
+    batches = _Lists(ranges)
+    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+    return lambda: _iterate(loader) if ranges else iter(())
 
-    share = Subset(dataset, range(first, last))
-    loader = DataLoader(share, batch_size, collate_fn=collate, num_workers=workers)
-    return lambda: _iterate(loader) if share else iter(())
+
+class _Lists(Sampler):
+    """Ranges of samples, each as the list of indices that a data set may insist on."""
+
+    def __init__(self, ranges: list[range]):
+        self._ranges = ranges
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return map(list, self._ranges)
+
+    def __len__(self) -> int:
+        return len(self._ranges)
 
 
-def _stream_reader(loader: DataLoader, rank: int, size: int):
+def _stream_reader(loader: DataLoader, dealer: _Dealer):
     first = [tree_leaves(_first_batch(loader, seed)) for seed in (0, 1)]
     if first[0] == [None]:
         raise InputError("the data is empty: 0 batches; expected at least one sample")
@@ -225,7 +261,7 @@ def _stream_reader(loader: DataLoader, rank: int, size: int):
             f"two passes over the {type(loader.dataset).__name__} begin with different batches; "
             "use a fixed order and no random augmentation, or pass tensors"
         )
-    return lambda: islice(_iterate(loader), rank, None, size)
+    return lambda: islice(_iterate(loader), dealer.rank, None, dealer.size)
 
 
 def _first_batch(loader: DataLoader, seed: int) -> Any:
@@ -241,12 +277,6 @@ def _iterate(loader: DataLoader) -> Iterator[Any]:
     batches = iter(loader)
     torch.set_rng_state(state)
     return batches
-
-
-def _share(length: int, rank: int, size: int) -> tuple[int, int]:
-    if length == 0:
-        raise InputError("the data set is empty: 0 samples; expected at least one")
-    return length * rank // size, length * (rank + 1) // size
 
 
 # -- refusals --------------------------------------------------------------------------------
@@ -277,6 +307,21 @@ def _refuse_samplers(data: Any, data_is_local: bool) -> None:
         raise InputError(
             f"the DataLoader's {name} does not visit each sample once; the loss would not be the "
             "mean over the data set: pass the data set itself, or a Subset of it"
+        )
+
+
+def refuse_shuffled(data: Any, layers: Any) -> None:
+    """Where the composition of the minibatches is part of the loss it must be a fixed one."""
+    if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
+        return
+    sampler = data.sampler if data.batch_size is not None else data.batch_sampler
+    if isinstance(getattr(sampler, "sampler", sampler), RandomSampler):
+        name, module = next(iter(layers.items()))
+        raise InputError(
+            f"batch_norm='train': the layer {name} ({type(module).__name__}) normalizes by the "
+            "minibatch, and the DataLoader shuffles, so that minibatches change from pass to pass; "
+            "pass the data set or a DataLoader with shuffle=False, or use batch_norm='eval' or "
+            "'recalibrate'"
         )
 
 

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from hessian_spectrum.errors import is_out_of_memory
 from hessian_spectrum.evaluator import Evaluator
+from hessian_spectrum.forms import HESSIAN, Form
 from hessian_spectrum.kernels import PRECISIONS
 from hessian_spectrum.memory import PeakMemory
-from hessian_spectrum.products import MODES
+from hessian_spectrum.parts import Part
+from hessian_spectrum.products import MODES, Products
 
 REPEATS, ENOUGH = 3, 1.0  # a timing is the median of so many, or of fewer after so many seconds
 # Numbers of vectors at once that modes are tried with, and all; "reverse" takes one at a time.
@@ -63,18 +65,28 @@ class Bench:
     """One minibatch's loss, on which product modes are tried."""
 
     def __init__(
-        self, evaluator: Evaluator, theta: Tensor, precision: str | None, batch_size: int | None
+        self,
+        evaluator: Evaluator,
+        theta: Tensor,
+        precision: str | None,
+        batch_size: int | None,
+        form: Form = HESSIAN,
     ):
         self.evaluator, self.precision, self.batch_size = evaluator, precision, batch_size
+        self.form = form
+        self.statistics = evaluator.statistics(theta)
         dtype, self.eps = PRECISIONS[precision or str(evaluator.dtype).removeprefix("torch.")]
         self.theta = theta.to(dtype)
 
     def run(self, action: Callable, *arguments) -> object:
-        """``action(loss, theta, *arguments)`` as in a run: same mode, kernels and arithmetic."""
+        """``action(part, theta, *arguments)`` as in a run: same mode, kernels and arithmetic."""
         ev = self.evaluator
         with ev.evaluation_mode(self.precision):
-            loss = next(ev.minibatch_losses(self.batch_size, self.theta.dtype))
-            return action(loss, self.theta, *arguments)
+            part = next(ev.parts(self.statistics, self.batch_size, self.theta.dtype))
+            return action(part, self.theta, *arguments)
+
+    def make(self, mode: str, part: Part, theta: Tensor) -> Products:
+        return MODES[mode](part, theta, self.form)
 
     def vectors(self, count: int) -> Tensor:
         generator = torch.Generator().manual_seed(0)
@@ -98,7 +110,9 @@ class Bench:
     def single(self) -> float:
         """Seconds of one product by reverse over reverse, its graph included."""
         v = self.vectors(1)
-        return self.run(lambda loss, theta: self.seconds(lambda: MODES["reverse"](loss, theta)(v)))
+        return self.run(
+            lambda part, theta: self.seconds(lambda: self.make("reverse", part, theta)(v))
+        )
 
 
 def calibrate(
@@ -115,12 +129,28 @@ def calibrate(
     return bench.run(_calibrate, bench, num_probes, mode, room)
 
 
+def memory(bench: Bench, mode: str, count: int) -> tuple[int, int]:
+    """Bytes at the peak of ``count`` products, and bytes kept; nothing is timed."""
+
+    def products(part: Part, theta: Tensor) -> tuple[int, int]:
+        vectors = bench.vectors(count)
+        with PeakMemory(bench.evaluator.device) as used:
+            kept = bench.make(mode, part, theta)
+            kept(vectors)
+            bench.synchronize()
+        return used.peak, used.kept
+
+    return bench.run(products)
+
+
 def agrees(bench: Bench, mode: str) -> bool:
     """Whether a mode's products are those of reverse over reverse, to the root of the rounding."""
 
-    def difference(loss: Callable, theta: Tensor) -> float:
+    def difference(part: Part, theta: Tensor) -> float:
         probe = bench.vectors(1)
-        return _error(MODES[mode](loss, theta)(probe), MODES["reverse"](loss, theta)(probe))
+        return _error(
+            bench.make(mode, part, theta)(probe), bench.make("reverse", part, theta)(probe)
+        )
 
     if mode == "reverse":
         return True
@@ -136,7 +166,7 @@ def _error(found: Tensor, expected: Tensor) -> float:
 
 
 def _calibrate(
-    loss: Callable, theta: Tensor, bench: Bench, num_probes: int, mode: str | None, room: float
+    part: Part, theta: Tensor, bench: Bench, num_probes: int, mode: str | None, room: float
 ) -> tuple[list[Trial], dict[str, str]]:
     probe = bench.vectors(min(2, num_probes))
     expected = None
@@ -151,7 +181,7 @@ def _calibrate(
             refused[name] = f"would take about {expected_peak / 2**30:.1f} GiB"
             continue
         try:
-            found = MODES[name](loss, theta)(probe)
+            found = bench.make(name, part, theta)(probe)
             expected = found if expected is None else expected
             error = _error(found, expected)
             if not error <= bench.eps**0.5:
@@ -159,7 +189,7 @@ def _calibrate(
                 continue
             if mode in (None, name) or not trials:
                 best = min((trial.apply for trial in trials), default=math.inf)
-                trials += _timed(bench, name, loss, theta, num_probes, error, best, room)
+                trials += _timed(bench, name, part, theta, num_probes, error, best, room)
                 reverse_peak = reverse_peak or trials[0].peak
         except (RuntimeError, NotImplementedError, ValueError) as failed:
             if is_out_of_memory(failed) and name == "reverse":
@@ -171,7 +201,7 @@ def _calibrate(
 def _timed(
     bench: Bench,
     name: str,
-    loss: Callable,
+    part: Part,
     theta: Tensor,
     num_probes: int,
     error: float,
@@ -190,7 +220,7 @@ def _timed(
         try:
             with PeakMemory(device) as used:
                 clock = time.perf_counter()
-                products = MODES[name](loss, theta)
+                products = bench.make(name, part, theta)
                 products(vectors)
                 bench.synchronize()
                 first = time.perf_counter() - clock
@@ -209,8 +239,17 @@ def _timed(
     return trials
 
 
+def _once(part: Part, theta: Tensor, bench: Bench, vector: Tensor) -> Tensor:
+    return bench.make("reverse", part, theta)(vector)
+
+
 def bytes_of_a_sample(
-    evaluator: Evaluator, theta: Tensor, precision: str | None, size: int, room: int
+    evaluator: Evaluator,
+    theta: Tensor,
+    precision: str | None,
+    size: int,
+    room: int,
+    form: Form = HESSIAN,
 ) -> float:
     """Bytes at the peak of a product by reverse over reverse, for each sample of a minibatch.
 
@@ -219,10 +258,10 @@ def bytes_of_a_sample(
     """
     samples = min(FIRST_SAMPLES, size)
     while True:
-        bench = Bench(evaluator, theta, precision, samples)
+        bench = Bench(evaluator, theta, precision, samples, form)
         vector = bench.vectors(1)
         with PeakMemory(evaluator.device) as used:
-            bench.run(lambda loss, theta, v: MODES["reverse"](loss, theta)(v), vector)
+            bench.run(_once, bench, vector)
         if used.peak >= VISIBLE or samples >= size or GROWTH * used.peak > room:
             return used.peak / samples
         samples = min(GROWTH * samples, size)

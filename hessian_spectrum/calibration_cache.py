@@ -35,7 +35,8 @@ def key(bench: Bench, num_probes: int, mode: str | None, room: int) -> str:
     ev = bench.evaluator
     leaves = tree_leaves(next(iter(ev.batches)))
     described = [
-        (__version__, torch.__version__, num_probes, mode, bench.precision, bench.batch_size),
+        (__version__, torch.__version__, bench.form.name, num_probes, mode),
+        (bench.precision, bench.batch_size, ev.batch_norm, ev.dropout),
         [type(module).__qualname__ for module in ev.model.modules()],
         (ev.layout.names, ev.layout.shapes, str(ev.dtype)),
         [(tuple(getattr(t, "shape", ())), str(getattr(t, "dtype", type(t)))) for t in leaves],

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves
 
-from hessian_spectrum import losses
+from hessian_spectrum import losses, normalization
 from hessian_spectrum.batches import cast, leading_size, split
 from hessian_spectrum.errors import InputError, is_out_of_memory
 
@@ -32,12 +31,20 @@ def finite_parameters(model: nn.Module) -> None:
                 )
 
 
-def batches(ev: Evaluator, is_pair: bool) -> tuple[float, int]:
-    """One pass over this rank's data; returns its weight and its number of minibatches.
+class Found(NamedTuple):
+    """This rank's share of the data."""
+
+    weight: float = 0.0
+    samples: int = 0
+    minibatches: int = 0
+
+
+def batches(ev: Evaluator, is_pair: bool) -> Found:
+    """One pass over this rank's data.
 
     The data's own faults first, then the loss: is it a function, and a mean over samples?
     """
-    total, index, shape, deterministic = 0.0, -1, None, False
+    found, shape, deterministic = Found(), None, False
     for index, batch in enumerate(ev.batches):
         _structure(batch, is_pair)
         _finite_leaves(batch, index)
@@ -46,7 +53,9 @@ def batches(ev: Evaluator, is_pair: bool) -> tuple[float, int]:
         if shape:
             losses.check_labels(ev._loss_fn, shape, batch, index)
         weight = _weight(ev, batch, index)
-        total += weight
+        found = Found(
+            found.weight + weight, found.samples + leading_size(batch), found.minibatches + 1
+        )
         if not weight:  # every target ignored: it has no mean
             continue
         value = _value(ev, batch, index)
@@ -54,8 +63,9 @@ def batches(ev: Evaluator, is_pair: bool) -> tuple[float, int]:
         if not deterministic:
             _determinism(ev, batch)
             deterministic = True
-        _additivity(ev, batch, value, index)
-    return total, index + 1
+        if not ev.is_whole:  # else the minibatch's composition is part of the loss
+            _additivity(ev, batch, value, index)
+    return found
 
 
 def _weight(ev: Evaluator, batch: Any, index: int) -> float:
@@ -90,12 +100,8 @@ def _finite_leaves(batch: Any, index: int) -> None:
 
 def _outputs(ev: Evaluator, batch: Any) -> Any:
     """The model's outputs; its failure on this data is the user's to mend."""
-    named = {**ev.constants(), **ev._named(ev.theta)}
-    module = ev._module.model
-    prefix = "model."
-    inside = {name[len(prefix) :]: t for name, t in named.items() if name.startswith(prefix)}
     try:
-        return torch.func.functional_call(module, inside, (batch[0],))
+        return ev.batch_outputs(ev.theta, batch, ev.constants())
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -239,16 +245,11 @@ def _additivity(ev: Evaluator, batch: Any, value: Tensor, index: int) -> None:
             pass
     if _close(whole, together, ev.dtype):
         return
-    norm = next(
-        (
-            f"the layer {name} ({type(m).__name__}) normalizes by the batch's own statistics: "
-            "give it track_running_stats=True, or use GroupNorm"
-            for name, m in ev.model.named_modules()
-            if isinstance(m, _NormBase)
-            and m.running_mean is None
-            and "Instance" not in type(m).__name__
-        ),
-        None,
+    by_batch = {n: m for n, m in normalization.layers(ev.model).items() if m.running_mean is None}
+    norm = by_batch and (
+        f"the layer {normalization.described(by_batch)} normalizes by the batch's own statistics: "
+        "pass batch_norm='train' if these minibatches are meant, give it track_running_stats=True, "
+        "or use GroupNorm"
     )
     raise InputError(
         f"the loss of minibatch {index} ({size} samples) is {whole.item():.9g}, but its two parts "

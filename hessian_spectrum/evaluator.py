@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +14,23 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hessian_spectrum import checks, losses
-from hessian_spectrum.batches import Minibatches, cast, deal, digest, pieces
+from hessian_spectrum import checks, frozen_dropout, losses, normalization
+from hessian_spectrum.batches import (
+    Minibatches,
+    cast,
+    deal,
+    digest,
+    leading_size,
+    pieces,
+    refuse_shuffled,
+    split,
+)
 from hessian_spectrum.distributed import World, resolve_device
 from hessian_spectrum.errors import InputError
-from hessian_spectrum.kernels import differentiable_kernels
+from hessian_spectrum.kernels import differentiable_kernels, unfused_recurrences
 from hessian_spectrum.layout import Layout
-from hessian_spectrum.products import Loss, gradient
+from hessian_spectrum.parts import Part
+from hessian_spectrum.products import gradient
 
 
 @dataclass
@@ -32,18 +42,29 @@ class Counts:
     products: int = 0  # Hessian-vector products over the whole data
 
 
-class _BatchLoss(nn.Module):
-    """batch -> loss_fn(forward(model, batch)): the module that functional_call calls."""
+class _Stages(nn.Module):
+    """A batch's way to the loss, stage by stage; what is called is chosen by the caller.
+
+    One module for ``functional_call``: a loss module's tensors (class weights) are among ours.
+    """
 
     def __init__(self, model: nn.Module, forward: Callable, loss_fn: Callable, is_pair: bool):
         super().__init__()
         self.model = model
-        self.loss_fn = loss_fn  # a module's tensors (class weights) are then among ours
+        self.loss_fn = loss_fn
         self._outputs, self._is_pair = forward, is_pair
 
-    def forward(self, batch: Any) -> Tensor:
-        outputs = self._outputs(self.model, batch)
-        return self.loss_fn(outputs, batch[1] if self._is_pair else batch)
+    def forward(self, stages: Callable[[_Stages], Any]) -> Any:
+        return stages(self)
+
+    def outputs(self, batch: Any) -> Any:
+        return self._outputs(self.model, batch)
+
+    def targets(self, batch: Any) -> Any:
+        return batch[1] if self._is_pair else batch
+
+    def loss(self, outputs: Any, batch: Any) -> Tensor:
+        return self.loss_fn(outputs, self.targets(batch))
 
 
 class Evaluator:
@@ -54,9 +75,9 @@ class Evaluator:
 
         L(theta) = sum_b w_b mean_loss_b(theta) / W + (weight_decay / 2) |theta|^2,  W = sum_b w_b
 
-    It is deterministic: dropout is off and BatchNorm uses its running statistics. The model
-    is never changed: parameters, buffers, mode, requires_grad and the random state are
-    found after every call as they were before it.
+    It is deterministic: dropout is off or frozen, and what BatchNorm normalizes by is a named
+    choice. The model is never changed: parameters, buffers, mode, requires_grad and the random
+    state are found after every call as they were before it.
 
     Args:
         model: the network, on any device, in any mode.
@@ -72,7 +93,12 @@ class Evaluator:
         parameters: shell-style name patterns that choose the parameters in theta; default: all
             that require a gradient. The others are constants.
         batch_size: samples in a minibatch; a DataLoader brings its own.
-        batch_norm: "eval": running statistics.
+        batch_norm: what BatchNorm layers normalize by. "eval": their running statistics. "train":
+            those of each minibatch; minibatches are then dealt to ranks whole, are never cut, and
+            are part of what is computed. "recalibrate": mean and variance over all the data at
+            theta, constants in derivatives; one forward pass for each such layer and theta.
+        dropout: "off", or "frozen": each layer has one mask, the same for all samples and passes,
+            from ``dropout_seed``.
         dtype: torch.float32 or torch.float64, of parameters, inputs and results; default: the
             model's, or float32 for a model in half precision.
         device: where to compute; default: the world's.
@@ -101,6 +127,8 @@ class Evaluator:
         parameters: Sequence[str] | None = None,
         batch_size: int = 512,
         batch_norm: str = "eval",
+        dropout: str = "off",
+        dropout_seed: int = 0,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
         world: World | None = None,
@@ -108,15 +136,15 @@ class Evaluator:
     ):
         if reduction not in ("mean", "sum", "none"):
             raise InputError(f"reduction={reduction!r}: expected 'mean', 'sum' or 'none'")
-        if batch_norm != "eval":
-            raise InputError(
-                f"batch_norm={batch_norm!r}: expected 'eval' (running statistics), the only form "
-                "that this version evaluates"
-            )
+        if dropout not in ("off", "frozen"):
+            raise InputError(f"dropout={dropout!r}: expected 'off' or 'frozen'")
         if not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:
             raise InputError(f"weight_decay={weight_decay}: expected a number, 0 or more")
         if not isinstance(model, nn.Module):
             raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        normalization.check(model, batch_norm)
+        if dropout == "frozen":
+            frozen_dropout.layers(model)
         if not callable(loss_fn):
             raise InputError(f"loss_fn is a {type(loss_fn).__name__}; expected a function")
         if dtype not in (None, torch.float32, torch.float64):
@@ -132,19 +160,25 @@ class Evaluator:
         self.dtype = dtype or _dtype_of(model)
         self.weight_decay = weight_decay
         self.reduction = reduction
+        self.batch_norm = batch_norm if normalization.layers(model) else "eval"
+        self.dropout, self.dropout_seed = dropout, dropout_seed
         self.counts = Counts()
         self.second_derivatives_checked = False
         self._loss_fn = losses.placed(loss_fn, self.dtype, world.device)
         self._count = count or losses.default_count(loss_fn, is_pair=forward is None)
-        self._module = _BatchLoss(
+        self._module = _Stages(
             model, forward or losses.pair_forward, self._loss_fn, forward is None
         )
+        self.has_own_forward = forward is not None
+        self._dropout_calls: dict[str, int] = {}
+        self._statistics: tuple[Tensor, dict[str, Tensor]] | None = None  # theta, buffers
 
         error = self._prepare(data, batch_size, forward is None, data_is_local)
         world.raise_together(error)
         self._agree(self.fingerprint, "models (parameters, buffers or their names)")
-        total = torch.tensor(self._local_weight, dtype=torch.float64, device=world.device)
-        self.total_weight = world.sum(total).item()  # W: samples, or targets not ignored
+        sums = torch.tensor(self._local_sums, dtype=torch.float64, device=world.device)
+        # W: samples, or targets not ignored; N: samples
+        self.total_weight, self.num_samples = world.sum(sums).tolist()
         if not self.total_weight > 0:
             raise InputError("the data set is empty: the samples' weights add up to 0")
 
@@ -154,13 +188,17 @@ class Evaluator:
         try:
             with torch.random.fork_rng(devices):  # what is refused may have drawn numbers
                 checks.finite_parameters(self.model)
+                if self.batch_norm == "train":
+                    refuse_shuffled(data, normalization.layers(self.model))
                 self.batches: Minibatches = deal(
-                    data, batch_size, self.world, self.dtype, data_is_local
+                    data, batch_size, self.world, self.dtype, data_is_local, whole=self.is_whole
                 )
                 if is_pair:
                     self.batches = losses.with_int64_labels(self.batches, self._loss_fn)
                 with self.evaluation_mode(), torch.no_grad():
-                    self._local_weight, self.num_minibatches = checks.batches(self, is_pair)
+                    found = checks.batches(self, is_pair)
+                    self._local_sums = found.weight, found.samples
+                    self.num_minibatches = found.minibatches
         except Exception as error:
             return error
         return None
@@ -182,6 +220,10 @@ class Evaluator:
             )
 
     # -- the function of theta ---------------------------------------------------------------
+
+    @property
+    def loss_fn(self) -> Callable:
+        return self._loss_fn
 
     @property
     def n(self) -> int:
@@ -206,12 +248,10 @@ class Evaluator:
         """
         theta = self.checked(theta, many=True)
         points = theta.reshape(-1, self.n)
-        total = points.new_zeros(len(points), dtype=torch.float64)
-        with torch.no_grad():
-            self._pass(
-                lambda loss: total.add_(torch.stack([loss(point) for point in points]).double())
-            )
-        self.world.sum(total)
+        # Where BatchNorm is recalibrated each point has statistics, and so a pass, of its own.
+        together = 1 if self.batch_norm == "recalibrate" else max(1, len(points))
+        losses = [self._losses(rows) for rows in points.split(together)]
+        total = self.world.sum(torch.cat(losses))
         total += self.weight_decay / 2 * points.double().square().sum(1)
         if theta.ndim == 1 and not total.isfinite().item():
             raise FloatingPointError(f"the loss is {total.item()} at these parameters")
@@ -220,15 +260,35 @@ class Evaluator:
     def gradient(self, theta: Tensor | None = None) -> Tensor:
         """dL/dtheta, shape (n,), the same on every rank. One pass."""
         theta = self.checked(theta)
+        return self.data_gradient(theta).add_(theta, alpha=self.weight_decay)
+
+    def data_gradient(self, theta: Tensor) -> Tensor:
+        """The gradient without the weight decay's part, shape (n,). One pass."""
         total = torch.zeros_like(theta)
-        self._pass(lambda loss: total.add_(gradient(loss, theta)))
-        return self.world.sum(total).add_(theta, alpha=self.weight_decay)
+        self._pass(theta, lambda part: total.add_(gradient(part, theta)))
+        return self.world.sum(total)
+
+    def statistics(self, theta: Tensor) -> dict[str, Tensor]:
+        """Buffers that theta decides, by name: none, but where BatchNorm is recalibrated.
+
+        Called by every rank. Those of the latest theta are remembered.
+        """
+        if self.batch_norm != "recalibrate":
+            return {}
+        theta = theta.to(self.dtype)
+        if self._statistics is None or not torch.equal(self._statistics[0], theta):
+            found = normalization.population_statistics(self, theta)
+            self._statistics = theta.clone(), found
+        return self._statistics[1]
 
     # -- fingerprints ------------------------------------------------------------------------
 
     def digests(self) -> dict[str, str | None]:
         """SHA-256 of the model's state and of the samples, for provenance."""
-        return {"parameters": self.fingerprint(), "data": digest(self.batches, self.world)}
+        return {
+            "parameters": self.fingerprint(),
+            "data": digest(self.batches, self.world, self.is_whole),
+        }
 
     def fingerprint(self) -> str:
         """SHA-256 of theta, of the other parameters and the buffers, and of all names."""
@@ -252,46 +312,104 @@ class Evaluator:
         # A copy: what is computed at theta must not change when the caller's tensor does.
         return theta.detach().to(self.device, self.dtype, copy=True)
 
-    def minibatch_losses(
-        self, batch_size: int | None = None, dtype: torch.dtype | None = None
-    ) -> Iterator[Loss]:
+    def parts(
+        self,
+        statistics: dict[str, Tensor],
+        batch_size: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Iterator[Part]:
         """Each minibatch's part of L, as a function of theta; they and the other ranks' add to L.
 
         To be used inside ``evaluation_mode``.
 
         Args:
+            statistics: ``self.statistics(theta)``.
             batch_size: cut larger minibatches to this size.
             dtype: of theta and of the data; default: the evaluator's.
         """
         constants = self.constants(dtype)
+        constants.update((name, t.to(dtype or self.dtype)) for name, t in statistics.items())
         for whole in self.batches:
-            for batch in pieces(whole, batch_size):
+            for batch in self.pieces(whole, batch_size):
                 if self.weight(batch):  # all targets ignored: the mean over none is NaN
-                    yield self._objective(cast(batch, dtype), constants)
+                    yield Part(self, cast(batch, dtype), constants)
 
-    def _pass(self, visit: Callable[[Loss], Any]) -> None:
+    @property
+    def is_whole(self) -> bool:
+        """Minibatches are part of what is computed, and cannot be cut."""
+        return self.batch_norm == "train"
+
+    def can_be_cut(self, batch: Any) -> bool:
+        return not self.is_whole and split(batch, 1) is not None
+
+    def pieces(self, batch: Any, size: int | None) -> list[Any]:
+        if size is not None and size < leading_size(batch) and self.is_whole:
+            found = normalization.described(normalization.layers(self.model))
+            raise InputError(
+                f"a minibatch of {leading_size(batch)} samples cannot be cut to {size}: the layer "
+                f"{found} normalizes by its statistics (batch_norm='train'); make the Evaluator "
+                f"with batch_size={size}, or use batch_norm='eval' or 'recalibrate'"
+            )
+        return pieces(batch, size)
+
+    def _losses(self, points: Tensor) -> Tensor:
+        """This rank's part of the loss at each point, (p, n) -> (p,), float64. One pass."""
+        total = points.new_zeros(len(points), dtype=torch.float64)
+
+        def add(part: Part) -> None:
+            # Not under no_grad: a loss may contain derivatives by the inputs.
+            total.add_(torch.stack([part(point).detach() for point in points]).double())
+
+        if len(points):
+            self._pass(points[0], add)
+        return total
+
+    def _pass(self, theta: Tensor, visit: Callable[[Part], Any]) -> None:
         """One pass over the data: visit each minibatch's part of L."""
+        statistics = self.statistics(theta)
         self.counts.passes += 1
         with self.evaluation_mode():
-            for loss in self.minibatch_losses():
-                visit(loss)
-
-    def _objective(self, batch: Any, constants: dict[str, Tensor]) -> Loss:
-        scale = self.scale(batch) / self.total_weight
-
-        def loss(theta: Tensor) -> Tensor:
-            return self.batch_loss(theta, batch, constants) * scale
-
-        return loss
+            for part in self.parts(statistics):
+                visit(part)
 
     def batch_loss(self, theta: Tensor, batch: Any, constants: dict[str, Tensor]) -> Tensor:
         """The loss of the batch, a scalar; of single samples, their sum."""
-        value = self.batch_value(theta, batch, constants)
-        return value.sum() if self.reduction == "none" else value.reshape(())
+        return self._reduced(self.batch_value(theta, batch, constants))
 
     def batch_value(self, theta: Tensor, batch: Any, constants: dict[str, Tensor]) -> Tensor:
         """What loss_fn returns for the batch."""
-        return functional_call(self._module, {**constants, **self._named(theta)}, (batch,))
+        return self._call(theta, constants, lambda m: m.loss(m.outputs(batch), batch))
+
+    def batch_outputs(self, theta: Tensor, batch: Any, constants: dict[str, Tensor]) -> Any:
+        """What the network returns for the batch."""
+        return self._call(theta, constants, lambda m: m.outputs(batch))
+
+    def criterion_value(self, outputs: Any, batch: Any, constants: dict[str, Tensor]) -> Tensor:
+        """The loss of these outputs, a scalar."""
+        return self._reduced(
+            functional_call(self._module, constants, (lambda m: m.loss(outputs, batch),))
+        )
+
+    def sample_losses(self, theta: Tensor, batch: Any, constants: dict[str, Tensor]) -> Tensor:
+        """(B,), the samples' losses; they add up to ``scale(batch) * batch_loss``.
+
+        Raises:
+            InputError: loss_fn has no known form for single samples.
+        """
+
+        def stages(m: _Stages) -> Tensor:
+            return losses.of_samples(
+                m.loss_fn, m.outputs(batch), m.targets(batch), self.reduction, leading_size(batch)
+            )
+
+        return self._call(theta, constants, stages)
+
+    def _call(self, theta: Tensor, constants: dict[str, Tensor], stages: Callable) -> Any:
+        self._dropout_calls.clear()
+        return functional_call(self._module, {**constants, **self._named(theta)}, (stages,))
+
+    def _reduced(self, value: Tensor) -> Tensor:
+        return value.sum() if self.reduction == "none" else value.reshape(())
 
     def _named(self, theta: Tensor) -> dict[str, Tensor]:
         return {f"model.{name}": t for name, t in self.layout.unflatten(theta).items()}
@@ -326,7 +444,15 @@ class Evaluator:
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
-            with differentiable_kernels(precision, self.device):
+            with ExitStack() as stack:
+                if self.batch_norm == "train":
+                    stack.enter_context(normalization.by_batch(self.model))
+                if self.dropout == "frozen":
+                    stack.enter_context(
+                        frozen_dropout.frozen(self.model, self.dropout_seed, self._dropout_calls)
+                    )
+                stack.enter_context(unfused_recurrences(self.model))
+                stack.enter_context(differentiable_kernels(precision, self.device))
                 yield
         finally:
             for module, training in modes:

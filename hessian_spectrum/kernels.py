@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import wraps
 
 import torch
-from torch import backends
+from torch import backends, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hessian_spectrum.errors import InputError
@@ -59,6 +60,38 @@ def differentiable_kernels(precision: str | None, device: torch.device) -> Itera
             # Without the cache: a cast made in one transform must not be reused in another.
             stack.enter_context(torch.autocast(device.type, torch.bfloat16, cache_enabled=False))
         yield
+
+
+@contextmanager
+def unfused_recurrences(model: nn.Module) -> Iterator[None]:
+    """The model's LSTM and GRU layers written out in elementary operations.
+
+    The fused ones of oneDNN and cuDNN have no jvp, and cuDNN's no second derivatives. The switches
+    are turned for these layers alone: convolutions keep their kernels.
+    """
+    layers = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
+    try:
+        for module in layers:
+            module.forward = _unfused(module.forward)
+        yield
+    finally:
+        for module in layers:
+            del module.forward
+
+
+def _unfused(forward: Callable) -> Callable:
+    @wraps(forward)
+    def unfused(*args, **kwargs):
+        before = torch._C._get_mkldnn_enabled(), torch._C._get_cudnn_enabled()
+        torch._C._set_mkldnn_enabled(False)
+        torch._C._set_cudnn_enabled(False)
+        try:
+            return forward(*args, **kwargs)
+        finally:
+            torch._C._set_mkldnn_enabled(before[0])
+            torch._C._set_cudnn_enabled(before[1])
+
+    return unfused
 
 
 def _use_tf32(allowed: bool, stack: ExitStack) -> None:

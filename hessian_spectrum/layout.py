@@ -35,7 +35,7 @@ class Layout:
         Default: all that require a gradient.
         """
         trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        chosen = [(name, p) for name, p in trainable if _matches(name, patterns)]
+        chosen = [(name, p) for name, p in trainable if matches(name, patterns)]
         if not chosen:
             known = ", ".join(name for name, _ in trainable[:6]) or "none"
             raise InputError(
@@ -115,5 +115,6 @@ class Layout:
         return self.world.reduce_scatter_rows(padded)[:, : self.n_local]
 
 
-def _matches(name: str, patterns: Sequence[str] | None) -> bool:
+def matches(name: str, patterns: Sequence[str] | None) -> bool:
+    """Does the name match one of these shell-style patterns? None: yes."""
     return patterns is None or any(fnmatchcase(name, pattern) for pattern in patterns)

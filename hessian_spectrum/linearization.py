@@ -1,4 +1,4 @@
-"""The Hessian at one point as a linear map on blocks of rows, formed as a plan says."""
+"""A curvature matrix at one point as a linear map on blocks of rows, formed as a plan says."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from torch import Tensor
 
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.evaluator import Evaluator
+from hessian_spectrum.forms import HESSIAN, Form
 from hessian_spectrum.kernels import PRECISIONS, check_precision
 from hessian_spectrum.products import MODES, Products
 
 
 @dataclass(frozen=True)
 class ProductPlan:
-    """How V H is formed. Stored with a run and used again when it is resumed."""
+    """How V A is formed. Stored with a run and used again when it is resumed."""
 
     mode: str = "reverse"  # a name in products.MODES
     chunk: int | None = None  # vectors multiplied at once; None: all
@@ -35,19 +36,22 @@ class ProductPlan:
 
 
 class Linearization:
-    """V -> this rank's part of V H at theta, shape (k, n) -> (k, n); summed over ranks it is V H.
+    """V -> this rank's part of V A at theta, shape (k, n) -> (k, n); summed over ranks it is V A.
 
-    Without the weight decay's term, which belongs to no rank. Buffers are those of the time of
-    construction (kept maps) or of each call.
+    A is the curvature matrix that ``form`` names, without the weight decay's term, which belongs
+    to no rank. Buffers are those of the time of construction (kept maps) or of each call.
 
     Cost of a call: one pass over this rank's minibatches; each minibatch's first-order graph is
     formed once for all k vectors, or, where the plan keeps it, once for all calls.
     """
 
-    def __init__(self, evaluator: Evaluator, theta: Tensor, plan: ProductPlan):
+    def __init__(
+        self, evaluator: Evaluator, theta: Tensor, plan: ProductPlan, form: Form = HESSIAN
+    ):
         if plan.precision:
             check_precision(plan.precision, evaluator.device)
-        self.evaluator, self.plan = evaluator, plan
+        self.evaluator, self.plan, self.form = evaluator, plan, form
+        self.statistics = evaluator.statistics(theta)
         self.theta = theta.to(plan.dtype or theta.dtype)
         self._kept: list[Products] | None = None
 
@@ -69,9 +73,9 @@ class Linearization:
             yield from self._kept
             return
         made = []
-        for loss in self.evaluator.minibatch_losses(self.plan.batch_size, self.plan.dtype):
+        for part in self.evaluator.parts(self.statistics, self.plan.batch_size, self.plan.dtype):
             self.evaluator.counts.graphs += 1
-            products = MODES[self.plan.mode](loss, self.theta)
+            products = MODES[self.plan.mode](part, self.theta, self.form)
             if self.plan.keep:
                 made.append(products)
             yield products

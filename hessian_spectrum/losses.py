@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,17 @@ from hessian_spectrum.errors import InputError
 
 LABELLED = (nn.CrossEntropyLoss, nn.NLLLoss)  # targets are class indices
 LABELLED_FUNCTIONS = (F.cross_entropy, F.nll_loss)
+# Whose mean is that of the entries of reduction="none", but for labels' own weights.
+REDUCIBLE = (
+    *LABELLED,
+    *(nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.SoftMarginLoss),
+    *(nn.BCELoss, nn.BCEWithLogitsLoss, nn.PoissonNLLLoss),
+)
+REDUCIBLE_FUNCTIONS = (
+    *LABELLED_FUNCTIONS,
+    *(F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.soft_margin_loss),
+    *(F.binary_cross_entropy, F.binary_cross_entropy_with_logits, F.poisson_nll_loss),
+)
 
 
 def takes_labels(loss_fn: Callable) -> bool:
@@ -54,6 +66,67 @@ def default_count(loss_fn: Callable, is_pair: bool) -> Callable[[Any], float]:
         return weight.detach().double().to(labels.device)[labels].sum().item()
 
     return count
+
+
+def of_samples(loss_fn: Callable, outputs: Any, targets: Any, reduction: str, size: int) -> Tensor:
+    """The losses of a batch's ``size`` samples, (size,); their sum is the batch's.
+
+    That is: ``reduction="mean"`` times the batch's weight, or the sum.
+
+    Raises:
+        InputError: the loss is not known for single samples.
+    """
+    values = _unreduced(loss_fn, reduction)(outputs, targets)
+    if values.ndim == 0 or values.numel() % size:
+        raise InputError(
+            f"loss_fn gives values of shape {tuple(values.shape)} for {size} samples; expected the "
+            "same number for each sample, the samples first"
+        )
+    by_sample = values.reshape(size, -1).sum(1)
+    if reduction == "mean" and not _counts_labels(loss_fn, targets):
+        return by_sample * (size / values.numel())  # torch's mean is over all entries
+    return by_sample
+
+
+def _unreduced(loss_fn: Callable, reduction: str) -> Callable:
+    if reduction == "none":
+        return loss_fn
+    if loss_fn in REDUCIBLE_FUNCTIONS:
+        return partial(loss_fn, reduction="none")
+    if isinstance(loss_fn, REDUCIBLE):
+
+        def unreduced(*arguments):
+            before, loss_fn.reduction = loss_fn.reduction, "none"
+            try:
+                return loss_fn(*arguments)
+            finally:
+                loss_fn.reduction = before
+
+        return unreduced
+    name = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+    raise InputError(
+        f"the losses of single samples are needed, but {name} returns one number for a batch; let "
+        "it return one for each sample and pass reduction='none', or use one of torch's losses "
+        "such as nn.CrossEntropyLoss or nn.MSELoss"
+    )
+
+
+def _counts_labels(loss_fn: Callable, targets: Any) -> bool:
+    return takes_labels(loss_fn) and not targets.is_floating_point()
+
+
+def is_negative_log_likelihood(loss_fn: Callable) -> bool:
+    """Is the loss, up to a constant, -log p(target | outputs) of a distribution whose natural
+    parameters are the outputs: categorical, Bernoulli, Poisson or Gaussian of fixed variance?
+
+    Then the Gauss-Newton matrix is the Fisher matrix (Martens 2020, section 9.2).
+    """
+    if isinstance(loss_fn, nn.PoissonNLLLoss):
+        return loss_fn.log_input
+    if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss)):
+        return loss_fn.weight is None and getattr(loss_fn, "pos_weight", None) is None
+    natural = (F.cross_entropy, F.binary_cross_entropy_with_logits, F.mse_loss)
+    return isinstance(loss_fn, nn.MSELoss) or loss_fn in natural
 
 
 def with_int64_labels(batches: Minibatches, loss_fn: Callable) -> Minibatches:

@@ -12,10 +12,7 @@ from torch import Tensor
 
 from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
-from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.layout import Layout
-from hessian_spectrum.linearization import Linearization, ProductPlan
-from hessian_spectrum.second_derivative import check_second_derivatives
 
 Matrix = TypeVar("Matrix", Tensor, np.ndarray)
 
@@ -74,48 +71,6 @@ class SymmetricOperator(ABC):
             rmatvec=lambda v: self @ np.asarray(v, dtype).reshape(-1),
             dtype=dtype,
         )
-
-
-class Hessian(SymmetricOperator):
-    """The Hessian of the mean loss at theta (default: the model's parameters now).
-
-    Args:
-        evaluator: the loss.
-        theta: shape (n,), whole, on every rank.
-        plan: how products are formed; default: one vector at a time by reverse over reverse,
-            which works wherever second derivatives do.
-
-    Raises:
-        InputError: the model has no second derivatives, or autograd gets them wrong.
-
-    Cost of ``products`` of k vectors: one pass over this rank's data, at most one first-order
-    graph a minibatch; one all-gather and one reduce-scatter of (k, n) entries.
-    """
-
-    def __init__(
-        self,
-        evaluator: Evaluator,
-        theta: Tensor | None = None,
-        plan: ProductPlan | None = None,
-    ):
-        if not isinstance(evaluator, Evaluator):
-            raise InputError(
-                f"Hessian of a {type(evaluator).__name__}; expected an Evaluator: "
-                "hs.Hessian(hs.Evaluator(model, loss_fn, data))"
-            )
-        self.evaluator, self.plan = evaluator, plan or ProductPlan()
-        self.layout = evaluator.layout
-        self.dtype = evaluator.dtype
-        self.theta = evaluator.checked(theta)
-        if theta is not None:
-            evaluator.require_agreement(self.theta, "vectors theta")
-        check_second_derivatives(evaluator, self.theta)
-        self._local = Linearization(evaluator, self.theta, self.plan)
-
-    def products(self, vectors: Tensor) -> Tensor:
-        whole = self.layout.gather(vectors)
-        local = self.layout.reduce(self._local(whole))
-        return local.add_(vectors, alpha=self.evaluator.weight_decay)
 
 
 class Dense(SymmetricOperator):

@@ -10,10 +10,11 @@ from pathlib import Path
 from torch import Tensor
 
 from hessian_spectrum import calibration, calibration_cache
-from hessian_spectrum.batches import leading_size, split
+from hessian_spectrum.batches import leading_size
 from hessian_spectrum.calibration import Bench, Trial
 from hessian_spectrum.errors import InputError, is_out_of_memory
 from hessian_spectrum.evaluator import Evaluator
+from hessian_spectrum.forms import HESSIAN, Form
 from hessian_spectrum.kernels import check_precision
 from hessian_spectrum.linearization import ProductPlan
 from hessian_spectrum.memory import available
@@ -22,6 +23,7 @@ from hessian_spectrum.products import MODES
 MEMORY_SHARE = 0.8  # of what is available, unless the user says otherwise
 BASIS_SHARE = 0.5  # of the memory: Krylov vectors that take more go to the next larger place
 LONGEST = 120.0  # seconds of calibration; what would take longer is measured on fewer samples
+MANY_STEPS = 10  # from here on a linearization pays for its recording
 WORTH = 20  # calibrate only where the run is estimated to take this many times as long
 
 
@@ -48,6 +50,7 @@ def plan(
     num_probes: int,
     num_steps: int,
     *,
+    form: Form = HESSIAN,
     mode: str | None = None,
     precision: str | None = None,
     memory: int | None = None,
@@ -60,6 +63,7 @@ def plan(
     reverse; the first rank's measurements decide for all.
 
     Args:
+        form: what is multiplied.
         precision: arithmetic of the products, a name in ``kernels.PRECISIONS``.
         memory: bytes of the device that may be used beyond those in use now, on each rank.
             Default: 80 % of what is available.
@@ -77,6 +81,7 @@ def plan(
     world, layout, itemsize = evaluator.world, evaluator.layout, evaluator.dtype.itemsize
     basis = num_probes * (num_steps + 1) * layout.chunk * itemsize
     vectors = 4 * num_probes * layout.n * itemsize  # gathered, products, their sum, a minibatch's
+    evaluator.statistics(theta)  # of all ranks; remembered for what the first does alone
     result, error = None, None
     if world.rank == 0:
         try:
@@ -84,7 +89,7 @@ def plan(
             place = _place(evaluator, basis, budget, vectors, folder)
             room = budget - vectors - (basis if place == "device" else 0)
             start = ProductPlan(mode or "reverse", precision=precision)
-            measured = _measured(evaluator, theta, num_probes, num_steps, mode, start, room)
+            measured = _measured(evaluator, theta, form, num_probes, num_steps, mode, start, room)
             result = (budget, place, *measured)
         except Exception as refused:
             error = refused
@@ -129,6 +134,7 @@ def _place(evaluator: Evaluator, basis: int, budget: int, vectors: int, folder: 
 def _measured(
     evaluator: Evaluator,
     theta: Tensor,
+    form: Form,
     num_probes: int,
     num_steps: int,
     mode: str | None,
@@ -140,34 +146,32 @@ def _measured(
     if whole is None:  # this rank has no data: nothing to measure, nothing to wait for
         return start, 0, 0.0, (), {}
     size = leading_size(whole)
-    limit = _largest_that_fits(evaluator, theta, start, size, room) if split(whole, 1) else size
+    limit = size
+    if evaluator.can_be_cut(whole):
+        limit = _largest_that_fits(evaluator, theta, form, start, size, room)
     while True:
         # Halves of halves: what memory allows varies a little, and would change the last bits.
         parts = 2 ** math.ceil(math.log2(size / limit))
         batch_size = math.ceil(size / parts) if parts > 1 else None
         count = evaluator.num_minibatches * parts
         try:
-            bench = Bench(evaluator, theta, start.precision, batch_size)
+            bench = Bench(evaluator, theta, start.precision, batch_size, form)
             single = bench.single()
             guess = num_probes * num_steps * count * single
             # Calibration forms some forty products, and more in modes that batch; recording takes
             # seconds.
             cost = 5.0 + (40 + 4 * num_probes) * single
             if guess < WORTH * min(cost, LONGEST):
-                if not calibration.agrees(bench, start.mode):
-                    raise InputError(
-                        f"products by {start.mode} do not work for this model; leave --hvp out, or "
-                        "use reverse"
-                    )
-                default = ProductPlan(start.mode, None, batch_size, False, start.precision)
-                return default, 0, guess, (), {}
+                chosen, working = _default(bench, mode, count, num_probes, num_steps, room)
+                return chosen, working, guess, (), {}
             # Other ranks wait for this one, and give it up after some minutes.
-            share = math.ceil(cost / LONGEST) if batch_size or split(whole, 1) else 1
-            few = Bench(evaluator, theta, start.precision, math.ceil((batch_size or size) / share))
+            share = math.ceil(cost / LONGEST) if evaluator.can_be_cut(whole) else 1
+            samples = math.ceil((batch_size or size) / share)
+            few = Bench(evaluator, theta, start.precision, samples, form)
             trials, refused = _trials(few if share > 1 else bench, num_probes, mode, room // share)
             trials = [trial.scaled(share) for trial in trials]
         except RuntimeError as error:
-            if not is_out_of_memory(error) or limit == 1:
+            if not is_out_of_memory(error) or limit == 1 or not evaluator.can_be_cut(whole):
                 raise
             limit = math.ceil((batch_size or size) / 2)
             continue
@@ -192,6 +196,33 @@ def _measured(
         )
     seconds, working, chosen = min(options, key=lambda option: option[0])
     return chosen, working, seconds, tuple(trials), refused
+
+
+def _default(
+    bench: Bench, mode: str | None, count: int, num_probes: int, num_steps: int, room: int
+) -> tuple[ProductPlan, int]:
+    """(plan, bytes) of a run too short to be calibrated: a linearization, kept, where it fits.
+
+    Decided without a clock, so that the same command takes the same plan.
+    """
+    peak = calibration.memory(bench, "reverse", 1)[0]
+    candidates = [mode] if mode else ["reverse"]
+    if mode is None and num_steps >= MANY_STEPS:
+        candidates.insert(0, "linearize")
+    for name in candidates:
+        expected = calibration.EXPECTED.get(name, lambda k: 1)(num_probes) * peak
+        if name != candidates[-1] and expected > room:
+            continue
+        if not calibration.agrees(bench, name):
+            continue
+        working, kept = calibration.memory(bench, name, num_probes)
+        keep = working + (count - 1) * kept <= room
+        if name == candidates[-1] or keep:
+            plan = ProductPlan(name, None, bench.batch_size, keep, bench.precision)
+            return plan, working + keep * (count - 1) * kept
+    raise InputError(
+        f"products by {mode} do not work for this model; leave --hvp out, or use reverse"
+    )
 
 
 def _trials(
@@ -233,11 +264,13 @@ def _options(
 
 
 def _largest_that_fits(
-    evaluator: Evaluator, theta: Tensor, start: ProductPlan, size: int, room: int
+    evaluator: Evaluator, theta: Tensor, form: Form, start: ProductPlan, size: int, room: int
 ) -> int:
     """Samples of the largest minibatch whose first-order graph takes half of the room.
 
     Half: other modes and kept maps want their part.
     """
-    bytes_of_one = calibration.bytes_of_a_sample(evaluator, theta, start.precision, size, room)
+    bytes_of_one = calibration.bytes_of_a_sample(
+        evaluator, theta, start.precision, size, room, form
+    )
     return max(1, min(size, int(room / 2 / max(1.0, bytes_of_one))))

@@ -1,25 +1,29 @@
-"""Ways to form H V for one minibatch, behind one interface.
+"""Ways to multiply by a curvature matrix of one minibatch, behind one interface.
 
 A minibatch's part of the loss is a function ``loss(theta)`` of the flat parameters, shape
-(n,) -> (). A product mode turns it, once, into a linear map on blocks of rows; what the map
-keeps (activations, first derivatives) lives until the map is dropped. By operation count a
-product costs two gradients a tangent in a deep network, once that preparation is shared.
+(n,) -> (), and a form says which matrix A of it is meant (for the Gauss-Newton matrix and the
+covariance of gradients the loss must be a ``parts.Part``). A product mode turns it, once, into a
+linear map on blocks of rows; what the map keeps (activations, first derivatives) lives until the
+map is dropped. By operation count a Hessian product costs two gradients a tangent in a deep
+network, once that preparation is shared; a Gauss-Newton product 4/3.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.func import functionalize, grad, jvp, vmap
+from torch.func import functionalize, vmap
 
 from hessian_spectrum.errors import is_out_of_memory
+from hessian_spectrum.forms import HESSIAN, Form
 from hessian_spectrum.recording import record
 from hessian_spectrum.simplify import Simplifier
 
 Loss = Callable[[Tensor], Tensor]  # (n,) -> ()
-Products = Callable[[Tensor], Tensor]  # V, shape (k, n) -> V H, shape (k, n)
+Products = Callable[[Tensor], Tensor]  # V, shape (k, n) -> V A, shape (k, n)
 
 KEPT_SIZES = 2  # numbers of rows that a linearization is ready for: chunks, and the last one
 
@@ -34,74 +38,39 @@ def gradient(loss: Loss, theta: Tensor) -> Tensor:
     return torch.autograd.grad(value, theta, materialize_grads=True)[0]
 
 
-def reverse(loss: Loss, theta: Tensor) -> Products:
-    """V -> V H, the derivative of <grad loss, v> for each row v (Pearlmutter 1994).
+def reverse(loss: Loss, theta: Tensor, form: Form = HESSIAN) -> Products:
+    """V -> V A over a first-order graph that is built here, once: for each row backward passes.
 
-    Reverse over reverse: the first-order graph is built here, once; each row then costs one
-    backward pass through it. Works wherever second derivatives do.
+    Works wherever second derivatives do.
     """
-    theta, gradient = _gradient_graph(loss, theta)
-    if not gradient.requires_grad:  # the loss is linear in theta
+    rows = form.graph(loss, theta)
+    if rows is None:
         return torch.zeros_like
-
-    def products(vectors: Tensor) -> Tensor:
-        # One row at a time: a batched backward pass is slower than this loop for most
-        # networks; where it is faster, there is reverse_batched.
-        rows = [
-            torch.autograd.grad(gradient, theta, v, retain_graph=True, materialize_grads=True)[0]
-            for v in vectors
-        ]
-        return torch.stack(rows)
-
-    return products
+    # One row at a time: a batched backward pass is slower than this loop for most networks;
+    # where it is faster, there is reverse_batched.
+    return lambda vectors: torch.stack([rows(v) for v in vectors])
 
 
-def reverse_batched(loss: Loss, theta: Tensor) -> Products:
+def reverse_batched(loss: Loss, theta: Tensor, form: Form = HESSIAN) -> Products:
     """As ``reverse``, all rows in one backward pass under vmap; memory for all of them."""
-    theta, gradient = _gradient_graph(loss, theta)
-    if not gradient.requires_grad:
+    rows = form.graph(loss, theta)
+    if rows is None:
         return torch.zeros_like
-
-    def products(vectors: Tensor) -> Tensor:
-        return torch.autograd.grad(
-            gradient,
-            theta,
-            vectors,
-            retain_graph=True,
-            is_grads_batched=True,
-            materialize_grads=True,
-        )[0]
-
-    return products
+    return lambda vectors: rows(vectors, is_grads_batched=True)
 
 
-def _gradient_graph(loss: Loss, theta: Tensor) -> tuple[Tensor, Tensor]:
-    """theta as a leaf and the gradient at it, (n,), with the graph that leads to it."""
-    with torch.enable_grad():
-        theta = theta.detach().requires_grad_()
-        value = loss(theta)
-        if not value.requires_grad:
-            return theta, torch.zeros_like(theta)
-        (gradient,) = torch.autograd.grad(value, theta, create_graph=True, materialize_grads=True)
-    return theta, gradient
+def forward(loss: Loss, theta: Tensor, form: Form = HESSIAN) -> Products:
+    """V -> V A by directional derivatives, all rows under vmap.
 
-
-def forward(loss: Loss, theta: Tensor) -> Products:
-    """V -> V H as directional derivatives of the gradient, all rows under vmap.
-
-    Forward over reverse: keeps nothing between calls, and forms the primal again in each.
+    Keeps nothing between calls, and forms the primal again in each.
     """
-
-    def products(vectors: Tensor) -> Tensor:
-        return vmap(lambda v: jvp(grad(loss), (theta,), (v,))[1])(vectors)
-
-    return products
+    return lambda vectors: vmap(lambda v: form.product(loss, theta, v))(vectors)
 
 
-def linearize(loss: Loss, theta: Tensor) -> Products:
-    """V -> V H through the linearized gradient, recorded once and simplified; all rows at once.
+def linearize(loss: Loss, theta: Tensor, form: Form = HESSIAN) -> Products:
+    """V -> V A through one product, recorded once and simplified; all rows at once.
 
-    Of the operations of one forward-over-reverse product only those that depend on v are needed
+    Of the operations of one product by torch.func only those that depend on v are needed
     again (recording.py); the rest are constants, about as much as a kept first-order graph, and
     what vmap needs for all rows. A number of rows is recorded when it first occurs, and what was
     recorded is compared with the product that it was recorded from.
@@ -109,8 +78,8 @@ def linearize(loss: Loss, theta: Tensor) -> Products:
     Raises:
         RuntimeError: it cannot be recorded, or the record's product differs.
     """
-    single = linearized(loss, theta)
-    if single is None:  # the loss is linear in theta
+    single = linearized(loss, theta, form)
+    if single is None:
         return torch.zeros_like
     ready: dict[int, Products] = {}
 
@@ -126,14 +95,15 @@ def linearize(loss: Loss, theta: Tensor) -> Products:
     return products
 
 
-def linearized(loss: Loss, theta: Tensor) -> Callable[[Tensor], Tensor] | None:
-    """v -> H v for one vector, (n,) -> (n,), in operations that vmap knows; None if it is zero."""
+def linearized(
+    loss: Loss, theta: Tensor, form: Form = HESSIAN
+) -> Callable[[Tensor], Tensor] | None:
+    """v -> A v for one vector, (n,) -> (n,), in operations that vmap knows; None if it is zero."""
     theta = theta.detach()
 
     def product(v: Tensor) -> Tensor:
         # functionalize: changes in place become new tensors.
-        derivative = functionalize(lambda t, v: jvp(grad(loss), (t,), (v,))[1], remove="mutations")
-        return derivative(theta, v)
+        return functionalize(partial(form.product, loss), remove="mutations")(theta, v)
 
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta)
@@ -189,7 +159,7 @@ def _checked(
     return module
 
 
-MODES: dict[str, Callable[[Loss, Tensor], Products]] = {
+MODES: dict[str, Callable[..., Products]] = {
     "reverse": reverse,
     "reverse-batched": reverse_batched,
     "forward": forward,

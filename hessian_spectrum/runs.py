@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from hessian_spectrum import planner, provenance, report, spectrum, store
 from hessian_spectrum.config import DensityConfig, to_dict
+from hessian_spectrum.curvature import Hessian
 from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.evaluator import Evaluator
@@ -22,7 +23,6 @@ from hessian_spectrum.krylov.basis import Place
 from hessian_spectrum.krylov.lanczos import Recurrences
 from hessian_spectrum.linearization import ProductPlan
 from hessian_spectrum.lock import WriterLock
-from hessian_spectrum.operators import Hessian
 from hessian_spectrum.recurrence_store import RecurrenceStore
 from hessian_spectrum.signals import Interrupted, StopRequest
 

@@ -34,14 +34,15 @@ def check_second_derivatives(evaluator: Evaluator, theta: Tensor) -> None:
     """
     if evaluator.second_derivatives_checked:
         return
+    statistics = evaluator.statistics(theta)
     with evaluator.evaluation_mode():
-        error = _error(evaluator, theta)
+        error = _error(evaluator, theta, statistics)
     evaluator.world.raise_together(error)
     evaluator.second_derivatives_checked = True
 
 
-def _error(evaluator: Evaluator, theta: Tensor) -> InputError | None:
-    loss = _float64_loss(evaluator)
+def _error(evaluator: Evaluator, theta: Tensor, statistics: dict[str, Tensor]) -> InputError | None:
+    loss = _float64_loss(evaluator, statistics)
     if loss is None:
         return None
     theta = theta.double()
@@ -80,7 +81,9 @@ def _central_difference(loss: Callable, theta: Tensor, u: Tensor, step: float) -
     return (gradient(loss, theta + h * u) - gradient(loss, theta - h * u)) / (2 * h)
 
 
-def _float64_loss(evaluator: Evaluator) -> Callable[[Tensor], Tensor] | None:
+def _float64_loss(
+    evaluator: Evaluator, statistics: dict[str, Tensor]
+) -> Callable[[Tensor], Tensor] | None:
     """The loss of the first few samples; None where this rank has none."""
     batch = next((b for b in evaluator.batches if evaluator.weight(b)), None)
     if batch is None:
@@ -89,4 +92,5 @@ def _float64_loss(evaluator: Evaluator) -> Callable[[Tensor], Tensor] | None:
     if parts is not None and evaluator.weight(parts[0]):
         batch = parts[0]
     batch, constants = cast(batch, torch.float64), evaluator.constants(torch.float64)
+    constants.update((name, t.double()) for name, t in statistics.items())
     return lambda theta: evaluator.batch_loss(theta, batch, constants)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from hessian_spectrum.measure import EigenPairs, SpectralMeasure
 from hessian_spectrum.operators import SymmetricOperator
 from hessian_spectrum.probes import gaussian_probes
 from hessian_spectrum.quadrature import gauss_rule
+from hessian_spectrum.transforms import Restricted, products_of_blocks
 
 
 def spectral_density(
@@ -44,6 +45,75 @@ def spectral_density(
 
     Cost: b m products in m passes over the data; b (m + 1) n / P entries on each of P ranks.
     """
+    _check(operator, num_probes, seed)
+    if state is None:
+        state = _start(operator, num_probes, num_steps, seed, basis)
+    while state.num_steps < num_steps and state.active.any():
+        state = lanczos.step(operator, state)
+        if on_step:
+            on_step(state)
+    return measure(state, operator)
+
+
+def spectral_densities(
+    operator: SymmetricOperator,
+    blocks: Mapping[str, str | Sequence[str]],
+    num_probes: int = 10,
+    num_steps: int = 90,
+    seed: int = 0,
+    *,
+    basis: Place = "device",
+    on_step: Callable[[int], None] | None = None,
+) -> dict[str, SpectralMeasure]:
+    """The spectral measures of many diagonal blocks of one operator, each pass serving all.
+
+    ``{name: spectral_density(Restricted(operator, patterns))}``, with one block product a step for
+    the probes of all blocks. A block smaller than ``num_steps`` takes as many steps as its size.
+
+    Args:
+        blocks: name patterns of parameters by label; ``layer_blocks(operator)`` gives one a layer.
+        num_probes, num_steps, seed, basis: as for ``spectral_density``, for each block.
+        on_step: called with the number of steps done, on every rank.
+
+    Cost: b m products for each block, in m passes over the data; b (m + 1) n_block / P entries for
+    each block.
+    """
+    if not isinstance(blocks, Mapping) or not blocks:
+        raise InputError("blocks: expected name patterns by label, such as {'first': 'layer1.*'}")
+    _check(operator, num_probes, seed)
+    restricted = {name: Restricted(operator, patterns) for name, patterns in blocks.items()}
+    states = {
+        name: _start(block, num_probes, min(num_steps, block.n), seed, basis)
+        for name, block in restricted.items()
+    }
+    for done in range(1, num_steps + 1):
+        going = [
+            name
+            for name, state in states.items()
+            if state.num_steps < restricted[name].n and state.active.any()
+        ]
+        if not going:
+            break
+        products = products_of_blocks(
+            [restricted[name] for name in going],
+            [lanczos.latest(states[name]).to(operator.device) for name in going],
+        )
+        for name, product in zip(going, products):
+            states[name] = lanczos.extend(restricted[name], states[name], product)
+        if on_step:
+            on_step(done)
+    return {name: measure(states[name], block) for name, block in restricted.items()}
+
+
+def layer_blocks(operator: SymmetricOperator) -> dict[str, list[str]]:
+    """The parameters of each layer, by the layer's name: ``fc.weight`` and ``fc.bias`` are "fc"."""
+    blocks: dict[str, list[str]] = {}
+    for name in operator.layout.names:
+        blocks.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    return blocks
+
+
+def _check(operator: SymmetricOperator, num_probes: int, seed: int) -> None:
     if not isinstance(operator, SymmetricOperator):
         raise InputError(
             f"spectral_density of a {type(operator).__name__}; expected an operator such as "
@@ -53,16 +123,15 @@ def spectral_density(
         raise InputError(f"num_probes={num_probes}: expected a whole number, 1 or more")
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
         raise InputError(f"seed={seed}: expected a whole number, 0 or more and below 2^64")
-    if state is None:
-        probes = gaussian_probes(
-            operator.layout, range(num_probes), seed, operator.dtype, operator.device
-        )
-        state = lanczos.start(operator, probes, num_steps, basis)
-    while state.num_steps < num_steps and state.active.any():
-        state = lanczos.step(operator, state)
-        if on_step:
-            on_step(state)
-    return measure(state, operator)
+
+
+def _start(
+    operator: SymmetricOperator, num_probes: int, num_steps: int, seed: int, basis: Place
+) -> Recurrences:
+    probes = gaussian_probes(
+        operator.layout, range(num_probes), seed, operator.dtype, operator.device
+    )
+    return lanczos.start(operator, probes, num_steps, basis)
 
 
 def measure(state: Recurrences, operator: SymmetricOperator) -> SpectralMeasure:

@@ -400,7 +400,7 @@ REFUSED = {
     "lengths": (mlp, F.cross_entropy, (x, y[:4]), {}, "different lengths: (10, 6), (4,)"),
     "inputs": (mlp, F.cross_entropy, (x[:, :3], y), {}, "cannot evaluate inputs of shape (8, 3)"),
     "augmentation": (mlp, F.cross_entropy, Augmented(x, y), {}, "differs when it is read again"),
-    "batch norm": (mlp, F.cross_entropy, data(), {"batch_norm": "train"}, "batch_norm='train'"),
+    "batch norm": (mlp, F.cross_entropy, data(), {"batch_norm": "batch"}, "batch_norm='batch'"),
     "infinite loss": (mlp, lambda out, y: out.sum() / 0, data(), {}, "minibatch 0 is not finite"),
     "distributed sampler": (
         mlp,

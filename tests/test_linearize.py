@@ -114,7 +114,7 @@ def test_it_is_the_hessian_for_any_number_of_rows(name):
     model(data[0])  # a lazy layer is made
     ev = hs.Evaluator(model, loss_fn, data)
     with ev.evaluation_mode():
-        loss, theta = next(ev.minibatch_losses()), ev.theta
+        loss, theta = next(ev.parts({})), ev.theta
         linear, exact = products.linearize(loss, theta), products.reverse(loss, theta)
         for k in (1, 3, 2, 3, 1):
             v = torch.randn(k, ev.n, dtype=torch.float64)

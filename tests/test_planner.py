@@ -58,7 +58,7 @@ def test_a_mode_can_be_forced_and_an_unknown_one_is_refused(always):
 
 
 def test_a_mode_that_is_wrong_by_a_thousandth_is_left_out(always, monkeypatch):
-    def wrong(loss, theta):
+    def wrong(loss, theta, form):
         right = products.reverse(loss, theta)
         return lambda vectors: 1.001 * right(vectors)
 
@@ -168,7 +168,7 @@ def test_running_out_of_memory_shrinks_the_minibatches(always, monkeypatch, larg
 
 
 def test_a_mode_that_runs_out_of_memory_is_left_out(always, monkeypatch):
-    def greedy(loss, theta):
+    def greedy(loss, theta, form):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setitem(products.MODES, "forward", greedy)
@@ -205,7 +205,7 @@ def test_a_second_plan_measures_nothing_but_checks_again(always, monkeypatch):
     assert make_plan(ev).plan == first.plan
     monkeypatch.setattr(calibration, "calibrate", calibrate)
 
-    def wrong(loss, theta):
+    def wrong(loss, theta, form):
         return lambda vectors: 1.001 * products.reverse(loss, theta)(vectors)
 
     monkeypatch.setitem(products.MODES, "forward", wrong)  # the code has changed since

@@ -94,11 +94,20 @@ def step(operator: SymmetricOperator, state: Recurrences) -> Recurrences:
     References:
         [1] Giraud, Langou, Rozloznik & van den Eshof, Numer. Math. 101 (2005) 87-100.
     """
+    return extend(operator, state, operator.products(latest(state).to(operator.device)))
+
+
+def latest(state: Recurrences) -> Tensor:
+    """What is multiplied next: the last vector of each active recurrence, (active, n_local)."""
+    active = torch.from_numpy(np.flatnonzero(state.active)).to(state.basis.device)
+    return state.basis[active, state.num_steps]
+
+
+def extend(operator: SymmetricOperator, state: Recurrences, aq: Tensor) -> Recurrences:
+    """``step``, given the operator's products with ``latest(state)``."""
     world, k, device = operator.layout.world, state.num_steps, operator.device
     basis = state.basis[:, : k + 1]
     active = torch.from_numpy(np.flatnonzero(state.active)).to(basis.device)
-
-    aq = operator.products(basis[active, k].to(device))
     if k == 0:
         state = replace(state, noise=_noise(operator, basis[:, 0].to(device), aq))
     r = torch.zeros_like(basis[:, 0])  # where a recurrence has ended: 0, and no copy of its basis

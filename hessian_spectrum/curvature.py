@@ -1,0 +1,218 @@
+"""Curvature matrices of the loss: Hessian, Gauss-Newton, Fisher, covariance of gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hessian_spectrum import losses, normalization
+from hessian_spectrum.errors import InputError
+from hessian_spectrum.evaluator import Evaluator
+from hessian_spectrum.forms import COVARIANCE, GAUSS_NEWTON, HESSIAN, Form
+from hessian_spectrum.linearization import Linearization, ProductPlan
+from hessian_spectrum.operators import SymmetricOperator
+from hessian_spectrum.parts import Part
+from hessian_spectrum.second_derivative import check_second_derivatives
+
+
+class _Curvature(SymmetricOperator):
+    """What ``form`` names, summed over minibatches and ranks, at one theta."""
+
+    form: Form
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        theta: Tensor | None = None,
+        plan: ProductPlan | None = None,
+    ):
+        name = type(self).__name__
+        if not isinstance(evaluator, Evaluator):
+            raise InputError(
+                f"{name} of a {type(evaluator).__name__}; expected an Evaluator: "
+                f"hs.{name}(hs.Evaluator(model, loss_fn, data))"
+            )
+        self.evaluator, self.plan = evaluator, plan or ProductPlan()
+        self.layout = evaluator.layout
+        self.dtype = evaluator.dtype
+        self.theta = evaluator.checked(theta)
+        if theta is not None:
+            evaluator.require_agreement(self.theta, "vectors theta")
+        self._check()
+        self._local = Linearization(evaluator, self.theta, self.plan, self.form)
+
+    def products(self, vectors: Tensor) -> Tensor:
+        whole = self.layout.gather(vectors)
+        local = self.layout.reduce(self._local(whole))
+        return local.add_(vectors, alpha=self.evaluator.weight_decay)
+
+    def _check(self) -> None:
+        """InputError, on every rank, where this matrix does not exist or would be wrong."""
+
+    def _check_part(self, check) -> None:
+        """``check(part, theta)`` on the first minibatch of every rank that has one."""
+        evaluator, error = self.evaluator, None
+        statistics = evaluator.statistics(self.theta)
+        try:
+            with evaluator.evaluation_mode():
+                part = next(evaluator.parts(statistics), None)
+                if part is not None:
+                    check(part, self.theta)
+        except Exception as failed:
+            error = failed
+        evaluator.world.raise_together(error)
+
+
+class Hessian(_Curvature):
+    """The Hessian of the mean loss at theta (default: the model's parameters now).
+
+    Args:
+        evaluator: the loss; its weight decay is included.
+        theta: shape (n,), whole, on every rank.
+        plan: how products are formed; default: one vector at a time by reverse over reverse,
+            which works wherever second derivatives do.
+
+    Raises:
+        InputError: the model has no second derivatives, or autograd gets them wrong.
+
+    Cost of ``products`` of k vectors: one pass over this rank's data, at most one first-order
+    graph a minibatch; one all-gather and one reduce-scatter of (k, n) entries.
+    """
+
+    form = HESSIAN
+
+    def _check(self) -> None:
+        check_second_derivatives(self.evaluator, self.theta)
+
+
+class GaussNewton(_Curvature):
+    """The generalized Gauss-Newton matrix of the mean loss, weight decay included.
+
+    ``G = (1/W) sum_b w_b J_b^T (d^2 loss_b / d outputs^2) J_b + weight_decay I`` with J the
+    Jacobian of the network's outputs: the Hessian without the network's own second derivatives
+    (Schraudolph 2002). Positive semidefinite where loss_fn is convex in the outputs; equal to the
+    Fisher matrix for losses that are log-likelihoods, see ``Fisher``.
+
+    Args:
+        evaluator, theta, plan: as for ``Hessian``.
+
+    Raises:
+        InputError: loss_fn is linear in the network's outputs, so that the matrix is zero: a model
+            that returns its loss must be asked for its outputs instead.
+
+    Cost: as ``Hessian``, with products of 4/3 gradients instead of 2 by operation count.
+    """
+
+    form = GAUSS_NEWTON
+
+    def _check(self) -> None:
+        self._check_part(_require_curved_criterion)
+
+
+class Fisher(GaussNewton):
+    """The Fisher matrix of the model's own distribution p(target | input; theta), exactly.
+
+    ``F = (1/W) sum_i w_i E[g g^T]`` with g the gradient of -log p(y) and the expectation over y
+    drawn from the model, not over the labels ("empirical Fisher": ``GradientCovariance``). For
+    distributions whose natural parameters are the outputs it is the Gauss-Newton matrix (Martens
+    2020): categorical (cross entropy), Bernoulli (BCE with logits), Poisson, and Gaussian (mean
+    squared error over d outputs: variance d / 2).
+
+    Raises:
+        InputError: loss_fn is none of these; class weights are no distribution's.
+    """
+
+    def _check(self) -> None:
+        ev = self.evaluator
+        if ev.has_own_forward or not losses.is_negative_log_likelihood(ev.loss_fn):
+            raise InputError(
+                "the Fisher matrix is known for nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, "
+                "nn.PoissonNLLLoss and nn.MSELoss without weights, on batches (inputs, targets); "
+                "for another loss use GaussNewton, or GradientCovariance(evaluator, "
+                "centered=False)"
+            )
+        super()._check()
+
+
+class GradientCovariance(_Curvature):
+    """Sigma, the covariance of the gradients of single samples (uncentred: the empirical Fisher).
+
+    ``Sigma = (1/N) sum_i g_i g_i^T - g g^T`` over the N samples, with the g_i scaled so that their
+    mean g is the gradient of the mean loss: Sigma / B is the covariance of the gradient of a
+    minibatch of B samples drawn with replacement. A sample is an entry of the first dimension.
+    Weight decay is the same for all samples, and not in it.
+
+    One Jacobian product and one transposed product of the samples' losses; the gradients of single
+    samples are never stored.
+
+    Args:
+        evaluator, theta, plan: as for ``Hessian``. Its loss must be ``reduction="none"``, or one of
+            torch's own.
+        centered: subtract g g^T; False gives the matrix of second moments.
+
+    Raises:
+        InputError: the losses of single samples are not known, or are no function of the sample
+            alone (``batch_norm="train"``).
+
+    Cost: as ``Hessian``, and one gradient at construction if centred.
+    """
+
+    form = COVARIANCE
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        theta: Tensor | None = None,
+        plan: ProductPlan | None = None,
+        *,
+        centered: bool = True,
+    ):
+        super().__init__(evaluator, theta, plan)
+        self.centered = centered
+        if centered:
+            whole = evaluator.data_gradient(self.theta)
+            self._mean = self.layout.local(whole[None])[0]
+
+    def products(self, vectors: Tensor) -> Tensor:
+        local = self.layout.reduce(self._local(self.layout.gather(vectors)))
+        if not self.centered:
+            return local
+        along = self.layout.world.sum((vectors @ self._mean).double()).to(vectors)
+        return local.addr_(along, self._mean, alpha=-1.0)
+
+    def _check(self) -> None:
+        ev = self.evaluator
+        if ev.is_whole:
+            found = normalization.described(normalization.layers(ev.model))
+            raise InputError(
+                f"the layer {found} makes each sample's loss depend on its minibatch "
+                "(batch_norm='train'), so that it has no gradient of its own; use "
+                "batch_norm='eval' or 'recalibrate'"
+            )
+        self._check_part(_require_additive_samples)
+
+
+def _require_curved_criterion(part: Part, theta: Tensor) -> None:
+    outputs = part.outputs(theta).detach()
+    with torch.enable_grad():
+        at = outputs.requires_grad_()
+        value = part.criterion(at)
+        slope = None
+        if value.requires_grad:
+            slope = torch.autograd.grad(value, at, create_graph=True, materialize_grads=True)[0]
+    if slope is None or not slope.requires_grad:
+        raise InputError(
+            "the loss is linear in what the network returns, so its Gauss-Newton matrix is zero; "
+            "let the model (or forward=) return its outputs and loss_fn compute the loss of them"
+        )
+
+
+def _require_additive_samples(part: Part, theta: Tensor) -> None:
+    with torch.no_grad():
+        together, whole = part.sample_sum(theta), part(theta)
+    tolerance = torch.finfo(theta.dtype).eps ** 0.6 * max(abs(whole.item()), abs(together.item()))
+    if not abs(whole.item() - together.item()) <= tolerance:
+        raise InputError(
+            f"the losses of a minibatch's samples add up to {together.item():.9g}, but its loss is "
+            f"{whole.item():.9g}; is its reduction the one that was stated?"
+        )

@@ -1,0 +1,68 @@
+"""One minibatch's part of the loss, as functions of theta: the loss, its stages, its samples."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+if TYPE_CHECKING:
+    from hessian_spectrum.evaluator import Evaluator
+
+
+class Part:
+    """theta -> this minibatch's part of L; the parts of all minibatches and ranks add up to L.
+
+    The loss is a criterion of the outputs: ``part(theta) = part.criterion(part.outputs(theta))``.
+    """
+
+    def __init__(self, evaluator: Evaluator, batch: Any, constants: dict[str, Tensor]):
+        self._evaluator, self._batch, self._constants = evaluator, batch, constants
+        self._share = evaluator.scale(batch) / evaluator.total_weight
+        self._structure: tuple | None = None
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """Shape (n,) -> ()."""
+        return self._evaluator.batch_loss(theta, self._batch, self._constants) * self._share
+
+    def outputs(self, theta: Tensor) -> Tensor:
+        """The network's outputs in one vector: every floating-point tensor in what it returns."""
+        outputs = self._evaluator.batch_outputs(theta, self._batch, self._constants)
+        leaves, spec = tree_flatten(outputs)
+        moving = [leaf for leaf in leaves if _is_floating(leaf)]
+        if self._structure is None:
+            fixed = [None if _is_floating(leaf) else leaf for leaf in leaves]
+            self._structure = spec, fixed, [leaf.shape for leaf in moving]
+        return (
+            moving[0].reshape(-1)
+            if len(moving) == 1
+            else torch.cat([t.reshape(-1) for t in moving])
+        )
+
+    def criterion(self, outputs: Tensor) -> Tensor:
+        """(m,) -> (), the loss of what ``outputs`` returned; to be called after it."""
+        spec, leaves, shapes = self._structure
+        parts = iter(outputs.split([math.prod(shape) for shape in shapes]))
+        shape = iter(shapes)
+        filled = [next(parts).view(next(shape)) if leaf is None else leaf for leaf in leaves]
+        tree = tree_unflatten(filled, spec)
+        return self._evaluator.criterion_value(tree, self._batch, self._constants) * self._share
+
+    def sample_sum(self, theta: Tensor) -> Tensor:
+        """The loss again, by the losses of single samples."""
+        losses = self._evaluator.sample_losses(theta, self._batch, self._constants)
+        return losses.sum() / self._evaluator.total_weight
+
+    def samples(self, theta: Tensor) -> Tensor:
+        """sqrt(N) / W times each sample's loss, (n,) -> (B,): so scaled, J^T J adds up to the mean
+        over N samples of g g^T, where the mean of the g is the gradient of L."""
+        ev = self._evaluator
+        losses = ev.sample_losses(theta, self._batch, self._constants)
+        return losses * (math.sqrt(ev.num_samples) / ev.total_weight)
+
+
+def _is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
