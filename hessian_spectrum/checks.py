@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from hessian_spectrum import losses, normalization
+from hessian_spectrum import fallbacks, losses, normalization
 from hessian_spectrum.batches import cast, leading_size, split
 from hessian_spectrum.errors import InputError, is_out_of_memory
 
@@ -37,6 +37,7 @@ class Found(NamedTuple):
     weight: float = 0.0
     samples: int = 0
     minibatches: int = 0
+    attention: bool = False  # by torch's own function
 
 
 def batches(ev: Evaluator, is_pair: bool) -> Found:
@@ -54,11 +55,16 @@ def batches(ev: Evaluator, is_pair: bool) -> Found:
             losses.check_labels(ev._loss_fn, shape, batch, index)
         weight = _weight(ev, batch, index)
         found = Found(
-            found.weight + weight, found.samples + leading_size(batch), found.minibatches + 1
+            found.weight + weight,
+            found.samples + leading_size(batch),
+            found.minibatches + 1,
+            found.attention,
         )
         if not weight:  # every target ignored: it has no mean
             continue
-        value = _value(ev, batch, index)
+        with fallbacks.Watch() as watch:
+            value = _value(ev, batch, index)
+        found = found._replace(attention=found.attention or watch.attention)
         _shape_and_value(ev, value, index)
         if not deterministic:
             _determinism(ev, batch)

@@ -282,9 +282,11 @@ def _stored(run: Any, key: str) -> Any:
 
 def _title(run: Any) -> str:
     config = run.config
-    return " on ".join(str(config[k]) for k in ("model", "dataset") if config.get(k)) or str(
+    what = " on ".join(str(config[k]) for k in ("model", "dataset") if config.get(k)) or str(
         config.get("problem") or ""
     )
+    operator = config.get("operator", "hessian")
+    return what if operator == "hessian" else f"{what}, {operator}"
 
 
 def _say_once(text: str, first: bool) -> None:

@@ -15,6 +15,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from hessian_spectrum.errors import InputError
 
 Activation = Literal["tanh", "relu"]
+Operator = Literal[
+    "hessian", "gauss-newton", "fisher", "gradient-covariance", "gradient-second-moment"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +56,17 @@ class ProblemConfig:
     weight_decay: float | None = None
     """Adds WEIGHT_DECAY / 2 |theta|^2 to the loss. Default: the problem's own, or 0."""
     batch_size: int | None = None
-    """Samples in a minibatch; changes speed and memory, not the loss. Default: the problem's
+    """Samples in a minibatch; changes speed and memory, not the loss (but with --batch-norm
+    train). Default: the problem's
     own, its DataLoader's, or 512."""
+    batch_norm: Literal["eval", "train", "recalibrate"] | None = None
+    """What BatchNorm normalizes by: its running statistics, those of each minibatch (of
+    BATCH_SIZE samples in the order of the data), or those of all the data, recomputed.
+    Default: the problem's own, or eval."""
+    dropout: Literal["off", "frozen"] | None = None
+    """frozen: one fixed mask a layer, from DROPOUT_SEED. Default: the problem's own, or off."""
+    dropout_seed: int | None = None
+    """Seed of the frozen masks. Default: the problem's own, or 0."""
     dtype: Literal["float32", "float64"] | None = None
     """Floating-point type of parameters and products. Default: the problem's own, or the
     model's."""
@@ -77,7 +89,7 @@ class ProblemConfig:
                 raise InputError(f"--problem-arg {text!r}: expected KEY=VALUE")
         _positive(self, "limit", "batch_size")
         _finite(self, "weight_decay")
-        _seeds(self, "init_seed")
+        _seeds(self, "init_seed", "dropout_seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +114,14 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DensityConfig(OutputConfig, ProblemConfig):  # fields: the problem's first
-    """Eigenvalue density of the Hessian, by stochastic Lanczos quadrature."""
+    """Eigenvalue density of the Hessian or another curvature matrix, by stochastic Lanczos
+    quadrature."""
 
     out: Path = Path("density.h5")
     """The result file."""
+    operator: Operator = "hessian"
+    """hessian; gauss-newton; fisher (for cross entropy and squared errors); or of the samples'
+    gradients the gradient-covariance, or their gradient-second-moment (empirical Fisher)."""
     num_probes: int = 10
     """Random vectors, in lockstep."""
     num_steps: int = 90
@@ -340,7 +356,7 @@ def _finite(config: Any, *names: str) -> None:
 def _seeds(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if not 0 <= value < 2**64:  # what the generators take
+        if value is not None and not 0 <= value < 2**64:  # what the generators take
             raise InputError(f"--{_dashed(name)} {value}: expected 0 or more, and below 2^64")
 
 

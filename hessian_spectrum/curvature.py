@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -15,7 +18,7 @@ from hessian_spectrum.parts import Part
 from hessian_spectrum.second_derivative import check_second_derivatives
 
 
-class _Curvature(SymmetricOperator):
+class Curvature(SymmetricOperator):
     """What ``form`` names, summed over minibatches and ranks, at one theta."""
 
     form: Form
@@ -41,6 +44,13 @@ class _Curvature(SymmetricOperator):
         self._check()
         self._local = Linearization(evaluator, self.theta, self.plan, self.form)
 
+    def planned(self, plan: ProductPlan) -> Curvature:
+        """The same matrix, its products formed as ``plan`` says."""
+        other = copy.copy(self)
+        other.plan = plan
+        other._local = Linearization(self.evaluator, self.theta, plan, self.form)
+        return other
+
     def products(self, vectors: Tensor) -> Tensor:
         whole = self.layout.gather(vectors)
         local = self.layout.reduce(self._local(whole))
@@ -49,7 +59,7 @@ class _Curvature(SymmetricOperator):
     def _check(self) -> None:
         """InputError, on every rank, where this matrix does not exist or would be wrong."""
 
-    def _check_part(self, check) -> None:
+    def _check_part(self, check: Callable[[Part, Tensor], None]) -> None:
         """``check(part, theta)`` on the first minibatch of every rank that has one."""
         evaluator, error = self.evaluator, None
         statistics = evaluator.statistics(self.theta)
@@ -63,7 +73,7 @@ class _Curvature(SymmetricOperator):
         evaluator.world.raise_together(error)
 
 
-class Hessian(_Curvature):
+class Hessian(Curvature):
     """The Hessian of the mean loss at theta (default: the model's parameters now).
 
     Args:
@@ -85,7 +95,7 @@ class Hessian(_Curvature):
         check_second_derivatives(self.evaluator, self.theta)
 
 
-class GaussNewton(_Curvature):
+class GaussNewton(Curvature):
     """The generalized Gauss-Newton matrix of the mean loss, weight decay included.
 
     ``G = (1/W) sum_b w_b J_b^T (d^2 loss_b / d outputs^2) J_b + weight_decay I`` with J the
@@ -134,7 +144,7 @@ class Fisher(GaussNewton):
         super()._check()
 
 
-class GradientCovariance(_Curvature):
+class GradientCovariance(Curvature):
     """Sigma, the covariance of the gradients of single samples (uncentred: the empirical Fisher).
 
     ``Sigma = (1/N) sum_i g_i g_i^T - g g^T`` over the N samples, with the g_i scaled so that their

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hessian_spectrum import checks, frozen_dropout, losses, normalization
+from hessian_spectrum import checks, fallbacks, frozen_dropout, losses, normalization
 from hessian_spectrum.batches import (
     Minibatches,
     cast,
@@ -175,6 +175,8 @@ class Evaluator:
 
         error = self._prepare(data, batch_size, forward is None, data_is_local)
         world.raise_together(error)
+        if world.rank == 0:
+            fallbacks.say_once(self.fallbacks)
         self._agree(self.fingerprint, "models (parameters, buffers or their names)")
         sums = torch.tensor(self._local_sums, dtype=torch.float64, device=world.device)
         # W: samples, or targets not ignored; N: samples
@@ -199,6 +201,7 @@ class Evaluator:
                     found = checks.batches(self, is_pair)
                     self._local_sums = found.weight, found.samples
                     self.num_minibatches = found.minibatches
+                    self.fallbacks = fallbacks.found(self.model, found.attention)
         except Exception as error:
             return error
         return None

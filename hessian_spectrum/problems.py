@@ -57,6 +57,9 @@ def load(config: ProblemConfig) -> dict[str, Any]:
         "parameters": config.parameters or None,
         "weight_decay": config.weight_decay,
         "batch_size": config.batch_size,
+        "batch_norm": config.batch_norm,
+        "dropout": config.dropout,
+        "dropout_seed": config.dropout_seed,
         "dtype": config.dtype and getattr(torch, config.dtype),
     }
     if config.device is not None:  # the ranks' device is that one already
@@ -78,6 +81,9 @@ def settled(config: Config, arguments: dict[str, Any]) -> Config:
         config,
         batch_size=batch_size,
         weight_decay=chosen["weight_decay"],
+        batch_norm=chosen["batch_norm"],
+        dropout=chosen["dropout"],
+        dropout_seed=chosen["dropout_seed"],
         parameters=parameters,
         dtype=_DTYPES.get(chosen["dtype"], config.dtype),
     )

@@ -28,7 +28,7 @@ def estimate(estimate: Estimate, evaluator: Evaluator, values: dict[str, float])
         f"loss {values['loss']:.6g}, gradient norm {values['gradient_norm']:.3g}; "
         f"{evaluator.n:,} parameters, {evaluator.total_weight:,.0f} samples, "
         f"{evaluator.world.size} rank(s)",
-        f"{estimate.products:,} Hessian products in {estimate.passes} passes over the data, about "
+        f"{estimate.products:,} products in {estimate.passes} passes over the data, about "
         f"{_time(estimate.seconds)}; a rank needs {_bytes(estimate.basis)} for Krylov vectors "
         f"({_PLACES[estimate.place]}) and {_bytes(estimate.working)} for products, of "
         f"{_bytes(estimate.budget)}",

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from hessian_spectrum import planner, provenance, report, spectrum, store
 from hessian_spectrum.config import DensityConfig, to_dict
-from hessian_spectrum.curvature import Hessian
+from hessian_spectrum.curvature import Curvature, Fisher, GaussNewton, GradientCovariance, Hessian
 from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.evaluator import Evaluator
@@ -23,6 +24,7 @@ from hessian_spectrum.krylov.basis import Place
 from hessian_spectrum.krylov.lanczos import Recurrences
 from hessian_spectrum.linearization import ProductPlan
 from hessian_spectrum.lock import WriterLock
+from hessian_spectrum.operators import SymmetricOperator
 from hessian_spectrum.recurrence_store import RecurrenceStore
 from hessian_spectrum.signals import Interrupted, StopRequest
 
@@ -32,6 +34,13 @@ FREE_FIELDS = {
     *("device", "memory", "dry_run"),  # the stored plan is used again
 }
 
+OPERATORS: dict[str, Callable[[Evaluator], Curvature]] = {
+    "hessian": Hessian,
+    "gauss-newton": GaussNewton,
+    "fisher": Fisher,
+    "gradient-covariance": GradientCovariance,
+    "gradient-second-moment": partial(GradientCovariance, centered=False),
+}
 HEADER = ("config", "digests", "problem", "values", "plan", "work")  # beside a saved state
 
 
@@ -65,7 +74,8 @@ def density(
             )
         origin = {**provenance.collect(), "digests": evaluator.digests(), **_machine(world)}
         if config.dry_run:
-            _print_estimate(_estimate(config, evaluator), evaluator, _first_order(evaluator))
+            estimate = _estimate(config, OPERATORS[config.operator](evaluator))
+            _print_estimate(estimate, evaluator, _first_order(evaluator))
             return
         stack.enter_context(stop.deferred())
         stack.callback(torch.set_num_threads, torch.get_num_threads())  # a resume sets its own
@@ -84,15 +94,16 @@ def _density(
     state = recorder.resumed_state()
     recorder.values = values = _first_order(evaluator)
     recorder.leave_if(stop)
+    operator = OPERATORS[config.operator](evaluator)
     if state is None:
-        estimate = _estimate(config, evaluator)
+        estimate = _estimate(config, operator)
         recorder.product_plan, recorder.place = estimate.plan, estimate.place
         _print_estimate(estimate, evaluator, values, sys.stderr)
     else:
         recorder.require_same_values()
-    hessian = Hessian(evaluator, plan=recorder.product_plan)
+    operator = operator.planned(recorder.product_plan)
     if state is None:
-        values["product_repeat_error"] = spectrum.repeat_error(hessian, config.seed)
+        values["product_repeat_error"] = spectrum.repeat_error(operator, config.seed)
     else:
         values["product_repeat_error"] = recorder.saved_values["product_repeat_error"]
     recorder.leave_if(stop)
@@ -113,15 +124,15 @@ def _density(
         finished = state.num_steps == config.num_steps or not state.active.any()
         stopping, due = recorder.agree(stop.name is not None, recorder.is_due())
         if stopping and not finished:
-            recorder.save(state, hessian)
+            recorder.save(state, operator)
             raise Interrupted(stop.name or "a signal to another rank", agreed=True)
         if due and not finished:
-            recorder.save(state, hessian)
+            recorder.save(state, operator)
 
     try:
         with bar:
             measure = spectrum.spectral_density(
-                hessian,
+                operator,
                 config.num_probes,
                 config.num_steps,
                 config.seed,
@@ -131,7 +142,7 @@ def _density(
             )
     except FloatingPointError:
         if latest is not None and latest.num_steps:
-            recorder.save(latest, hessian)
+            recorder.save(latest, operator)
         raise
     values["product_noise"] = latest.noise
     recorder.finish(measure)
@@ -154,12 +165,13 @@ def _print_estimate(
         print(report.estimate(estimate, evaluator, values), file=file, flush=True)
 
 
-def _estimate(config: DensityConfig, evaluator: Evaluator) -> planner.Estimate:
+def _estimate(config: DensityConfig, operator: Curvature) -> planner.Estimate:
     return planner.plan(
-        evaluator,
-        evaluator.theta,
+        operator.evaluator,
+        operator.theta,
         config.num_probes,
         config.num_steps,
+        form=operator.form,
         mode=config.hvp,
         precision=config.hvp_dtype,
         memory=config.memory_bytes,
@@ -245,11 +257,11 @@ class _Recorder:
         counts = torch.tensor([float(flag) for flag in flags], device=self.world.device)
         return [count > 0 for count in self.world.sum(counts).tolist()]
 
-    def save(self, state: Recurrences, hessian: Hessian) -> None:
+    def save(self, state: Recurrences, operator: SymmetricOperator) -> None:
         """Everything finished so far: the state, to go on from, and its measure, to look at."""
         _on_first_rank(self.world, self.lock.require)
-        self.states.save(state, hessian.layout, self._header())
-        self._write(spectrum.measure(state, hessian), finished=False)
+        self.states.save(state, operator.layout, self._header())
+        self._write(spectrum.measure(state, operator), finished=False)
         self.last_save = time.monotonic()
 
     def finish(self, measure) -> None:
@@ -302,7 +314,10 @@ class _Recorder:
             "parameters": evaluator.n,
             "total_weight": evaluator.total_weight,
             "dtype": str(evaluator.dtype).removeprefix("torch."),
-            "batch_norm": "eval",
+            "batch_norm": evaluator.batch_norm,
+            "dropout": evaluator.dropout,
+            "operator": self.config.operator,
+            "fallbacks": list(evaluator.fallbacks),
         }
 
     def _work(self) -> dict[str, Any]:

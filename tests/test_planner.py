@@ -45,8 +45,31 @@ def test_every_mode_is_tried_and_agrees_and_the_plan_gives_the_same_products(alw
 def test_a_short_run_is_not_calibrated():
     estimate = make_plan(evaluator())
     assert not estimate.calibrated
-    assert estimate.plan == hs.ProductPlan("reverse")
+    assert estimate.plan == hs.ProductPlan("linearize", keep=True)
     assert (estimate.products, estimate.passes) == (40, 10)
+    few = make_plan(evaluator(), steps=planner.MANY_STEPS - 1)  # recording would not pay
+    assert few.plan == hs.ProductPlan("reverse", keep=True)
+    assert make_plan(evaluator(), mode="forward").plan.mode == "forward"
+
+
+def test_a_short_run_keeps_nothing_that_does_not_fit(monkeypatch):
+    kept, peak = 1 << 20, 8 << 20
+    monkeypatch.setattr(calibration, "memory", lambda bench, mode, count: (peak, kept))
+    monkeypatch.setattr(calibration, "bytes_of_a_sample", lambda *_: 1.0)
+    ev = evaluator()
+    small = (1 << 20) / 2 + 4 * 4 * ev.n * 8 + 4 * 11 * ev.n * 8
+    for room, plan in (
+        (50 * peak, hs.ProductPlan("linearize", keep=True)),
+        (peak + kept // 2, hs.ProductPlan("reverse")),  # a linearization takes more, none is kept
+    ):
+        assert make_plan(ev, memory=int(room + small)).plan == plan
+
+
+def test_a_short_run_of_a_model_that_cannot_be_linearized_is_by_reverse(monkeypatch):
+    monkeypatch.setattr(calibration, "agrees", lambda bench, mode: mode == "reverse")
+    assert make_plan(evaluator()).plan == hs.ProductPlan("reverse", keep=True)
+    with pytest.raises(hs.InputError, match="products by forward do not work"):
+        make_plan(evaluator(), mode="forward")
 
 
 def test_a_mode_can_be_forced_and_an_unknown_one_is_refused(always):
