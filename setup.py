@@ -35,11 +35,13 @@ setup(
     ],
     extras_require={
         "mpi": ["mpich"],  # an MPI library, for machines that have none
+        "hf": ["transformers"],  # Hugging Face models; the package itself imports none
         "test": [
             "pytest",
             "pytest-timeout",  # a hung collective fails instead of stalling the suite
             "mpich",  # the mpirun tests
             "curvlinops-for-pytorch",  # an independent oracle for Hessian products
+            "transformers",  # a causal language model as people have it
         ],
     },
     entry_points={"console_scripts": ["hessian-spectrum = hessian_spectrum.cli:main"]},

@@ -38,6 +38,7 @@ class Found(NamedTuple):
     samples: int = 0
     minibatches: int = 0
     attention: bool = False  # by torch's own function
+    large_softmax: bool = False  # cross entropy over so many classes that ours is leaner
 
 
 def batches(ev: Evaluator, is_pair: bool) -> Found:
@@ -54,17 +55,19 @@ def batches(ev: Evaluator, is_pair: bool) -> Found:
         if shape:
             losses.check_labels(ev._loss_fn, shape, batch, index)
         weight = _weight(ev, batch, index)
-        found = Found(
-            found.weight + weight,
-            found.samples + leading_size(batch),
-            found.minibatches + 1,
-            found.attention,
+        found = found._replace(
+            weight=found.weight + weight,
+            samples=found.samples + leading_size(batch),
+            minibatches=found.minibatches + 1,
         )
         if not weight:  # every target ignored: it has no mean
             continue
         with fallbacks.Watch() as watch:
             value = _value(ev, batch, index)
-        found = found._replace(attention=found.attention or watch.attention)
+        found = found._replace(
+            attention=found.attention or watch.attention,
+            large_softmax=found.large_softmax or watch.large_softmax,
+        )
         _shape_and_value(ev, value, index)
         if not deterministic:
             _determinism(ev, batch)

@@ -200,6 +200,8 @@ def _end_job(error: BaseException, said: str | None, world: Any) -> None:
 def _density(config: DensityConfig, world: Any, stop: Any) -> None:
     from hessian_spectrum import problems, runs
 
+    if config.download:  # once, before the others look
+        runs.on_first_rank(world, lambda: problems.load(config))
     arguments = runs.together(world, lambda: problems.load(config))
     runs.density(problems.settled(config, arguments), arguments, world, stop)
 

@@ -25,7 +25,8 @@ class ProblemConfig:
     """A model, its parameters, a loss and data: by zoo name, or from your own file."""
 
     model: str | None = None
-    """Zoo model: mlp-784-20-10 (any sizes), cnn, or resnet20 (32, 44, 56, 110)."""
+    """Zoo model: mlp-784-20-10 (any sizes), cnn, resnet20 (32, 44, 56, 110), or a classifier of
+    torchvision, torchvision:resnet18."""
     activation: Activation = "tanh"
     """Activation function of mlp and cnn."""
     shortcut: bool = True
@@ -33,9 +34,14 @@ class ProblemConfig:
     batchnorm: bool = True
     """A resnet without BatchNorm."""
     dataset: str | None = None
-    """Zoo data: digits, mnist, cifar10 or arrays; with the cross-entropy loss."""
+    """Zoo data: digits, mnist, cifar10, arrays, or a data set of torchvision with a label for each
+    picture, torchvision:CIFAR100; with the cross-entropy loss."""
     data_root: Path | None = None
     """Folder of the data set (torchvision's layout), or a .npz / .h5 file for arrays."""
+    image_size: int | None = None
+    """Cut pictures of torchvision:NAME to squares of this many pixels, the shorter side resized."""
+    download: bool = False
+    """Let torchvision download a data set that is not at DATA_ROOT."""
     split: Literal["train", "test"] = "train"
     """Part of the data set to evaluate on."""
     limit: int | None = None
@@ -87,7 +93,7 @@ class ProblemConfig:
         for text in self.problem_arg:
             if "=" not in text:
                 raise InputError(f"--problem-arg {text!r}: expected KEY=VALUE")
-        _positive(self, "limit", "batch_size")
+        _positive(self, "limit", "batch_size", "image_size")
         _finite(self, "weight_decay")
         _seeds(self, "init_seed", "dropout_seed")
 
@@ -159,7 +165,8 @@ class TrainConfig:
     """Train a zoo model by minibatch gradient descent, writing a checkpoint every few epochs."""
 
     model: str = "mlp-784-20-10"
-    """Zoo model: mlp-784-20-10 (any sizes), cnn, or resnet20 (32, 44, 56, 110)."""
+    """Zoo model: mlp-784-20-10 (any sizes), cnn, resnet20 (32, 44, 56, 110), or a classifier of
+    torchvision, torchvision:resnet18."""
     activation: Activation = "tanh"
     """Activation function of mlp and cnn."""
     shortcut: bool = True
@@ -167,9 +174,13 @@ class TrainConfig:
     batchnorm: bool = True
     """A resnet without BatchNorm."""
     dataset: str = "mnist"
-    """Zoo data: digits, mnist, cifar10 or arrays."""
+    """Zoo data: digits, mnist, cifar10, arrays, or torchvision:CIFAR100 and the like."""
     data_root: Path | None = None
     """Folder of the data set (torchvision's layout), or a .npz / .h5 file for arrays."""
+    image_size: int | None = None
+    """Cut pictures of torchvision:NAME to squares of this many pixels, the shorter side resized."""
+    download: bool = False
+    """Let torchvision download a data set that is not at DATA_ROOT."""
     limit: int | None = None
     """Train on the first LIMIT samples only."""
     epochs: int = 20
@@ -197,7 +208,7 @@ class TrainConfig:
 
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
-        _positive(self, "epochs", "batch_size", "every", "limit")
+        _positive(self, "epochs", "batch_size", "every", "limit", "image_size")
         _finite(self, "lr", "weight_decay")
         if self.lr == 0:
             raise InputError("--lr 0: expected a learning rate above 0")

@@ -31,6 +31,7 @@ from hessian_spectrum.kernels import differentiable_kernels, unfused_recurrences
 from hessian_spectrum.layout import Layout
 from hessian_spectrum.parts import Part
 from hessian_spectrum.products import gradient
+from hessian_spectrum.softmax import LeanCrossEntropy
 
 
 @dataclass
@@ -170,6 +171,7 @@ class Evaluator:
             model, forward or losses.pair_forward, self._loss_fn, forward is None
         )
         self.has_own_forward = forward is not None
+        self._large_softmax = False
         self._dropout_calls: dict[str, int] = {}
         self._statistics: tuple[Tensor, dict[str, Tensor]] | None = None  # theta, buffers
 
@@ -202,6 +204,7 @@ class Evaluator:
                     self._local_sums = found.weight, found.samples
                     self.num_minibatches = found.minibatches
                     self.fallbacks = fallbacks.found(self.model, found.attention)
+                    self._large_softmax = found.large_softmax
         except Exception as error:
             return error
         return None
@@ -454,6 +457,8 @@ class Evaluator:
                     stack.enter_context(
                         frozen_dropout.frozen(self.model, self.dropout_seed, self._dropout_calls)
                     )
+                if self._large_softmax:
+                    stack.enter_context(LeanCrossEntropy())
                 stack.enter_context(unfused_recurrences(self.model))
                 stack.enter_context(differentiable_kernels(precision, self.device))
                 yield

@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from hessian_spectrum import softmax
+
 _ATTENTION = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
 
 ATTENTION = (
@@ -24,15 +26,17 @@ _said: set[str] = set()  # in this process
 
 
 class Watch(TorchFunctionMode):
-    """While it is entered: is attention computed by torch's own function?"""
+    """While it is entered: does the loss call attention, or cross entropy over many classes?"""
 
     def __init__(self):
         super().__init__()
-        self.attention = False
+        self.attention = self.large_softmax = False
 
     def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
+        kwargs = kwargs or {}
         self.attention |= func in _ATTENTION
-        return func(*args, **(kwargs or {}))
+        self.large_softmax |= func is F.cross_entropy and softmax.is_large(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def found(model: nn.Module, attention: bool) -> tuple[str, ...]:

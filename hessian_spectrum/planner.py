@@ -23,6 +23,7 @@ from hessian_spectrum.products import MODES
 MEMORY_SHARE = 0.8  # of what is available, unless the user says otherwise
 BASIS_SHARE = 0.5  # of the memory: Krylov vectors that take more go to the next larger place
 LONGEST = 120.0  # seconds of calibration; what would take longer is measured on fewer samples
+CONVOLUTION_CHUNK = 4  # vectors at once: more leave the caches, and are slower for each
 MANY_STEPS = 10  # from here on a linearization pays for its recording
 WORTH = 20  # calibrate only where the run is estimated to take this many times as long
 
@@ -206,6 +207,7 @@ def _default(
     Decided without a clock, so that the same command takes the same plan.
     """
     peak = calibration.memory(bench, "reverse", 1)[0]
+    convolves = any(len(shape) == 4 for shape in bench.evaluator.layout.shapes)
     candidates = [mode] if mode else ["reverse"]
     if mode is None and num_steps >= MANY_STEPS:
         candidates.insert(0, "linearize")
@@ -215,10 +217,12 @@ def _default(
             continue
         if not calibration.agrees(bench, name):
             continue
-        working, kept = calibration.memory(bench, name, num_probes)
+        chunk = min(CONVOLUTION_CHUNK if convolves else num_probes, num_probes)
+        working, kept = calibration.memory(bench, name, chunk)
         keep = working + (count - 1) * kept <= room
         if name == candidates[-1] or keep:
-            plan = ProductPlan(name, None, bench.batch_size, keep, bench.precision)
+            together = chunk if chunk < num_probes and name != "reverse" else None
+            plan = ProductPlan(name, together, bench.batch_size, keep, bench.precision)
             return plan, working + keep * (count - 1) * kept
     raise InputError(
         f"products by {mode} do not work for this model; leave --hvp out, or use reverse"

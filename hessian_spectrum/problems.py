@@ -90,7 +90,14 @@ def settled(config: Config, arguments: dict[str, Any]) -> Config:
 
 
 def _from_zoo(config: ProblemConfig) -> dict[str, Any]:
-    data = zoo.load_dataset(config.dataset, data_root=config.data_root, split=config.split)
+    data = zoo.load_dataset(
+        config.dataset,
+        data_root=config.data_root,
+        split=config.split,
+        limit=config.limit,
+        image_size=config.image_size,
+        download=config.download,
+    )
     model = zoo.model_for(
         data,
         config.model,

@@ -31,7 +31,7 @@ from hessian_spectrum.signals import Interrupted, StopRequest
 # What may differ between a run and its resumption without changing a number.
 FREE_FIELDS = {
     *("command", "out", "resume", "overwrite", "checkpoint_minutes"),
-    *("device", "memory", "dry_run"),  # the stored plan is used again
+    *("device", "memory", "dry_run", "download"),  # the stored plan is used again
 }
 
 OPERATORS: dict[str, Callable[[Evaluator], Curvature]] = {
@@ -63,7 +63,7 @@ def density(
         Interrupted: a signal came; ``resume`` goes on from here.
     """
     started = time.time()
-    _on_first_rank(world, lambda: _check_output(config))
+    on_first_rank(world, lambda: _check_output(config))
     with ExitStack() as stack:
         stop = stop or stack.enter_context(StopRequest().listening())
         evaluator = Evaluator(**arguments, world=world)
@@ -80,9 +80,9 @@ def density(
         stack.enter_context(stop.deferred())
         stack.callback(torch.set_num_threads, torch.get_num_threads())  # a resume sets its own
         lock = WriterLock(config.out)
-        _on_first_rank(world, lambda: stack.enter_context(lock))
+        on_first_rank(world, lambda: stack.enter_context(lock))
         # Again, now that nobody else may write.
-        _on_first_rank(world, lambda: _check_output(config))
+        on_first_rank(world, lambda: _check_output(config))
         recorder = _Recorder(config, world, origin, evaluator, lock, started)
         _density(config, evaluator, recorder, stop)
 
@@ -206,7 +206,7 @@ class _Recorder:
         """The saved state that this run goes on from; None for a new run, which starts clean."""
         config = self.config
         if not config.resume:
-            _on_first_rank(self.world, self.states.remove)
+            on_first_rank(self.world, self.states.remove)
             return None
         saved = self.states.manifest(HEADER)
         if saved is None:
@@ -223,7 +223,7 @@ class _Recorder:
             self.world,
             lambda: self.states.load(saved, layout, dtype, config.num_steps, self.basis_place),
         )
-        _on_first_rank(self.world, self.states.shards.sweep)  # what a killed run half wrote
+        on_first_rank(self.world, self.states.shards.sweep)  # what a killed run half wrote
         return state
 
     @property
@@ -259,7 +259,7 @@ class _Recorder:
 
     def save(self, state: Recurrences, operator: SymmetricOperator) -> None:
         """Everything finished so far: the state, to go on from, and its measure, to look at."""
-        _on_first_rank(self.world, self.lock.require)
+        on_first_rank(self.world, self.lock.require)
         self.states.save(state, operator.layout, self._header())
         self._write(spectrum.measure(state, operator), finished=False)
         self.last_save = time.monotonic()
@@ -267,7 +267,7 @@ class _Recorder:
     def finish(self, measure) -> None:
         self._write(measure, finished=True)
         # The file holds the result; the state is only for going on.
-        _on_first_rank(self.world, self.states.remove)
+        on_first_rank(self.world, self.states.remove)
 
     def _write(self, measure, finished: bool) -> None:
         def write():
@@ -284,7 +284,7 @@ class _Recorder:
                 values=self.values,
             )
 
-        _on_first_rank(self.world, write)
+        on_first_rank(self.world, write)
 
     def _header(self) -> dict[str, Any]:
         """What a resumed run must agree with, and what it goes on counting from."""
@@ -386,5 +386,5 @@ def together(world: World, action: Callable[[], Any]) -> Any:
     return result
 
 
-def _on_first_rank(world: World, action: Callable[[], Any]) -> None:
+def on_first_rank(world: World, action: Callable[[], Any]) -> None:
     together(world, action if world.rank == 0 else lambda: None)

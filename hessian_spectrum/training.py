@@ -30,7 +30,12 @@ def train(config: TrainConfig) -> Path:
     """
     stale = _existing(config.out, config.overwrite)
     data = zoo.load_dataset(
-        config.dataset, data_root=config.data_root, split="train", limit=config.limit
+        config.dataset,
+        data_root=config.data_root,
+        split="train",
+        limit=config.limit,
+        image_size=config.image_size,
+        download=config.download,
     )
     test = _test_set(config)
     model = zoo.model_for(
@@ -92,7 +97,13 @@ def _train(
 def _test_set(config: TrainConfig) -> TensorDataset | None:
     """The held-out part; a user's own arrays may have none."""
     try:
-        return zoo.load_dataset(config.dataset, data_root=config.data_root, split="test")
+        return zoo.load_dataset(
+            config.dataset,
+            data_root=config.data_root,
+            split="test",
+            image_size=config.image_size,
+            download=config.download,
+        )
     except InputError:
         if config.dataset == "arrays":
             return None

@@ -47,10 +47,50 @@ def compute(world):
                 "density": measure.density(t, 1e-4).tolist(),
                 "data": ev.digests()["data"],
             }
+    for batch_norm in ("train", "recalibrate"):  # minibatches are dealt whole, or do not matter
+        for samples in (10, 1):
+            results[f"{batch_norm}, {samples}"] = of_batch_norm(batch_norm, samples, world)
+    for label, samples in SAMPLES.items():
+        results[f"operators, {label}"] = of_operators(samples, world)
     matrix = with_spectrum(torch.tensor([-1.0, 0.0, 0.5, 2.0, 2.0]))  # fewer rows than 2 a rank
     measure = hs.spectral_density(hs.Dense(matrix, world), 4, 5)
     results["dense"] = {"moments": [measure.moment(p) for p in range(6)]}
     return results
+
+
+def of_batch_norm(batch_norm, samples, world):
+    torch.manual_seed(0)
+    model = NETWORKS["batch norm, dropout"]()
+    options = {"batch_size": 3, "batch_norm": batch_norm, "world": world}
+    ev = hs.Evaluator(model, F.cross_entropy, data(samples), **options)
+    v = torch.arange(float(ev.n), dtype=torch.float64).cos()
+    return {
+        "loss": ev.loss().tolist(),
+        "gradient": ev.gradient().tolist(),
+        "product": (hs.Hessian(ev) @ v).tolist(),
+        "data": ev.digests()["data"],
+    }
+
+
+def of_operators(samples, world):
+    """Products of every other operator with one vector, and a linear system."""
+    hessian_ = hessian("mlp", samples, world)
+    ev, n = hessian_.evaluator, hessian_.n
+    gauss_newton = hs.GaussNewton(ev)
+    v = torch.arange(float(n), dtype=torch.float64).cos()
+    block = hs.Restricted(hessian_, "*.bias")
+    deflated = torch.linalg.qr(torch.stack([v, v.roll(1)]).T)[0].T
+    measures = hs.spectral_densities(hessian_, {"all": "*", "bias": "*.bias"}, 2, 4)
+    return {
+        "gauss-newton": (gauss_newton @ v).tolist(),
+        "covariance": (hs.GradientCovariance(ev) @ v).tolist(),
+        "block": (block @ v[: block.n]).tolist(),
+        "shifted": (hs.Shifted(hessian_, 0.3) @ v).tolist(),
+        "deflated": (hs.Deflated(hessian_, deflated) @ v).tolist(),
+        "preconditioned": (hs.Preconditioned(hessian_, v.square() + 1) @ v).tolist(),
+        "solved": hs.solve(gauss_newton, v, damping=1.0, tol=1e-12).x.tolist(),
+        "blocks": [float(m.moment(p)) for m in measures.values() for p in (1, 2)],
+    }
 
 
 def told(action):

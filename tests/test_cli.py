@@ -338,3 +338,44 @@ def test_a_second_writer_is_refused(inside):
     assert "another process is writing here" in second.stderr
     first.terminate()
     assert first.wait() == 75
+
+
+@pytest.mark.parametrize(
+    ("operator", "name"),
+    [
+        ("gauss-newton", "GaussNewton"),
+        ("fisher", "Fisher"),
+        ("gradient-covariance", "GradientCovariance"),
+        ("gradient-second-moment", "GradientCovariance"),
+    ],
+)
+def test_density_of_another_curvature_matrix(inside, operator, name):
+    assert main(["density", *SMALL, "--operator", operator, "--out", "run.h5"]) == 0
+    with hs.open("run.h5") as run:
+        measure, plan = run["density"], run.plan
+    assert plan["operator"] == operator
+    data = zoo.load_dataset("digits", limit=100)
+    model = zoo.model_for(data, MODEL, "tanh", 0)
+    loss_fn = torch.nn.CrossEntropyLoss()
+    evaluator = hs.Evaluator(model, loss_fn, data, dtype=torch.float64, batch_size=40)
+    options = {"centered": operator == "gradient-covariance"} if "gradient" in operator else {}
+    expected = getattr(hs, name)(evaluator, plan=hs.ProductPlan(**plan["products"]), **options)
+    nodes = hs.spectral_density(expected, 3, 12).nodes
+    np.testing.assert_allclose(measure.nodes, nodes, atol=1e-12)
+    assert measure.support[0] > -1e-12 and measure.support[1] > 0  # all of these are semidefinite
+
+
+def test_batch_norm_by_minibatch_is_recorded_and_its_minibatches_cannot_change(inside, capsys):
+    command = ["density", *SMALL, "--batch-norm", "train", "--out", "run.h5"]
+    command[command.index(MODEL)] = "cnn"
+    assert main([*command, "--checkpoint-minutes", "0"]) == 0
+    with hs.open("run.h5") as run:
+        assert run.plan["batch_norm"] == run.config["batch_norm"] == "train"
+        first = run["density"]
+    command += ["--overwrite"]
+    command[command.index("--batch-size") + 1] = "50"
+    assert main(command) == 0
+    assert abs(density_of("run.h5").trace / first.trace - 1) > 1e-3
+    capsys.readouterr()
+    assert main([*command, "--operator", "gradient-covariance"]) == 2
+    assert "(BatchNorm2d)" in capsys.readouterr().err

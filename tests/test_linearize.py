@@ -154,3 +154,42 @@ def test_only_what_depends_on_the_argument_is_recorded():
     calls = [node for node in made.graph.nodes if node.op == "call_function"]
     assert len(calls) == 4  # mv, 2 v, times, plus
     torch.testing.assert_close(Simplifier(made).module()(v), function(v))
+
+
+class Squared(torch.autograd.Function):
+    """A custom function as torch.func wants it, with every derivative."""
+
+    @staticmethod
+    def forward(x):
+        return x * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * ctx.saved_tensors[0] * g
+
+    @staticmethod
+    def jvp(ctx, t):
+        return 2 * ctx.saved_tensors[0] * t
+
+
+class Custom(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(Squared.apply(self.first(x)))
+
+
+def test_a_custom_function_that_knows_its_jvp_is_recorded():
+    """functionalize has no rule for it, and is left out."""
+    x, y = torch.randn(5, 6).double(), torch.arange(5) % 3
+    ev = hs.Evaluator(Custom().double(), F.cross_entropy, (x, y), batch_size=3)
+    v = torch.randn(ev.n, 2, dtype=torch.float64)
+    found = hs.Hessian(ev, plan=hs.ProductPlan("linearize")) @ v
+    torch.testing.assert_close(found, hs.Hessian(ev) @ v, rtol=1e-12, atol=1e-14)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from hessian_spectrum.zoo import (
     build_model,
     load_checkpoint,
     load_dataset,
+    model_for,
     save_checkpoint,
     train,
 )
@@ -630,3 +632,67 @@ def test_resnets_without_shortcuts_and_batch_norm():
     assert not model[3](torch.rand(2, 16, 8, 8)).any()
     with pytest.raises(InputError, match="resnet21: expected a depth of 6 b"):
         build_model("resnet21")
+
+
+# -- torchvision by name ----------------------------------------------------------------------
+
+
+def fake_data(monkeypatch, **options):
+    """torchvision's own made-up pictures, as many and as large as asked for."""
+    datasets = datasets_module.import_torchvision().datasets
+
+    class Pictures(datasets.FakeData):
+        def __init__(self):
+            super().__init__(**{"size": 5, "image_size": (3, 8, 6), "num_classes": 4, **options})
+
+    monkeypatch.setattr(datasets, "Pictures", Pictures, raising=False)
+
+
+def test_pictures_of_a_torchvision_data_set_are_scaled_and_cut(monkeypatch):
+    fake_data(monkeypatch)
+    x, y = load_dataset("torchvision:Pictures").tensors
+    assert (x.shape, x.dtype, y.dtype) == ((5, 3, 8, 6), torch.float32, torch.int64)
+    assert 0 <= x.min() < 0.1 and 0.9 < x.max() <= 1
+    few = load_dataset("torchvision:Pictures", limit=2, image_size=4).tensors[0]
+    assert few.shape == (2, 3, 4, 4)
+
+
+def test_a_torchvision_classifier_has_as_many_outputs_as_the_labels_need(monkeypatch):
+    fake_data(monkeypatch)
+    data = load_dataset("torchvision:Pictures")
+    model = model_for(data, "torchvision:resnet18", "relu", 0)
+    assert model.eval()(data.tensors[0]).shape == (5, int(data.tensors[1].max()) + 1)
+    assert sum(p.numel() for p in build_model("torchvision:resnet18").parameters()) == 11_181_642
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: load_dataset("torchvision:Nothing"), "torchvision has no data set 'Nothing'"),
+        (lambda: load_dataset("torchvision:CIFAR100"), "needs data_root"),
+        (lambda: load_dataset("torchvision:CIFAR100", data_root="empty"), "or use --download"),
+        (lambda: load_dataset("torchvision:Pictures", split="test"), "not divided"),
+        (lambda: build_model("torchvision:resnet19"), "it has resnet101"),
+    ],
+)
+def test_torchvision_names_that_mean_nothing_are_refused(make, message, monkeypatch, tmp_path):
+    fake_data(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=re.escape(message)):
+        make()
+    assert list(tmp_path.iterdir()) == []  # nothing was downloaded
+
+
+def test_pictures_of_several_sizes_are_refused_with_the_way_out(monkeypatch):
+    fake_data(monkeypatch)
+    pictures = datasets_module.import_torchvision().datasets.Pictures
+    whole = pictures.__getitem__
+
+    def growing(self, i):
+        image, label = whole(self, i)
+        return image.resize((6 + i, 8)), label
+
+    monkeypatch.setattr(pictures, "__getitem__", growing)
+    with pytest.raises(InputError, match=r"differ in size.*--image-size"):
+        load_dataset("torchvision:Pictures")
+    assert load_dataset("torchvision:Pictures", image_size=5).tensors[0].shape == (5, 3, 5, 5)

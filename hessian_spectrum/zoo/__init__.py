@@ -2,7 +2,7 @@
 
 Nothing in the engine imports the zoo; only the command line does. Each piece is an ordinary
 ``nn.Module``, ``TensorDataset`` or file, so any of them can be swapped for one's own. torchvision
-is imported only when one of its data sets is asked for, and nothing is ever downloaded.
+is imported only when one of its models or data sets is asked for; it downloads only on request.
 """
 
 from hessian_spectrum.zoo.checkpoints import load_checkpoint, save_checkpoint

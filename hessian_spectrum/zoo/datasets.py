@@ -1,4 +1,4 @@
-"""The zoo's data sets by name, each as two tensors in memory. Nothing is ever downloaded."""
+"""The zoo's data sets by name, each as two tensors in memory; downloaded only on request."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from torch.utils.data import TensorDataset
 
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.zoo.torchvision_compat import import_torchvision
+from hessian_spectrum.zoo.torchvision_names import PREFIX, load_pictures
 
 DATASETS = ("digits", "mnist", "cifar10", "arrays")
 _SPLITS = ("train", "test")
@@ -34,6 +35,8 @@ def load_dataset(
     data_root: str | Path | None = None,
     split: str = "train",
     limit: int | None = None,
+    image_size: int | None = None,
+    download: bool = False,
 ) -> TensorDataset:
     """A data set of (inputs, labels): float32 (N, C, H, W) and int64 (N,).
 
@@ -46,26 +49,33 @@ def load_dataset(
             ``targets``. Inputs are (N, C, H, W) or, with one channel, (N, H, W); uint8 is
             divided by 255, floats are taken as they are.
         data_root: folder or file, see above; not used by ``digits``.
+            ``torchvision:NAME``: a class of torchvision.datasets that labels pictures.
         split: "train" or "test".
         limit: at most the first ``limit`` samples; None for all.
+        image_size: of torchvision:NAME, to cut pictures to one size.
+        download: let torchvision download its data if they are missing.
 
     Raises:
         InputError: an unknown name or split, a limit below 1, or data that are missing, damaged
             or of another form.
     """
-    if name not in DATASETS:
-        raise InputError(f"unknown data set {name!r}; use one of: {', '.join(DATASETS)}")
+    if name not in DATASETS and not name.startswith(PREFIX):
+        known = ", ".join((*DATASETS, f"{PREFIX}NAME"))
+        raise InputError(f"unknown data set {name!r}; use one of: {known}")
     if split not in _SPLITS:
         raise InputError(f"unknown split {split!r}; use one of: {', '.join(_SPLITS)}")
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; expected at least 1 sample, or None for all of them")
     if name == "digits":
         return _digits(split, limit)
-    if data_root is None:
+    root = None if data_root is None else Path(data_root).expanduser()
+    if name.startswith(PREFIX):
+        return load_pictures(name, root, split, limit, image_size, download)
+    if root is None:
         raise InputError(f"data set {name!r} needs data_root; give {_expected_root(name, split)}")
     if name == "arrays":
-        return _arrays(Path(data_root).expanduser(), split, limit)
-    return _torchvision(name, Path(data_root).expanduser(), split, limit)
+        return _arrays(root, split, limit)
+    return _torchvision(name, root, split, limit, download)
 
 
 def _expected_root(name: str, split: str) -> str:
@@ -86,15 +96,17 @@ def _digits(split: str, limit: int | None) -> TensorDataset:
     return _dataset(torch.from_numpy(images)[:, None], labels, _DIGITS_MAX)
 
 
-def _torchvision(name: str, root: Path, split: str, limit: int | None) -> TensorDataset:
-    if not (root / _required_file(name, split)).is_file():
+def _torchvision(
+    name: str, root: Path, split: str, limit: int | None, download: bool
+) -> TensorDataset:
+    if not download and not (root / _required_file(name, split)).is_file():
         raise InputError(
             f"no {name} data at {root}: expected {root / _required_file(name, split)}; give the "
-            f"folder that holds torchvision's layout as data_root (nothing is downloaded)"
+            "folder that holds torchvision's layout as data_root, or use --download"
         )
     reader = getattr(import_torchvision().datasets, _TORCHVISION[name][0])
     try:
-        data = reader(root, train=split == "train", download=False)
+        data = reader(root, train=split == "train", download=download)
     # torchvision checks little before it parses, so damaged files raise nearly any exception.
     except Exception as error:
         raise InputError(

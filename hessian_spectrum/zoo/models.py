@@ -13,11 +13,15 @@ from torch.utils.data import TensorDataset
 
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.zoo.resnet import resnet
+from hessian_spectrum.zoo.torchvision_names import PREFIX, build_classifier
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 _MLP_NAME = re.compile(r"mlp(-[1-9]\d*){2,}")
 _RESNET_NAME = re.compile(r"resnet([1-9]\d*)")
-_VALID_NAMES = "mlp-A-B-...-C (layer sizes, as in mlp-784-20-10), cnn, resnet20 (32, 44, 56, 110)"
+_VALID_NAMES = (
+    "mlp-A-B-...-C (layer sizes, as in mlp-784-20-10), cnn, resnet20 (32, 44, 56, 110), "
+    "torchvision:NAME"
+)
 
 
 def build_model(
@@ -37,7 +41,8 @@ def build_model(
         name: ``mlp-A-B-...-C``, a perceptron of these layer sizes with biases
             (``mlp-784-20-10`` has 15,910 parameters), or ``cnn``, three convolutions with
             BatchNorm for images of any size (14,458 parameters for gray images, 10 classes),
-            or ``resnet20``, ``resnet56`` ..., always with ReLU.
+            or ``resnet20``, ``resnet56`` ..., always with ReLU, or ``torchvision:NAME``, a
+            classifier of torchvision.models.
         num_classes: number of logits.
         input_shape: (C, H, W) of one sample.
         activation: ``tanh`` or ``relu``, between layers.
@@ -54,6 +59,8 @@ def build_model(
         sizes = [int(size) for size in name.split("-")[1:]]
         _require_fitting(name, sizes, tuple(input_shape), num_classes)
         return _mlp(sizes, _ACTIVATIONS[activation])
+    if name.startswith(PREFIX):
+        return build_classifier(name, num_classes)
     if name == "cnn":
         if len(input_shape) != 3:
             raise InputError(
