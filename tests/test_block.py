@@ -1,0 +1,113 @@
+"""Block Lanczos: the recurrence, orthogonality, deflation, at every scale."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import with_spectrum
+
+import hessian_spectrum as hs
+from hessian_spectrum.krylov import block
+
+BULK = [*np.linspace(-0.01, 0.01, 40), *([0.0] * 20)]
+OUTLIERS = [-1.0, 0.5, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0]
+
+
+def space_of(matrix, b, steps, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    probes = torch.randn(b, len(matrix), generator=generator, dtype=torch.float64).to(dtype)
+    operator = hs.Dense(matrix.to(dtype))
+    space = block.start(operator, probes, steps)
+    while space.num_steps < steps and not space.is_invariant:
+        space = block.step(operator, space)
+    return space, probes
+
+
+def residual_of(space, matrix):
+    """|Q A - T Q - E_m C Q_{m+1}| and |Q Q^T - I|, relative to the scale."""
+    rank = sum(space.sizes)
+    q = space.basis[:rank].double().numpy()
+    known = q[: space.order]
+    expected = space.t @ known
+    last = space.sizes[space.num_steps - 1]
+    expected[-last:] += space.off[-1] @ q[space.order :]
+    error = np.abs(known @ matrix.numpy() - expected).max()
+    return error / space.scale, np.abs(q @ q.T - np.eye(rank)).max()
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+@pytest.mark.parametrize(("b", "steps"), [(1, 30), (4, 12), (10, 6)])
+def test_the_lanczos_relation_holds_and_the_basis_is_orthonormal_at_every_scale(scale, b, steps):
+    matrix = scale * with_spectrum(torch.tensor([*BULK, *OUTLIERS]))
+    space, probes = space_of(matrix, b, steps)
+    error, loss = residual_of(space, matrix)
+    assert error < 1e-13 and loss < 1e-13  # measured: 2e-15, 2e-15
+    assert np.allclose(space.first @ space.basis[: space.sizes[0]].numpy(), probes.numpy())
+    again, _ = space_of(matrix / scale, b, steps)
+    nodes = (np.linalg.eigvalsh(s.t) for s in (space, again))
+    np.testing.assert_allclose(next(nodes) / scale, next(nodes), atol=1e-11)
+    assert space.sizes == again.sizes
+
+
+def test_outliers_appear_as_often_as_they_are_eigenvalues_after_a_hundred_steps():
+    spectrum = [*np.linspace(-0.01, 0.01, 400), *OUTLIERS]
+    space, _ = space_of(with_spectrum(torch.tensor(spectrum)), 2, 100)
+    nodes = np.linalg.eigvalsh(space.t)
+    found = nodes[np.abs(nodes) > 0.1]
+    np.testing.assert_allclose(found, OUTLIERS, atol=1e-12)  # 0.5 is there twice: b = 2
+
+
+def test_in_float32_the_basis_stays_orthonormal_and_no_ghost_appears():
+    spectrum = [*np.linspace(-0.01, 0.01, 400), *OUTLIERS]
+    matrix = with_spectrum(torch.tensor(spectrum))
+    space, _ = space_of(matrix, 4, 60, dtype=torch.float32)
+    error, loss = residual_of(space, matrix)
+    assert error < 1e-5 and loss < 1e-5  # measured: 4e-7, 1e-6
+    nodes = np.linalg.eigvalsh(space.t)
+    np.testing.assert_allclose(nodes[np.abs(nodes) > 0.1], OUTLIERS, atol=1e-5)
+
+
+def test_a_block_shrinks_where_the_space_is_exhausted_and_the_spectrum_is_exact():
+    spectrum = torch.tensor([0.0] * 17 + [1.0, 2.0, 2.0, 2.0])
+    matrix = with_spectrum(spectrum)
+    space, _ = space_of(matrix, 3, 21)
+    assert space.is_invariant
+    # Of each eigenvalue as many vectors as probes can tell apart: 3, 1, 3.
+    expected = [0.0] * 3 + [1.0] + [2.0] * 3
+    np.testing.assert_allclose(np.linalg.eigvalsh(space.t), expected, atol=1e-13)
+
+
+@pytest.mark.parametrize("b", [4, 7, 50])
+def test_as_many_vectors_as_the_matrix_has_find_all_of_it(b):
+    spectrum = torch.linspace(-1, 2, 20)
+    matrix = with_spectrum(spectrum)
+    space, probes = space_of(matrix, b, 20)
+    assert space.is_invariant and space.order == 20
+    np.testing.assert_allclose(np.linalg.eigvalsh(space.t), spectrum, atol=1e-12)
+    assert np.allclose(space.first @ space.basis[: space.sizes[0]].numpy(), probes.numpy())
+
+
+def test_a_zero_matrix_ends_at_once():
+    space, _ = space_of(torch.zeros(9, 9), 2, 5)
+    assert space.is_invariant and space.num_steps == 1 and np.abs(space.t).max() == 0
+
+
+def test_equal_probes_count_once():
+    matrix = with_spectrum(torch.linspace(0, 1, 12))
+    probes = torch.randn(2, 12, dtype=torch.float64)
+    space = block.start(hs.Dense(matrix), probes[[0, 1, 0]], 2)
+    assert space.sizes == (2,)
+    np.testing.assert_allclose(space.first @ space.basis[:2].numpy(), probes[[0, 1, 0]])
+
+
+def test_a_product_that_is_not_finite_is_an_error():
+    matrix = torch.full((4, 4), math.nan, dtype=torch.float64)
+    with pytest.raises(FloatingPointError, match="block step 1"):
+        space_of(matrix, 2, 2)
+
+
+@pytest.mark.parametrize("steps", [0, 13, 2.5])
+def test_steps_that_cannot_be_made_are_refused(steps):
+    with pytest.raises(hs.InputError, match="num_steps"):
+        block.start(hs.Dense(torch.eye(12)), torch.randn(2, 12), steps)
