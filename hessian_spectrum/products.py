@@ -25,8 +25,6 @@ from hessian_spectrum.simplify import Simplifier
 Loss = Callable[[Tensor], Tensor]  # (n,) -> ()
 Products = Callable[[Tensor], Tensor]  # V, shape (k, n) -> V A, shape (k, n)
 
-_NO_FUNCTIONALIZE = "Functionalize rule"  # torch's refusal of a torch.autograd.Function
-
 KEPT_SIZES = 2  # numbers of rows that a linearization is ready for: chunks, and the last one
 
 
@@ -105,13 +103,8 @@ def linearized(
     product = partial(form.product, loss)
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta)
-    try:
-        # functionalize: changes in place become new tensors.
-        recorded = record(lambda v: functionalize(product, remove="mutations")(theta, v), v)
-    except RuntimeError as error:
-        if _NO_FUNCTIONALIZE not in str(error):
-            raise
-        recorded = record(lambda v: product(theta, v), v)
+    # functionalize: changes in place become new tensors.
+    recorded = record(lambda v: functionalize(product, remove="mutations")(theta, v), v)
     graph = Simplifier(recorded)
     if not graph.depends():
         return None

@@ -7,7 +7,8 @@ the derivatives are written in closed form. With p = softmax(z) and one-hot labe
     loss = sum_t w_t (logsumexp(z_t) - z_t[y_t]),   slope_t = g w_t (p_t - y_t),
     d slope_t = g w_t (p_t u_t - p_t <p_t, u_t>)
 
-so that the logits themselves and the slope are all that is kept.
+so that the logits themselves and the slope are all that is kept. Under torch.func the same loss is
+written with logsumexp, which keeps one tensor more.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -78,7 +80,10 @@ def cross_entropy(
     weights = counted.to(input.dtype)
     if weight is not None:
         weights = weights * weight[labels]
-    total, _ = _CrossEntropy.apply(logits, labels, weights)
+    if peek_interpreter_stack() is None:
+        total, _ = _CrossEntropy.apply(logits, labels, weights)
+    else:  # torch.func records and batches elementary operations only
+        total = (weights * (logits.logsumexp(1) - _at(logits, labels))).sum()
     return total / weights.sum() if reduction == "mean" else total
 
 
@@ -92,17 +97,10 @@ class _CrossEntropy(torch.autograd.Function):
     def setup_context(ctx, inputs, output) -> None:
         ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(*inputs, output[1])
-        ctx.save_for_forward(*inputs, output[1])
 
     @staticmethod
     def backward(ctx, g: Tensor, _: Any) -> tuple[Tensor, None, None]:
         return _Slope.apply(*ctx.saved_tensors, g), None, None
-
-    @staticmethod
-    def jvp(ctx, u: Tensor, *_: Any) -> tuple[Tensor, None]:
-        z, labels, w, lse = ctx.saved_tensors
-        along = ((z - lse[:, None]).exp() * u).sum(1)
-        return (w * (along - _at(u, labels))).sum(), None
 
 
 class _Slope(torch.autograd.Function):
@@ -120,7 +118,6 @@ class _Slope(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
         ctx.save_for_backward(*inputs)
-        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx, u: Tensor) -> tuple[Tensor | None, ...]:
@@ -135,19 +132,6 @@ class _Slope(torch.autograd.Function):
         if ctx.needs_input_grad[4]:
             by_g = (w * (torch.cat(along) - _at(u, labels))).sum()
         return out, None, None, None, by_g
-
-    @staticmethod
-    def jvp(ctx, u: Tensor, _labels: Any, _w: Any, _lse: Any, dg: Tensor | None) -> Tensor:
-        # Out of place, and with one constant as large as the logits: it is recorded.
-        z, labels, w, lse, g = ctx.saved_tensors
-        scale = (g * w)[:, None]
-        a = (z - lse[:, None]).exp() * scale
-        weighted = a * u
-        along = weighted.sum(1, keepdim=True) / scale.where(scale != 0, 1.0)
-        out = weighted - a * along
-        if dg is not None:
-            out = out + _Slope.apply(z, labels, w, lse, torch.ones_like(g)) * dg
-        return out
 
 
 def _blocks(z: Tensor) -> Iterator[slice]:
