@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from hessian_spectrum import certified
+from hessian_spectrum.certified import BlockRule
 from hessian_spectrum.errors import InputError
-from hessian_spectrum.krylov import lanczos
+from hessian_spectrum.krylov import block, lanczos
 from hessian_spectrum.krylov.basis import Place
+from hessian_spectrum.krylov.block import BlockSpace
 from hessian_spectrum.krylov.lanczos import Recurrences
 from hessian_spectrum.measure import EigenPairs, SpectralMeasure
 from hessian_spectrum.operators import SymmetricOperator
 from hessian_spectrum.probes import gaussian_probes
 from hessian_spectrum.quadrature import gauss_rule
 from hessian_spectrum.transforms import Restricted, products_of_blocks
+
+Estimator = Literal["slq", "block"]
 
 
 def spectral_density(
@@ -24,28 +31,49 @@ def spectral_density(
     num_steps: int = 90,
     seed: int = 0,
     *,
+    estimator: Estimator = "slq",
+    sigma2: float | None = None,
     basis: Place = "device",
-    state: Recurrences | None = None,
-    on_step: Callable[[Recurrences], None] | None = None,
+    state: Recurrences | BlockSpace | None = None,
+    on_step: Callable[[Recurrences | BlockSpace], None] | None = None,
 ) -> SpectralMeasure:
-    """The operator's spectral measure, from independent Lanczos recurrences in lockstep.
+    """The operator's spectral measure, by Lanczos quadrature from random vectors.
 
-    Each of the b probes z, uniform on the sphere, gives the Gauss rule of
-    ``f -> z^T f(A) z``, whose mean over z is tr f(A) / n (Ubaru, Chen and Saad, SIAM J.
-    Matrix Anal. Appl. 38 (2017); Ghorbani, Krishnan and Xiao 2019, algorithm 1, except that
-    here every recurrence is reorthogonalized, in full).
+    Each of the b probes z, uniform on the sphere, gives a Gauss rule of ``f -> z^T f(A) z``,
+    whose mean over z is tr f(A) / n (Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38 (2017)).
 
     Args:
-        num_probes: b, the number of recurrences.
-        num_steps: m, steps of each; at most the operator's size.
+        num_probes: b.
+        num_steps: m; at most the operator's size.
         seed: of the probes, below 2^64; the same seed gives the same answer at every world size.
+        estimator: "slq": independent recurrences in lockstep (Ghorbani, Krishnan and Xiao 2019,
+            algorithm 1, except that here every recurrence is reorthogonalized, in full). "block":
+            all probes share one block Krylov space, and eigenvalues that it resolves weigh
+            exactly 1/n (certified.py): for the same products a density several times as accurate.
+        sigma2: of the block estimator: the variance of the smoothing that the density is meant
+            for; what is resolved to a fraction of its root is certified. Default: that of
+            ``SpectralMeasure.default_sigma2``.
         basis: where the Krylov vectors live: "device", "host", or a folder on a disk.
-        state: recurrences to go on from, as ``on_step`` was given them.
+        state: what to go on from, as ``on_step`` was given it.
         on_step: called with the state after each step, on every rank.
 
-    Cost: b m products in m passes over the data; b (m + 1) n / P entries on each of P ranks.
+    Cost: b m products in m passes over the data; b (m + 1) n / P entries on each of P ranks. The
+    block estimator adds O(b m (b m)^2) flops of small dense algebra at the end.
     """
     _check(operator, num_probes, seed)
+    if estimator not in ("slq", "block"):
+        raise InputError(f"estimator={estimator!r}: expected 'slq' or 'block'")
+    if sigma2 is not None and not 0 < sigma2 < np.inf:
+        raise InputError(f"sigma2={sigma2}: expected a variance, more than 0")
+    if estimator == "block":
+        if state is None:
+            probes = _probes(operator, num_probes, seed)
+            state = block.start(operator, probes, num_steps, basis)
+        while state.num_steps < num_steps and not state.is_invariant:
+            state = block.step(operator, state)
+            if on_step:
+                on_step(state)
+        return block_measure(state, operator, sigma2)
     if state is None:
         state = _start(operator, num_probes, num_steps, seed, basis)
     while state.num_steps < num_steps and state.active.any():
@@ -128,10 +156,25 @@ def _check(operator: SymmetricOperator, num_probes: int, seed: int) -> None:
 def _start(
     operator: SymmetricOperator, num_probes: int, num_steps: int, seed: int, basis: Place
 ) -> Recurrences:
-    probes = gaussian_probes(
+    return lanczos.start(operator, _probes(operator, num_probes, seed), num_steps, basis)
+
+
+def _probes(operator: SymmetricOperator, num_probes: int, seed: int) -> Tensor:
+    return gaussian_probes(
         operator.layout, range(num_probes), seed, operator.dtype, operator.device
     )
-    return lanczos.start(operator, probes, num_steps, basis)
+
+
+def block_measure(
+    space: BlockSpace, operator: SymmetricOperator, sigma2: float | None = None
+) -> SpectralMeasure:
+    """What a block Krylov space knows of the spectrum so far, its certified eigenvalues at 1/n."""
+    rule = BlockRule(space.t, space.first, space.off[-1], space.num_steps)
+    # A residual below the error of a product is not known to be real.
+    floor = max(torch.finfo(operator.dtype).eps, space.noise) * space.scale
+    if sigma2 is None:
+        sigma2 = certified.plain(rule, operator.n).default_sigma2
+    return certified.certified(rule, operator.n, sigma2**0.5, floor)
 
 
 def measure(state: Recurrences, operator: SymmetricOperator) -> SpectralMeasure:
