@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -28,6 +28,7 @@ from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.memory import available
 
+READ_TWICE = 32  # samples: a flip of every second one escapes with a chance of 2^-32
 KEEP_SHARE = 0.25  # of the free memory of the device: data that fits into it stays there
 
 
@@ -187,18 +188,20 @@ class _Dealer:
 def _reader(data: Any, batch_size: int, dealer: _Dealer) -> Callable[[], Iterator[Any]]:
     if isinstance(data, (tuple, list)) and any(hasattr(t, "__array__") for t in data):
         return _tensor_reader(tuple(map(_as_tensor, data)), batch_size, dealer)
-    if isinstance(data, TensorDataset):
+    if type(data) is TensorDataset:  # a subclass may transform its samples
         return _tensor_reader(data.tensors, batch_size, dealer)
     if isinstance(data, DataLoader):
         if _is_plain(data):
-            if isinstance(data.dataset, TensorDataset) and data.collate_fn is default_collate:
+            if type(data.dataset) is TensorDataset and data.collate_fn is default_collate:
                 return _tensor_reader(data.dataset.tensors, data.batch_size, dealer)
             collate, workers = data.collate_fn, data.num_workers
             return _dataset_reader(data.dataset, data.batch_size, collate, dealer, workers)
         return _stream_reader(data, dealer)
     if isinstance(data, IterableDataset):
         return _stream_reader(DataLoader(data, batch_size), dealer)
-    if isinstance(data, Dataset) or (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
+    if isinstance(data, Dataset) or (
+        hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, Mapping)
+    ):
         return _dataset_reader(data, batch_size, default_collate, dealer)
     raise InputError(
         f"data is a {type(data).__name__}; expected a pair of tensors (inputs, targets), a "
@@ -287,7 +290,8 @@ def _is_plain(loader: DataLoader) -> bool:
     return (
         not isinstance(loader.dataset, IterableDataset)
         and loader.batch_size is not None
-        and isinstance(loader.sampler, (RandomSampler, SequentialSampler))
+        and type(loader.sampler) in (RandomSampler, SequentialSampler)
+        and loader.sampler.data_source is loader.dataset
         and not getattr(loader.sampler, "replacement", False)
         and getattr(loader.sampler, "_num_samples", None) is None
     )
@@ -303,6 +307,11 @@ def _refuse_samplers(data: Any, data_is_local: bool) -> None:
                 "the DataLoader has a DistributedSampler, which pads with duplicate samples; pass "
                 "the whole data set (each rank is dealt its share), or data_is_local=True"
             )
+    elif data.batch_size is None and getattr(data.batch_sampler, "drop_last", False):
+        raise InputError(
+            "the DataLoader's batch_sampler drops the last samples (drop_last=True), so that the "
+            "loss would not be the mean over the data set; pass drop_last=False"
+        )
     elif data.batch_size is not None and not _is_plain(data):
         raise InputError(
             f"the DataLoader's {name} does not visit each sample once; the loss would not be the "
@@ -326,7 +335,7 @@ def refuse_shuffled(data: Any, layers: Any) -> None:
 
 
 def _refuse_random_samples(dataset: Any) -> None:
-    for i in sorted({0, len(dataset) // 2, len(dataset) - 1}):
+    for i in np.unique(np.linspace(0, len(dataset) - 1, READ_TWICE).astype(int)).tolist():
         if not _same(tree_leaves(dataset[i]), tree_leaves(dataset[i])):
             raise InputError(
                 f"sample {i} of the {type(dataset).__name__} differs when it is read again (random "

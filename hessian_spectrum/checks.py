@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from hessian_spectrum import fallbacks, losses, normalization
 from hessian_spectrum.batches import cast, leading_size, split
@@ -23,6 +24,11 @@ def finite_parameters(model: nn.Module) -> None:
         ("buffer", model.named_buffers()),
     ):
         for name, t in tensors:
+            if t.is_complex() and kind == "parameter":
+                raise InputError(
+                    f"the parameter {name} is complex; give the model its real and imaginary parts "
+                    "as real parameters"
+                )
             if t.is_floating_point() and not t.isfinite().all():
                 bad = (~t.isfinite()).sum().item()
                 raise InputError(
@@ -37,6 +43,7 @@ class Found(NamedTuple):
     weight: float = 0.0
     samples: int = 0
     minibatches: int = 0
+    undivided: int = 0  # minibatches that cannot be divided, and are weighed by their first leaf
     attention: bool = False  # by torch's own function
     large_softmax: bool = False  # cross entropy over so many classes that ours is leaner
 
@@ -46,12 +53,13 @@ def batches(ev: Evaluator, is_pair: bool) -> Found:
 
     The data's own faults first, then the loss: is it a function, and a mean over samples?
     """
-    found, shape, deterministic = Found(), None, False
+    found, shape, deterministic, first = Found(), None, False, None
     for index, batch in enumerate(ev.batches):
         _structure(batch, is_pair)
         _finite_leaves(batch, index)
         if is_pair and shape is None:
-            shape = getattr(_outputs(ev, batch), "shape", ())
+            outputs = _with_unchanged_inputs(batch, lambda batch: _outputs(ev, batch))
+            shape = getattr(outputs, "shape", ())
         if shape:
             losses.check_labels(ev._loss_fn, shape, batch, index)
         weight = _weight(ev, batch, index)
@@ -59,11 +67,12 @@ def batches(ev: Evaluator, is_pair: bool) -> Found:
             weight=found.weight + weight,
             samples=found.samples + leading_size(batch),
             minibatches=found.minibatches + 1,
+            undivided=found.undivided + (ev.counts_samples and split(batch, 1) is None),
         )
         if not weight:  # every target ignored: it has no mean
             continue
         with fallbacks.Watch() as watch:
-            value = _value(ev, batch, index)
+            value = _with_unchanged_inputs(batch, lambda batch, i=index: _value(ev, batch, i))
         found = found._replace(
             attention=found.attention or watch.attention,
             large_softmax=found.large_softmax or watch.large_softmax,
@@ -74,6 +83,9 @@ def batches(ev: Evaluator, is_pair: bool) -> Found:
             deterministic = True
         if not ev.is_whole:  # else the minibatch's composition is part of the loss
             _additivity(ev, batch, value, index)
+            if first is not None and ev.counts_samples:
+                _additivity_of_two(ev, first, batch, index)
+            first = batch if first is None else first
     return found
 
 
@@ -224,6 +236,51 @@ def _random_module(ev: Evaluator, batch: Any) -> str:
             return "no module's output differs, so the randomness is in forward or loss_fn"
     kind = type(ev.model.get_submodule(name)).__name__
     return f"the first random module is {name or 'the model itself'} ({kind})"
+
+
+def _with_unchanged_inputs(batch: Any, evaluate: Callable[[Any], Any]) -> Any:
+    """``evaluate(batch)`` of a copy, which must come back as it was."""
+
+    def copied(leaf):
+        return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
+
+    mine = tree_map(copied, batch)
+    value = evaluate(mine)
+    for before, after in zip(tree_leaves(batch), tree_leaves(mine)):
+        if isinstance(before, Tensor) and not torch.equal(
+            before.nan_to_num(), after.detach().nan_to_num()
+        ):
+            raise InputError(
+                f"evaluating the loss changes a tensor of the data in place, of shape "
+                f"{tuple(before.shape)}; let forward and loss_fn work on copies, as x = x - 1 "
+                "instead of x -= 1"
+            )
+    return value
+
+
+def _additivity_of_two(ev: Evaluator, first: Any, other: Any, index: int) -> None:
+    """Of parts of two minibatches together: a mean over targets that are not ignored is one over
+    samples where both have as many, which minibatches of like samples hide."""
+    halves = [split(batch, max(1, leading_size(batch) // 3)) for batch in (first, other)]
+    if None in halves:
+        return
+    parts = tuple(half[0] for half in halves)
+    try:
+        joined = tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) else a, *parts)
+        weight = ev.weight(joined)
+        whole = _mean(ev, (joined,), weight, ev.dtype)
+        together = _mean(ev, parts, weight, ev.dtype)
+    except Exception as error:  # of different lengths
+        if is_out_of_memory(error):
+            raise
+        return
+    if _close(whole, together, ev.dtype) or not (whole.isfinite() and together.isfinite()):
+        return
+    raise InputError(
+        f"samples of minibatches 0 and {index} together have the loss {whole.item():.9g}, but "
+        f"{together.item():.9g} weighted by their numbers: loss_fn divides by something else, such "
+        "as the number of targets that are not ignored; pass count=, that number for a batch"
+    )
 
 
 def _additivity(ev: Evaluator, batch: Any, value: Tensor, index: int) -> None:

@@ -15,7 +15,8 @@ from hessian_spectrum.forms import COVARIANCE, GAUSS_NEWTON, HESSIAN, Form
 from hessian_spectrum.linearization import Linearization, ProductPlan
 from hessian_spectrum.operators import SymmetricOperator
 from hessian_spectrum.parts import Part
-from hessian_spectrum.second_derivative import check_second_derivatives
+from hessian_spectrum.products import gradient
+from hessian_spectrum.second_derivative import check_jacobian, check_second_derivatives
 
 
 class Curvature(SymmetricOperator):
@@ -117,6 +118,7 @@ class GaussNewton(Curvature):
 
     def _check(self) -> None:
         self._check_part(_require_curved_criterion)
+        check_jacobian(self.evaluator, self.theta, "outputs")
 
 
 class Fisher(GaussNewton):
@@ -200,12 +202,14 @@ class GradientCovariance(Curvature):
                 "batch_norm='eval' or 'recalibrate'"
             )
         self._check_part(_require_additive_samples)
+        check_jacobian(self.evaluator, self.theta, "samples")
 
 
 def _require_curved_criterion(part: Part, theta: Tensor) -> None:
-    outputs = part.outputs(theta).detach()
     with torch.enable_grad():
-        at = outputs.requires_grad_()
+        leaf = theta.detach().requires_grad_()
+        outputs = part.outputs(leaf)
+        at = outputs.detach().requires_grad_()
         value = part.criterion(at)
         slope = None
         if value.requires_grad:
@@ -214,6 +218,18 @@ def _require_curved_criterion(part: Part, theta: Tensor) -> None:
         raise InputError(
             "the loss is linear in what the network returns, so its Gauss-Newton matrix is zero; "
             "let the model (or forward=) return its outputs and loss_fn compute the loss of them"
+        )
+    through = torch.zeros_like(theta)
+    if outputs.requires_grad:
+        through = torch.autograd.grad(outputs, leaf, slope.detach(), materialize_grads=True)[0]
+    whole = gradient(part, theta)
+    missing = (through - whole).norm().item()
+    if not missing <= torch.finfo(theta.dtype).eps ** 0.5 * max(whole.norm(), through.norm()):
+        raise InputError(
+            "the loss depends on the parameters by another way than through the tensors that the "
+            f"network returns (the gradient through them differs by {missing:.2g}), which the "
+            "Gauss-Newton matrix would leave out; use weight_decay= for a penalty, and return all "
+            "that loss_fn needs as tensors in tuples, lists or dicts"
         )
 
 
@@ -226,3 +242,11 @@ def _require_additive_samples(part: Part, theta: Tensor) -> None:
             f"the losses of a minibatch's samples add up to {together.item():.9g}, but its loss is "
             f"{whole.item():.9g}; is its reduction the one that was stated?"
         )
+    apart = part.first_sample_apart(theta)
+    if apart is not None:
+        alone, among = (loss.item() for loss in apart)
+        if not abs(alone - among) <= torch.finfo(theta.dtype).eps ** 0.6 * max(alone, among):
+            raise InputError(
+                f"the first sample's loss is {alone:.9g} alone and {among:.9g} in its minibatch: "
+                "loss_fn must return one row for each sample, the samples first"
+            )

@@ -27,7 +27,11 @@ from hessian_spectrum.batches import (
 )
 from hessian_spectrum.distributed import World, resolve_device
 from hessian_spectrum.errors import InputError
-from hessian_spectrum.kernels import differentiable_kernels, unfused_recurrences
+from hessian_spectrum.kernels import (
+    differentiable_kernels,
+    unfused_recurrences,
+    without_checkpointing,
+)
 from hessian_spectrum.layout import Layout
 from hessian_spectrum.parts import Part
 from hessian_spectrum.products import gradient
@@ -144,8 +148,8 @@ class Evaluator:
         if not isinstance(model, nn.Module):
             raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
         normalization.check(model, batch_norm)
-        if dropout == "frozen":
-            frozen_dropout.layers(model)
+        if dropout == "frozen" and not frozen_dropout.layers(model):
+            raise InputError("dropout='frozen', but the model has no dropout layer; leave it out")
         if not callable(loss_fn):
             raise InputError(f"loss_fn is a {type(loss_fn).__name__}; expected a function")
         if dtype not in (None, torch.float32, torch.float64):
@@ -165,12 +169,14 @@ class Evaluator:
         self.dropout, self.dropout_seed = dropout, dropout_seed
         self.counts = Counts()
         self.second_derivatives_checked = False
-        self._loss_fn = losses.placed(loss_fn, self.dtype, world.device)
+        self._loss_fn = loss_fn
         self._count = count or losses.default_count(loss_fn, is_pair=forward is None)
+        self.counts_samples = self._count is leading_size  # by what the mean divides is a guess
         self._module = _Stages(
             model, forward or losses.pair_forward, self._loss_fn, forward is None
         )
         self.has_own_forward = forward is not None
+        self._aliases = _aliases(self._module)
         self._large_softmax = False
         self._dropout_calls: dict[str, int] = {}
         self._statistics: tuple[Tensor, dict[str, Tensor]] | None = None  # theta, buffers
@@ -182,7 +188,13 @@ class Evaluator:
         self._agree(self.fingerprint, "models (parameters, buffers or their names)")
         sums = torch.tensor(self._local_sums, dtype=torch.float64, device=world.device)
         # W: samples, or targets not ignored; N: samples
-        self.total_weight, self.num_samples = world.sum(sums).tolist()
+        self.total_weight, self.num_samples, number, undivided = world.sum(sums).tolist()
+        if number > 1 and undivided and count is None:
+            raise InputError(
+                "the batches cannot be divided into samples, so that their weights are unknown (a "
+                "leaf whose first dimension is not that of the first one, as in graphs); pass "
+                "count=, the number of samples or targets in a batch"
+            )
         if not self.total_weight > 0:
             raise InputError("the data set is empty: the samples' weights add up to 0")
 
@@ -199,9 +211,12 @@ class Evaluator:
                 )
                 if is_pair:
                     self.batches = losses.with_int64_labels(self.batches, self._loss_fn)
-                with self.evaluation_mode(), torch.no_grad():
+                with self.evaluation_mode():  # not no_grad: losses may hold derivatives
                     found = checks.batches(self, is_pair)
-                    self._local_sums = found.weight, found.samples
+                    self._local_sums = (
+                        *(found.weight, found.samples),
+                        *(found.minibatches, found.undivided),
+                    )
                     self.num_minibatches = found.minibatches
                     self.fallbacks = fallbacks.found(self.model, found.attention)
                     self._large_softmax = found.large_softmax
@@ -392,9 +407,7 @@ class Evaluator:
 
     def criterion_value(self, outputs: Any, batch: Any, constants: dict[str, Tensor]) -> Tensor:
         """The loss of these outputs, a scalar."""
-        return self._reduced(
-            functional_call(self._module, constants, (lambda m: m.loss(outputs, batch),))
-        )
+        return self._reduced(self._with(constants, lambda m: m.loss(outputs, batch)))
 
     def sample_losses(self, theta: Tensor, batch: Any, constants: dict[str, Tensor]) -> Tensor:
         """(B,), the samples' losses; they add up to ``scale(batch) * batch_loss``.
@@ -412,7 +425,12 @@ class Evaluator:
 
     def _call(self, theta: Tensor, constants: dict[str, Tensor], stages: Callable) -> Any:
         self._dropout_calls.clear()
-        return functional_call(self._module, {**constants, **self._named(theta)}, (stages,))
+        return self._with({**constants, **self._named(theta)}, stages)
+
+    def _with(self, tensors: dict[str, Tensor], stages: Callable) -> Any:
+        """The stages with these tensors in place of the module's, under all names of each."""
+        every = {alias: t for name, t in tensors.items() for alias in self._aliases[name]}
+        return functional_call(self._module, every, (stages,), tie_weights=False)
 
     def _reduced(self, value: Tensor) -> Tensor:
         return value.sum() if self.reduction == "none" else value.reshape(())
@@ -447,8 +465,13 @@ class Evaluator:
         Args:
             precision: a name in ``kernels.PRECISIONS``; default: that of theta.
         """
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
+        if torch.is_inference_mode_enabled():
+            raise InputError(
+                "inside torch.inference_mode() there are no derivatives; use torch.no_grad(), or "
+                "leave it out"
+            )
+        modes = [(module, module.training) for module in self._module.modules()]
+        self._module.eval()
         try:
             with ExitStack() as stack:
                 if self.batch_norm == "train":
@@ -460,11 +483,29 @@ class Evaluator:
                 if self._large_softmax:
                     stack.enter_context(LeanCrossEntropy())
                 stack.enter_context(unfused_recurrences(self.model))
+                stack.enter_context(without_checkpointing())
                 stack.enter_context(differentiable_kernels(precision, self.device))
                 yield
         finally:
             for module, training in modes:
                 module.training = training
+
+
+def _aliases(module: nn.Module) -> dict[str, list[str]]:
+    """All names of each tensor, by its first: of tied ones several, of a shared module's one.
+
+    torch's own handling of ties leaves a module that is used in two places changed (2.13).
+    """
+    places = [
+        (f"{prefix}.{name}" if prefix else name, t)
+        for prefix, part in module.named_modules()
+        for name, t in (*part._parameters.items(), *part._buffers.items())
+        if t is not None
+    ]
+    names: dict[int, list[str]] = {}
+    for name, t in places:
+        names.setdefault(id(t), []).append(name)
+    return {all_[0]: all_ for all_ in names.values()}
 
 
 def _bytes(tensor: Tensor) -> np.ndarray:

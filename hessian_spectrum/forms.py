@@ -60,8 +60,8 @@ def _gauss_newton_graph(part: Any, theta: Tensor) -> Rows | None:
         (slope,) = backward(part.criterion(at), at, create_graph=True, materialize_grads=True)
     if not slope.requires_grad:  # the criterion is linear in the outputs
         return None
-    push, pull, bend = _push(outputs, theta), _pull(outputs, theta), _pull(slope, at)
-    return lambda v, **batched: pull(bend(push(v, **batched), **batched), **batched)
+    out, back, bend = push(outputs, theta), _pull(outputs, theta), _pull(slope, at)
+    return lambda v, **batched: back(bend(out(v, **batched), **batched), **batched)
 
 
 def _gauss_newton_product(part: Any, theta: Tensor, v: Tensor) -> Tensor:
@@ -79,8 +79,8 @@ def _covariance_graph(part: Any, theta: Tensor) -> Rows | None:
         losses = part.samples(theta)
     if not losses.requires_grad:
         return None
-    push, pull = _push(losses, theta), _pull(losses, theta)
-    return lambda v, **batched: pull(push(v, **batched), **batched)
+    out, back = push(losses, theta), _pull(losses, theta)
+    return lambda v, **batched: back(out(v, **batched), **batched)
 
 
 def _covariance_product(part: Any, theta: Tensor, v: Tensor) -> Tensor:
@@ -106,8 +106,11 @@ def _pull(value: Tensor, at: Tensor) -> Rows:
     return rows
 
 
-def _push(value: Tensor, at: Tensor) -> Rows:
-    """v -> J v: u -> u J is linear in u, and its derivative there is J (Townsend 2017)."""
+def push(value: Tensor, at: Tensor) -> Rows:
+    """v -> J v, J = d value / d at.
+
+    u -> u J is linear in u, and its derivative by u is J (Townsend 2017).
+    """
     with torch.enable_grad():
         u = torch.zeros_like(value, requires_grad=True)
         (pulled,) = backward(value, at, u, create_graph=True, materialize_grads=True)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from hessian_spectrum.errors import InputError
+from hessian_spectrum.kernels import replaced_forward
 
 # These drop whole channels: their masks have entries for (sample, channel) only.
 _BY_CHANNEL = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -43,14 +44,9 @@ def frozen(model: nn.Module, seed: int, calls: dict[str, int]) -> Iterator[None]
     Args:
         calls: how often each layer was called; to be cleared before each evaluation.
     """
-    found = layers(model)
-    try:
-        for name, module in found.items():
-            module.forward = _masking(module, name, seed, calls)
+    names = {module: name for name, module in layers(model).items()}
+    with replaced_forward(names, lambda module: _masking(module, names[module], seed, calls)):
         yield
-    finally:
-        for module in found.values():
-            del module.forward
 
 
 def _masking(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
 
 import torch
 from torch import backends, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import checkpoint
 
 from hessian_spectrum.errors import InputError
 
@@ -56,9 +57,12 @@ def differentiable_kernels(precision: str | None, device: torch.device) -> Itera
         stack.callback(backends.mha.set_fastpath_enabled, fast)
         _use_tf32(precision == "tf32", stack)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if precision == "bfloat16":
-            # Without the cache: a cast made in one transform must not be reused in another.
-            stack.enter_context(torch.autocast(device.type, torch.bfloat16, cache_enabled=False))
+        # Without the cache: a cast made in one transform must not be reused in another. Switched
+        # off where it is not asked for: the caller may be inside of one.
+        bfloat16 = precision == "bfloat16"
+        stack.enter_context(
+            torch.autocast(device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False)
+        )
         yield
 
 
@@ -70,13 +74,49 @@ def unfused_recurrences(model: nn.Module) -> Iterator[None]:
     are turned for these layers alone: convolutions keep their kernels.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
-    try:
-        for module in layers:
-            module.forward = _unfused(module.forward)
+    with replaced_forward(layers, lambda module: _unfused(module.forward)):
         yield
-    finally:
-        for module in layers:
-            del module.forward
+
+
+@contextmanager
+def replaced_forward(
+    modules: Iterable[nn.Module], make: Callable[[nn.Module], Callable]
+) -> Iterator[None]:
+    """``module.forward = make(module)``; afterwards as it was, its own or its class's."""
+    with ExitStack() as stack:
+        for module in modules:
+            if "forward" in vars(module):
+                stack.callback(setattr, module, "forward", module.forward)
+            else:
+                stack.callback(delattr, module, "forward")
+            module.forward = make(module)
+        yield
+
+
+@contextmanager
+def without_checkpointing() -> Iterator[None]:
+    """torch.utils.checkpoint calls its function and keeps what it computes.
+
+    What is computed again in the backward pass would be, outside of functional_call, with the
+    model's own parameters.
+    """
+
+    class Through:
+        @staticmethod
+        def apply(function: Callable, preserve: bool, *args):
+            return function(*args)
+
+    def once(*_, **__):
+        yield
+
+    with ExitStack() as stack:
+        for name, other in (
+            ("CheckpointFunction", Through),
+            ("_checkpoint_without_reentrant_generator", once),
+        ):
+            stack.callback(setattr, checkpoint, name, getattr(checkpoint, name))
+            setattr(checkpoint, name, other)
+        yield
 
 
 def _unfused(forward: Callable) -> Callable:

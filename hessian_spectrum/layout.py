@@ -35,7 +35,13 @@ class Layout:
         Default: all that require a gradient.
         """
         trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        chosen = [(name, p) for name, p in trainable if matches(name, patterns)]
+        names: dict[int, list[str]] = {}  # a tied parameter has several
+        for name, p in model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(p), []).append(name)
+        require_matches([name for all_ in names.values() for name in all_], patterns)
+        chosen = [
+            (name, p) for name, p in trainable if any(matches(n, patterns) for n in names[id(p)])
+        ]
         if not chosen:
             known = ", ".join(name for name, _ in trainable[:6]) or "none"
             raise InputError(
@@ -113,6 +119,16 @@ class Layout:
             return rows
         padded = pad(rows, (0, self.chunk * self.world.size - self.n))
         return self.world.reduce_scatter_rows(padded)[:, : self.n_local]
+
+
+def require_matches(names: Sequence[str], patterns: Sequence[str] | None) -> None:
+    """InputError for a pattern that no name matches: it may be misspelt."""
+    for pattern in patterns or ():
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise InputError(
+                f"no parameter matches {pattern!r}; the parameters are: {', '.join(names[:6])}"
+                + (", ..." if len(names) > 6 else "")
+            )
 
 
 def matches(name: str, patterns: Sequence[str] | None) -> bool:

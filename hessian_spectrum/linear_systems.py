@@ -13,6 +13,8 @@ from torch import Tensor
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.operators import SymmetricOperator
 
+LEAST = 1e-15  # relative tolerance that MINRES is given at last
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -20,7 +22,7 @@ class Solution:
 
     x: Tensor  # (n,), whole, the same on every rank
     residual: float  # |b - (A + damping I) x| / |b|, computed with one more product
-    converged: bool  # residual <= 2 tol: MINRES stops on an estimate of it
+    converged: bool  # residual <= tol
     num_products: int
 
 
@@ -44,8 +46,8 @@ def solve(
         InputError: b has another shape, is zero or not finite.
         FloatingPointError: a product is not finite.
 
-    Cost: two products more than steps. Rank 0 iterates in float64; each product is one broadcast of
-    n entries and the operator's own exchange.
+    Cost: a product a step, and three each time that MINRES is started again. Rank 0 iterates in
+    float64; each product is one broadcast of n entries and the operator's own exchange.
     """
     world, n = operator.layout.world, operator.n
     b = torch.as_tensor(b).detach()
@@ -57,13 +59,14 @@ def solve(
         raise InputError(
             f"damping={damping}, tol={tol}: expected a finite number, and one in (0, 1)"
         )
+    if max_steps is not None and (not isinstance(max_steps, int) or max_steps < 1):
+        raise InputError(f"max_steps={max_steps}: expected a whole number, 1 or more")
     right = b.double().cpu().numpy()
     products = _Products(operator)
     x, error = np.zeros(n), None
     if world.rank == 0:
         try:
-            matrix = LinearOperator((n, n), matvec=products.lead, dtype=np.float64)
-            x, _ = minres(matrix, right, rtol=tol / 10, shift=-damping, maxiter=max_steps)
+            x = _refined(products, right, damping, tol, max_steps or 5 * n)
         except FloatingPointError as failed:
             error = failed
         finally:
@@ -75,7 +78,23 @@ def solve(
     image = operator @ x.to(operator.dtype)
     misfit = b.to(x).sub(image.double()).sub(x, alpha=damping)
     residual = (misfit.norm() / b.to(x).norm()).item()
-    return Solution(x.to(operator.dtype), residual, residual <= 2 * tol, products.count + 1)
+    return Solution(x.to(operator.dtype), residual, residual <= tol, products.count + 1)
+
+
+def _refined(
+    products: _Products, right: np.ndarray, damping: float, tol: float, max_steps: int
+) -> np.ndarray:
+    """MINRES, and again for what is left: it stops by |r| / (|A| |x|), not by |r| / |b|."""
+    matrix = LinearOperator((len(right),) * 2, matvec=products.lead, dtype=np.float64)
+    x, r, rtol = np.zeros_like(right), right, tol / 10
+    while np.linalg.norm(r) > tol * np.linalg.norm(right) and products.count < max_steps:
+        before, steps = np.linalg.norm(r), max_steps - products.count
+        x = x + minres(matrix, r, rtol=rtol, shift=-damping, maxiter=steps)[0]
+        r = right - products.lead(x) - damping * x
+        if rtol <= LEAST and not np.linalg.norm(r) < before / 2:  # the products' rounding
+            break
+        rtol = max(rtol / 100, LEAST)
+    return x
 
 
 class _Products:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -32,13 +31,6 @@ REDUCIBLE_FUNCTIONS = (
 
 def takes_labels(loss_fn: Callable) -> bool:
     return isinstance(loss_fn, LABELLED) or loss_fn in LABELLED_FUNCTIONS
-
-
-def placed(loss_fn: Callable, dtype: torch.dtype, device: torch.device) -> Callable:
-    """A loss module's own copy on the device (class weights); functions as they are."""
-    if isinstance(loss_fn, nn.Module):
-        return copy.deepcopy(loss_fn).to(device, dtype)
-    return loss_fn
 
 
 def pair_forward(model: nn.Module, batch: Any) -> Tensor:
@@ -121,12 +113,13 @@ def is_negative_log_likelihood(loss_fn: Callable) -> bool:
 
     Then the Gauss-Newton matrix is the Fisher matrix (Martens 2020, section 9.2).
     """
-    if isinstance(loss_fn, nn.PoissonNLLLoss):
+    # Not their subclasses, which may compute something else.
+    if type(loss_fn) is nn.PoissonNLLLoss:
         return loss_fn.log_input
-    if isinstance(loss_fn, (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss)):
+    if type(loss_fn) in (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss):
         return loss_fn.weight is None and getattr(loss_fn, "pos_weight", None) is None
     natural = (F.cross_entropy, F.binary_cross_entropy_with_logits, F.mse_loss)
-    return isinstance(loss_fn, nn.MSELoss) or loss_fn in natural
+    return type(loss_fn) is nn.MSELoss or loss_fn in natural
 
 
 def with_int64_labels(batches: Minibatches, loss_fn: Callable) -> Minibatches:

@@ -41,6 +41,11 @@ def check(model: nn.Module, batch_norm: str) -> None:
             f"batch_norm={batch_norm!r}: expected 'eval' (running statistics), 'train' (those of "
             "each minibatch) or 'recalibrate' (those of all the data, at these parameters)"
         )
+    if batch_norm != "eval" and not layers(model):
+        raise InputError(
+            f"batch_norm={batch_norm!r}, but the model has no BatchNorm layer of torch.nn; leave "
+            "it out, or build the model from those layers"
+        )
     for name, module in layers(model).items():
         if batch_norm == "train" and isinstance(module, nn.SyncBatchNorm):
             raise InputError(
@@ -95,18 +100,25 @@ def _in_order_of_use(ev: Evaluator, theta: Tensor) -> list[str]:
     used: list[str] = []
 
     def enter(module: nn.Module, _: Any) -> None:
-        if names[module] not in used:
-            used.append(names[module])
+        used.append(names[module])
 
     handles = [module.register_forward_pre_hook(enter) for module in names]
+    error = None
     try:
-        with ev.evaluation_mode(), torch.no_grad():
-            for part in ev.parts({}):
-                part(theta)
-                break
+        with ev.evaluation_mode():
+            batch = next(iter(ev.batches), None)
+            if batch is not None:
+                ev.batch_outputs(theta, batch, ev.constants())
     finally:
         for handle in handles:
             handle.remove()
+    twice = next((name for name in used if used.count(name) > 1), None)
+    if twice is not None:
+        error = InputError(
+            f"batch_norm='recalibrate': the layer {twice} is used more than once in an evaluation, "
+            "so that its statistics would depend on themselves; use batch_norm='eval' or 'train'"
+        )
+    ev.world.raise_together(error)
     # A rank without data has seen no order; every rank takes that of the first one that has.
     return next((order for order in ev.world.gather_objects(used) if order), [])
 
@@ -126,9 +138,10 @@ def _moments(ev: Evaluator, theta: Tensor, name: str, found: dict[str, Tensor]) 
 
     handle = module.register_forward_pre_hook(enter)
     try:
-        with ev.evaluation_mode(), torch.no_grad():
-            for part in ev.parts(found):
-                part(theta)
+        with ev.evaluation_mode():
+            constants = {**ev.constants(), **found}
+            for batch in ev.batches:  # also those that weigh nothing: all targets ignored
+                ev.batch_outputs(theta, batch, constants)
     finally:
         handle.remove()
     ev.counts.passes += 1

@@ -9,6 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from hessian_spectrum.batches import split
+from hessian_spectrum.errors import InputError
+
 if TYPE_CHECKING:
     from hessian_spectrum.evaluator import Evaluator
 
@@ -33,6 +36,11 @@ class Part:
         outputs = self._evaluator.batch_outputs(theta, self._batch, self._constants)
         leaves, spec = tree_flatten(outputs)
         moving = [leaf for leaf in leaves if _is_floating(leaf)]
+        if not moving:
+            raise InputError(
+                f"the network returns a {type(outputs).__name__} in which no tensor can be found; "
+                "return tensors, or tuples, lists or dicts of them"
+            )
         if self._structure is None:
             fixed = [None if _is_floating(leaf) else leaf for leaf in leaves]
             self._structure = spec, fixed, [leaf.shape for leaf in moving]
@@ -55,6 +63,14 @@ class Part:
         """The loss again, by the losses of single samples."""
         losses = self._evaluator.sample_losses(theta, self._batch, self._constants)
         return losses.sum() / self._evaluator.total_weight
+
+    def first_sample_apart(self, theta: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The first sample's loss, alone and in its minibatch; None where it cannot be told."""
+        ev, halves = self._evaluator, split(self._batch, 1)
+        if halves is None or not ev.weight(halves[0]):
+            return None
+        alone = ev.sample_losses(theta, halves[0], self._constants)[0]
+        return alone, ev.sample_losses(theta, self._batch, self._constants)[0]
 
     def samples(self, theta: Tensor) -> Tensor:
         """sqrt(N) / W times each sample's loss, (n,) -> (B,): so scaled, J^T J adds up to the mean

@@ -26,7 +26,7 @@ def estimate(estimate: Estimate, evaluator: Evaluator, values: dict[str, float])
     chosen = "measured" if estimate.calibrated else "by default, the run being short"
     lines = [
         f"loss {values['loss']:.6g}, gradient norm {values['gradient_norm']:.3g}; "
-        f"{evaluator.n:,} parameters, {evaluator.total_weight:,.0f} samples, "
+        f"{evaluator.n:,} parameters, {evaluator.num_samples:,.0f} samples, "
         f"{evaluator.world.size} rank(s)",
         f"{estimate.products:,} products in {estimate.passes} passes over the data, about "
         f"{_time(estimate.seconds)}; a rank needs {_bytes(estimate.basis)} for Krylov vectors "

@@ -14,6 +14,8 @@ from torch import Tensor
 from hessian_spectrum.batches import cast, leading_size, split
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.evaluator import Evaluator
+from hessian_spectrum.forms import push
+from hessian_spectrum.parts import Part
 from hessian_spectrum.products import gradient, reverse
 
 SAMPLES = 8
@@ -42,13 +44,11 @@ def check_second_derivatives(evaluator: Evaluator, theta: Tensor) -> None:
 
 
 def _error(evaluator: Evaluator, theta: Tensor, statistics: dict[str, Tensor]) -> InputError | None:
-    loss = _float64_loss(evaluator, statistics)
+    loss = _float64_part(evaluator, statistics)
     if loss is None:
         return None
     theta = theta.double()
-    generator = torch.Generator().manual_seed(0)
-    u = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta.device)
-    u = u / u.norm()
+    u = _direction(theta)
     try:
         differences = [_central_difference(loss, theta, u, step) for step in STEPS]
     except RuntimeError:  # a model that insists on its own dtype
@@ -72,8 +72,69 @@ def _error(evaluator: Evaluator, theta: Tensor, statistics: dict[str, Tensor]) -
     return InputError(
         f"Hessian products would be wrong: H u differs from differences of the gradient by "
         f"{wrong:.0%}; is there a custom autograd.Function that is once_differentiable, or whose "
-        "backward detaches what it uses? Write its backward with differentiable operations"
+        "backward detaches what it uses, or weight_norm? Use differentiable operations"
     )
+
+
+def check_jacobian(evaluator: Evaluator, theta: Tensor, of: str) -> None:
+    """Compare J u, formed by reverse mode twice, with central differences of what J is of.
+
+    Products with the Gauss-Newton matrix and the covariance of gradients need no second
+    derivatives, but a backward that leaves autograd's sight makes J u wrong, or zero.
+
+    Args:
+        of: "outputs" or "samples", the part's function.
+
+    Raises:
+        InputError: on every rank, if J u is not the derivative on one.
+
+    Cost: four evaluations and a product of eight samples.
+    """
+    statistics = evaluator.statistics(theta)
+    with evaluator.evaluation_mode():
+        error = _jacobian_error(evaluator, theta.double(), statistics, of)
+    evaluator.world.raise_together(error)
+
+
+def _jacobian_error(
+    evaluator: Evaluator, theta: Tensor, statistics: dict[str, Tensor], of: str
+) -> InputError | None:
+    part = _float64_part(evaluator, statistics)
+    if part is None:
+        return None
+    u = _direction(theta)
+    function = getattr(part, of)
+    try:
+        with torch.enable_grad():
+            leaf = theta.detach().requires_grad_()
+            value = function(leaf)
+        if not value.requires_grad:
+            return None
+        product = push(value, leaf)(u)
+        steps = [step * max(theta.norm().item(), 1.0) for step in STEPS]
+        with torch.no_grad():
+            differences = [
+                (function(theta + h * u) - function(theta - h * u)) / (2 * h) for h in steps
+            ]
+    except RuntimeError:  # a model that insists on its own dtype, or has no such derivative
+        return None
+    size = differences[1].norm()
+    if not (differences[0] - differences[1]).norm() <= AGREEMENT * size:
+        return None
+    wrong = ((product - differences[1]).norm() / size).item() if size else 0.0
+    if wrong <= 10 * AGREEMENT:
+        return None
+    return InputError(
+        f"products would be wrong: J u, J the Jacobian of the {of}, differs from their differences "
+        f"by {wrong:.0%}; is there a custom autograd.Function whose backward leaves torch or "
+        "detaches what it is given? Write it with differentiable operations"
+    )
+
+
+def _direction(theta: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta.device)
+    return u / u.norm()
 
 
 def _central_difference(loss: Callable, theta: Tensor, u: Tensor, step: float) -> Tensor:
@@ -81,16 +142,16 @@ def _central_difference(loss: Callable, theta: Tensor, u: Tensor, step: float) -
     return (gradient(loss, theta + h * u) - gradient(loss, theta - h * u)) / (2 * h)
 
 
-def _float64_loss(
-    evaluator: Evaluator, statistics: dict[str, Tensor]
-) -> Callable[[Tensor], Tensor] | None:
-    """The loss of the first few samples; None where this rank has none."""
+def _float64_part(evaluator: Evaluator, statistics: dict[str, Tensor]) -> Part | None:
+    """The first few samples' part of the loss, in float64; None where this rank has none."""
     batch = next((b for b in evaluator.batches if evaluator.weight(b)), None)
     if batch is None:
         return None
     parts = split(batch, SAMPLES) if leading_size(batch) > SAMPLES else None
+    if evaluator.is_whole:
+        parts = None
     if parts is not None and evaluator.weight(parts[0]):
         batch = parts[0]
     batch, constants = cast(batch, torch.float64), evaluator.constants(torch.float64)
     constants.update((name, t.double()) for name, t in statistics.items())
-    return lambda theta: evaluator.batch_loss(theta, batch, constants)
+    return Part(evaluator, batch, constants)

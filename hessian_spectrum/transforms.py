@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum.errors import InputError
-from hessian_spectrum.layout import Layout, matches
+from hessian_spectrum.layout import Layout, matches, require_matches
 from hessian_spectrum.operators import SymmetricOperator
 
 
@@ -45,12 +45,10 @@ class Restricted(_Transform):
         super().__init__(base)
         patterns = (parameters,) if isinstance(parameters, str) else tuple(parameters)
         names, shapes = base.layout.names, base.layout.shapes
+        if not patterns:
+            raise InputError("parameters=(): expected at least one name pattern")
+        require_matches(names, patterns)
         chosen = [i for i, name in enumerate(names) if matches(name, patterns)]
-        if not chosen:
-            raise InputError(
-                f"no parameter matches {list(patterns)}; the operator's parameters are: "
-                f"{', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
-            )
         self.layout = Layout(
             tuple(names[i] for i in chosen), tuple(shapes[i] for i in chosen), base.layout.world
         )

@@ -13,7 +13,7 @@ from hessian_spectrum import batches, memory
 from hessian_spectrum.batches import deal, digest
 
 SIZE = 4  # of a minibatch: 4 + 4 + 2
-FIXED = 6  # three samples are read twice each, to see that they do not change
+FIXED = 2 * N  # up to 32 samples are read twice each, to see that they do not change
 
 
 @pytest.fixture

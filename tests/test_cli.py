@@ -203,7 +203,7 @@ def test_wrong_input_is_one_line_exit_code_2_and_no_file(inside, capsys):
     fails(capsys, ["density", "--model", MODEL, "--dataset", "faces"], "faces")
     fails(capsys, ["density", "--model", MODEL], "--dataset is missing")
     fails(capsys, ["density"], "name a problem")
-    fails(capsys, [*run, "--parameters", "conv*"], "no trainable parameter matches")
+    fails(capsys, [*run, "--parameters", "conv*"], "no parameter matches 'conv*'")
     fails(capsys, ["train", "--dataset", "digits", "--out", "file"], "file is a file")
     fails(capsys, ["train", "--dataset", "digits", "--out", "a/b"], "does not exist")
     assert (inside / "there.h5").read_text() == "mine"

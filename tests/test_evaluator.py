@@ -181,7 +181,7 @@ def test_patterns_and_frozen_parameters_choose_the_block_of_the_hessian():
     model[0].requires_grad_(False)
     frozen = hs.Hessian(hs.Evaluator(model, F.cross_entropy, data()))
     torch.testing.assert_close(frozen @ eye, block @ eye)
-    with pytest.raises(hs.InputError, match=r"no trainable parameter matches \['conv\*'\]"):
+    with pytest.raises(hs.InputError, match=r"no parameter matches 'conv\*'"):
         hs.Evaluator(model, F.cross_entropy, data(), parameters=["conv*"])
 
 
@@ -605,4 +605,14 @@ def test_construction_evaluates_each_minibatch_twice_and_the_first_four_times():
         return F.cross_entropy(outputs, y)
 
     hs.Evaluator(mlp(), loss_fn, data(), batch_size=4)
-    assert sum(evaluated) == 2 * N + 2 * 4  # whole, in parts, and the first for its determinism
+    # Whole, in parts, and the first for its determinism; of an unknown loss also
+    # thirds of the first and of each other one, apart and together.
+    assert sum(evaluated) == 2 * N + 2 * 4 + 2 * (2 + 2)
+    evaluated.clear()
+
+    class Known(nn.CrossEntropyLoss):
+        def forward(self, outputs, y):
+            return loss_fn(outputs, y)
+
+    hs.Evaluator(mlp(), Known(), data(), batch_size=4)
+    assert sum(evaluated) == 2 * N + 2 * 4

@@ -215,7 +215,7 @@ def test_a_deflation_by_vectors_that_are_no_eigenvectors_is_symmetric_and_projec
         (lambda a: hs.Preconditioned(a, torch.ones(3)), "expected (2,)"),
         (lambda a: hs.Deflated(a, torch.ones(1, 2)), "not orthonormal"),
         (lambda a: hs.Deflated(a, torch.ones(2)), "0 < k <= n"),
-        (lambda a: hs.Restricted(a, "layer*"), "no parameter matches ['layer*']"),
+        (lambda a: hs.Restricted(a, "layer*"), "no parameter matches 'layer*'"),
     ],
 )
 def test_what_makes_no_operator_is_refused(make, message):
