@@ -217,15 +217,7 @@ class SpectralMeasure:
         sigma2 = self.default_sigma2 if sigma2 is None else sigma2
         if not sigma2 > 0:
             raise InputError(f"density(sigma2={sigma2}): the variance must be positive")
-        t = np.asarray(t, dtype=np.float64)
-        flat = t.reshape(-1)
-        rows = max(1, KERNEL_ELEMENTS // len(self.nodes))
-        out = np.empty((self.num_probes, flat.size))
-        for start in range(0, flat.size, rows):
-            block = flat[start : start + rows]
-            kernel = np.exp(-((block - self.nodes[:, None]) ** 2) / (2 * sigma2))
-            out[:, start : start + rows] = self.weights @ kernel
-        return out.reshape(self.num_probes, *t.shape) / math.sqrt(2 * math.pi * sigma2)
+        return smoothed(self.nodes, self.weights, t, sigma2)
 
     def _integrate(self, values: Array) -> Array:
         return self.weights @ values
@@ -285,6 +277,27 @@ class SpectralMeasure:
         error = float(self._error(self._mass(-np.inf, self.quantile(q))))
         low, high = max(q - error, 0.0), min(q + error, 1.0)
         return (self._quantile(high) - self._quantile(low)) / 2
+
+
+def smoothed(nodes: Array, weights: Array, t: ArrayLike, sigma2: float) -> Array:
+    """sum_j w_j N(t; node_j, sigma2) for each row of weights.
+
+    Args:
+        nodes: (s,), weights: (probe, s); any part of a measure.
+        t: any shape, in the units of the nodes.
+
+    Returns:
+        (probe, *shape of t); integrates to the sum of a row.
+    """
+    t = np.asarray(t, dtype=np.float64)
+    flat = t.reshape(-1)
+    rows = max(1, KERNEL_ELEMENTS // max(1, len(nodes)))
+    out = np.empty((len(weights), flat.size))
+    for start in range(0, flat.size, rows):
+        block = flat[start : start + rows]
+        kernel = np.exp(-((block - nodes[:, None]) ** 2) / (2 * sigma2))
+        out[:, start : start + rows] = weights @ kernel
+    return out.reshape(len(weights), *t.shape) / math.sqrt(2 * math.pi * sigma2)
 
 
 _PER_PROBE: dict[str, Callable[..., Array]] = {
