@@ -89,8 +89,18 @@ class PlotConfig:
     """The picture, .png, .pdf or .svg. Default: beside FILE."""
     result: str = "density"
     """What to draw: density, eigenpairs, or a labelled one (see info)."""
+    view: Literal["density", "log", "cumulative", "certified"] = "density"
+    """How to draw a density: smoothed; log, eigenvalues per decade of |lambda|, by sign;
+    cumulative, how many are at most t; certified, those known one by one as bars, and the
+    density of the rest."""
     sigma2: float | None = None
-    """Variance of the Gaussian smoothing. Default: (width of the spectrum / 500)^2."""
+    """Variance of the Gaussian smoothing of the views density and certified. Default: (width of
+    the spectrum / 500)^2."""
+    decades: float | None = None
+    """Standard deviation of the Gaussian smoothing of the view log, 0.01 to 1. Default: 0.1."""
+    floor: float | None = None
+    """The view log counts eigenvalues of at most this size in words. Default: the largest node
+    that its residual does not tell from 0."""
     overwrite: bool = False
     """Replace an existing picture."""
 
@@ -242,16 +252,37 @@ def _plot(config: PlotConfig) -> None:
     from hessian_spectrum import plotting, store
     from hessian_spectrum.measure import SpectralMeasure
 
+    options = _view_options(config)
     out = config.out or config.file.with_suffix(".png")
     store.check_output(out, overwrite=config.overwrite)
     with store.open(config.file) as run:
         result = _stored(run, config.result)
         if isinstance(result, SpectralMeasure):
-            figure = plotting.density_figure(result, config.sigma2, _title(run))
+            figure = plotting.VIEWS[config.view](result, title=_title(run), **options)
+        elif config.view != "density":
+            raise InputError(
+                f"--view {config.view}: {config.result} holds eigenpairs, which have one view; "
+                "leave --view out, or choose a density by --result"
+            )
         else:
             figure = plotting.eigenpairs_figure(result, _title(run))
         plotting.save_figure(figure, out)
     print(f"written to {out}")
+
+
+_VIEW_OPTIONS = {"sigma2": ("density", "certified"), "decades": ("log",), "floor": ("log",)}
+
+
+def _view_options(config: PlotConfig) -> dict[str, float]:
+    """Those that were given; one that the view would ignore is refused."""
+    names = [name for name in _VIEW_OPTIONS if getattr(config, name) is not None]
+    for name in names:
+        if config.view not in _VIEW_OPTIONS[name]:
+            raise InputError(
+                f"--{name} with --view {config.view}: expected --view "
+                f"{' or '.join(_VIEW_OPTIONS[name])}; leave --{name} out"
+            )
+    return {name: getattr(config, name) for name in names}
 
 
 def _info(config: InfoConfig) -> None:

@@ -12,13 +12,20 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from hessian_spectrum.atomic import replacing
+from hessian_spectrum.certified_view import certified_figure
+from hessian_spectrum.drawing import (
+    BLUE,
+    EIGENVALUE,
+    GREY,
+    ORANGE,
+    describe,
+    grid_around,
+    number,
+    tidy,
+)
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.measure import EigenPairs, SpectralMeasure
-
-# Okabe and Ito (2008): told apart with every common colour blindness, and in grey.
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5A5A5A"
-MARGIN = 0.02  # of the axis, on each side
-EIGENVALUE = "eigenvalue of the Hessian of the mean loss"
+from hessian_spectrum.views import cumulative_figure, log_figure
 
 
 def density_figure(
@@ -39,11 +46,11 @@ def density_figure(
         raise InputError(f"density_figure(sigma2={sigma2}): the variance must be positive")
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(2.6, 1))
-    t = _grid(measure, math.sqrt(sigma2))
+    t = grid_around(measure, math.sqrt(sigma2))
     _draw_density(top, measure, t, sigma2)
     _draw_rug(top, measure)
     _draw_cumulative(bottom, measure, t)
-    top.set_title(title or _describe(measure), loc="left", fontsize=11, pad=20)
+    top.set_title(title or describe(measure), loc="left", fontsize=11, pad=20)
     bottom.set_xlabel(EIGENVALUE)
     bottom.set_xlim(t[0], t[-1])
     _draw_extremes(top, measure)
@@ -65,8 +72,8 @@ def eigenpairs_figure(pairs: EigenPairs, title: str | None = None) -> Figure:
             bars = pairs.residuals[mask]
             top.errorbar(rank[mask], pairs.values[mask], bars, capsize=3, **style)
             bottom.plot(rank[mask], residuals[mask], **style)
-    _tidy(top)
-    _tidy(bottom)
+    tidy(top)
+    tidy(bottom)
     top.axhline(0, color=GREY, linewidth=0.8, zorder=0)
     top.set_ylabel(EIGENVALUE.replace(" of the mean", "\nof the mean"))
     bottom.set_yscale("log")
@@ -99,19 +106,6 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
         figure.savefig(temporary, format=kind, dpi=160)
 
 
-def _grid(measure: SpectralMeasure, sigma: float) -> np.ndarray:
-    """The measure's even grid, with points around each node where that would step over peaks.
-
-    Two points beyond it keep the extreme eigenvalues off the frame.
-    """
-    t = measure.grid(sigma**2)
-    if t[1] - t[0] > sigma / 2:
-        peaks = measure.nodes[:, None] + sigma * np.linspace(-5, 5, 41)
-        t = np.union1d(t, peaks)
-    margin = MARGIN * (t[-1] - t[0])
-    return np.concatenate([[t[0] - margin], t, [t[-1] + margin]])
-
-
 def _draw_density(axes: Axes, measure: SpectralMeasure, t: np.ndarray, sigma2: float) -> None:
     density = measure.density(t, sigma2)
     peak = density.max()
@@ -121,14 +115,14 @@ def _draw_density(axes: Axes, measure: SpectralMeasure, t: np.ndarray, sigma2: f
         low, high = np.maximum(density - margin, floor), np.maximum(density + margin, floor)
         label = f"± 2 standard errors ({measure.num_probes} probes)"
         axes.fill_between(t, low, high, color=BLUE, alpha=0.25, linewidth=0, label=label)
-    label = rf"density, smoothed with $\sigma = {_number(math.sqrt(sigma2))}$"
+    label = rf"density, smoothed with $\sigma = {number(math.sqrt(sigma2))}$"
     axes.plot(t, np.maximum(density, floor / 10), color=BLUE, linewidth=1.3, label=label)
     axes.set_yscale("log")
     axes.set_ylim(floor, 20 * peak)  # headroom for the legend
     axes.yaxis.set_major_locator(LogLocator(numticks=8))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("density per unit eigenvalue")
-    _tidy(axes)
+    tidy(axes)
 
 
 def _floor(measure: SpectralMeasure, peak: float, sigma2: float) -> float:
@@ -163,7 +157,7 @@ def _draw_extremes(axes: Axes, measure: SpectralMeasure) -> None:
     for node, name, side in zip((low, high), ("min", "max"), sides):
         axes.axvline(node, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
         axes.annotate(
-            rf"$\lambda_\mathrm{{{name}}} = {_number(node)}$",
+            rf"$\lambda_\mathrm{{{name}}} = {number(node)}$",
             xy=(node, 1),
             xycoords=("data", "axes fraction"),
             xytext=(4 if side == "left" else -4, 3),
@@ -174,36 +168,19 @@ def _draw_extremes(axes: Axes, measure: SpectralMeasure) -> None:
         )
 
 
-def _number(x: float) -> str:
-    """Four digits, in TeX."""
-    mantissa, _, exponent = f"{x:.4g}".partition("e")
-    return mantissa + (rf" \times 10^{{{int(exponent)}}}" if exponent else "")
-
-
 def _draw_cumulative(axes: Axes, measure: SpectralMeasure, t: np.ndarray) -> None:
     share = np.cumsum(measure.weights.mean(axis=0))
     x = np.concatenate([t[:1], measure.nodes, t[-1:]])
     axes.step(x, np.concatenate([[0], share, share[-1:]]), where="post", color=BLUE, linewidth=1.3)
     axes.set_ylim(-0.04, 1.04)
     axes.set_ylabel("share of\neigenvalues ≤ t")
-    _tidy(axes)
-
-
-def _describe(measure: SpectralMeasure) -> str:
-    probes = f"{measure.num_probes} probe{'s' if measure.num_probes > 1 else ''}"
-    return f"Hessian spectrum: {measure.n:,} eigenvalues, {probes}"
+    tidy(axes)
 
 
 def _positive(residuals: np.ndarray) -> np.ndarray:
     """Residuals for a log axis: an exact 0 is drawn at the smallest one that is not."""
     some = residuals[residuals > 0]
     return np.maximum(residuals, some.min() if some.size else np.finfo(float).eps)
-
-
-def _tidy(axes: Axes) -> None:
-    axes.grid(True, which="major", color="#DDDDDD", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 _CONVERGED = {
@@ -220,4 +197,11 @@ _NOT_CONVERGED = {
     "linestyle": "none",
     "markersize": 6,
     "label": "not converged",
+}
+
+VIEWS = {
+    "density": density_figure,
+    "log": log_figure,
+    "cumulative": cumulative_figure,
+    "certified": certified_figure,
 }

@@ -96,6 +96,23 @@ def test_query_plot_and_info_read_what_density_wrote(inside, capsys):
     fails(capsys, ["info", "text.h5"], "text.h5: is not an HDF5 file")
 
 
+def test_plot_draws_each_view_and_refuses_options_that_it_would_ignore(inside, capsys):
+    main(["density", *SMALL, "--out", "run.h5"])
+    for view in ("density", "log", "cumulative", "certified"):
+        assert main(["plot", "run.h5", "--view", view, "--out", f"{view}.png"]) == 0
+    assert len({(inside / f"{v}.png").read_bytes() for v in ("density", "log", "certified")}) == 3
+    options = ["--view", "log", "--decades", "0.2", "--floor", "1e-3", "--out", "wide.png"]
+    assert main(["plot", "run.h5", *options]) == 0
+    assert (inside / "wide.png").read_bytes() != (inside / "log.png").read_bytes()
+    plot = ["plot", "run.h5", "--out", "other.png"]
+    ignored = "--sigma2 with --view log: expected --view density or certified"
+    fails(capsys, [*plot, "--view", "log", "--sigma2", "1"], ignored)
+    fails(capsys, [*plot, "--floor", "1"], "--floor with --view density: expected --view log")
+    pairs = [*plot, "--result", "eigenpairs", "--view", "log"]
+    fails(capsys, pairs, "holds eigenpairs, which have one view")
+    assert not (inside / "other.png").exists()
+
+
 def test_reading_commands_do_not_import_torch(inside):
     main(["density", *SMALL, "--out", "run.h5"])
     script = (
