@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from hessian_spectrum.atomic import replacing
-from hessian_spectrum.certified_view import certified_figure
+from hessian_spectrum.certified_view import certified_eigenvalues, certified_figure
 from hessian_spectrum.drawing import (
     BLUE,
     EIGENVALUE,
@@ -135,17 +135,17 @@ def _floor(measure: SpectralMeasure, peak: float, sigma2: float) -> float:
 
 
 def _draw_rug(axes: Axes, measure: SpectralMeasure) -> None:
-    outliers = measure.nodes[measure.certified]
-    if outliers.size:
+    known = certified_eigenvalues(measure)
+    if known.places.size:
         axes.plot(
-            outliers,
-            np.full(outliers.size, 0.025),
+            known.places,
+            np.full(known.places.size, 0.025),
             "|",
             transform=axes.get_xaxis_transform(),
             color=ORANGE,
             markersize=11,
             markeredgewidth=1.2,
-            label=f"outliers, one eigenvalue each ({outliers.size})",
+            label=f"certified eigenvalues ({known.counts.sum():.4g})",
         )
 
 

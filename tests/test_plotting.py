@@ -305,7 +305,7 @@ def block_measure(num_probes=6, steps=12):
     """Eight outliers, 0.5 among them twice, on a bulk that sigma keeps from being certified."""
     matrix = with_spectrum(torch.tensor([*np.linspace(-0.01, 0.01, 400), *OUTLIERS]))
     space, _ = space_of(matrix, num_probes, steps)
-    rule = certified.BlockRule(space.t, space.first, space.off[-1])
+    rule = certified.BlockRule(space.t, space.first, space.off[-1], space.num_steps)
     return certified.certified(rule, len(matrix), sigma=0.05)
 
 
