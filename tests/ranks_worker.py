@@ -79,7 +79,7 @@ def of_operators(samples, world):
     gauss_newton = hs.GaussNewton(ev)
     v = torch.arange(float(n), dtype=torch.float64).cos()
     block = hs.Restricted(hessian_, "*.bias")
-    deflated = torch.linalg.qr(torch.stack([v, v.roll(1)]).T)[0].T
+    deflated = torch.linalg.qr(torch.stack([v.roll(1), v.roll(2)]).T)[0].T
     measures = hs.spectral_densities(hessian_, {"all": "*", "bias": "*.bias"}, 2, 4)
     return {
         "gauss-newton": (gauss_newton @ v).tolist(),
