@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ class Config(ProblemConfig):
     num_probes: int = 10
     num_steps: int = 90
     seeds: int = 16
+    estimator: Literal["slq", "block"] = "slq"
     sigma2: float = 1e-5
     cache: Path = Path(__file__).parent / "cache"
 
@@ -50,7 +52,14 @@ def main(config: Config) -> None:
     errors, ends, seconds = [], [], []
     for seed in range(config.seeds):
         clock = time.perf_counter()
-        measure = hs.spectral_density(hessian, config.num_probes, config.num_steps, seed)
+        measure = hs.spectral_density(
+            hessian,
+            config.num_probes,
+            config.num_steps,
+            seed,
+            estimator=config.estimator,
+            sigma2=config.sigma2,
+        )
         seconds.append(time.perf_counter() - clock)
         errors.append(l1_distance(measure, exact, config.sigma2))
         low, high = measure.support
@@ -58,8 +67,8 @@ def main(config: Config) -> None:
     errors = np.array(errors)
     print(
         f"{config.num_probes} x {config.num_steps} = {config.num_probes * config.num_steps} "
-        f"products, {evaluator.dtype}, {config.seeds} seeds: L1 median {np.median(errors):.5f} "
-        f"[{errors.min():.5f}, {errors.max():.5f}]; lambda_min and lambda_max within "
+        f"products, {config.estimator}, {evaluator.dtype}, {config.seeds} seeds: L1 median "
+        f"{np.median(errors):.5f} [{errors.min():.5f}, {errors.max():.5f}]; lambda_min and lambda_max within "
         f"{max(ends):.1e} |lambda|max; {np.median(seconds):.1f} s a density"
     )
 
