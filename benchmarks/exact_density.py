@@ -68,8 +68,8 @@ def main(config: Config) -> None:
     print(
         f"{config.num_probes} x {config.num_steps} = {config.num_probes * config.num_steps} "
         f"products, {config.estimator}, {evaluator.dtype}, {config.seeds} seeds: L1 median "
-        f"{np.median(errors):.5f} [{errors.min():.5f}, {errors.max():.5f}]; lambda_min and lambda_max within "
-        f"{max(ends):.1e} |lambda|max; {np.median(seconds):.1f} s a density"
+        f"{np.median(errors):.5f} [{errors.min():.5f}, {errors.max():.5f}]; lambda_min and "
+        f"lambda_max within {max(ends):.1e} |lambda|max; {np.median(seconds):.1f} s a density"
     )
 
 
