@@ -83,7 +83,8 @@ def of_operators(samples, world):
     measures = hs.spectral_densities(hessian_, {"all": "*", "bias": "*.bias"}, 2, 4)
     return {
         "gauss-newton": (gauss_newton @ v).tolist(),
-        "covariance": (hs.GradientCovariance(ev) @ v).tolist(),
+        # Centred, the covariance of one sample is zero.
+        "covariance": (hs.GradientCovariance(ev, centered=samples > 1) @ v).tolist(),
         "block": (block @ v[: block.n]).tolist(),
         "shifted": (hs.Shifted(hessian_, 0.3) @ v).tolist(),
         "deflated": (hs.Deflated(hessian_, deflated) @ v).tolist(),
