@@ -16,7 +16,11 @@ from hessian_spectrum.linearization import Linearization, ProductPlan
 from hessian_spectrum.operators import SymmetricOperator
 from hessian_spectrum.parts import Part
 from hessian_spectrum.products import gradient
-from hessian_spectrum.second_derivative import check_jacobian, check_second_derivatives
+from hessian_spectrum.second_derivative import (
+    SAMPLES,
+    check_jacobian,
+    check_second_derivatives,
+)
 
 
 class Curvature(SymmetricOperator):
@@ -61,12 +65,16 @@ class Curvature(SymmetricOperator):
         """InputError, on every rank, where this matrix does not exist or would be wrong."""
 
     def _check_part(self, check: Callable[[Part, Tensor], None]) -> None:
-        """``check(part, theta)`` on the first minibatch of every rank that has one."""
+        """``check(part, theta)`` on a few samples of every rank that has some.
+
+        A few: the graph of a minibatch may be more than the memory that products are planned for.
+        """
         evaluator, error = self.evaluator, None
         statistics = evaluator.statistics(self.theta)
         try:
             with evaluator.evaluation_mode():
-                part = next(evaluator.parts(statistics), None)
+                few = None if evaluator.is_whole else SAMPLES
+                part = next(evaluator.parts(statistics, few), None)
                 if part is not None:
                     check(part, self.theta)
         except Exception as failed:

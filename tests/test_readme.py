@@ -18,7 +18,7 @@ SMALL = ["--num-probes", "2", "--num-steps", "3"]
 
 
 @pytest.fixture
-def example(tmp_path, monkeypatch, request):
+def example(tmp_path, monkeypatch):
     """Runs the file of that name with these arguments; returns its path."""
     monkeypatch.chdir(tmp_path)
 
@@ -29,8 +29,9 @@ def example(tmp_path, monkeypatch, request):
     return write
 
 
-def arguments_of(name, data_root, limit=24):
+def arguments_of(name, request, limit=24):
     if name == "words.py":
+        data_root = request.getfixturevalue("data_root")
         return [f"path={data_root / 'ptb' / 'ptb.valid.txt'}", f"samples={limit}", "length=6"]
     return [f"sentences={limit}"] if name == "tagger.py" else [f"points={limit}"]
 
@@ -42,8 +43,8 @@ def test_there_are_three_of_under_thirty_lines():
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_the_command_line_runs_it(name, example, data_root):
-    options = [f"--problem-arg={argument}" for argument in arguments_of(name, data_root)]
+def test_the_command_line_runs_it(name, example, request):
+    options = [f"--problem-arg={argument}" for argument in arguments_of(name, request)]
     command = ["density", "--problem", example(name), *options, *SMALL, "--out", "run.h5"]
     assert main(command) == 0
     with hs.open("run.h5") as run:
@@ -54,8 +55,8 @@ def test_the_command_line_runs_it(name, example, data_root):
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_its_products_are_the_same_in_every_mode(name, example, data_root):
-    problem_arg = tuple(arguments_of(name, data_root, 7))
+def test_its_products_are_the_same_in_every_mode(name, example, request):
+    problem_arg = tuple(arguments_of(name, request, 7))
     config = ProblemConfig(problem=example(name), problem_arg=problem_arg, dtype="float64")
     torch.manual_seed(0)
     ev = hs.Evaluator(**{**problems.load(config), "batch_size": 4})
