@@ -119,10 +119,14 @@ def split(batch: Any, at: int) -> tuple[Any, Any] | None:
 
 def pieces(batch: Any, size: int | None) -> list[Any]:
     """The batch cut into parts of at most ``size`` samples; whole where it cannot be divided."""
-    if size is None or leading_size(batch) <= size:
-        return [batch]
-    parts = split(batch, size)
-    return [batch] if parts is None else [parts[0], *pieces(parts[1], size)]
+    cut = []
+    while size is not None and leading_size(batch) > size:
+        parts = split(batch, size)
+        if parts is None:
+            break
+        cut.append(parts[0])
+        batch = parts[1]
+    return [*cut, batch]
 
 
 def cast(batch: Any, dtype: torch.dtype | None) -> Any:

@@ -191,3 +191,10 @@ class EagerStream(IterableDataset):
 def test_a_stream_that_draws_when_its_iteration_begins_is_refused():
     with pytest.raises(hs.InputError, match="two passes over the EagerStream begin with different"):
         evaluator(EagerStream())
+
+
+def test_a_large_minibatch_is_cut_into_any_number_of_pieces():
+    x = torch.arange(10_001)
+    cut = batches.pieces((x, x), 4)
+    assert [len(a) for a, _ in cut] == 2500 * [4] + [1]
+    assert torch.equal(torch.cat([a for a, _ in cut]), x)
