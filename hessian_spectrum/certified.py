@@ -14,7 +14,7 @@ import numpy as np
 
 from hessian_spectrum.measure import Array, SpectralMeasure
 
-# Chosen on the tanh network's spectrum, see benchmarks/exact_density.py; reported on others.
+# Around the prototypes' thresholds of 0.3 sigma and 1 sigma; not tuned since.
 SURE, UNSURE = 0.1, 0.5  # residuals, in units of sigma, of full and of no acceptance
 BULK = 0.5, 1.5  # distances to the bulk, in units of sigma, of no and of full acceptance
 RANK = 1e-10  # directions this much shorter than the longest are no new ones

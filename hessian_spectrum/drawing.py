@@ -15,7 +15,7 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5A5A5A"
 LABELLED = 1e-6  # of |lambda|max: a symlog axis has room for six labelled decades a side
 MARGIN = 0.02  # of the axis, on each side
 ERROR = "± standard error ({} probes)"
-EIGENVALUE = "eigenvalue of the Hessian of the mean loss"
+EIGENVALUE = "eigenvalue (of the mean loss)"  # of whichever matrix the title names
 
 
 def grid_around(measure: SpectralMeasure, sigma: float) -> np.ndarray:
@@ -39,7 +39,7 @@ def number(x: float) -> str:
 
 def describe(measure: SpectralMeasure) -> str:
     probes = f"{measure.num_probes} probe{'s' if measure.num_probes > 1 else ''}"
-    return f"Hessian spectrum: {measure.n:,} eigenvalues, {probes}"
+    return f"Spectrum: {measure.n:,} eigenvalues, {probes}"
 
 
 def tidy(axes: Axes) -> None:

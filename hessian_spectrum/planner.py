@@ -212,12 +212,12 @@ def _default(
     if mode is None and num_steps >= MANY_STEPS:
         candidates.insert(0, "linearize")
     for name in candidates:
-        expected = calibration.EXPECTED.get(name, lambda k: 1)(num_probes) * peak
+        chunk = min(CONVOLUTION_CHUNK if convolves else num_probes, num_probes)
+        expected = calibration.EXPECTED.get(name, lambda k: 1)(chunk) * peak
         if name != candidates[-1] and expected > room:
             continue
         if not calibration.agrees(bench, name):
             continue
-        chunk = min(CONVOLUTION_CHUNK if convolves else num_probes, num_probes)
         working, kept = calibration.memory(bench, name, chunk)
         keep = working + (count - 1) * kept <= room
         if name == candidates[-1] or keep:

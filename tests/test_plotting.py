@@ -66,7 +66,7 @@ def test_smoothing_finer_than_the_grid_loses_no_peak():
 def test_axes_have_units_and_the_extremes_are_named():
     figure = plotting.density_figure(some_measure(), title="epoch 5")
     shown = texts(figure)
-    assert "eigenvalue of the Hessian of the mean loss" in shown
+    assert "eigenvalue (of the mean loss)" in shown
     assert "density per unit eigenvalue" in shown and "epoch 5" in shown
     assert "min} = -1$" in shown and "max} = 9$" in shown
 
@@ -420,7 +420,7 @@ def test_the_band_needs_two_probes(view):
 @pytest.mark.parametrize("view", plotting.VIEWS)
 def test_every_view_names_its_units_and_takes_a_title(view):
     said = texts(plotting.VIEWS[view](some_measure(), title="epoch 5"))
-    assert "eigenvalue of the Hessian of the mean loss" in said and "epoch 5" in said
+    assert "eigenvalue (of the mean loss)" in said and "epoch 5" in said
 
 
 def test_nothing_is_said_to_be_known_of_a_spectrum_within_its_residuals():

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
 
 Place = str | Path  # "device", "host", or a folder on a disk
@@ -41,3 +42,14 @@ def allocate(
         ) from None
     entries = torch.from_numpy(mapped)[: math.prod(shape) * dtype.itemsize]
     return entries.view(dtype).view(shape)
+
+
+def allocate_together(shape: tuple[int, ...], like: Tensor, world: World, place: Place) -> Tensor:
+    """``allocate`` on every rank; where one has no room, InputError on all."""
+    basis, error = None, None
+    try:
+        basis = allocate(shape, like.dtype, like.device, place)
+    except InputError as failed:
+        error = failed
+    world.raise_together(error)
+    return basis

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
-from hessian_spectrum.krylov.basis import Place, allocate
+from hessian_spectrum.krylov.basis import Place, allocate_together
+from hessian_spectrum.krylov.noise import asymmetry
 from hessian_spectrum.operators import SymmetricOperator
 
 Array = NDArray[np.float64]
@@ -89,12 +90,7 @@ def start(
         raise InputError("num_probes=0: expected at least one probe")
     world = operator.layout.world
     capacity = min(len(probes) * (num_steps + 1), operator.n)
-    basis, error = None, None
-    try:
-        basis = allocate((capacity, probes.shape[1]), probes.dtype, probes.device, place)
-    except InputError as failed:  # one rank's disk is full
-        error = failed
-    world.raise_together(error)
+    basis = allocate_together((capacity, probes.shape[1]), probes, world, place)
     longest = world.sum(probes.double().square().sum(1)).max().sqrt().item()
     tolerance = 10 * torch.finfo(probes.dtype).eps * longest
     rows, first = _orthonormalized(probes, world, tolerance, operator.n)
@@ -154,21 +150,6 @@ def step(operator: SymmetricOperator, space: BlockSpace) -> BlockSpace:
         scale=float(scale),
         noise=noise,
     )
-
-
-def asymmetry(operator: SymmetricOperator, q: Tensor, aq: Tensor) -> float:
-    """Relative error of a product, from the asymmetry of q_i^T A q_j for b unit vectors.
-
-    An error e of A q, in no particular direction, has q_i^T e of variance |e|^2 / n, and two
-    of them make an asymmetry. One small reduction; 0.0 for a single vector.
-    """
-    if len(q) < 2:
-        return 0.0
-    gram = operator.layout.world.sum((q @ aq.T).double())
-    squares = operator.layout.world.sum(aq.double().square().sum(1)).max().item()
-    pairs = len(q) * (len(q) - 1)
-    variance = (gram - gram.T).square().sum().item() / pairs
-    return (variance * operator.n / 2 / squares) ** 0.5 if squares else 0.0
 
 
 def _without(rows: Tensor, basis: Tensor, world: World) -> tuple[Array, Tensor]:

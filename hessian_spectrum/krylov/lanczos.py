@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum.errors import InputError
-from hessian_spectrum.krylov.basis import Place, allocate
+from hessian_spectrum.krylov.basis import Place, allocate_together
+from hessian_spectrum.krylov.noise import asymmetry
 from hessian_spectrum.operators import SymmetricOperator
 
 
@@ -63,12 +64,7 @@ def start(
         raise InputError("num_probes=0: expected at least one probe")
     b = len(probes)
     shape = (b, num_steps + 1, probes.shape[1])
-    basis, error = None, None
-    try:
-        basis = allocate(shape, probes.dtype, probes.device, place)
-    except InputError as failed:  # one rank's disk is full
-        error = failed
-    operator.layout.world.raise_together(error)
+    basis = allocate_together(shape, probes, operator.layout.world, place)
     norms = operator.layout.world.sum(_squares(probes)).sqrt()
     basis[:, 0] = probes / norms[:, None].to(probes.dtype)
     empty = np.empty((b, 0))
@@ -109,7 +105,7 @@ def extend(operator: SymmetricOperator, state: Recurrences, aq: Tensor) -> Recur
     basis = state.basis[:, : k + 1]
     active = torch.from_numpy(np.flatnonzero(state.active)).to(basis.device)
     if k == 0:
-        state = replace(state, noise=_noise(operator, basis[:, 0].to(device), aq))
+        state = replace(state, noise=asymmetry(operator, basis[:, 0].to(device), aq))
     r = torch.zeros_like(basis[:, 0])  # where a recurrence has ended: 0, and no copy of its basis
     r[active] = aq.to(r.device)
     h = world.sum(_dots(basis, r).to(device))
@@ -141,21 +137,6 @@ def extend(operator: SymmetricOperator, state: Recurrences, aq: Tensor) -> Recur
         active=state.active & (beta > 0),
         scale=float(scale),
     )
-
-
-def _noise(operator: SymmetricOperator, q: Tensor, aq: Tensor) -> float:
-    """Relative error of a product, from the asymmetry of q_i^T A q_j for b random unit vectors.
-
-    An error e of A q, in no particular direction, has q_i^T e of variance |e|^2 / n, and two
-    of them make an asymmetry. One small reduction, once; 0.0 for a single vector.
-    """
-    if len(q) < 2:
-        return 0.0
-    gram = operator.layout.world.sum((q @ aq.T).double())
-    squares = operator.layout.world.sum(_squares(aq)).max().item()
-    pairs = len(q) * (len(q) - 1)
-    variance = (gram - gram.T).square().sum().item() / pairs
-    return (variance * operator.n / 2 / squares) ** 0.5 if squares else 0.0
 
 
 def _dots(basis: Tensor, vectors: Tensor) -> Tensor:
