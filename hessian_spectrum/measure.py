@@ -10,15 +10,30 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from hessian_spectrum import uncertainty
 from hessian_spectrum.errors import InputError
+from hessian_spectrum.quadrature import Array, BlockRule
 
-Array = NDArray[np.float64]
+
+class DensityError(NamedTuple):
+    """Expected L1 error of a density, by cause."""
+
+    noise: float  # of the random probes; NaN with one
+    truncation: float  # what the last step has changed; NaN where it cannot be known
+
+    @property
+    def total(self) -> float:
+        """Both in quadrature, of the truncation a half: where steps still help, less is left."""
+        return math.hypot(self.noise, uncertainty.TYPICAL * self.truncation)
+
 
 KERNEL_ELEMENTS = 1 << 22  # of the (nodes, points) smoothing kernel held at once: 32 MiB
 
@@ -55,6 +70,33 @@ class SpectralMeasure:
     n: int  # number of eigenvalues of H
     residuals: Array  # (s,), each node lies within this of an eigenvalue; units of the nodes
     certified: NDArray[np.bool_]  # (s,), node counts one eigenvalue exactly, weight 1/n
+    rules: tuple[BlockRule, ...] = ()  # what the recurrences knew, their probes in order
+
+    @classmethod
+    def of_rules(cls, rules: Sequence[BlockRule], n: int, floor: float = 0.0) -> SpectralMeasure:
+        """Gauss quadrature: each probe's own weights on the nodes of its rule.
+
+        Args:
+            floor: residuals below it are not known to be real: the error of a product.
+        """
+        solved = [np.linalg.eigh(rule.t) for rule in rules]
+        nodes = np.concatenate([values for values, _ in solved])
+        weights = np.zeros((sum(len(rule.first) for rule in rules), len(nodes)))
+        row = column = 0
+        for rule, (values, vectors) in zip(rules, solved):
+            own = normalized((rule.starts @ vectors) ** 2)
+            weights[row : row + len(own), column : column + len(values)] = own
+            row, column = row + len(own), column + len(values)
+        residuals = [rule.residuals(vectors) for rule, (_, vectors) in zip(rules, solved)]
+        order = np.argsort(nodes, kind="stable")
+        return cls(
+            nodes=nodes[order],
+            weights=weights[:, order],
+            n=n,
+            residuals=np.maximum(np.concatenate(residuals), floor)[order],
+            certified=np.zeros(len(nodes), dtype=bool),
+            rules=tuple(rules),
+        )
 
     def __post_init__(self):
         shapes = (self.weights.shape[1:], self.residuals.shape, self.certified.shape)
@@ -168,25 +210,112 @@ class SpectralMeasure:
     def standard_error(self, query: str, *args, **kwargs) -> float | Array:
         """Standard error over the probes of ``getattr(self, query)(*args, **kwargs)``.
 
-        Each query is a mean over independent probes (frobenius_norm: a function of one, by
-        the delta method; quantile: half the width of the quantiles at q plus and minus the
-        standard error of the mass below it, Woodruff 1952). Truncation of the recurrence is
-        not in it. NaN where it cannot be known: with one probe.
+        Each query is a mean over the probes (frobenius_norm: a function of one, by the delta
+        method; quantile: half the width of the quantiles at q plus and minus the standard error
+        of the mass below it, Woodruff 1952). Truncation of the recurrence is not in it:
+        ``truncation``, and with both ``interval``. NaN where it cannot be known: with one probe.
 
         Args:
             query: "density", "mass", "count", "quantile", "moment", "energy", "trace",
                 "frobenius_norm", "effective_dimension", "negative_fraction",
                 "log_determinant".
         """
+        if self._is_quantile(query):
+            error = self.standard_error("mass", -np.inf, self.quantile(*args))
+            return float(np.diff(self._around(*args, error))[0] / 2)
+        error = uncertainty.standard_error(_PER_PROBE[query](self, *args, **kwargs))
+        return error if np.ndim(error) else float(error)
+
+    def truncation(self, query: str, *args, **kwargs) -> float | Array:
+        """How much of an answer may be due to the recurrences' end, after m steps.
+
+        For smooth queries: what the last step has changed in Gauss quadrature. For those with a
+        threshold (mass, count, negative_fraction, energy, quantile): the bound of Chebyshev,
+        Markov and Stieltjes, averaged over the probes; it holds for every spectrum, and is 0
+        where every eigenvalue around the threshold is resolved. NaN where it cannot be known:
+        without ``rules``, or after one step.
+
+        Cost: O(N^3), N the number of nodes; once, and for each threshold.
+        """
+        if self._is_quantile(query):
+            error = self.truncation("mass", -np.inf, self.quantile(*args))
+            return float(np.diff(self._around(*args, error))[0] / 2)
+        if query in _AT_THRESHOLDS:
+            terms = [
+                factor * uncertainty.largest_mass(self.rules, x) if self.rules else math.nan
+                for x, factor in _AT_THRESHOLDS[query](self, *args)
+                if math.isfinite(x)
+            ]
+            return float(sum(terms))
+        found = self._usual_and_shorter
+        if found is None:
+            return np.full(np.shape(args[0]) if query == "density" else (), math.nan)[()]
+        if query == "density":  # the default depends on the support
+            sigma2 = (args[1:] or (kwargs.get("sigma2"),))[0]
+            args, kwargs = (args[0], self.default_sigma2 if sigma2 is None else sigma2), {}
+        values = [
+            m.frobenius_norm
+            if query == "frobenius_norm"
+            else _PER_PROBE[query](m, *args, **kwargs).mean(axis=0)
+            for m in found
+        ]
+        error = np.abs(values[0] - values[1])
+        return error if np.ndim(error) else float(error)
+
+    def interval(self, query: str, *args, level: float = 0.95, **kwargs) -> Array:
+        """Confidence interval (2, ...) of a query: lower and upper ends.
+
+        The value minus and plus Student's quantile of its standard error and half of
+        ``truncation``, in quadrature; benchmarks/coverage.py counts how often it covers. NaN with
+        one probe.
+
+        Args:
+            level: the probability that it covers the truth, 0 to 1.
+        """
+        if self._is_quantile(query):
+            low, high = self.interval("mass", -np.inf, self.quantile(*args), level=level)
+            return self._around(*args, (high - low) / 2)
+        value = getattr(self, query, None)
+        noise = self.standard_error(query, *args, **kwargs)
+        value = value(*args, **kwargs) if callable(value) else value
+        truncation = self.truncation(query, *args, **kwargs)
+        return uncertainty.interval(value, noise, truncation, self.num_probes, level)
+
+    def density_error(self, sigma2: float | None = None) -> DensityError:
+        """Expected L1 error of the smoothed density, integral |estimate - phi_sigma| dt.
+
+        Args:
+            sigma2: variance of the smoothing; default ``self.default_sigma2``.
+        """
+        sigma2 = self.default_sigma2 if sigma2 is None else sigma2
+        step = math.sqrt(sigma2) / 4 if sigma2 > 0 else 1.0
+        # An even grid, but only where there is something: the support may be 10^6 sigma wide.
+        cells = np.unique(np.round(self.nodes / step))[:, None] + np.arange(-24, 25)
+        t = step * np.unique(cells)
+        noise = self.standard_error("density", t, sigma2)
+        truncation = self.truncation("density", t, sigma2)
+        # E |x| of a normal variable is sqrt(2 / pi) of its standard deviation.
+        return DensityError(
+            float(math.sqrt(2 / math.pi) * step * noise.sum()), float(step * truncation.sum())
+        )
+
+    @cached_property
+    def _usual_and_shorter(self) -> tuple[SpectralMeasure, SpectralMeasure] | None:
+        return uncertainty.shorter(self)
+
+    def _is_quantile(self, query: str) -> bool:
         if query not in _PER_PROBE and query != "quantile":
             raise InputError(
-                f"no standard error for {query!r}; expected one of "
+                f"no error is known for {query!r}; expected one of "
                 f"{', '.join(sorted([*_PER_PROBE, 'quantile']))}"
             )
-        if query == "quantile":
-            return self._quantile_error(*args, **kwargs)
-        error = self._error(_PER_PROBE[query](self, *args, **kwargs))
-        return error if np.ndim(error) else float(error)
+        return query == "quantile"
+
+    def _around(self, q: float, error: float) -> Array:
+        """(2,), the quantiles at q minus and plus an error in mass."""
+        if math.isnan(error):
+            return np.full(2, math.nan)
+        return np.array([self._quantile(max(q - error, 0.0)), self._quantile(min(q + error, 1.0))])
 
     @property
     def default_sigma2(self) -> float:
@@ -207,11 +336,6 @@ class SpectralMeasure:
 
     def _mean(self, per_probe: Array) -> Array:
         return per_probe.mean(axis=0)
-
-    def _error(self, per_probe: Array) -> Array:
-        if self.num_probes < 2:
-            return np.full(per_probe.shape[1:], np.nan)
-        return per_probe.std(axis=0, ddof=1) / math.sqrt(self.num_probes)
 
     def _density(self, t: ArrayLike, sigma2: float | None = None) -> Array:
         sigma2 = self.default_sigma2 if sigma2 is None else sigma2
@@ -271,13 +395,6 @@ class SpectralMeasure:
         index = np.searchsorted(cumulative, q - 1e-12)
         return float(self.nodes[min(index, len(self.nodes) - 1)])
 
-    def _quantile_error(self, q: float) -> float:
-        if self.num_probes < 2:
-            return math.nan
-        error = float(self._error(self._mass(-np.inf, self.quantile(q))))
-        low, high = max(q - error, 0.0), min(q + error, 1.0)
-        return (self._quantile(high) - self._quantile(low)) / 2
-
 
 def smoothed(nodes: Array, weights: Array, t: ArrayLike, sigma2: float) -> Array:
     """sum_j w_j N(t; node_j, sigma2) for each row of weights.
@@ -300,6 +417,12 @@ def smoothed(nodes: Array, weights: Array, t: ArrayLike, sigma2: float) -> Array
     return out.reshape(len(weights), *t.shape) / math.sqrt(2 * math.pi * sigma2)
 
 
+def normalized(weights: Array) -> Array:
+    """Rows that sum to 1; even ones where a row is 0."""
+    sums = weights.sum(axis=1, keepdims=True)
+    return np.divide(weights, sums, out=np.full_like(weights, 1 / weights.shape[1]), where=sums > 0)
+
+
 _PER_PROBE: dict[str, Callable[..., Array]] = {
     "density": SpectralMeasure._density,
     "mass": SpectralMeasure._mass,
@@ -311,4 +434,12 @@ _PER_PROBE: dict[str, Callable[..., Array]] = {
     "effective_dimension": SpectralMeasure._effective_dimension,
     "negative_fraction": SpectralMeasure._negative_fraction,
     "log_determinant": SpectralMeasure._log_determinant,
+}
+
+# (x, what a share of the eigenvalues that moves across x changes), for both ends.
+_AT_THRESHOLDS: dict[str, Callable[..., list[tuple[float, float]]]] = {
+    "mass": lambda self, a, b: [(a, 1.0), (b, 1.0)],
+    "count": lambda self, a, b: [(a, self.n), (b, self.n)],
+    "energy": lambda self, a, b: [(x, self.n * x * x) for x in (a, b)],
+    "negative_fraction": lambda self, threshold=0.0: [(-threshold, 1.0)],
 }

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hessian_spectrum.distributed import World
 from hessian_spectrum.krylov.basis import Place, allocate
+from hessian_spectrum.krylov.block import BlockSpace
 from hessian_spectrum.krylov.lanczos import Recurrences
 from hessian_spectrum.layout import Layout
 from hessian_spectrum.shards import ShardFolder
 
-KEYS = {"alpha", "beta", "active", "scale", "noise", "basis"}  # what a manifest must have
+State = Recurrences | BlockSpace
+KEYS = {"kind", "coefficients", "scale", "noise", "basis"}  # what a manifest must have
 
 
 class RecurrenceStore:
     """Basis vectors as shards, each written once by the rank that owns it; T in the manifest.
 
-    A save writes only the vectors that are new since the last one.
+    A save writes only the vectors that are new since the last one, and forgets those that the
+    state has let go.
     """
 
     def __init__(self, folder: Path, world: World):
         self.shards, self.world = ShardFolder(folder), world
         self._entries: list[dict] = []  # of all ranks, as committed
-        self._rows = 0  # basis vectors of each recurrence that are committed
+        self._rows = 0  # basis vectors, of each recurrence, that have been committed
 
     def manifest(self, header: Iterable[str] = ()) -> dict[str, Any] | None:
         """What was saved with the latest complete state, on every rank; None if there is none.
@@ -46,28 +51,29 @@ class RecurrenceStore:
         self.world.raise_together(error)
         return self.world.gather_objects(manifest)[0]
 
-    def save(self, state: Recurrences, layout: Layout, header: dict[str, Any]) -> None:
+    def save(self, state: State, layout: Layout, header: dict[str, Any]) -> None:
         """Commit the state: shards by every rank, then the manifest by rank 0."""
-        rows = state.num_steps + 1
+        low, high = _window(state)
+        first = max(low, self._rows)
         new, error = None, None
         try:
-            if layout.n_local and rows > self._rows:
-                vectors = state.basis[:, self._rows : rows].cpu().numpy()
-                name = f"basis-{self._rows:06d}-{rows:06d}-rank{self.world.rank:05d}"
+            if layout.n_local and high > first:
+                vectors = _vectors(state)[:, first - low : high - low].cpu().numpy()
+                name = f"basis-{first:06d}-{high:06d}-rank{self.world.rank:05d}"
                 new = self.shards.write(name, {"basis": vectors}, (layout.start, layout.stop))
-                new["rows"] = [self._rows, rows]
+                new["rows"] = [first, high]
         except OSError as failed:
             error = failed
         self.world.raise_together(error)
-        entries = self._entries + [e for e in self.world.gather_objects(new) if e is not None]
+        entries = [entry for entry in self._entries if entry["rows"][1] > low]
+        entries += [e for e in self.world.gather_objects(new) if e is not None]
         if self.world.rank == 0:
             manifest = {
                 **header,
                 "world_size": self.world.size,
                 "dtype": str(state.basis.dtype).removeprefix("torch."),
-                "alpha": state.alpha.tolist(),  # JSON keeps every bit of a float64
-                "beta": state.beta.tolist(),
-                "active": state.active.tolist(),
+                "kind": type(state).__name__,
+                "coefficients": _coefficients(state),  # JSON keeps every bit of a float64
                 "scale": state.scale,
                 "noise": state.noise,
                 "basis": entries,
@@ -77,7 +83,7 @@ class RecurrenceStore:
             except OSError as failed:
                 error = failed
         self.world.raise_together(error)
-        self._entries, self._rows = entries, rows
+        self._entries, self._rows = entries, high
 
     def load(
         self,
@@ -86,25 +92,80 @@ class RecurrenceStore:
         dtype: torch.dtype,
         num_steps: int,
         place: Place = "device",
-    ) -> Recurrences:
-        """The state of the manifest ``saved``, with this rank's entries of the basis."""
-        alpha, beta = np.array(saved["alpha"]), np.array(saved["beta"])
-        shape = (len(alpha), num_steps + 1, layout.n_local)
+    ) -> State:
+        """The state of the manifest ``saved``, with this rank's entries of the basis.
+
+        Args:
+            num_steps: how many steps there must be room for, in all.
+        """
+        state = _without_vectors(saved)
+        low, high = _window(state)
+        shape = _shape(state, num_steps, layout)
         basis = allocate(shape, dtype, layout.world.device, place)
+        vectors = basis if basis.ndim == 3 else basis[None]
         for entry in saved["basis"]:
-            start, stop = entry["index"]
-            low, high = max(start, layout.start), min(stop, layout.stop)
-            if low < high:
-                vectors = torch.from_numpy(self.shards.read(entry)["basis"])
-                rows = slice(*entry["rows"])
-                here, there = (
-                    slice(low - layout.start, high - layout.start),
-                    slice(low - start, high - start),
-                )
-                basis[:, rows, here] = vectors[:, :, there].to(basis.device)
-        self._entries, self._rows = saved["basis"], alpha.shape[1] + 1
-        active = np.array(saved["active"])
-        return Recurrences(basis, alpha, beta, active, saved["scale"], saved["noise"])
+            index, rows = _overlap(entry["index"], layout.start, layout.stop), entry["rows"]
+            kept = _overlap(rows, low, high)
+            if index and kept:
+                block = torch.from_numpy(self.shards.read(entry)["basis"])
+                block = block[:, kept.start - rows[0] : kept.stop - rows[0]]
+                block = block[:, :, index.start - entry["index"][0] :][:, :, : len(index)]
+                here = slice(index.start - layout.start, index.stop - layout.start)
+                vectors[:, kept.start - low : kept.stop - low, here] = block.to(basis.device)
+        self._entries, self._rows = saved["basis"], high
+        return replace(state, basis=basis)
 
     def remove(self) -> None:
         self.shards.remove()
+
+
+def _window(state: State) -> tuple[int, int]:
+    """The vectors of each recurrence that the state holds: from, to."""
+    return state.window if isinstance(state, BlockSpace) else (0, state.num_steps + 1)
+
+
+def _vectors(state: State) -> Tensor:
+    """(recurrences, vectors, n_local), from the window's first on."""
+    return state.basis[None] if isinstance(state, BlockSpace) else state.basis
+
+
+def _shape(state: State, num_steps: int, layout: Layout) -> tuple[int, ...]:
+    if isinstance(state, Recurrences):
+        return len(state.alpha), num_steps + 1, layout.n_local
+    low, high = state.window
+    rows = high if state.lean else min(len(state.first) * (num_steps + 1), layout.n)
+    return rows - low, layout.n_local
+
+
+def _overlap(bounds: list[int], low: int, high: int) -> range:
+    return range(max(bounds[0], low), min(bounds[1], high))
+
+
+def _coefficients(state: State) -> dict[str, Any]:
+    if isinstance(state, Recurrences):
+        return {name: getattr(state, name).tolist() for name in ("alpha", "beta", "active")}
+    return {
+        "sizes": list(state.sizes),
+        "first": state.first.tolist(),
+        "diagonal": [block.tolist() for block in state.diagonal],
+        "off": [block.tolist() for block in state.off],
+        "lean": state.lean,
+    }
+
+
+def _without_vectors(saved: dict[str, Any]) -> State:
+    c, nothing = saved["coefficients"], torch.empty(0)
+    known = {"basis": nothing, "scale": saved["scale"], "noise": saved["noise"]}
+    if saved["kind"] == Recurrences.__name__:
+        arrays = {name: np.array(c[name]) for name in ("alpha", "beta", "active")}
+        return Recurrences(**arrays, **known)
+    sizes = c["sizes"]
+    return BlockSpace(
+        sizes=tuple(sizes),
+        first=np.array(c["first"]),
+        diagonal=tuple(np.array(block) for block in c["diagonal"]),
+        # Of the last one no row may have an entry: JSON does not keep that shape.
+        off=tuple(np.array(b).reshape(k, after) for b, k, after in zip(c["off"], sizes, sizes[1:])),
+        lean=c["lean"],
+        **known,
+    )

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from itertools import accumulate
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from hessian_spectrum import certified
-from hessian_spectrum.certified import BlockRule
+from hessian_spectrum.certified import certified
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.krylov import block, lanczos
 from hessian_spectrum.krylov.basis import Place
@@ -19,23 +18,29 @@ from hessian_spectrum.krylov.lanczos import Recurrences
 from hessian_spectrum.measure import EigenPairs, SpectralMeasure
 from hessian_spectrum.operators import SymmetricOperator
 from hessian_spectrum.probes import gaussian_probes
-from hessian_spectrum.quadrature import gauss_rule
+from hessian_spectrum.quadrature import BlockRule
+from hessian_spectrum.sizes import Estimator, choose
 from hessian_spectrum.transforms import Restricted, products_of_blocks
 
-Estimator = Literal["slq", "block"]
+State = Recurrences | BlockSpace
+_MODULE = {Recurrences: lanczos, BlockSpace: block}
+# Steps after which a target is looked at: the overshoot is at most a fifth.
+LOOK_AT = tuple(accumulate(range(40), lambda m, _: math.ceil(1.2 * m), initial=4))
 
 
 def spectral_density(
     operator: SymmetricOperator,
-    num_probes: int = 10,
-    num_steps: int = 90,
+    num_probes: int | None = None,
+    num_steps: int | None = None,
     seed: int = 0,
     *,
-    estimator: Estimator = "slq",
+    estimator: Estimator = "block",
+    num_products: int | None = None,
+    target_error: float | None = None,
     sigma2: float | None = None,
     basis: Place = "device",
-    state: Recurrences | BlockSpace | None = None,
-    on_step: Callable[[Recurrences | BlockSpace], None] | None = None,
+    state: State | None = None,
+    on_step: Callable[[State], None] | None = None,
 ) -> SpectralMeasure:
     """The operator's spectral measure, by Lanczos quadrature from random vectors.
 
@@ -43,44 +48,81 @@ def spectral_density(
     whose mean over z is tr f(A) / n (Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38 (2017)).
 
     Args:
-        num_probes: b.
+        num_probes: b, the block size. What is left out of b, m and their product is chosen:
+            sizes.py.
         num_steps: m; at most the operator's size.
         seed: of the probes, below 2^64; the same seed gives the same answer at every world size.
-        estimator: "slq": independent recurrences in lockstep (Ghorbani, Krishnan and Xiao 2019,
-            algorithm 1, except that here every recurrence is reorthogonalized, in full). "block":
-            all probes share one block Krylov space, and eigenvalues that it resolves weigh
-            exactly 1/n (certified.py): for the same products a density several times as accurate.
-        sigma2: of the block estimator: the variance of the smoothing that the density is meant
-            for; what is resolved to a fraction of its root is certified. Default: that of
+        estimator: "block": all probes share one block Krylov space, and what the others have
+            found of it is taken out of each probe and counted as it is (certified.py): for the
+            same products a density several times as accurate. "slq": independent recurrences
+            in lockstep (Ghorbani, Krishnan and Xiao 2019, algorithm 1, except that here every
+            recurrence is reorthogonalized, in full). "lean": block quadrature that keeps three
+            blocks of vectors only, without reorthogonalization.
+        num_products: b m. Default: 180; with a target, the most that may be spent, 1,800.
+        target_error: stop as soon as the expected L1 error of the density smoothed with
+            ``sigma2`` is this small (``SpectralMeasure.density_error``).
+        sigma2: variance of the smoothing that ``target_error`` is meant for. Default: that of
             ``SpectralMeasure.default_sigma2``.
         basis: where the Krylov vectors live: "device", "host", or a folder on a disk.
         state: what to go on from, as ``on_step`` was given it.
         on_step: called with the state after each step, on every rank.
 
     Cost: b m products in m passes over the data; b (m + 1) n / P entries on each of P ranks. The
-    block estimator adds O(b m (b m)^2) flops of small dense algebra at the end.
+    block estimator adds O((b m)^3) flops of dense algebra for each of up to 24 groups of probes.
     """
-    _check(operator, num_probes, seed)
-    if estimator not in ("slq", "block"):
-        raise InputError(f"estimator={estimator!r}: expected 'slq' or 'block'")
+    _check(operator, seed)
     if sigma2 is not None and not 0 < sigma2 < np.inf:
         raise InputError(f"sigma2={sigma2}: expected a variance, more than 0")
-    if estimator == "block":
-        if state is None:
-            probes = _probes(operator, num_probes, seed)
-            state = block.start(operator, probes, num_steps, basis)
-        while state.num_steps < num_steps and not state.is_invariant:
-            state = block.step(operator, state)
-            if on_step:
-                on_step(state)
-        return block_measure(state, operator, sigma2)
+    if sigma2 is not None and target_error is None:
+        raise InputError("sigma2 without target_error changes nothing here; leave it out")
+    num_probes, num_steps = choose(
+        operator.n, estimator, num_probes, num_steps, num_products, target_error
+    )
     if state is None:
-        state = _start(operator, num_probes, num_steps, seed, basis)
-    while state.num_steps < num_steps and state.active.any():
-        state = lanczos.step(operator, state)
+        state = start(operator, estimator, num_probes, num_steps, seed, basis)
+    while state.num_steps < num_steps and not is_finished(state):
+        if target_error is not None and _reached(state, operator, target_error, sigma2):
+            break
+        state = _MODULE[type(state)].step(operator, state)
         if on_step:
             on_step(state)
     return measure(state, operator)
+
+
+def start(
+    operator: SymmetricOperator,
+    estimator: Estimator,
+    num_probes: int,
+    num_steps: int,
+    seed: int,
+    basis: Place = "device",
+) -> State:
+    """The state before the first step, with room for ``num_steps``."""
+    probes = gaussian_probes(
+        operator.layout, range(num_probes), seed, operator.dtype, operator.device
+    )
+    if estimator == "slq":
+        return lanczos.start(operator, probes, num_steps, basis)
+    return block.start(operator, probes, num_steps, basis, lean=estimator == "lean")
+
+
+def is_finished(state: State) -> bool:
+    """No step can add anything."""
+    return state.is_invariant if isinstance(state, BlockSpace) else not state.active.any()
+
+
+def _reached(
+    state: State, operator: SymmetricOperator, target_error: float, sigma2: float | None
+) -> bool:
+    """Is the density as good as was asked? The first rank decides: dense algebra may round
+    differently on another processor. Seen at some steps only: it takes O(N^3)."""
+    if state.num_steps not in LOOK_AT:
+        return False
+    world = operator.layout.world
+    enough = world.rank == 0 and (
+        measure(state, operator).density_error(sigma2).total <= target_error
+    )
+    return world.sum(torch.tensor([float(enough)], device=world.device)).item() > 0
 
 
 def spectral_densities(
@@ -108,10 +150,11 @@ def spectral_densities(
     """
     if not isinstance(blocks, Mapping) or not blocks:
         raise InputError("blocks: expected name patterns by label, such as {'first': 'layer1.*'}")
-    _check(operator, num_probes, seed)
+    _check(operator, seed)
+    choose(operator.n, "slq", num_probes, num_steps)
     restricted = {name: Restricted(operator, patterns) for name, patterns in blocks.items()}
     states = {
-        name: _start(block, num_probes, min(num_steps, block.n), seed, basis)
+        name: start(block, "slq", num_probes, min(num_steps, block.n), seed, basis)
         for name, block in restricted.items()
     }
     for done in range(1, num_steps + 1):
@@ -141,65 +184,35 @@ def layer_blocks(operator: SymmetricOperator) -> dict[str, list[str]]:
     return blocks
 
 
-def _check(operator: SymmetricOperator, num_probes: int, seed: int) -> None:
+def _check(operator: SymmetricOperator, seed: int) -> None:
     if not isinstance(operator, SymmetricOperator):
         raise InputError(
             f"spectral_density of a {type(operator).__name__}; expected an operator such as "
             "hs.Hessian(evaluator)"
         )
-    if not isinstance(num_probes, (int, np.integer)) or num_probes < 1:
-        raise InputError(f"num_probes={num_probes}: expected a whole number, 1 or more")
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
         raise InputError(f"seed={seed}: expected a whole number, 0 or more and below 2^64")
 
 
-def _start(
-    operator: SymmetricOperator, num_probes: int, num_steps: int, seed: int, basis: Place
-) -> Recurrences:
-    return lanczos.start(operator, _probes(operator, num_probes, seed), num_steps, basis)
-
-
-def _probes(operator: SymmetricOperator, num_probes: int, seed: int) -> Tensor:
-    return gaussian_probes(
-        operator.layout, range(num_probes), seed, operator.dtype, operator.device
-    )
-
-
-def block_measure(
-    space: BlockSpace, operator: SymmetricOperator, sigma2: float | None = None
-) -> SpectralMeasure:
-    """What a block Krylov space knows of the spectrum so far, its certified eigenvalues at 1/n."""
-    rule = BlockRule(space.t, space.first, space.off[-1], space.num_steps)
+def measure(state: State, operator: SymmetricOperator) -> SpectralMeasure:
+    """What the recurrences know of the spectrum so far."""
+    eps = torch.finfo(operator.dtype).eps
     # A residual below the error of a product is not known to be real.
-    floor = max(torch.finfo(operator.dtype).eps, space.noise) * space.scale
-    if sigma2 is None:
-        sigma2 = certified.plain(rule, operator.n).default_sigma2
-    return certified.certified(rule, operator.n, sigma2**0.5, floor)
-
-
-def measure(state: Recurrences, operator: SymmetricOperator) -> SpectralMeasure:
-    """The atoms that the recurrences know of so far: b Gauss rules side by side."""
+    floor, tolerance = (max(f * eps, state.noise) * state.scale for f in (1, 10))
+    if isinstance(state, BlockSpace):
+        rule = BlockRule(state.t, state.first, state.off[-1], state.num_steps, tolerance)
+        if not state.lean:
+            return certified(rule, operator.n, floor)
+        return SpectralMeasure.of_rules([rule], operator.n, floor)
     rules = [
-        gauss_rule(alpha[:length], beta[:length])
-        for alpha, beta, length in zip(state.alpha, state.beta, state.lengths)
+        BlockRule(_tridiagonal(alpha[:k], beta[: k - 1]), np.ones((1, 1)), beta[None, k - 1 : k], k)
+        for alpha, beta, k in zip(state.alpha, state.beta, state.lengths)
     ]
-    nodes = np.concatenate([rule.nodes for rule in rules])
-    order = np.argsort(nodes, kind="stable")
-    weights = np.zeros((len(rules), len(nodes)))
-    first = 0
-    for row, rule in zip(weights, rules):
-        row[first : first + len(rule.nodes)] = rule.weights
-        first += len(rule.nodes)
-    # A residual below the error of a product is not known to be real.
-    rounding = max(torch.finfo(operator.dtype).eps, state.noise) * state.scale
-    residuals = np.maximum(np.concatenate([rule.residuals for rule in rules]), rounding)
-    return SpectralMeasure(
-        nodes=nodes[order],
-        weights=weights[:, order],
-        n=operator.n,
-        residuals=residuals[order],
-        certified=np.zeros(len(nodes), dtype=bool),
-    )
+    return SpectralMeasure.of_rules(rules, operator.n, floor)
+
+
+def _tridiagonal(alpha: np.ndarray, beta: np.ndarray) -> np.ndarray:
+    return np.diag(alpha) + np.diag(beta, 1) + np.diag(beta, -1)
 
 
 def repeat_error(operator: SymmetricOperator, seed: int = 0) -> float:

@@ -7,7 +7,7 @@ from conftest import with_spectrum
 
 import hessian_spectrum as hs
 from hessian_spectrum import certified
-from hessian_spectrum.certified import BlockRule, acceptance
+from hessian_spectrum.quadrature import BlockRule
 from hessian_spectrum.krylov import block
 from hessian_spectrum.layout import Layout
 

@@ -30,13 +30,22 @@ class BlockSpace:
     ``step``: of two states of one run, only the later may go on.
     """
 
-    basis: Tensor  # (capacity, n_local), on the device, the host or a disk; rows, then unused
+    # (capacity, n_local), on the device, the host or a disk: rows, then unused; lean: the last two
+    # blocks only
+    basis: Tensor
     sizes: tuple[int, ...]  # (m + 1,), rows of each block; the last, perhaps 0, is multiplied next
     first: Array  # (b, sizes[0]), the probes are first @ Q_1
     diagonal: tuple[Array, ...] = ()  # m blocks, T[k, k] = Q_k A Q_k^T
     off: tuple[Array, ...] = ()  # m blocks C_k = T[k, k + 1]; the last leads out of the space
     scale: float = 0.0  # the largest |A q| so far: what breakdown is judged against
     noise: float = 0.0  # relative error of a product, measured as asymmetry in the first step
+    lean: bool = False  # without reorthogonalization
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """The vectors that ``basis`` holds: from the first, or lean from the last two blocks."""
+        rank = sum(self.sizes)
+        return rank - sum(self.sizes[-2:]) if self.lean else 0, rank
 
     @property
     def num_steps(self) -> int:
@@ -68,15 +77,22 @@ class BlockSpace:
 
 
 def start(
-    operator: SymmetricOperator, probes: Tensor, num_steps: int, place: Place = "device"
+    operator: SymmetricOperator,
+    probes: Tensor,
+    num_steps: int,
+    place: Place = "device",
+    lean: bool = False,
 ) -> BlockSpace:
     """The space of the probes alone, with room for ``num_steps`` steps.
 
-    Memory: b (num_steps + 1) n_local entries, and never more than n n_local.
+    Memory: b (num_steps + 1) n_local entries, and never more than n n_local; lean: 3 b n_local.
 
     Args:
         probes: (b, n_local), not all zero; more than n of them span no more than n dimensions.
         place: where the basis lives: "device", "host", or a folder on a disk.
+        lean: keep the last two blocks only. Eigenvalues that have converged come back as ghosts,
+            which share the weight that each probe gives to one (Greenbaum, Linear Algebra Appl.
+            113 (1989)); nothing can be certified.
 
     Raises:
         InputError: no steps or no probes; no room on the disk.
@@ -89,11 +105,13 @@ def start(
     if len(probes) == 0:
         raise InputError("num_probes=0: expected at least one probe")
     world = operator.layout.world
-    capacity = min(len(probes) * (num_steps + 1), operator.n)
-    basis = allocate_together((capacity, probes.shape[1]), probes, world, place)
     longest = world.sum(probes.double().square().sum(1)).max().sqrt().item()
     tolerance = 10 * torch.finfo(probes.dtype).eps * longest
     rows, first = _orthonormalized(probes, world, tolerance, operator.n)
+    if lean:
+        return BlockSpace(rows, (len(rows),), first, lean=True)
+    capacity = min(len(probes) * (num_steps + 1), operator.n)
+    basis = allocate_together((capacity, probes.shape[1]), probes, world, place)
     basis[: len(rows)] = rows
     return BlockSpace(basis, (len(rows),), first)
 
@@ -102,8 +120,9 @@ def step(operator: SymmetricOperator, space: BlockSpace) -> BlockSpace:
     """Multiply the last block: one block product, and the block that leads out of the space.
 
     Golub and Underwood (1977), except:
-      1. classical Gram-Schmidt against the whole basis, twice, and a third time where a new
-         direction is short: no eigenvalue appears more often than it is one;
+      1. classical Gram-Schmidt against the whole basis (lean: the last two blocks), twice, and a
+         third time where a new direction is short: no eigenvalue appears more often than it is
+         one;
       2. the new block comes from a rank-revealing QR of the residuals, tall and skinny over the
          ranks [1], so that directions that are exhausted leave the block;
       3. rank is judged against the largest |A q| so far, and against the noise of the products.
@@ -117,9 +136,9 @@ def step(operator: SymmetricOperator, space: BlockSpace) -> BlockSpace:
         [1] Demmel, Grigori, Hoemmen & Langou, SIAM J. Sci. Comput. 34 (2012) A206-A239.
     """
     world, device = operator.layout.world, operator.device
-    rank = sum(space.sizes)
-    here = slice(rank - space.sizes[-1], rank)
-    basis = space.basis[:rank]
+    low, rank = space.window
+    basis = space.basis[: rank - low]
+    here = slice(len(basis) - space.sizes[-1], len(basis))
     q = basis[here].to(device)
     aq = operator.products(q)
     noise = space.noise if space.num_steps else asymmetry(operator, q, aq)
@@ -140,7 +159,10 @@ def step(operator: SymmetricOperator, space: BlockSpace) -> BlockSpace:
         rows = _without(rows, basis, world)[1]
         rows, again = _orthonormalized(rows, world, 0.0, len(rows))
         out = out @ again
-    space.basis[rank : rank + len(rows)] = rows
+    if space.lean:
+        space = replace(space, basis=torch.cat([basis[here], rows]))
+    else:
+        space.basis[rank : rank + len(rows)] = rows
     a = coordinates[:, here]
     return replace(
         space,

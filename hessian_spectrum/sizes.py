@@ -1,0 +1,83 @@
+"""How many probes and steps a density takes, where the user names only what it may cost."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+
+from hessian_spectrum.errors import InputError
+
+Estimator = Literal["block", "slq", "lean"]
+ESTIMATORS = ("block", "slq", "lean")
+
+PRODUCTS = 180  # unless the user says otherwise
+MOST = 1800  # where a target decides when to stop
+# Block steps: enough to resolve a hundredth of a trained network's spectrum. A larger block finds
+# more of it in each.
+STEPS = {"block": (15, 10), "lean": (15, 15), "slq": (45, 90)}  # up to, and from
+FEW, MANY = 240, 360  # products
+# The number of eigenvalues outside the bulk that no probe has found varies by 1 / sqrt(b); blocks
+# of this many over the target reached it, on the networks of benchmarks/exact_density.py.
+PER_TARGET = 0.015
+BLOCKS = 8, 72
+WIDEST = 96  # probes that the package chooses by itself: more are multiplied together at no gain
+
+
+def choose(
+    n: int,
+    estimator: Estimator = "block",
+    num_probes: int | None = None,
+    num_steps: int | None = None,
+    num_products: int | None = None,
+    target_error: float | None = None,
+) -> tuple[int, int]:
+    """(num_probes, num_steps); with a target, as many steps as the products allow.
+
+    What is given stands. Of the rest, steps come first: with too few the density is unresolved,
+    with too few probes it is noisy, which shows in its error bars.
+
+    Raises:
+        InputError: an argument is of no use, or the three sizes contradict each other.
+    """
+    if estimator not in ESTIMATORS:
+        raise InputError(f"estimator={estimator!r}: expected one of {', '.join(ESTIMATORS)}")
+    for name, value in (
+        ("num_probes", num_probes),
+        ("num_steps", num_steps),
+        ("num_products", num_products),
+    ):
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if value is not None and (not whole or value < 1):
+            raise InputError(f"{name}={value}: expected a whole number, 1 or more")
+    if target_error is not None and not 0 < target_error < math.inf:
+        raise InputError(f"target_error={target_error}: expected an L1 error, more than 0")
+    if num_steps is not None and num_steps > n:
+        raise InputError(
+            f"num_steps={num_steps} must lie between 1 and the operator's size {n}, a whole "
+            f"number; use num_steps <= {n}"
+        )
+    if None not in (num_probes, num_steps, num_products) and num_probes * num_steps > num_products:
+        raise InputError(
+            f"num_probes={num_probes} times num_steps={num_steps} are more than "
+            f"num_products={num_products}; leave one of the three out"
+        )
+    products = num_products or (PRODUCTS if target_error is None else MOST)
+    if num_probes is None:
+        if target_error is not None:
+            fewest, most = BLOCKS
+            num_probes = min(max(math.ceil(PER_TARGET / target_error), fewest), most)
+            num_probes = min(num_probes, max(1, products // (num_steps or STEPS[estimator][1])))
+        else:
+            num_probes = max(1, products // (num_steps or _steps(estimator, products)))
+            num_probes = min(num_probes, WIDEST)
+    if num_steps is None:
+        num_steps = max(1, products // num_probes)
+    return int(num_probes), int(min(num_steps, n))
+
+
+def _steps(estimator: Estimator, products: int) -> int:
+    few, many = STEPS[estimator]
+    share = (min(max(products, FEW), MANY) - FEW) / (MANY - FEW)
+    return round(few + share * (many - few))
