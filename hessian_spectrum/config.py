@@ -13,6 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hessian_spectrum.errors import InputError
+from hessian_spectrum.sizes import Estimator
 
 Activation = Literal["tanh", "relu"]
 Operator = Literal[
@@ -120,20 +121,34 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DensityConfig(OutputConfig, ProblemConfig):  # fields: the problem's first
-    """Eigenvalue density of the Hessian or another curvature matrix, by stochastic Lanczos
-    quadrature."""
+    """Eigenvalue density of the Hessian or another curvature matrix, by Lanczos quadrature from
+    random vectors."""
 
     out: Path = Path("density.h5")
     """The result file."""
     operator: Operator = "hessian"
     """hessian; gauss-newton; fisher (for cross entropy and squared errors); or of the samples'
     gradients the gradient-covariance, or their gradient-second-moment (empirical Fisher)."""
-    num_probes: int = 10
-    """Random vectors, in lockstep."""
-    num_steps: int = 90
-    """Lanczos steps of each: num_probes * num_steps products in all."""
+    estimator: Estimator = "block"
+    """block: all random vectors share one Krylov space, and what it resolves is counted exactly;
+    slq: independent recurrences; lean: block without reorthogonalization, which keeps three
+    blocks of vectors only."""
+    num_products: int | None = None
+    """Products that may be spent: num_probes * num_steps. Default: 180; with a target 1800."""
+    num_probes: int | None = None
+    """Random vectors, in lockstep. Default: chosen for num_products or target_error."""
+    num_steps: int | None = None
+    """Lanczos steps, each one pass over the data. Default: as many as num_products allows."""
+    target_error: float | None = None
+    """Stop as soon as the expected L1 error of the density, smoothed with sigma2, is this small."""
+    sigma2: float | None = None
+    """Variance of the Gaussian smoothing that errors are stated for, and the target is meant for.
+    Default: (width of the spectrum / 500)^2."""
     seed: int = 0
     """Seed of the random vectors."""
+    keep_state: Literal["auto", "always", "never"] = "auto"
+    """Keep the Krylov vectors of a finished run in OUT.d, so that --resume with more NUM_STEPS or
+    NUM_PRODUCTS, or a smaller TARGET_ERROR, extends it. auto: where they take less than 2 GiB."""
     hvp: str | None = None
     """How products are formed: reverse, reverse-batched, forward or linearize.
     Default: the fastest that fits the memory, measured for long runs."""
@@ -154,7 +169,11 @@ class DensityConfig(OutputConfig, ProblemConfig):  # fields: the problem's first
         """Refuse values that no run can use; InputError names the option."""
         ProblemConfig.check(self)
         OutputConfig.check(self)
-        _positive(self, "num_probes", "num_steps")
+        _positive(self, "num_probes", "num_steps", "num_products")
+        for name in ("target_error", "sigma2"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"--{_dashed(name)} {value}: expected a number above 0")
         _seeds(self, "seed")
         if self.memory is not None:
             _bytes(self.memory)
@@ -225,10 +244,8 @@ class DemoConfig:
     """Folder for the checkpoint, the result file and the picture."""
     epochs: int = 30
     """Passes over the 1,500 training digits."""
-    num_probes: int = 10
-    """Random vectors, in lockstep."""
-    num_steps: int = 90
-    """Lanczos steps of each."""
+    num_products: int = 360
+    """Hessian-vector products."""
     seed: int = 0
     """Seed of everything."""
     overwrite: bool = False
@@ -236,7 +253,7 @@ class DemoConfig:
 
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
-        _positive(self, "epochs", "num_probes", "num_steps")
+        _positive(self, "epochs", "num_products")
         _seeds(self, "seed")
 
 

@@ -279,7 +279,9 @@ class SpectralMeasure:
         noise = self.standard_error(query, *args, **kwargs)
         value = value(*args, **kwargs) if callable(value) else value
         truncation = self.truncation(query, *args, **kwargs)
-        return uncertainty.interval(value, noise, truncation, self.num_probes, level)
+        ends = uncertainty.interval(value, noise, truncation, self.num_probes, level)
+        possible = {"mass": 1.0, "negative_fraction": 1.0, "count": self.n, "energy": np.inf}
+        return np.clip(ends, 0.0, possible[query]) if query in possible else ends
 
     def density_error(self, sigma2: float | None = None) -> DensityError:
         """Expected L1 error of the smoothed density, integral |estimate - phi_sigma| dt.

@@ -56,6 +56,7 @@ def plan(
     precision: str | None = None,
     memory: int | None = None,
     folder: Path | None = None,
+    kept: int | None = None,
 ) -> Estimate:
     """The fastest way to form ``num_steps`` block products of ``num_probes`` vectors that fits.
 
@@ -69,6 +70,7 @@ def plan(
         memory: bytes of the device that may be used beyond those in use now, on each rank.
             Default: 80 % of what is available.
         folder: where Krylov vectors may live on a disk; None: nowhere.
+        kept: how many Krylov vectors are kept. Default: all, num_probes * (num_steps + 1).
 
     Raises:
         InputError: an unknown mode or precision; no mode works for this model; the memory is too
@@ -80,7 +82,8 @@ def plan(
         check_precision(precision, evaluator.device)
     # Rank 0 plans for all: its share of the vectors is the largest.
     world, layout, itemsize = evaluator.world, evaluator.layout, evaluator.dtype.itemsize
-    basis = num_probes * (num_steps + 1) * layout.chunk * itemsize
+    kept = num_probes * (num_steps + 1) if kept is None else kept
+    basis = kept * layout.chunk * itemsize
     vectors = 4 * num_probes * layout.n * itemsize  # gathered, products, their sum, a minibatch's
     evaluator.statistics(theta)  # of all ranks; remembered for what the first does alone
     result, error = None, None

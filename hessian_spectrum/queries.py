@@ -27,7 +27,9 @@ ARGUMENTS = {
 def ask(
     measure: SpectralMeasure, query: str, numbers: tuple[float, ...], sigma2: float | None = None
 ) -> dict[str, Any]:
-    """``{"query", "arguments", "value", "standard_error"}``; the error is None if unknown.
+    """``{"query", "arguments", "value", "standard_error", "interval"}``; what is unknown is None.
+
+    ``interval`` holds the ends of the 95 % confidence interval.
 
     Raises:
         InputError: a query that does not exist, or numbers that it does not take.
@@ -43,17 +45,22 @@ def ask(
     member = getattr(measure, query)
     value = member(*numbers, **options) if callable(member) else member
     error = float(measure.standard_error(query, *numbers, **options))
+    interval = measure.interval(query, *numbers, **options)
     return {
         "query": query,
         "arguments": list(numbers),
         "value": float(value),
         "standard_error": None if math.isnan(error) else error,
+        "interval": None if math.isnan(error) else interval.tolist(),
     }
 
 
 def sentence(answer: dict[str, Any]) -> str:
-    """``mass(0.1, inf) = 0.00132 +- 0.00021``."""
+    """``mass(0.1, inf) = 0.00132, 95 % interval 0.0009 to 0.0017``."""
     arguments = ", ".join(f"{number:g}" for number in answer["arguments"])
     error = answer["standard_error"]
     text = f"{answer['query']}({arguments}) = {answer['value']:.8g}"
-    return text + (" (one probe: error unknown)" if error is None else f" +- {error:.2g}")
+    if error is None:
+        return text + " (one probe: error unknown)"
+    low, high = answer["interval"]
+    return f"{text}, 95 % interval {low:.6g} to {high:.6g} (standard error {error:.2g})"

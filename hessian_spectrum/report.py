@@ -16,19 +16,26 @@ if TYPE_CHECKING:
 _PLACES = {"device": "on the device", "host": "in the host's memory", "disk": "on disk"}
 
 
-def estimate(estimate: Estimate, evaluator: Evaluator, values: dict[str, float]) -> str:
-    """What a run will cost, before it starts."""
+def estimate(
+    estimate: Estimate, evaluator: Evaluator, values: dict[str, float], most: bool = False
+) -> str:
+    """What a run will cost, before it starts.
+
+    Args:
+        most: a target may end it earlier.
+    """
     plan = estimate.plan
     how = [f"{plan.chunk or 'all'} vectors at once"]
     how += [f"minibatches of {plan.batch_size}"] if plan.batch_size else []
     how += ["linear maps kept between steps"] if plan.keep else []
     how += [f"in {plan.precision}"] if plan.precision else []
+    most = "at most " if most else ""
     chosen = "measured" if estimate.calibrated else "by default, the run being short"
     lines = [
         f"loss {values['loss']:.6g}, gradient norm {values['gradient_norm']:.3g}; "
         f"{evaluator.n:,} parameters, {evaluator.num_samples:,.0f} samples, "
         f"{evaluator.world.size} rank(s)",
-        f"{estimate.products:,} products in {estimate.passes} passes over the data, about "
+        f"{most}{estimate.products:,} products in {estimate.passes} passes over the data, about "
         f"{_time(estimate.seconds)}; a rank needs {_bytes(estimate.basis)} for Krylov vectors "
         f"({_PLACES[estimate.place]}) and {_bytes(estimate.working)} for products, of "
         f"{_bytes(estimate.budget)}",
@@ -39,7 +46,13 @@ def estimate(estimate: Estimate, evaluator: Evaluator, values: dict[str, float])
     return "\n".join(lines)
 
 
-def density(measure: SpectralMeasure, extremes: EigenPairs, values: dict[str, float]) -> str:
+def density(
+    measure: SpectralMeasure,
+    extremes: EigenPairs,
+    values: dict[str, float],
+    sigma2: float | None = None,
+    target_error: float | None = None,
+) -> str:
     """A density run in a few lines, each number with its error."""
     low, high = extremes.values
     low_error, high_error = extremes.residuals
@@ -70,12 +83,33 @@ def density(measure: SpectralMeasure, extremes: EigenPairs, values: dict[str, fl
             f"error of a product      {values['product_noise']:.1e} (asymmetry), "
             f"{values['product_repeat_error']:.1e} (repeated), relative"
         )
+    lines += _density_error(measure, sigma2, target_error)
     return "\n".join(line for line in lines if line)
 
 
+def _density_error(
+    measure: SpectralMeasure, sigma2: float | None, target_error: float | None
+) -> list[str]:
+    sigma2 = measure.default_sigma2 if sigma2 is None else sigma2
+    error = measure.density_error(sigma2)
+    if math.isnan(error.total):
+        return []
+    lines = [
+        f"error of the density    {error.total:.1e} expected (L1, smoothed with sigma2 = "
+        f"{sigma2:.1e}); probes {error.noise:.1e}, last step {error.truncation:.1e}"
+    ]
+    if error.truncation > max(error.noise, 1e-6):
+        lines.append(
+            "  the last step changed more than the probes differ: more --num-steps would resolve it"
+        )
+    if target_error is not None and error.total > target_error:
+        lines.append(f"  the target {target_error:g} was not reached: more --num-products")
+    return lines
+
+
 def _error(measure: SpectralMeasure, query: str, *args: float) -> str:
-    error = measure.standard_error(query, *args)
-    return "one probe: error unknown" if math.isnan(error) else f"standard error {error:.1e}"
+    low, high = measure.interval(query, *args)
+    return "one probe: error unknown" if math.isnan(low) else f"95%: {low:.6g} to {high:.6g}"
 
 
 def _bytes(count: float) -> str:

@@ -21,18 +21,23 @@ from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.krylov.basis import Place
-from hessian_spectrum.krylov.lanczos import Recurrences
 from hessian_spectrum.linearization import ProductPlan
 from hessian_spectrum.lock import WriterLock
+from hessian_spectrum.measure import SpectralMeasure
 from hessian_spectrum.operators import SymmetricOperator
 from hessian_spectrum.recurrence_store import RecurrenceStore
 from hessian_spectrum.signals import Interrupted, StopRequest
+from hessian_spectrum.sizes import choose
+from hessian_spectrum.spectrum import State
 
 # What may differ between a run and its resumption without changing a number.
 FREE_FIELDS = {
     *("command", "out", "resume", "overwrite", "checkpoint_minutes"),
     *("device", "memory", "dry_run", "download"),  # the stored plan is used again
+    *("num_products", "num_steps", "target_error", "sigma2", "keep_state"),  # how far to go
+    "num_probes",  # compared with what was chosen
 }
+SMALL = 2 << 30  # bytes of Krylov vectors, on all ranks, that are kept without being asked for
 
 OPERATORS: dict[str, Callable[[Evaluator], Curvature]] = {
     "hessian": Hessian,
@@ -41,7 +46,9 @@ OPERATORS: dict[str, Callable[[Evaluator], Curvature]] = {
     "gradient-covariance": GradientCovariance,
     "gradient-second-moment": partial(GradientCovariance, centered=False),
 }
-HEADER = ("config", "digests", "problem", "values", "plan", "work")  # beside a saved state
+# Beside a saved state.
+HEADER = ("config", "digests", "problem", "values", "plan", "work")
+HEADER += ("num_steps", "exhausted")
 
 
 def density(
@@ -67,15 +74,11 @@ def density(
     with ExitStack() as stack:
         stop = stop or stack.enter_context(StopRequest().listening())
         evaluator = Evaluator(**arguments, world=world)
-        if config.num_steps > evaluator.n:
-            raise InputError(
-                f"--num-steps {config.num_steps} exceeds the number of parameters {evaluator.n}; "
-                f"use --num-steps {evaluator.n} or fewer"
-            )
+        sizes = _sizes(config, evaluator.n)
         origin = {**provenance.collect(), "digests": evaluator.digests(), **_machine(world)}
         if config.dry_run:
-            estimate = _estimate(config, OPERATORS[config.operator](evaluator))
-            _print_estimate(estimate, evaluator, _first_order(evaluator))
+            estimate = _estimate(config, OPERATORS[config.operator](evaluator), *sizes)
+            _print_estimate(estimate, evaluator, _first_order(evaluator), config)
             return
         stack.enter_context(stop.deferred())
         stack.callback(torch.set_num_threads, torch.get_num_threads())  # a resume sets its own
@@ -92,13 +95,14 @@ def _density(
 ) -> None:
     world = evaluator.world
     state = recorder.resumed_state()
+    num_probes, num_steps = recorder.sizes
     recorder.values = values = _first_order(evaluator)
     recorder.leave_if(stop)
     operator = OPERATORS[config.operator](evaluator)
     if state is None:
-        estimate = _estimate(config, operator)
+        estimate = _estimate(config, operator, num_probes, num_steps)
         recorder.product_plan, recorder.place = estimate.plan, estimate.place
-        _print_estimate(estimate, evaluator, values, sys.stderr)
+        _print_estimate(estimate, evaluator, values, config, sys.stderr)
     else:
         recorder.require_same_values()
     operator = operator.planned(recorder.product_plan)
@@ -109,7 +113,7 @@ def _density(
     recorder.leave_if(stop)
 
     bar = tqdm(
-        total=config.num_steps,
+        total=num_steps,
         initial=state.num_steps if state else 0,
         desc="density",
         unit="step",
@@ -117,11 +121,11 @@ def _density(
     )
     latest = state
 
-    def on_step(state: Recurrences) -> None:
+    def on_step(state: State) -> None:
         nonlocal latest
         latest = state
         bar.update()
-        finished = state.num_steps == config.num_steps or not state.active.any()
+        finished = state.num_steps == num_steps or spectrum.is_finished(state)
         stopping, due = recorder.agree(stop.name is not None, recorder.is_due())
         if stopping and not finished:
             recorder.save(state, operator)
@@ -133,9 +137,12 @@ def _density(
         with bar:
             measure = spectrum.spectral_density(
                 operator,
-                config.num_probes,
-                config.num_steps,
+                num_probes,
+                num_steps,
                 config.seed,
+                estimator=config.estimator,
+                target_error=config.target_error,
+                sigma2=config.sigma2 if config.target_error else None,
                 basis=recorder.basis_place,
                 state=state,
                 on_step=on_step,
@@ -145,9 +152,10 @@ def _density(
             recorder.save(latest, operator)
         raise
     values["product_noise"] = latest.noise
-    recorder.finish(measure)
+    recorder.finish(latest, measure, operator)
     if world.rank == 0:
-        print(report.density(measure, spectrum.extremes(measure), values))
+        ends = spectrum.extremes(measure)
+        print(report.density(measure, ends, values, config.sigma2, config.target_error))
         print(f"written to {config.out}")
 
 
@@ -159,18 +167,38 @@ def _first_order(evaluator: Evaluator) -> dict[str, float]:
 
 
 def _print_estimate(
-    estimate: planner.Estimate, evaluator: Evaluator, values: dict, file: TextIO | None = None
+    estimate: planner.Estimate,
+    evaluator: Evaluator,
+    values: dict,
+    config: DensityConfig,
+    file: TextIO | None = None,
 ) -> None:
     if evaluator.world.rank == 0:
-        print(report.estimate(estimate, evaluator, values), file=file, flush=True)
+        open_end = config.target_error is not None
+        print(report.estimate(estimate, evaluator, values, open_end), file=file, flush=True)
 
 
-def _estimate(config: DensityConfig, operator: Curvature) -> planner.Estimate:
+def _sizes(config: DensityConfig, n: int, num_probes: int | None = None) -> tuple[int, int]:
+    """(num_probes, num_steps) of a new run; the steps of one that has its probes."""
+    return choose(
+        n,
+        config.estimator,
+        num_probes or config.num_probes,
+        config.num_steps,
+        config.num_products,
+        config.target_error,
+    )
+
+
+def _estimate(
+    config: DensityConfig, operator: Curvature, num_probes: int, num_steps: int
+) -> planner.Estimate:
     return planner.plan(
         operator.evaluator,
         operator.theta,
-        config.num_probes,
-        config.num_steps,
+        num_probes,
+        num_steps,
+        kept=spectrum.vectors_kept(operator.n, config.estimator, num_probes, num_steps),
         form=operator.form,
         mode=config.hvp,
         precision=config.hvp_dtype,
@@ -193,6 +221,7 @@ class _Recorder:
     ):
         self.config, self.world, self.origin, self.evaluator = config, world, origin, evaluator
         self.lock, self.started = lock, started
+        self.sizes = _sizes(config, evaluator.n)
         self.values: dict[str, float] = {}
         self.saved_values: dict[str, float] = {}
         self.product_plan: ProductPlan | None = None  # of the interrupted run, once it is known
@@ -202,7 +231,7 @@ class _Recorder:
         self.threads = torch.get_num_threads()
         self.last_save = time.monotonic()
 
-    def resumed_state(self) -> Recurrences | None:
+    def resumed_state(self) -> State | None:
         """The saved state that this run goes on from; None for a new run, which starts clean."""
         config = self.config
         if not config.resume:
@@ -211,7 +240,8 @@ class _Recorder:
         saved = self.states.manifest(HEADER)
         if saved is None:
             return None
-        together(self.world, lambda: _same_run(saved, self._header()))
+        together(self.world, lambda: self._go_on_from(saved))
+        on_first_rank(self.world, lambda: self._require_extension(saved))
         self.earlier, self.saved_values = saved["work"], saved["values"]
         self.product_plan = ProductPlan(**saved["plan"]["products"])
         self.place = saved["plan"]["basis"]
@@ -221,10 +251,39 @@ class _Recorder:
         layout, dtype = self.evaluator.layout, self.evaluator.dtype
         state = together(
             self.world,
-            lambda: self.states.load(saved, layout, dtype, config.num_steps, self.basis_place),
+            lambda: self.states.load(saved, layout, dtype, self.sizes[1], self.basis_place),
         )
         on_first_rank(self.world, self.states.shards.sweep)  # what a killed run half wrote
         return state
+
+    def _go_on_from(self, saved: dict[str, Any]) -> None:
+        """Refuse the state of another run; take over its probes, and decide how far to go."""
+        config, plan = self.config, saved["plan"]
+        _same_run(saved, self._header())
+        probes, done = plan["num_probes"], saved["num_steps"]
+        if config.num_probes not in (None, probes):
+            raise InputError(
+                f"cannot resume: --num-probes was {probes} and is now {config.num_probes}; leave "
+                "it out, or use --overwrite to start again"
+            )
+        steps = plan["num_steps"]
+        if not (config.num_steps is config.num_products is config.target_error is None):
+            steps = _sizes(config, self.evaluator.n, probes)[1]
+        self.sizes = probes, max(steps, done)
+
+    def _require_extension(self, saved: dict[str, Any]) -> None:
+        """Refuse to resume a finished run that would not get further."""
+        out, done = self.config.out, saved["num_steps"]
+        if not out.exists() or (self.sizes[1] > done and not saved["exhausted"]):
+            return
+        with store.open(out) as run:
+            finished = run.finished
+        if finished:
+            why = "no step can add anything" if saved["exhausted"] else f"it has {done} steps"
+            raise InputError(
+                f"{out} is finished, and {why}: extend it by more --num-steps or --num-products, "
+                "or compute it again with --overwrite"
+            )
 
     @property
     def basis_place(self) -> Place:
@@ -257,17 +316,27 @@ class _Recorder:
         counts = torch.tensor([float(flag) for flag in flags], device=self.world.device)
         return [count > 0 for count in self.world.sum(counts).tolist()]
 
-    def save(self, state: Recurrences, operator: SymmetricOperator) -> None:
+    def save(self, state: State, operator: SymmetricOperator) -> None:
         """Everything finished so far: the state, to go on from, and its measure, to look at."""
-        on_first_rank(self.world, self.lock.require)
-        self.states.save(state, operator.layout, self._header())
+        self._save_state(state, operator)
         self._write(spectrum.measure(state, operator), finished=False)
         self.last_save = time.monotonic()
 
-    def finish(self, measure) -> None:
-        self._write(measure, finished=True)
-        # The file holds the result; the state is only for going on.
-        on_first_rank(self.world, self.states.remove)
+    def finish(self, state: State, measure: SpectralMeasure, operator: SymmetricOperator) -> None:
+        """The result, and where it is small the state, so that the run can be extended."""
+        size = state.num_vectors * operator.n * operator.dtype.itemsize
+        keep = self.config.keep_state
+        if keep == "always" or (keep == "auto" and size < SMALL):
+            self._save_state(state, operator)
+            self._write(measure, finished=True)
+        else:
+            self._write(measure, finished=True)
+            on_first_rank(self.world, self.states.remove)
+
+    def _save_state(self, state: State, operator: SymmetricOperator) -> None:
+        on_first_rank(self.world, self.lock.require)
+        progress = {"num_steps": state.num_steps, "exhausted": spectrum.is_finished(state)}
+        self.states.save(state, operator.layout, {**self._header(), **progress})
 
     def _write(self, measure, finished: bool) -> None:
         def write():
@@ -305,10 +374,14 @@ class _Recorder:
     def _plan(self) -> dict[str, Any]:
         evaluator = self.evaluator
         return {
-            "estimator": "slq",
+            "estimator": self.config.estimator,
+            "num_probes": self.sizes[0],
+            "num_steps": self.sizes[1],
             "products": dataclasses.asdict(self.product_plan),
             "basis": self.place,
-            "reorthogonalization": "full, classical Gram-Schmidt twice",
+            "reorthogonalization": "none"
+            if self.config.estimator == "lean"
+            else "full, classical Gram-Schmidt twice",
             "data_kept_on_device": evaluator.batches.kept,
             "threads": self.threads,
             "parameters": evaluator.n,
@@ -334,15 +407,15 @@ def _check_output(config: DensityConfig) -> None:
     state = Path(f"{config.out}.d")
     if state.exists() and not (config.resume or config.overwrite):
         raise InputError(
-            f"{state} exists already, the state of an interrupted run; use --resume to go on, "
+            f"{state} exists already, the state of an earlier run; use --resume to go on, "
             "--overwrite to start again, or another --out"
         )
-    if config.resume and config.out.exists():
+    if config.resume and config.out.exists() and not state.exists():
         with store.open(config.out) as run:
             if run.finished:
                 raise InputError(
-                    f"{config.out} is finished: there is nothing to resume; use --overwrite to "
-                    "compute it again"
+                    f"{config.out} is finished: there is nothing to resume, and its Krylov vectors "
+                    "were not kept (--keep-state always); use --overwrite to compute it again"
                 )
 
 

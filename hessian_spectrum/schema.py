@@ -5,6 +5,7 @@
     /                       attributes schema, schema_version, created (UTC), finished
     /config, plan, provenance       JSON texts
     /density/LABEL          attribute n; nodes, weights, residuals, certified, probe
+    /density/LABEL/rules    what the recurrences knew: T, first, out, padded; shapes, tolerance
     /eigenpairs/LABEL       values, residuals, converged, vectors (or vectors_shards: JSON)
     /values/LABEL           named numbers, texts and arrays: {"loss": 0.3, "accuracy": 0.9}
 
@@ -18,7 +19,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import h5py
@@ -26,6 +27,7 @@ import numpy as np
 
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.measure import EigenPairs, SpectralMeasure
+from hessian_spectrum.quadrature import BlockRule
 from hessian_spectrum.shards import LazyRows, ShardedVectors, ShardFolder
 
 SCHEMA, SCHEMA_VERSION = "hessian_spectrum", 1
@@ -122,6 +124,28 @@ def _write_density(group: h5py.Group, measure: SpectralMeasure) -> None:
     _axes(weights, probe=probe, node=node)
     _axes(residuals, node=node)
     _axes(certified, node=node)
+    if measure.rules:
+        _write_rules(group.create_group("rules"), measure.rules)
+
+
+def _write_rules(group: h5py.Group, rules: Sequence[BlockRule]) -> None:
+    meaning = {
+        "t": "T of each recurrence, symmetric, padded with zeros",
+        "first": "the probes in coordinates of the first basis vectors, padded",
+        "out": "coordinates that lead out of the space, of the last basis vectors, padded",
+    }
+    for name, description in meaning.items():
+        blocks = [getattr(rule, name) for rule in rules]
+        padded = np.zeros((len(blocks), *np.max([block.shape for block in blocks], axis=0)))
+        for row, block in zip(padded, blocks):
+            row[: block.shape[0], : block.shape[1]] = block
+        # T is sparse and stored whole: compressed.
+        data = _array(group, name, padded, description, "eigenvalue", compress=name == "t")
+        _axes(data, rule=None)
+    shapes = [[len(r.t), *r.first.shape, *r.out.shape, r.num_steps] for r in rules]
+    _array(group, "shapes", shapes, "order of T, shape of first, shape of out, steps")
+    tolerance = [rule.tolerance for rule in rules]
+    _array(group, "tolerance", tolerance, "what is shorter is rounding or noise", "eigenvalue")
 
 
 def _write_eigenpairs(group: h5py.Group, pairs: EigenPairs) -> None:
@@ -173,13 +197,20 @@ def _write_values(group: h5py.Group, values: Mapping) -> None:
 
 
 def _array(
-    group: h5py.Group, name: str, array: object, description: str, units: str | None = None
+    group: h5py.Group,
+    name: str,
+    array: object,
+    description: str,
+    units: str | None = None,
+    compress: bool = False,
 ) -> h5py.Dataset:
     array = np.asarray(array)
     dtype = h5py.string_dtype() if array.dtype.kind == "U" else array.dtype
     # Checksums need chunks, and chunks need entries; HDF5 keeps variable texts out of chunks.
     checked = array.size > 0 and array.ndim > 0 and array.dtype.kind != "U"
-    data = group.create_dataset(name, data=array.astype(dtype), fletcher32=checked or None)
+    options = {"compression": "gzip", "shuffle": True} if checked and compress else {}
+    options["fletcher32"] = checked or None
+    data = group.create_dataset(name, data=array.astype(dtype), **options)
     data.attrs["description"] = description
     if units:
         data.attrs["units"] = units
@@ -227,10 +258,20 @@ def check_schema(file: h5py.File) -> None:
 def _read_density(group: h5py.Group) -> SpectralMeasure:
     names = ("nodes", "weights", "residuals", "certified")
     arrays = {name: _data(group, name)[()] for name in names}
+    rules = _read_rules(group["rules"]) if "rules" in group else ()
     try:
-        return SpectralMeasure(n=int(group.attrs["n"]), **arrays)
+        return SpectralMeasure(n=int(group.attrs["n"]), rules=rules, **arrays)
     except InputError as error:
         raise InputError(f"is damaged: {group.name}: {error}") from None
+
+
+def _read_rules(group: h5py.Group) -> tuple[BlockRule, ...]:
+    names = ("t", "first", "out", "shapes", "tolerance")
+    t, first, out, shapes, tolerance = (_data(group, name)[()] for name in names)
+    return tuple(
+        BlockRule(t[i, :n, :n], first[i, :b, :b1], out[i, :bm, :after], int(m), float(tolerance[i]))
+        for i, (n, b, b1, bm, after, m) in enumerate(shapes)
+    )
 
 
 def _read_eigenpairs(group: h5py.Group) -> EigenPairs:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from hessian_spectrum.errors import InputError
 
 Estimator = Literal["block", "slq", "lean"]
-ESTIMATORS = ("block", "slq", "lean")
+ESTIMATORS = get_args(Estimator)
 
 PRODUCTS = 180  # unless the user says otherwise
 MOST = 1800  # where a target decides when to stop

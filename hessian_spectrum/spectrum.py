@@ -106,9 +106,19 @@ def start(
     return block.start(operator, probes, num_steps, basis, lean=estimator == "lean")
 
 
+def vectors_kept(n: int, estimator: Estimator, num_probes: int, num_steps: int) -> int:
+    """How many Krylov vectors a run holds at once."""
+    if estimator == "lean":
+        return min(3 * num_probes, n)
+    every = num_probes * (num_steps + 1)
+    return every if estimator == "slq" else min(every, n)
+
+
 def is_finished(state: State) -> bool:
     """No step can add anything."""
-    return state.is_invariant if isinstance(state, BlockSpace) else not state.active.any()
+    if isinstance(state, BlockSpace):
+        return state.is_invariant
+    return not bool(state.active.any())
 
 
 def _reached(

@@ -48,6 +48,12 @@ class BlockSpace:
         return rank - sum(self.sizes[-2:]) if self.lean else 0, rank
 
     @property
+    def num_vectors(self) -> int:
+        """How many ``basis`` holds."""
+        low, high = self.window
+        return high - low
+
+    @property
     def num_steps(self) -> int:
         return len(self.diagonal)
 

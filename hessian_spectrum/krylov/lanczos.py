@@ -35,6 +35,11 @@ class Recurrences:
         return self.alpha.shape[1]
 
     @property
+    def num_vectors(self) -> int:
+        """How many ``basis`` holds, of all recurrences."""
+        return len(self.alpha) * (self.num_steps + 1)
+
+    @property
     def lengths(self) -> np.ndarray:
         """(b,), the order of each T: steps until breakdown, or all."""
         broken = self.beta == 0.0
