@@ -180,6 +180,11 @@ def _print_estimate(
 
 def _sizes(config: DensityConfig, n: int, num_probes: int | None = None) -> tuple[int, int]:
     """(num_probes, num_steps) of a new run; the steps of one that has its probes."""
+    if config.num_steps is not None and config.num_steps > n:
+        raise InputError(
+            f"--num-steps {config.num_steps} exceeds the number of parameters {n}; use "
+            f"--num-steps {n} or fewer"
+        )
     return choose(
         n,
         config.estimator,

@@ -207,11 +207,11 @@ def test_the_state_of_an_interrupted_run_is_not_deleted_by_a_plain_start(out):
     out.unlink()  # the folder alone is enough
     before = contents(out)
     assert before
-    with pytest.raises(hs.InputError, match="exists already, the state of an interrupted run"):
+    with pytest.raises(hs.InputError, match="exists already, the state of an earlier run"):
         density(out, problem())
     assert contents(out) == before
     # Nor by one that finds it only when it has the lock.
-    with pytest.raises(hs.InputError, match="exists already, the state of an interrupted run"):
+    with pytest.raises(hs.InputError, match="exists already, the state of an earlier run"):
         runs._check_output(config(out))
 
 
@@ -223,7 +223,7 @@ def test_a_state_that_appears_while_the_problem_is_set_up_is_not_deleted(out):
         (folder / "manifest.json").write_text("theirs")
         return F.cross_entropy(outputs, y)
 
-    with pytest.raises(hs.InputError, match="exists already, the state of an interrupted run"):
+    with pytest.raises(hs.InputError, match="exists already, the state of an earlier run"):
         density(out, problem(loss_fn))
     assert contents(out) == {"manifest.json": b"theirs"}
 
@@ -232,7 +232,7 @@ def test_overwrite_starts_clean_and_leaves_what_is_not_of_the_run(out, straight)
     interrupted(out, problem(steeper))
     notes = out.with_name("run.h5.d") / "notes.txt"
     notes.write_text("mine")
-    density(out, problem(), overwrite=True)
+    density(out, problem(), overwrite=True, keep_state="never")
     assert np.array_equal(nodes(out), straight)
     assert contents(out).keys() == {"run.h5", "notes.txt"}
 
@@ -354,10 +354,10 @@ def test_a_signal_while_products_are_prepared_ends_the_run_before_the_first_step
 def test_a_signal_during_the_last_step_finds_the_run_finished(out, straight):
     def then():
         saved = json.loads(stop.state.read_text())
-        return "SIGTERM" if len(saved["alpha"][0]) == STEPS - 1 else None
+        return "SIGTERM" if saved["num_steps"] == STEPS - 1 else None
 
     stop = StopAfterOneSave(out, then)
-    density(out, problem(), stop)
+    density(out, problem(), stop, keep_state="never")
     assert not stop.state.parent.exists()
     assert np.array_equal(nodes(out), straight)
 
@@ -408,3 +408,82 @@ def test_a_manifest_that_is_no_dict_is_refused(out, text):
     interrupted(out, problem())
     spoil(out, text)
     refused(out, problem(), "the manifest is damaged")
+
+
+# -- estimators, and runs that are extended --------------------------------------------------------
+
+
+def measure_of(out):
+    with hs.open(out) as run:
+        assert run.finished
+        return run["density"], run.plan
+
+
+def same(a, b):
+    assert np.array_equal(a.nodes, b.nodes) and np.array_equal(a.weights, b.weights)
+    assert np.array_equal(a.residuals, b.residuals)
+    for mine, other in zip(a.rules, b.rules):
+        assert np.array_equal(mine.t, other.t) and np.array_equal(mine.first, other.first)
+        assert mine.num_steps == other.num_steps
+
+
+@pytest.mark.parametrize("estimator", ["block", "slq", "lean"])
+def test_a_run_that_is_interrupted_and_one_that_is_extended_give_the_bits_of_a_straight_one(
+    out, estimator
+):
+    options = {"estimator": estimator, "num_probes": 3}
+    straight, extended = out.with_name("straight.h5"), out.with_name("extended.h5")
+    density(straight, problem(), num_steps=9, **options)
+    expected, plan = measure_of(straight)
+    assert plan["estimator"] == estimator and plan["num_steps"] == 9
+    interrupted(out, problem(), num_steps=9, **options)
+    density(out, problem(), resume=True, num_steps=9, **options)
+    same(measure_of(out)[0], expected)
+    density(extended, problem(), num_steps=4, **options)
+    assert len(measure_of(extended)[0].rules[0].t) < len(expected.rules[0].t)
+    density(extended, problem(), resume=True, num_steps=9, **options)
+    same(measure_of(extended)[0], expected)
+    refused(extended, problem(), "finished, and it has 9 steps", num_steps=9, **options)
+    options["num_probes"] = 4
+    refused(extended, problem(), "--num-probes was 3 and is now 4", num_steps=10, **options)
+
+
+def test_an_extension_is_counted_from_what_may_be_spent_in_all(out):
+    few = {"num_probes": None, "num_steps": None}
+    density(out, problem(), num_products=30, **few)
+    assert measure_of(out)[1]["num_probes"] == 2 and measure_of(out)[1]["num_steps"] == 15
+    density(out, problem(), resume=True, num_products=40, **few)
+    measure, plan = measure_of(out)
+    assert (plan["num_probes"], plan["num_steps"]) == (2, 20)
+    assert measure.rules[0].num_steps == 20
+
+
+def test_an_exhausted_space_cannot_be_extended(out):
+    density(out, problem(), num_steps=10, num_probes=20)
+    refused(out, problem(), "no step can add anything", num_steps=12, num_probes=20)
+
+
+def test_a_run_whose_state_was_not_kept_cannot_be_extended(out):
+    density(out, problem(), keep_state="never")
+    refused(out, problem(), "its Krylov vectors were not kept", num_steps=STEPS + 1)
+
+
+def test_a_target_ends_a_run_as_soon_as_it_is_reached_and_a_smaller_one_extends_it(out):
+    free = {"num_probes": 6, "num_steps": None, "sigma2": 1e-2}
+    density(out, problem(), target_error=0.2, **free)
+    first, plan = measure_of(out)
+    assert first.density_error(1e-2).total <= 0.2
+    assert first.rules[0].num_steps < plan["num_steps"]
+    density(out, problem(), target_error=0.05, resume=True, **free)
+    second, _ = measure_of(out)
+    assert second.density_error(1e-2).total <= 0.05
+    assert second.rules[0].num_steps > first.rules[0].num_steps
+
+
+def test_a_killed_run_that_had_saved_its_last_state_is_finished_without_a_product(out):
+    density(out, problem())
+    expected, _ = measure_of(out)
+    out.unlink()  # the state was committed, the file not yet
+    density(out, problem(), resume=True)
+    measure, _ = measure_of(out)
+    same(measure, expected)

@@ -116,7 +116,7 @@ def test_help_says_what_happens_without_an_option_in_words(command, capsys, monk
         ({"num-steps": "many"}, "num-steps is 'many'; expected a whole number"),
         ({"num_steps": 9.5}, "num-steps is 9.5; expected a whole number"),
         ({"num_steps": True}, "num-steps is True; expected a whole number"),
-        ({"num_steps": None}, "num-steps is None; expected a whole number"),
+        ({"num_steps": []}, "num-steps is []; expected a whole number"),
         ({"weight_decay": "0"}, "weight-decay is '0'; expected a number"),
         ({"weight_decay": 10**400}, "expected a number"),
         ({"resume": 1}, "resume is 1; expected true or false"),
