@@ -1,75 +1,125 @@
 """How far is the estimated density from the exact one?
 
 Diagonalizes a small network's exact Hessian (float64, once, cached in benchmarks/cache) and
-reports L1 = integral of |phi_sigma(t) - estimate(t)| dt over many seeds of the probes::
+reports L1 = integral of |phi_sigma(t) - estimate(t)| dt over many seeds of the probes, for each
+budget of products and each estimator, at the sizes that the package chooses::
 
     python benchmarks/exact_density.py --model mlp-784-20-10 --activation tanh --dataset mnist \
         --data-root ../shared/data --checkpoint nets/tanh/epoch-0020.pt
+
+With --stand-in products are taken with diag(exact eigenvalues): Gaussian probes make the two
+equivalent, and many seeds affordable. --synthetic takes the spectra of spectra.py instead.
 """
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 import tyro
 from exact import eigenvalues, l1_distance
+from spectra import SPECTRA, Diagonal
 
 import hessian_spectrum as hs
-from hessian_spectrum import problems
+from hessian_spectrum import planner, problems
 from hessian_spectrum.config import ProblemConfig
+from hessian_spectrum.measure import SpectralMeasure
+from hessian_spectrum.operators import SymmetricOperator
+from hessian_spectrum.sizes import Estimator, choose
+
+Array = np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(ProblemConfig):
-    num_probes: int = 10
-    num_steps: int = 90
+    num_products: tuple[int, ...] = (90, 180, 360, 900)
+    """Budgets; sizes are chosen by the package, unless num_probes is given."""
+    num_probes: int | None = None
+    """Block size, for all budgets."""
+    estimators: tuple[Estimator, ...] = ("block", "slq")
+    plain: bool = False
+    """The block estimator also without what other probes know: Gauss quadrature alone."""
     seeds: int = 16
-    estimator: Literal["slq", "block"] = "slq"
-    sigma2: float = 1e-5
+    first_seed: int = 0
+    sigma2: float | None = None
+    """Default: (width of the spectrum / 500)^2."""
+    stand_in: bool = False
+    """Products with diag(exact eigenvalues), in float64."""
+    synthetic: tuple[str, ...] = ()
+    """Named spectra of 2,000 eigenvalues instead of a network's; "all" for all."""
     cache: Path = Path(__file__).parent / "cache"
 
 
 def main(config: Config) -> None:
+    print("| spectrum | products | estimator | L1 median [min, max] | 95 % of the median |")
+    print("|---|---|---|---|---|")
+    for name, exact, operator, dtype in cases(config):
+        width = (exact[-1] - exact[0]) or 1.0
+        sigma2 = config.sigma2 or (width / 500) ** 2
+        for products in config.num_products:
+            for estimator in config.estimators:
+                b, m = choose(len(exact), estimator, config.num_probes, num_products=products)
+                rows = runs(operator, exact, sigma2, estimator, b, m, config)
+                for row, errors in rows.items():
+                    label = f"{row} {b} x {m}, {dtype}, {len(errors)} seeds"
+                    print(f"| {name} | {products} | {label} | {summary(errors)} |", flush=True)
+
+
+def cases(config: Config) -> Iterator[tuple[str, Array, SymmetricOperator, str]]:
+    """(name, exact eigenvalues, operator, arithmetic)."""
+    if config.synthetic:
+        names = SPECTRA if config.synthetic == ("all",) else config.synthetic
+        for name in names:
+            exact = np.sort(SPECTRA[name](2000))
+            yield name, exact, Diagonal(exact), "float64"
+        return
     config.check()
     arguments = problems.load(config)
     arguments.pop("dtype", None)
     exact = eigenvalues(hs.Evaluator(**arguments, dtype=torch.float64), config.cache)
-    sigma = config.sigma2**0.5
-    scale = max(abs(exact[0]), exact[-1])
-    print(
-        f"{config.model} {config.activation}: n = {len(exact)}, eigenvalues in "
-        f"[{exact[0]:.4g}, {exact[-1]:.4g}], {np.mean(np.abs(exact) < 0.3 * sigma):.1%} within "
-        f"0.3 sigma of 0, {np.sum(exact > sigma)} above sigma"
-    )
-
-    evaluator = hs.Evaluator(**arguments, dtype=getattr(torch, config.dtype or "float32"))
+    name = f"{config.model} {config.activation}, n = {len(exact):,}"
+    if config.stand_in:
+        yield name, exact, Diagonal(exact), "stand-in"
+        return
+    dtype = config.dtype or "float32"
+    evaluator = hs.Evaluator(**arguments, dtype=getattr(torch, dtype))
     hessian = hs.Hessian(evaluator)
-    errors, ends, seconds = [], [], []
-    for seed in range(config.seeds):
-        clock = time.perf_counter()
-        measure = hs.spectral_density(
-            hessian,
-            config.num_probes,
-            config.num_steps,
-            seed,
-            estimator=config.estimator,
-            sigma2=config.sigma2,
-        )
-        seconds.append(time.perf_counter() - clock)
-        errors.append(l1_distance(measure, exact, config.sigma2))
-        low, high = measure.support
-        ends.append(max(abs(low - exact[0]), abs(high - exact[-1])) / scale)
-    errors = np.array(errors)
-    print(
-        f"{config.num_probes} x {config.num_steps} = {config.num_probes * config.num_steps} "
-        f"products, {config.estimator}, {evaluator.dtype}, {config.seeds} seeds: L1 median "
-        f"{np.median(errors):.5f} [{errors.min():.5f}, {errors.max():.5f}]; lambda_min and "
-        f"lambda_max within {max(ends):.1e} |lambda|max; {np.median(seconds):.1f} s a density"
+    b, m = choose(hessian.n, num_products=max(config.num_products))
+    plan = planner.plan(evaluator, hessian.theta, b, m).plan
+    yield name, exact, hessian.planned(plan), dtype
+
+
+def runs(
+    operator: SymmetricOperator,
+    exact: Array,
+    sigma2: float,
+    estimator: Estimator,
+    b: int,
+    m: int,
+    config: Config,
+) -> dict[str, Array]:
+    """L1 for each seed; by estimator."""
+    found: dict[str, list[float]] = {}
+    for seed in range(config.first_seed, config.first_seed + config.seeds):
+        measure = hs.spectral_density(operator, b, m, seed, estimator=estimator)
+        found.setdefault(estimator, []).append(l1_distance(measure, exact, sigma2))
+        if config.plain and estimator == "block":
+            usual = SpectralMeasure.of_rules(measure.rules, measure.n)
+            found.setdefault("block, plain", []).append(l1_distance(usual, exact, sigma2))
+    return {name: np.array(errors) for name, errors in found.items()}
+
+
+def summary(errors: Array) -> str:
+    """Median [min, max] | the bootstrap interval of the median."""
+    rng = np.random.default_rng(0)
+    again = np.median(rng.choice(errors, (10_000, len(errors))), axis=1)
+    low, high = np.quantile(again, [0.025, 0.975])
+    return (
+        f"{np.median(errors):.5f} [{errors.min():.5f}, {errors.max():.5f}] | "
+        f"{low:.5f} to {high:.5f}"
     )
 
 

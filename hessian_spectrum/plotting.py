@@ -33,7 +33,7 @@ def density_figure(
 ) -> Figure:
     """The smoothed density on a log axis, and below it the share of eigenvalues up to t.
 
-    With two or more probes the band is plus and minus two standard errors. Ticks under the
+    With two or more probes the band is the 95 % interval at each t. Ticks under the
     density mark the certified nodes, each of which is one eigenvalue.
 
     Args:
@@ -111,9 +111,8 @@ def _draw_density(axes: Axes, measure: SpectralMeasure, t: np.ndarray, sigma2: f
     peak = density.max()
     floor = _floor(measure, peak, sigma2)
     if measure.num_probes >= 2:
-        margin = 2 * measure.standard_error("density", t, sigma2)
-        low, high = np.maximum(density - margin, floor), np.maximum(density + margin, floor)
-        label = f"± 2 standard errors ({measure.num_probes} probes)"
+        low, high = np.maximum(measure.interval("density", t, sigma2), floor)
+        label = f"95 % interval ({measure.num_probes} probes)"
         axes.fill_between(t, low, high, color=BLUE, alpha=0.25, linewidth=0, label=label)
     label = rf"density, smoothed with $\sigma = {number(math.sqrt(sigma2))}$"
     axes.plot(t, np.maximum(density, floor / 10), color=BLUE, linewidth=1.3, label=label)

@@ -1,6 +1,6 @@
 """Run by test_distributed.py under a launcher: the same computations on however many ranks.
 
-python ranks_worker.py FOLDER
+python ranks_worker.py FOLDER SAVED: what one process saved is in the second.
 """
 
 import json
@@ -18,6 +18,7 @@ import hessian_spectrum as hs
 from hessian_spectrum.krylov import lanczos
 from hessian_spectrum.recurrence_store import RecurrenceStore
 
+OUTLIERS = [-1.0, 0.5, 0.5, 1.0, 2.0, 5.0]
 SAMPLES = {"ragged": 10, "two samples": 2, "one sample": 1}  # the last two leave ranks empty
 
 
@@ -39,12 +40,14 @@ def compute(world):
             ev = operator.evaluator
             measure = hs.spectral_density(operator, 3, 12, seed=4)
             t = torch.linspace(*measure.support, 200).numpy()
+            independent = hs.spectral_density(operator, 3, 12, seed=4, estimator="slq")
             v = torch.arange(2.0 * ev.n, dtype=torch.float64).reshape(-1, 2).sin()
             results[f"{name}, {label}"] = {
                 "loss": ev.loss().tolist(),
                 "gradient": ev.gradient().tolist(),
                 "product": (operator @ v).flatten().tolist(),
                 "density": measure.density(t, 1e-4).tolist(),
+                "independent": independent.density(t, 1e-4).tolist(),
                 "data": ev.digests()["data"],
             }
     for batch_norm in ("train", "recalibrate"):  # minibatches are dealt whole, or do not matter
@@ -55,7 +58,27 @@ def compute(world):
     matrix = with_spectrum(torch.tensor([-1.0, 0.0, 0.5, 2.0, 2.0]))  # fewer rows than 2 a rank
     measure = hs.spectral_density(hs.Dense(matrix, world), 4, 5)
     results["dense"] = {"moments": [measure.moment(p) for p in range(6)]}
+    # 41 rows: an uneven share for each number of ranks.
+    matrix = with_spectrum(torch.cat([torch.linspace(-0.1, 0.1, 35), torch.tensor(OUTLIERS)]))
+    for estimator in ("block", "slq", "lean"):
+        # A QR and an SVD of each block: the signs of its rows, and T's, are no property of A.
+        results[estimator] = described(
+            hs.spectral_density(hs.Dense(matrix, world), 4, 6, estimator=estimator)
+        )
     return results
+
+
+def described(measure):
+    """What a measure says, as lists."""
+    t = torch.linspace(-2, 6, 200).numpy()
+    return {
+        "nodes": measure.nodes.tolist(),
+        "weights": measure.weights.flatten().tolist(),
+        "certified": measure.certified.astype(float).tolist(),
+        "density": measure.density(t, 1e-2).tolist(),
+        "truncation": [measure.truncation("mass", -1, x) for x in (-0.05, 0.01, 0.3)],
+        "error": list(measure.density_error(1e-2)),
+    }
 
 
 def of_batch_norm(batch_norm, samples, world):
@@ -146,16 +169,31 @@ def failures(world, folder):
     return {name: world.gather_objects(told(case)) for name, case in cases.items()}
 
 
-def state(world, folder):
-    """Recurrences saved after 4 and after 7 of 12 steps, for a resume on other numbers of ranks."""
+def save(world, folder):
+    """States after 4 and after 7 of 12 steps, for a resume on other numbers of ranks."""
     operator = hessian("mlp", 10, world)
-    store = RecurrenceStore(folder, world)
-    hs.spectral_density(
-        operator,
-        3,
-        12,
-        on_step=lambda s: s.num_steps in (4, 7) and store.save(s, operator.layout, {"mark": 1}),
-    )
+    for estimator in ("block", "slq", "lean"):
+        store = RecurrenceStore(folder / estimator, world)
+        hs.spectral_density(
+            operator,
+            3,
+            12,
+            estimator=estimator,
+            on_step=lambda s, to=store: s.num_steps in (4, 7) and to.save(s, operator.layout, {}),
+        )
+
+
+def resume(world, folder):
+    """Those states, taken up by this world and brought to the end."""
+    operator, results = hessian("mlp", 10, world), {}
+    for estimator in ("block", "slq", "lean"):
+        store = RecurrenceStore(folder / estimator, world)
+        state = store.load(store.manifest(), operator.layout, torch.float64, 12)
+        assert state.num_steps == 7
+        results[estimator] = described(
+            hs.spectral_density(operator, 3, 12, estimator=estimator, state=state)
+        )
+    return results
 
 
 def main():
@@ -172,8 +210,9 @@ def main():
         "local sizes": world.gather_objects([world.local_size, hs.World.current().local_size]),
         "failures": failures(world, folder),
         "results": compute(world),
+        "resumed": resume(world, Path(sys.argv[2])),
     }
-    state(world, folder / "state")
+    save(world, folder / "state")
     if world.rank == 0:
         (folder / "results.json").write_text(json.dumps(results))
     world.barrier()

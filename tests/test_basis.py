@@ -40,7 +40,8 @@ def test_every_place_gives_the_same_bits_and_a_folder_stays_empty(dtype, tmp_pat
     assert os.listdir(tmp_path) == []
 
 
-def test_the_density_takes_a_folder_for_its_basis(tmp_path):
+@pytest.mark.parametrize("estimator", ["block", "slq"])
+def test_the_density_takes_a_folder_for_its_basis(estimator, tmp_path):
     operator = hs.Dense(with_spectrum(torch.linspace(-1, 3, 40)))
     folders = []
     measures = [
@@ -48,6 +49,7 @@ def test_the_density_takes_a_folder_for_its_basis(tmp_path):
             operator,
             2,
             10,
+            estimator=estimator,
             basis=place,
             on_step=lambda _: folders.append(str(tmp_path) in Path("/proc/self/maps").read_text()),
         )
@@ -55,6 +57,7 @@ def test_the_density_takes_a_folder_for_its_basis(tmp_path):
     ]
     assert folders == 10 * [False] + 10 * [True]
     assert (measures[0].nodes == measures[1].nodes).all()
+    assert (measures[0].weights == measures[1].weights).all()
 
 
 def test_a_rank_without_entries_has_an_empty_basis_on_disk(tmp_path):

@@ -9,6 +9,7 @@ from conftest import with_spectrum
 
 import hessian_spectrum as hs
 from hessian_spectrum.krylov import block
+from hessian_spectrum.probes import gaussian_probes
 
 BULK = [*np.linspace(-0.01, 0.01, 40), *([0.0] * 20)]
 OUTLIERS = [-1.0, 0.5, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0]
@@ -111,3 +112,80 @@ def test_a_product_that_is_not_finite_is_an_error():
 def test_steps_that_cannot_be_made_are_refused(steps):
     with pytest.raises(hs.InputError, match="num_steps"):
         block.start(hs.Dense(torch.eye(12)), torch.randn(2, 12), steps)
+
+
+# -- lean: without reorthogonalization -------------------------------------------------------------
+
+FAR = [*np.linspace(-0.01, 0.01, 400), *OUTLIERS]
+
+
+def lean_and_full(matrix, b, steps, seed=0):
+    """Both after each step, and the probes."""
+    operator = hs.Dense(matrix)
+    probes = gaussian_probes(operator.layout, range(b), seed, torch.float64)
+    lean = block.start(operator, probes, steps, lean=True)
+    full = block.start(operator, probes, steps)
+    spaces = []
+    for _ in range(steps):
+        lean, full = block.step(operator, lean), block.step(operator, full)
+        spaces.append((lean, full))
+    return spaces, probes.numpy()
+
+
+def test_lean_coefficients_are_those_of_the_full_form_until_something_has_converged():
+    spaces, _ = lean_and_full(with_spectrum(torch.tensor(BULK + OUTLIERS)), 3, 6)
+    lean, full = spaces[2]
+    np.testing.assert_allclose(lean.t, full.t, atol=1e-11)
+    assert lean.sizes == full.sizes and lean.first.tolist() == full.first.tolist()
+    # A block that is orthonormalized once more is the same up to a rotation.
+    lean, full = spaces[-1]
+    np.testing.assert_allclose(*(np.linalg.eigvalsh(s.t) for s in (lean, full)), atol=1e-11)
+    assert (lean.scale, lean.noise) == pytest.approx((full.scale, full.noise), rel=1e-12)
+
+
+def test_lean_holds_two_blocks_and_makes_a_third():
+    steps, b = 60, 4
+    spaces, _ = lean_and_full(with_spectrum(torch.tensor(FAR)), b, steps)
+    for k, (lean, full) in enumerate(spaces, 1):
+        assert len(lean.basis) == lean.num_vectors == 2 * b
+        assert lean.window == ((k - 1) * b, (k + 1) * b)
+        assert len(full.basis) == min(b * (steps + 1), len(FAR)) and full.window[0] == 0
+        # The two blocks alone are orthonormal.
+        gram = lean.basis @ lean.basis.T - torch.eye(2 * b).double()
+        assert gram.abs().max() < 1e-13  # measured: 1e-15
+
+
+def test_ghosts_share_the_weight_of_their_eigenvalue_and_the_moments_stand():
+    b, steps = 4, 60
+    matrix = with_spectrum(torch.tensor(FAR))
+    spaces, z = lean_and_full(matrix, b, steps)
+    z = z / np.linalg.norm(z, axis=1, keepdims=True)
+    values, vectors = np.linalg.eigh(matrix.numpy())
+    operator = hs.Dense(matrix)
+    measure = hs.spectral_density(operator, b, steps, estimator="lean")
+    assert len(measure.nodes) == b * steps
+    for value in set(OUTLIERS):
+        near = np.abs(measure.nodes - value) < 1e-6
+        assert near.sum() > OUTLIERS.count(value)
+        exact = np.square(z @ vectors[:, np.abs(values - value) < 1e-6]).sum(1)
+        np.testing.assert_allclose(measure.weights[:, near].sum(1), exact, atol=1e-6)
+    # One that is still on its way weighs nothing.
+    distance = np.abs(measure.nodes[:, None] - np.array(OUTLIERS)).min(axis=1)
+    stray = (distance > 1e-6) & (np.abs(measure.nodes) > 0.0101)
+    assert measure.weights[:, stray].max(initial=0) < 1e-12
+    for p in range(8):
+        exact = np.square(z @ vectors) @ values**p
+        np.testing.assert_allclose(measure.weights @ measure.nodes**p, exact, rtol=1e-10)
+    assert not measure.certified.any()
+    full = spaces[-1][1]  # has no ghost
+    assert (np.abs(np.linalg.eigvalsh(full.t)) > 0.1).sum() == len(OUTLIERS)
+
+
+def test_lean_ends_where_the_space_is_exhausted():
+    matrix = with_spectrum(torch.tensor([0.0] * 17 + [1.0, 2.0, 2.0, 2.0]))
+    operator = hs.Dense(matrix)
+    measure = hs.spectral_density(operator, 3, 21, estimator="lean")
+    assert measure.rules[0].is_exact and measure.rules[0].num_steps == 3
+    np.testing.assert_allclose(measure.nodes, [0.0] * 3 + [1.0] + [2.0] * 3, atol=1e-13)
+    zero = hs.spectral_density(hs.Dense(torch.zeros(9, 9)), 2, 5, estimator="lean")
+    assert zero.support == (0.0, 0.0)

@@ -14,7 +14,6 @@ from conftest import ROOT
 
 import hessian_spectrum as hs
 from hessian_spectrum import distributed
-from hessian_spectrum.recurrence_store import RecurrenceStore
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 WORKER = Path(__file__).with_name("ranks_worker.py")
@@ -36,11 +35,36 @@ def launch(command, cwd, expected=0):
 
 
 @pytest.fixture(scope="module")
-def alone():
+def worker():
     sys.path.insert(0, str(WORKER.parent))
     import ranks_worker
 
-    return ranks_worker.compute(hs.World())
+    return ranks_worker
+
+
+@pytest.fixture(scope="module")
+def alone(worker):
+    return worker.compute(hs.World())
+
+
+@pytest.fixture(scope="module")
+def saved(worker, tmp_path_factory):
+    """A folder with states of one process, and what it makes of them."""
+    folder = tmp_path_factory.mktemp("saved")
+    worker.save(hs.World(), folder)
+    return folder, worker.resume(hs.World(), folder)
+
+
+def check_equal(found, expected, tolerance=1e-9):
+    """The same numbers, case by case, up to the rounding of other sums."""
+    for case, quantities in expected.items():
+        for quantity, value in quantities.items():
+            if quantity == "data":
+                assert found[case][quantity] == value  # the digest: whoever holds what
+                continue
+            peak = np.abs(value).max()
+            error = np.abs(np.array(found[case][quantity]) - value).max()
+            assert error <= tolerance * peak + 1e-300, (case, quantity)  # measured: 1e-12 and less
 
 
 def check_failures(heard, ranks):
@@ -82,38 +106,32 @@ def test_slurms_short_form_of_tasks_is_one_number_a_node(text, tasks):
 @pytest.mark.parametrize(
     ("launcher", "ranks"), [("torchrun", 2), ("torchrun", 3), ("torchrun", 4), ("mpi", 2)]
 )
-def test_every_number_is_that_of_one_process(launcher, ranks, alone, tmp_path):
+def test_every_number_is_that_of_one_process(launcher, ranks, worker, alone, saved, tmp_path):
     start = [*TORCHRUN, str(ranks)] if launcher == "torchrun" else mpirun(ranks)
-    launch([*start, str(WORKER), str(tmp_path)], tmp_path)
+    launch([*start, str(WORKER), str(tmp_path), str(saved[0])], tmp_path)
     several = json.loads((tmp_path / "results.json").read_text())
 
     assert several["world"] == [ranks, launcher]
     assert several["local sizes"] == ranks * [[ranks, ranks]]
     check_failures(several["failures"], ranks)
-    for case, expected in alone.items():
-        for quantity, value in expected.items():
-            found = several["results"][case][quantity]
-            if quantity == "data":
-                assert found == value  # the digest does not depend on who holds what
-                continue
-            peak = np.abs(value).max()
-            error = np.abs(np.array(found) - value).max()
-            assert error <= 1e-9 * peak + 1e-300, (case, quantity)  # measured: 1e-12 and less
+    check_equal(several["results"], alone)
 
     n, entries = several["basis"]  # the basis is shared out, not copied
     chunk = -(-n // ranks)
     assert entries == [2 * 10 * max(0, min(chunk, n - r * chunk)) for r in range(ranks)]
 
-    # The state that several ranks saved, taken up by one.
-    import ranks_worker
+    # States that one process saved, taken up by several, and the other way round.
+    check_equal(several["resumed"], saved[1])
+    check_equal(worker.resume(hs.World(), tmp_path / "state"), saved[1])
 
-    operator = ranks_worker.hessian("mlp", 10, hs.World())
-    store = RecurrenceStore(tmp_path / "state", hs.World())
-    state = store.load(store.manifest(), operator.layout, torch.float64, 12)
-    assert state.num_steps == 7
-    straight = hs.spectral_density(operator, 3, 12)
-    resumed = hs.spectral_density(operator, 3, 12, state=state)
-    np.testing.assert_allclose(resumed.nodes, straight.nodes, atol=1e-10)
+
+def test_a_resumed_run_is_the_straight_one(worker, saved):
+    operator = worker.hessian("mlp", 10, hs.World())
+    straight = {
+        estimator: worker.described(hs.spectral_density(operator, 3, 12, estimator=estimator))
+        for estimator in ("block", "slq", "lean")
+    }
+    assert saved[1] == straight  # every bit
 
 
 ZOO = ["density", "--model", "mlp-64-6-10", "--dataset", "digits", "--limit", "50"]

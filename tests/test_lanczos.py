@@ -56,7 +56,8 @@ def test_lanczos_relation_and_orthogonality(scale):
 @pytest.mark.parametrize("scale", SCALES)
 def test_eight_far_outliers_are_eight_ritz_values_after_a_hundred_steps(scale, dtype):
     spectrum = outliers_and_bulk()
-    measure = hs.spectral_density(hs.Dense((scale * with_spectrum(spectrum)).to(dtype)), 1, 100)
+    operator = hs.Dense((scale * with_spectrum(spectrum)).to(dtype))
+    measure = hs.spectral_density(operator, 1, 100, estimator="slq")
     above = measure.nodes[measure.nodes > 0.5 * scale]
     assert len(above) == 8  # no ghosts
     tolerance = 100 * torch.finfo(dtype).eps * 50 * scale
@@ -80,7 +81,8 @@ def test_repeated_eigenvalues_get_their_whole_weight_and_nothing_lies_between(sc
     distinct = torch.tensor([-2.0, 0.0, 1.0, 5.0]).double()
     matrix = scale * with_spectrum(distinct.repeat_interleave(torch.tensor([1, 20, 3, 6])))
     operator = hs.Dense(matrix)
-    measure = hs.spectral_density(operator, 5, 25)  # six times as many steps as are needed
+    # Six times as many steps as are needed.
+    measure = hs.spectral_density(operator, 5, 25, estimator="slq")
 
     z = gaussian_probes(operator.layout, range(5), 0, torch.float64)
     z = z / z.norm(dim=1, keepdim=True)
@@ -106,7 +108,7 @@ def test_recurrences_that_end_at_different_steps():
 @pytest.mark.parametrize("steps", [29, 30])
 def test_as_many_steps_as_the_operator_is_large_give_all_eigenvalues(steps):
     spectrum = torch.linspace(-1, 1, 30).double() ** 3
-    measure = hs.spectral_density(hs.Dense(with_spectrum(spectrum)), 2, steps)
+    measure = hs.spectral_density(hs.Dense(with_spectrum(spectrum)), 2, steps, estimator="slq")
     if steps == 30:
         np.testing.assert_allclose(measure.nodes.reshape(-1, 2).mean(1), spectrum, atol=1e-8)
     assert abs(measure.nodes).max() <= 1 + 1e-12
@@ -114,32 +116,32 @@ def test_as_many_steps_as_the_operator_is_large_give_all_eigenvalues(steps):
 
 
 def test_the_zero_operator_and_a_single_number():
-    zero = hs.spectral_density(hs.Dense(torch.zeros(9, 9)), 2, 5)
+    zero = hs.spectral_density(hs.Dense(torch.zeros(9, 9)), 2, 5, estimator="slq")
     assert zero.support == (0.0, 0.0)
-    one = hs.spectral_density(hs.Dense(torch.full((1, 1), 3.5).double()), 2, 1)
+    one = hs.spectral_density(hs.Dense(torch.full((1, 1), 3.5).double()), 2, 1, estimator="slq")
     assert one.support == (3.5, 3.5)
 
 
-@pytest.mark.parametrize("steps", [0, 31])
-def test_more_steps_than_the_size_are_refused(steps):
+@pytest.mark.parametrize("steps", [0, 31, 2.5])
+def test_steps_that_cannot_be_made_are_refused(steps):
     with pytest.raises(hs.InputError, match="must lie between 1 and the operator's size 30"):
-        hs.spectral_density(hs.Dense(torch.eye(30)), 2, steps)
+        lanczos.start(hs.Dense(torch.eye(30)), torch.ones(2, 30), steps)
 
 
 def test_a_product_that_is_not_finite_is_an_error_with_the_step():
     matrix = torch.eye(5)
     matrix[2, 2] = torch.nan
     with pytest.raises(FloatingPointError, match="not finite at Lanczos step 1"):
-        hs.spectral_density(hs.Dense(matrix), 2, 3)
+        hs.spectral_density(hs.Dense(matrix), 2, 3, estimator="slq")
 
 
 def test_going_on_from_a_state_gives_the_same_bits():
     operator = hs.Dense(with_spectrum(outliers_and_bulk()))
     states = []
-    straight = hs.spectral_density(operator, 3, 30, on_step=states.append)
+    straight = hs.spectral_density(operator, 3, 30, estimator="slq", on_step=states.append)
     middle = states[11]
     middle.basis[:, middle.num_steps + 1 :] = 0
-    resumed = hs.spectral_density(operator, 3, 30, state=middle)
+    resumed = hs.spectral_density(operator, 3, 30, estimator="slq", state=middle)
     assert np.array_equal(straight.nodes, resumed.nodes)
     assert np.array_equal(straight.weights, resumed.weights)
 
@@ -156,7 +158,7 @@ def test_the_noise_of_the_products_is_measured_and_bounds_the_residuals(noise):
     _, state = run_operator(operator, 10, 1)
     if noise:
         assert noise / 1.5 < state.noise < 1.5 * noise
-        measure = hs.spectral_density(operator, 10, 20)
+        measure = hs.spectral_density(operator, 10, 20, estimator="slq")
         assert measure.residuals.min() > noise
     else:
         assert state.noise < 2e-15

@@ -8,7 +8,7 @@ from conftest import with_spectrum
 import hessian_spectrum as hs
 from hessian_spectrum import spectrum
 from hessian_spectrum.probes import gaussian_probes
-from hessian_spectrum.quadrature import gauss_rule
+from hessian_spectrum.quadrature import BlockRule
 
 
 def marchenko_pastur(n=150, seed=0):
@@ -20,16 +20,18 @@ def marchenko_pastur(n=150, seed=0):
 def test_the_gauss_rule_of_the_legendre_recurrence_is_that_of_legendre():
     k = np.arange(1, 13)
     beta = k / np.sqrt(4.0 * k**2 - 1)
-    rule = gauss_rule(np.zeros(12), beta)
+    t = np.diag(beta[:-1], 1) + np.diag(beta[:-1], -1)
+    rule = BlockRule(t, np.ones((1, 1)), beta[None, -1:], num_steps=12)
+    measure = hs.SpectralMeasure.of_rules([rule], n=100)
     nodes, weights = np.polynomial.legendre.leggauss(12)
-    np.testing.assert_allclose(rule.nodes, nodes, atol=1e-14)
-    np.testing.assert_allclose(rule.weights, weights / 2, atol=1e-14)
+    np.testing.assert_allclose(measure.nodes, nodes, atol=1e-14)
+    np.testing.assert_allclose(measure.weights[0], weights / 2, atol=1e-14)
 
 
 def test_quadrature_is_exact_to_degree_2m_minus_1_for_each_probe():
     matrix, m = marchenko_pastur(), 6
     operator = hs.Dense(matrix)
-    measure = hs.spectral_density(operator, 3, m, seed=5)
+    measure = hs.spectral_density(operator, 3, m, seed=5, estimator="slq")
     z = gaussian_probes(operator.layout, range(3), 5, torch.float64)
     z = z / z.norm(dim=1, keepdim=True)
     power = z.clone()
@@ -41,10 +43,11 @@ def test_quadrature_is_exact_to_degree_2m_minus_1_for_each_probe():
         power = power @ matrix
 
 
-def test_moments_lie_within_three_standard_errors():
+@pytest.mark.parametrize("estimator", ["block", "slq", "lean"])
+def test_moments_lie_within_three_standard_errors(estimator):
     matrix = marchenko_pastur()
     values = torch.linalg.eigvalsh(matrix).numpy()
-    measure = hs.spectral_density(hs.Dense(matrix), 20, 30, seed=1)
+    measure = hs.spectral_density(hs.Dense(matrix), 10, 12, seed=1, estimator=estimator)
     for p in range(1, 5):
         error = abs(measure.moment(p) - np.mean(values**p))
         assert error < 3 * measure.standard_error("moment", p)
@@ -62,10 +65,13 @@ def test_the_estimate_is_unbiased_over_seeds():
     assert abs(np.mean(counts) - (exact >= 1).sum()) < 3 * error
 
 
+@pytest.mark.parametrize("estimator", ["block", "slq"])
 @pytest.mark.parametrize("scale", [1e-8, 1e8])
-def test_scaling_the_operator_scales_the_answer_and_changes_nothing_else(scale):
+def test_scaling_the_operator_scales_the_answer_and_changes_nothing_else(scale, estimator):
     matrix = marchenko_pastur()
-    plain, scaled = (hs.spectral_density(hs.Dense(s * matrix), 4, 100) for s in (1.0, scale))
+    plain, scaled = (
+        hs.spectral_density(hs.Dense(s * matrix), 4, 100, estimator=estimator) for s in (1.0, scale)
+    )
     assert plain.nodes.shape == scaled.nodes.shape  # breakdown at the same steps
     np.testing.assert_allclose(scaled.nodes, scale * plain.nodes, atol=1e-10 * scale)
     t = np.linspace(-1, 5, 50)
@@ -108,16 +114,18 @@ def test_extremes_are_the_ends_of_the_spectrum_within_their_residuals():
 def test_each_node_keeps_its_own_weight_and_residual_and_none_is_below_rounding(dtype):
     operator = hs.Dense(marchenko_pastur().to(dtype))
     states = []
-    measure = hs.spectral_density(operator, 3, 20, on_step=states.append)
+    measure = hs.spectral_density(operator, 3, 20, estimator="slq", on_step=states.append)
     state = states[-1]
     floor = max(torch.finfo(dtype).eps, state.noise) * state.scale
     for i in range(3):
         own = measure.weights[i] > 0
-        rule = gauss_rule(state.alpha[i], state.beta[i])
-        np.testing.assert_array_equal(measure.nodes[own], rule.nodes)
-        np.testing.assert_array_equal(measure.weights[i, own], rule.weights)
-        expected = np.maximum(rule.residuals, floor)
-        np.testing.assert_array_equal(measure.residuals[own], expected)
+        off = state.beta[i, :-1]
+        t = np.diag(state.alpha[i]) + np.diag(off, 1) + np.diag(off, -1)
+        nodes, vectors = np.linalg.eigh(t)
+        np.testing.assert_array_equal(measure.nodes[own], nodes)
+        np.testing.assert_allclose(measure.weights[i, own], vectors[0] ** 2, rtol=1e-12)
+        expected = np.maximum(state.beta[i, -1] * np.abs(vectors[-1]), floor)
+        np.testing.assert_allclose(measure.residuals[own], expected, rtol=1e-12)
     spread = measure.residuals.max() / measure.residuals.min()
     assert spread > 1e3  # else any order would do
 

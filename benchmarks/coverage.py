@@ -1,0 +1,194 @@
+"""How often does a stated interval of 95 percent cover the truth?
+
+Over many seeds of the probes, on spectra that are known (``spectra.py``), and on the exact
+spectrum of a network where its file is given (``exact_density.py`` leaves it in its cache)::
+
+    python benchmarks/coverage.py --exact benchmarks/cache/exact-....npy --sigma2 1e-5
+
+A row is a query on a spectrum, a column a size: the share of the seeds whose interval covered,
+averaged over the points or thresholds of the query, and the interval's median half-width relative
+to the truth (absolute where the truth is zero). Smooth queries should cover between 90 and 99
+percent, those with a threshold at least 90: their truncation is a bound. Thresholds lie in the
+middle between two distinct eigenvalues.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from spectra import SPECTRA, Diagonal
+from tqdm import trange
+
+import hessian_spectrum as hs
+from hessian_spectrum.quadrature import Array
+
+MOST_POINTS = 25  # of a density
+LEAST_DENSITY = 0.01  # of its peak: points below it are not looked at
+SHARES = 0.001, 0.25, 0.5, 0.9, 0.97, 0.99  # of the eigenvalues below a threshold
+OUTERMOST = 1, 2, 4  # thresholds with so many eigenvalues outside, counted from each end
+SLACK = 1e-9  # of |lambda|max or of the answer's scale: rounding, where the interval is a point
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    sizes: tuple[str, ...] = ("block:12x15", "block:36x10", "slq:10x90")
+    """Estimator, probes and steps."""
+    repetitions: int = 200
+    n: int = 1500
+    """Eigenvalues of the synthetic spectra."""
+    spectra: tuple[str, ...] = tuple(SPECTRA)
+    exact: tuple[Path, ...] = ()
+    """Files (.npy) of exact eigenvalues."""
+    sigma2: float | None = None
+    """Variance of the smoothing. Default: (width of the support / 50)^2, and / 500."""
+    level: float = 0.95
+    seed: int = 0
+    """The first of the probes' seeds."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question with its true answer."""
+
+    title: str  # questions of the same title share a row
+    name: str
+    args: tuple[Any, ...]
+    truth: float | Array
+    scale: float  # of a rounding error in the answer
+
+
+def main(config: Config) -> None:
+    warnings.filterwarnings("ignore", message="effective_dimension")
+    spectra = {name: SPECTRA[name](config.n) for name in config.spectra}
+    spectra |= {path.stem: np.sort(np.load(path)) for path in config.exact}
+    print(f"{config.repetitions} seeds; covered %, median half-width relative to the truth\n")
+    print("| spectrum | query | " + " | ".join(config.sizes) + " |")
+    print("|---" * (len(config.sizes) + 2) + "|")
+    for name, exact in spectra.items():
+        columns = [cells(exact, size, config, name) for size in config.sizes]
+        for title in columns[0]:
+            print(f"| {name} | {title} | " + " | ".join(c[title] for c in columns) + " |")
+        print(end="", flush=True)
+
+
+def cells(exact: Array, size: str, config: Config, name: str) -> dict[str, str]:
+    """Coverage and half-width of each row of a table, for one spectrum and one size."""
+    asked = list(queries(exact, config.sigma2))
+    covered: dict[str, list[float]] = {query.title: [] for query in asked}
+    widths: dict[str, list[float]] = {query.title: [] for query in asked}
+    seeds = range(config.seed, config.seed + config.repetitions)
+    for i in trange(len(seeds), desc=f"{name}, {size}", leave=False, disable=None):
+        measure = density(exact, size, seeds[i])
+        for query in asked:
+            low, high = measure.interval(query.name, *query.args, level=config.level)
+            slack = SLACK * query.scale
+            inside = (low - slack <= query.truth) & (query.truth <= high + slack)
+            truth = np.abs(query.truth)
+            relative = (high - low) / 2 / np.where(truth > slack, truth, 1.0)
+            covered[query.title].append(float(np.mean(inside)))
+            widths[query.title].append(float(np.mean(relative)))
+    return {
+        title: f"{100 * np.mean(covered[title]):.0f} ({np.median(widths[title]):.1g})"
+        for title in covered
+    }
+
+
+def density(exact: Array, size: str, seed: int) -> hs.SpectralMeasure:
+    estimator, _, shape = size.partition(":")
+    num_probes, num_steps = (int(part) for part in shape.split("x"))
+    return hs.spectral_density(
+        Diagonal(exact), num_probes, min(num_steps, len(exact)), seed, estimator=estimator
+    )
+
+
+def queries(exact: Array, sigma2: float | None) -> Iterator[Query]:
+    """What is asked of a spectrum, with the answers."""
+    n, low, high = len(exact), exact[0], exact[-1]
+    size = max(abs(low), abs(high)) or 1.0
+    variances = (
+        {f"density, sigma {sigma2**0.5:.2g}": sigma2}
+        if sigma2
+        else {
+            f"density, sigma width / {parts}": (((high - low) or size) / parts) ** 2
+            for parts in (50, 500)
+        }
+    )
+    for title, variance in variances.items():
+        t = _points(exact, variance)
+        truth = _density(exact, t, variance)
+        yield Query(title, "density", (t, variance), truth, truth.max())
+    for p in range(1, 5):
+        truth = float(np.mean(exact**p))
+        yield Query(f"moment {p}", "moment", (p,), truth, size**p)
+    yield Query("trace", "trace", (), exact.sum(), n * size)
+    yield Query("frobenius_norm", "frobenius_norm", (), np.linalg.norm(exact), n**0.5 * size)
+    for part in (0.1, 0.001):
+        positive = exact.clip(0)
+        truth = np.sum(positive / (positive + part * size))
+        title = f"effective_dimension({part:g} |lambda|max)"
+        yield Query(title, "effective_dimension", (part * size,), truth, n)
+    yield from _with_thresholds(exact, size)
+
+
+def _with_thresholds(exact: Array, size: float) -> Iterator[Query]:
+    n = len(exact)
+    for where, x in _thresholds(exact):
+        below = float(np.mean(exact <= x))
+        yield Query(f"mass below, {where}", "mass", (-np.inf, x), below, 1.0)
+        yield Query(f"count above, {where}", "count", (x, np.inf), n * (1 - below), n)
+    inner = [x for where, x in _thresholds(exact) if where == "in the bulk"]
+    if len(inner) > 1:
+        a, b = inner[0], inner[-1]
+        truth = float(np.mean((exact >= a) & (exact <= b)))
+        yield Query("mass between two in the bulk", "mass", (a, b), truth, 1.0)
+    for part in (0.01, 0.001):
+        truth = float(np.mean(exact < -part * size))
+        title = f"negative_fraction({part:g} |lambda|max)"
+        yield Query(title, "negative_fraction", (part * size,), truth, 1.0)
+    for q in (*SHARES, 1 - 2.5 / n):
+        where = "in the bulk" if 0.01 < q < 0.95 else "in the tails"
+        truth = exact[min(int(np.ceil(q * n - 1e-9)), n) - 1]
+        yield Query(f"quantile, {where}", "quantile", (q,), float(truth), size)
+
+
+def _thresholds(exact: Array) -> Iterator[tuple[str, float]]:
+    """(where, x) with x in the middle between two distinct eigenvalues."""
+    n = len(exact)
+    distinct = np.flatnonzero(np.diff(exact) > 1e-9 * max(abs(exact[0]), abs(exact[-1])))
+    if not len(distinct):
+        return
+    ranks = {
+        round(share * n): "in the bulk" if 0.01 < share < 0.95 else "in the tails"
+        for share in SHARES
+    }
+    ranks |= {k: "at the lower end" for k in OUTERMOST}
+    ranks |= {n - k: "at the upper end" for k in OUTERMOST}
+    used = set()
+    for rank, where in ranks.items():
+        k = distinct[np.abs(distinct + 1 - rank).argmin()]
+        if k not in used:
+            used.add(k)
+            yield where, float(exact[k] + exact[k + 1]) / 2
+
+
+def _points(exact: Array, sigma2: float) -> Array:
+    sigma = sigma2**0.5
+    t = np.arange(exact[0] - 3 * sigma, exact[-1] + 3 * sigma, sigma / 2)
+    values = _density(exact, t, sigma2)
+    t = t[values >= LEAST_DENSITY * values.max()]
+    return t[np.linspace(0, len(t) - 1, min(len(t), MOST_POINTS)).round().astype(int)]
+
+
+def _density(exact: Array, t: Array, sigma2: float) -> Array:
+    rows = [np.exp(-((exact - x) ** 2) / (2 * sigma2)).mean() for x in t]
+    return np.array(rows) / np.sqrt(2 * np.pi * sigma2)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))

@@ -1,0 +1,256 @@
+"""How long until the density is as good as a peer's? Wall-clock time, set-up and tracing included.
+
+On one network, in turn: ours with several budgets of products, and PyHessian, curvlinops and
+hessian-eigenthings with the same 900 (10 probes, 90 steps), each by its own Lanczos quadrature on
+all the data at once. Every density is computed from the nodes and weights with one smoothing, and
+its L1 error from the exact eigenvalues, as in ``exact_density.py``::
+
+    python benchmarks/density_peers.py --model mlp-784-20-10 --activation tanh --dataset mnist \
+        --data-root ../shared/data --checkpoint nets/tanh/epoch-0020.pt --peers peers
+
+The clock runs from a model and data in memory to nodes and weights. Ours includes the evaluator,
+its checks, and the plan, chosen as the command ``density`` chooses it. Before, everything is run
+once on a few samples, so that no import is timed. A ratio is the peer's time by that of our
+smallest budget whose median error is at most the peer's, repeat by repeat.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peers
+import torch
+import tyro
+from exact import eigenvalues, l1_distance
+from torch import Tensor, nn
+
+import hessian_spectrum as hs
+from hessian_spectrum import planner, problems, sizes
+from hessian_spectrum.config import ProblemConfig
+
+WARM_UP_SAMPLES = 100
+FORMATS = {"time": "{:.2f}", "error": "{:.5f}", "ratio": "{:.1f}"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ProblemConfig):
+    num_products: tuple[int, ...] = (90, 180, 360)
+    """Budgets of ours; probes and steps are chosen."""
+    num_probes: int = 10
+    """Of the peers."""
+    num_steps: int = 90
+    """Of the peers."""
+    methods: tuple[str, ...] = ("pyhessian", "curvlinops", "hessian-eigenthings")
+    repeats: int = 5
+    """Each with seeds of its own."""
+    threads: int = 1
+    sigma2: float = 1e-5
+    peers: Path | None = None
+    """Folder of peers, filled by ``pip install --no-deps --target``."""
+    cache: Path = Path(__file__).parent / "cache"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a density is computed of: everything is in memory."""
+
+    arguments: dict[str, Any]  # of Evaluator
+    model: nn.Module  # in eval mode, of the evaluator's dtype
+    inputs: Tensor
+    targets: Tensor
+
+    @property
+    def loss_fn(self) -> nn.Module:
+        return self.arguments["loss_fn"]
+
+    @property
+    def batches(self) -> list[tuple[Tensor, Tensor]]:
+        """All the data as one batch: the fastest for each peer, where memory allows it."""
+        return [(self.inputs, self.targets)]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All repeats of one method, in their order."""
+
+    seconds: list[float]
+    errors: list[float]  # L1
+
+
+Method = Callable[[Work, int, int, int], hs.SpectralMeasure]  # probes, steps, seed
+
+
+def main(config: Config) -> None:
+    config.check()
+    torch.set_num_threads(config.threads)
+    peers.find(config.peers)
+    warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph=True")
+    arguments = problems.load(config)
+    arguments["dtype"] = getattr(torch, config.dtype or "float32")
+    exact = eigenvalues(hs.Evaluator(**{**arguments, "dtype": torch.float64}), config.cache)
+    methods = _methods(config)
+    for method, probes, steps in methods.values():
+        method(_work(arguments, WARM_UP_SAMPLES), probes, min(steps, 12), 0)
+
+    found = {name: Runs([], []) for name in methods}
+    for repeat in range(config.repeats):
+        for name, (method, probes, steps) in methods.items():
+            work = _work(arguments)
+            clock = time.perf_counter()
+            measure = method(work, probes, steps, repeat)
+            found[name].seconds.append(time.perf_counter() - clock)
+            found[name].errors.append(l1_distance(measure, exact, config.sigma2))
+            words = f"{found[name].seconds[-1]:.2f} s, L1 {found[name].errors[-1]:.5f}"
+            print(f"{repeat}  {name:32s} {words}", file=sys.stderr, flush=True)
+    print("\n".join(report(config, len(exact), found)))
+
+
+# -- methods ---------------------------------------------------------------------------------
+
+
+def _methods(config: Config) -> dict[str, tuple[Method, int, int]]:
+    """By name: the method, and its probes and steps."""
+    ours_first = {}
+    for products in config.num_products:
+        probes, steps = sizes.choose(1 << 62, num_products=products)
+        ours_first[_name("ours", probes, steps)] = (ours, probes, steps)
+    size = config.num_probes, config.num_steps
+    return ours_first | {_name(name, *size): (PEERS[name], *size) for name in config.methods}
+
+
+def ours(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.SpectralMeasure:
+    """The evaluator, the plan as the command line makes it, and the block estimator."""
+    evaluator = hs.Evaluator(**work.arguments)
+    operator = hs.Hessian(evaluator)
+    estimate = planner.plan(evaluator, operator.theta, num_probes, num_steps, form=operator.form)
+    return hs.spectral_density(operator.planned(estimate.plan), num_probes, num_steps, seed)
+
+
+def pyhessian(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.SpectralMeasure:
+    """``hessian.density``, with all the data as its one batch, whose graph it keeps."""
+    package = peers._imported("pyhessian")
+    peers._replace_eig()
+    torch.manual_seed(seed)
+    data = work.inputs, work.targets
+    hessian = package.hessian(work.model, work.loss_fn, data, cuda=work.inputs.is_cuda)
+    nodes, weights = hessian.density(iter=num_steps, n_v=num_probes)
+    return _measure(work, nodes, weights)
+
+
+def curvlinops(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.SpectralMeasure:
+    """``fast_lanczos``, as ``lanczos_approximate_spectrum`` calls it, without its boundaries."""
+    package = peers._imported("curvlinops")
+    spectrum = importlib.import_module("curvlinops.papyan2020traces.spectrum")
+    torch.manual_seed(seed)
+    parameters = list(work.model.parameters())
+    operator = package.HessianLinearOperator(
+        work.model, work.loss_fn, parameters, work.batches, check_deterministic=False
+    )
+    runs = [spectrum.fast_lanczos(operator, num_steps) for _ in range(num_probes)]
+    return _measure(work, [nodes for nodes, _ in runs], [vectors[0] ** 2 for _, vectors in runs])
+
+
+def eigenthings(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.SpectralMeasure:
+    """``spectral_density``, with a grid of two points in place of 10,000: not what we look at."""
+    package = peers._imported("hessian_eigenthings")
+    loss = package.supervised_loss(work.loss_fn)
+    operator = package.HessianOperator(work.model, work.batches, loss)
+    found = package.spectral_density(
+        operator, num_runs=num_probes, lanczos_steps=num_steps, num_grid_points=2, seed=seed
+    )
+    rows = list(zip(found.raw_eigenvalues, found.raw_weights))
+    kept = [~nodes.isnan() for nodes, _ in rows]  # padding of runs that ended early
+    return _measure(
+        work,
+        [nodes[keep] for (nodes, _), keep in zip(rows, kept)],
+        [weights[keep] for (_, weights), keep in zip(rows, kept)],
+    )
+
+
+PEERS: dict[str, Method] = {
+    "pyhessian": pyhessian,
+    "curvlinops": curvlinops,
+    "hessian-eigenthings": eigenthings,
+}
+
+
+def _work(arguments: dict[str, Any], samples: int | None = None) -> Work:
+    """A model of its own each time: some leave gradients behind."""
+    model = copy.deepcopy(arguments["model"]).to(dtype=arguments["dtype"]).eval()
+    inputs, targets = (tensor[:samples] for tensor in arguments["data"])
+    inputs = inputs.to(arguments["dtype"])
+    return Work({**arguments, "model": model, "data": (inputs, targets)}, model, inputs, targets)
+
+
+def _measure(work: Work, nodes: Sequence, weights: Sequence) -> hs.SpectralMeasure:
+    """From each run's nodes and weights, which sum to 1 up to the rounding of float32."""
+    nodes = [np.asarray(run, dtype=np.float64) for run in nodes]
+    weights = [np.asarray(run, dtype=np.float64) for run in weights]
+    joined = np.concatenate(nodes)
+    rows = np.zeros((len(nodes), len(joined)))
+    start = 0
+    for row, run in zip(rows, weights):
+        row[start : start + len(run)] = run / run.sum()
+        start += len(run)
+    order = np.argsort(joined, kind="stable")
+    return hs.SpectralMeasure(
+        nodes=joined[order],
+        weights=rows[:, order],
+        n=sum(p.numel() for p in work.model.parameters()),
+        residuals=np.full(len(joined), np.nan),
+        certified=np.zeros(len(joined), dtype=bool),
+    )
+
+
+# -- the report ------------------------------------------------------------------------------
+
+
+def report(config: Config, n: int, found: dict[str, Runs]) -> list[str]:
+    """Markdown: times and errors of each method, then the ratio of each peer."""
+    installed = ", ".join(f"{name} {version}" for name, version in peers.versions().items())
+    lines = [
+        f"{config.model} {config.activation}: n = {n:,}, sigma2 {config.sigma2:g}, "
+        f"{config.dtype or 'float32'}, {config.threads} of {torch.multiprocessing.cpu_count()} "
+        f"cores; torch {torch.__version__}, {installed}",
+        "",
+        f"median [min, max] of {config.repeats}",
+        "",
+        "| method | seconds | L1 | as good: ours with | times ours |",
+        "|---|---|---|---|---|",
+    ]
+    for name, runs in found.items():
+        cells = [_cell("time", runs.seconds), _cell("error", runs.errors)]
+        cells += [] if name.startswith("ours") else _compared(found, runs)
+        lines.append(f"| {name} | " + " | ".join([*cells, "", ""][:4]) + " |")
+    return lines
+
+
+def _compared(found: dict[str, Runs], peer: Runs) -> list[str]:
+    """Our smallest budget that is as good as the peer, and the ratio of times."""
+    for name, runs in found.items():
+        if name.startswith("ours") and np.median(runs.errors) <= np.median(peer.errors):
+            ratios = [theirs / own for theirs, own in zip(peer.seconds, runs.seconds)]
+            return [name.removeprefix("ours, "), _cell("ratio", ratios)]
+    return ["none of these", ""]
+
+
+def _name(method: str, probes: int, steps: int) -> str:
+    return f"{method}, {probes} x {steps}"
+
+
+def _cell(kind: str, values: list[float]) -> str:
+    number = FORMATS[kind].format
+    return f"{number(np.median(values))} [{number(min(values))}, {number(max(values))}]"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
