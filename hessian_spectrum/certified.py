@@ -17,6 +17,8 @@ from hessian_spectrum.quadrature import BlockRule
 
 RANK = 1e-10  # of |T|: shorter directions are no new ones, even where products are exact
 ALONE, GROUPS = 24, 12  # up to so many probes each is a group; more are dealt to so many groups
+EQUAL = 1e-5  # of |T|: eigenvalues this near are one in single precision, not in noisy products
+NOISE = 0.01  # of a direction's length
 ONE = 0.01  # a node that every probe weighs as 1/n to this part counts one eigenvalue
 
 
@@ -48,15 +50,15 @@ def certified(rule: BlockRule, n: int, floor: float = 0.0) -> SpectralMeasure:
     starts, usual = rule.starts, SpectralMeasure.of_rules((rule,), n, floor)
     if len(starts) < 2:
         return usual
-    vectors = np.linalg.eigh(rule.t).eigenvectors
+    space = _EigenSpace(rule)
     weights = np.empty_like(usual.weights)
-    steps = rule.num_steps if rule.is_exact else rule.num_steps - 1
     for group in _groups(len(starts)):
         others = np.setdiff1d(np.arange(len(starts)), group)
-        known = _krylov_basis(rule, starts[others], steps)
-        left = starts[group] - (starts[group] @ known.T) @ known
-        rest = normalized((left @ vectors) ** 2) * (1 - len(known) / n)
-        weights[group] = np.square(known @ vectors).sum(axis=0) / n + rest
+        known = space.krylov_basis(starts[others])
+        left = space.seen(starts[group])
+        left = left - (left @ known.T) @ known
+        rest = normalized(left**2) * (1 - len(known) / n)
+        weights[group] = np.square(known).sum(axis=0) / n + rest
     single = (np.abs(n * weights - 1) < ONE).all(axis=0)
     return replace(usual, weights=weights, certified=single)
 
@@ -65,25 +67,71 @@ def _groups(b: int) -> Iterator[Array]:
     return iter(np.array_split(np.arange(b), b if b <= ALONE else GROUPS))
 
 
-def _krylov_basis(rule: BlockRule, starts: Array, num_steps: int) -> Array:
-    """Orthonormal rows that span starts, starts T, ..., starts T^(num_steps - 1) inside R^N.
+class _EigenSpace:
+    """The Krylov space in the eigenbasis of T, in which what a vector lacks stays exactly zero.
 
-    So far powers of T are powers of A, and the span is the Krylov space of these probes alone.
-    Directions that are only rounding or noise would know of the others: they are left out.
+    To an eigenvalue that A has more often than there are probes, T has as many vectors as there
+    are probes, and the others see all but one of them. In floating point they would soon see that
+    one, too: an error along it grows in every step, as ghosts do.
     """
-    t = rule.t
-    shortest = max(rule.tolerance, RANK * np.abs(t).sum(axis=1).max())
-    basis = np.empty((0, len(t)))
-    rows, short = starts, RANK
-    for _ in range(num_steps):
-        for _ in range(2):
-            rows = rows - (rows @ basis.T) @ basis
-        _, lengths, rows = np.linalg.svd(rows, full_matrices=False)
-        rows = rows[lengths > short][: len(t) - len(basis)]
-        # What was short is orthogonal to rounding only now.
-        rows = np.linalg.qr((rows - (rows @ basis.T) @ basis).T)[0].T
-        basis = np.concatenate([basis, rows])
-        if not len(rows):
-            break
-        rows, short = rows @ t, shortest
-    return basis
+
+    def __init__(self, rule: BlockRule):
+        self.rule = rule
+        self.values, self.vectors = np.linalg.eigh(rule.t)
+        scale = np.abs(self.values).max()
+        self.shortest = max(rule.tolerance, RANK * scale)
+        equal = min(self.shortest, EQUAL * scale)
+        self.cuts = np.flatnonzero(np.diff(self.values) > equal) + 1
+
+    def seen(self, rows: Array) -> Array:
+        """Rows (k, N) in the eigenbasis."""
+        return rows @ self.vectors
+
+    def krylov_basis(self, starts: Array) -> Array:
+        """Orthonormal rows that span the Krylov space of these vectors inside that of all."""
+        starts, values, vectors = self.seen(starts), self.values.copy(), self.vectors.copy()
+        # Equal eigenvalues are one, whose vectors are turned until starts span the first ones.
+        turns = []
+        for part in np.split(np.arange(len(values)), self.cuts):
+            if len(part) > 1:
+                turn = np.linalg.svd(starts[:, part])
+                starts[:, part] = starts[:, part] @ turn.Vh.T
+                starts[:, part[np.sum(turn.S > RANK) :]] = 0.0
+                vectors[:, part] = vectors[:, part] @ turn.Vh.T
+                values[part] = values[part].mean()
+                turns.append((part, turn.Vh))
+        basis = self._grown(starts, values, vectors)
+        for part, turn in turns:
+            basis[:, part] = basis[:, part] @ turn
+        return basis
+
+    def _grown(self, starts: Array, values: Array, vectors: Array) -> Array:
+        """One step less than T has, unless T is exact; a direction that is only noise is none."""
+        ends = self.rule.ends
+        steps = len(values) if self.rule.is_exact else len(ends) - 1
+        basis = np.empty((0, len(values)))
+        rows, short = starts, RANK
+        for step in range(steps):
+            for _ in range(2):
+                rows = rows - (rows @ basis.T) @ basis
+            _, lengths, rows = np.linalg.svd(rows, full_matrices=False)
+            rows = rows[lengths > short][: len(values) - len(basis)]
+            # What was short is orthogonal to rounding only now.
+            rows = np.linalg.qr((rows - (rows @ basis.T) @ basis).T)[0].T
+            if step < len(ends) - 1:
+                # The first k blocks of T hold all Krylov vectors of k steps: the rest is noise.
+                rows = _clean(rows, rows @ vectors[ends[step] :].T)
+            basis = np.concatenate([basis, rows])
+            if not len(rows):
+                break
+            rows, short = rows * values, self.shortest
+        return basis
+
+
+def _clean(rows: Array, noise: Array) -> Array:
+    """Orthonormal rows that span those combinations of ``rows`` that have little noise."""
+    if not len(rows) or np.linalg.norm(noise) < NOISE:
+        return rows
+    mixed = np.linalg.svd(noise)
+    lengths = np.pad(mixed.S, (0, len(rows) - len(mixed.S)))
+    return (mixed.U.T @ rows)[lengths < NOISE]

@@ -33,6 +33,15 @@ class BlockRule:
         return starts / np.linalg.norm(starts, axis=1, keepdims=True)
 
     @property
+    def ends(self) -> list[int]:
+        """Where T's blocks end, in order; the last is N."""
+        ends = [self.first.shape[1]]
+        while ends[-1] < len(self.t) and (self.t[: ends[-1], ends[-1] :] != 0).any():
+            reached = (self.t[: ends[-1], ends[-1] :] != 0).any(axis=0)
+            ends.append(ends[-1] + int(np.flatnonzero(reached)[-1]) + 1)
+        return ends
+
+    @property
     def is_exact(self) -> bool:
         """Nothing leads out of the space: T has all that the probes can see of A."""
         return not self.out.any()
