@@ -32,7 +32,7 @@ class DensityError(NamedTuple):
     @property
     def total(self) -> float:
         """Both in quadrature, of the truncation a half: where steps still help, less is left."""
-        return math.hypot(self.noise, uncertainty.TYPICAL * self.truncation)
+        return math.hypot(self.noise, 0.5 * self.truncation)
 
 
 KERNEL_ELEMENTS = 1 << 22  # of the (nodes, points) smoothing kernel held at once: 32 MiB
@@ -71,6 +71,7 @@ class SpectralMeasure:
     residuals: Array  # (s,), each node lies within this of an eigenvalue; units of the nodes
     certified: NDArray[np.bool_]  # (s,), node counts one eigenvalue exactly, weight 1/n
     rules: tuple[BlockRule, ...] = ()  # what the recurrences knew, their probes in order
+    scatter: float = 1.0  # standard errors are this times those of independent probes
 
     @classmethod
     def of_rules(cls, rules: Sequence[BlockRule], n: int, floor: float = 0.0) -> SpectralMeasure:
@@ -223,63 +224,45 @@ class SpectralMeasure:
         if self._is_quantile(query):
             error = self.standard_error("mass", -np.inf, self.quantile(*args))
             return float(np.diff(self._around(*args, error))[0] / 2)
-        error = uncertainty.standard_error(_PER_PROBE[query](self, *args, **kwargs))
+        error = uncertainty.standard_error(_PER_PROBE[query](self, *args, **kwargs), self.scatter)
         return error if np.ndim(error) else float(error)
 
     def truncation(self, query: str, *args, **kwargs) -> float | Array:
         """How much of an answer may be due to the recurrences' end, after m steps.
 
-        For smooth queries: what the last step has changed in Gauss quadrature. For those with a
-        threshold (mass, count, negative_fraction, energy, quantile): the bound of Chebyshev,
-        Markov and Stieltjes, averaged over the probes; it holds for every spectrum, and is 0
-        where every eigenvalue around the threshold is resolved. NaN where it cannot be known:
-        without ``rules``, or after one step.
+        For smooth queries: the most that the last third of the steps have changed in Gauss
+        quadrature. For those with a threshold (mass, count, negative_fraction, energy, quantile):
+        the bounds of Chebyshev, Markov and Stieltjes, averaged over the probes; they hold for
+        every spectrum, and meet where every eigenvalue around the threshold is resolved. NaN
+        where it cannot be known: without ``rules``, or after one step.
 
         Cost: O(N^3), N the number of nodes; once, and for each threshold.
         """
-        if self._is_quantile(query):
-            error = self.truncation("mass", -np.inf, self.quantile(*args))
-            return float(np.diff(self._around(*args, error))[0] / 2)
-        if query in _AT_THRESHOLDS:
-            terms = [
-                factor * uncertainty.largest_mass(self.rules, x) if self.rules else math.nan
-                for x, factor in _AT_THRESHOLDS[query](self, *args)
-                if math.isfinite(x)
-            ]
-            return float(sum(terms))
-        found = self._usual_and_shorter
-        if found is None:
-            return np.full(np.shape(args[0]) if query == "density" else (), math.nan)[()]
-        if query == "density":  # the default depends on the support
-            sigma2 = (args[1:] or (kwargs.get("sigma2"),))[0]
-            args, kwargs = (args[0], self.default_sigma2 if sigma2 is None else sigma2), {}
-        values = [
-            m.frobenius_norm
-            if query == "frobenius_norm"
-            else _PER_PROBE[query](m, *args, **kwargs).mean(axis=0)
-            for m in found
-        ]
-        error = np.abs(values[0] - values[1])
+        margins = self._margins(query, *args, **kwargs)
+        error = np.max(margins, axis=0)
         return error if np.ndim(error) else float(error)
 
     def interval(self, query: str, *args, level: float = 0.95, **kwargs) -> Array:
         """Confidence interval (2, ...) of a query: lower and upper ends.
 
-        The value minus and plus Student's quantile of its standard error and half of
-        ``truncation``, in quadrature; benchmarks/coverage.py counts how often it covers. NaN with
-        one probe.
+        The value minus and plus Student's quantile of its standard error and ``truncation``, in
+        quadrature; benchmarks/coverage.py counts how often it covers. NaN with one probe. Errors
+        of the products are not in it.
 
         Args:
             level: the probability that it covers the truth, 0 to 1.
         """
         if self._is_quantile(query):
-            low, high = self.interval("mass", -np.inf, self.quantile(*args), level=level)
-            return self._around(*args, (high - low) / 2)
-        value = getattr(self, query, None)
-        noise = self.standard_error(query, *args, **kwargs)
+            return self._quantile_interval(*args, level=level)
+        value = getattr(self, query)
         value = value(*args, **kwargs) if callable(value) else value
-        truncation = self.truncation(query, *args, **kwargs)
-        ends = uncertainty.interval(value, noise, truncation, self.num_probes, level)
+        ends = uncertainty.interval(
+            value,
+            self.standard_error(query, *args, **kwargs),
+            self._margins(query, *args, **kwargs),
+            self.num_probes,
+            level,
+        )
         possible = {"mass": 1.0, "negative_fraction": 1.0, "count": self.n, "energy": np.inf}
         return np.clip(ends, 0.0, possible[query]) if query in possible else ends
 
@@ -295,15 +278,74 @@ class SpectralMeasure:
         cells = np.unique(np.round(self.nodes / step))[:, None] + np.arange(-24, 25)
         t = step * np.unique(cells)
         noise = self.standard_error("density", t, sigma2)
-        truncation = self.truncation("density", t, sigma2)
+        last = [measure.density(t, sigma2) for measure in self._history[:2]]
+        change = np.abs(last[0] - last[1]) if len(last) == 2 else np.full(t.shape, math.nan)
         # E |x| of a normal variable is sqrt(2 / pi) of its standard deviation.
         return DensityError(
-            float(math.sqrt(2 / math.pi) * step * noise.sum()), float(step * truncation.sum())
+            float(math.sqrt(2 / math.pi) * step * noise.sum()), float(step * change.sum())
         )
 
     @cached_property
-    def _usual_and_shorter(self) -> tuple[SpectralMeasure, SpectralMeasure] | None:
-        return uncertainty.shorter(self)
+    def _history(self) -> list[SpectralMeasure]:
+        return uncertainty.history(self)
+
+    def _margins(self, query: str, *args, **kwargs) -> Array:
+        """(2, ...): how much less and how much more truncation may hide; NaN where unknown."""
+        if self._is_quantile(query):
+            low, high = self._quantile_interval(*args, level=None)
+            return np.array([self.quantile(*args) - low, high - self.quantile(*args)])
+        if query in _THRESHOLDS:
+            return self._threshold_margins(*_THRESHOLDS[query](self, *args))
+        if query == "density":  # the default depends on the support
+            sigma2 = (args[1:] or (kwargs.get("sigma2"),))[0]
+            args, kwargs = (args[0], self.default_sigma2 if sigma2 is None else sigma2), {}
+        if len(self._history) < 2:
+            return np.full((2, *np.shape(args[0])) if query == "density" else 2, math.nan)
+        last, *before = (
+            m.frobenius_norm
+            if query == "frobenius_norm"
+            else _PER_PROBE[query](m, *args, **kwargs).mean(axis=0)
+            for m in self._history
+        )
+        change = np.max([np.abs(last - earlier) for earlier in before], axis=0)
+        return np.stack([change, change])
+
+    def _threshold_margins(self, a: float, b: float, at_a: float, at_b: float) -> Array:
+        """Of the mass in [a, b], where a share that moves across an end counts ``at_`` as much."""
+        if not self.rules:
+            return np.full(2, math.nan)
+        usual = self._history[0]
+        low, high = np.zeros(2), np.zeros(2)
+        for x, factor, ends in ((a, at_a, low), (b, at_b, high)):
+            if math.isfinite(x):
+                mass = usual.mass(-np.inf, np.nextafter(x, -np.inf) if x == a else x)
+                bounds = uncertainty.below(self.rules, x)
+                ends[:] = factor * np.clip([mass - bounds[0], bounds[1] - mass], 0.0, None)
+        # More below a is less in [a, b].
+        return np.array([high[0] + low[1], high[1] + low[0]])
+
+    def _quantile_interval(self, q: float, level: float | None) -> Array:
+        """Where the mass below reaches q, give or take what is not known of it.
+
+        Without a level: what truncation alone hides.
+        """
+        x = self.quantile(q)
+        less, more = np.nan_to_num(self._margins("mass", -np.inf, x))
+        if level is not None:
+            noise = self.standard_error("mass", -np.inf, x)
+            value = self.mass(-np.inf, x)
+            ends = uncertainty.interval(
+                value, noise, np.array([less, more]), self.num_probes, level
+            )
+            less, more = value - ends[0], ends[1] - value
+        if math.isnan(less):
+            return np.full(2, math.nan)
+        # Where the mass is larger than it seems, q is reached earlier.
+        ends = [
+            self._node_at(max(q - more, 0.0), first=True),
+            self._node_at(min(q + less, 1.0), first=False),
+        ]
+        return self.nodes[ends] + np.array([-1.0, 1.0]) * self.residuals[ends]
 
     def _is_quantile(self, query: str) -> bool:
         if query not in _PER_PROBE and query != "quantile":
@@ -392,10 +434,14 @@ class SpectralMeasure:
         return self.n * self._integrate(np.log(self.nodes + damping))
 
     def _quantile(self, q: float) -> float:
+        return float(self.nodes[self._node_at(q)])
+
+    def _node_at(self, q: float, first: bool = True) -> int:
+        """The first node with at least the share q up to it; else the first with more."""
         cumulative = np.cumsum(self._mean(self.weights))
         # Half a rounding unit of slack: the cumulative sum of weights ends at 1 - O(eps).
-        index = np.searchsorted(cumulative, q - 1e-12)
-        return float(self.nodes[min(index, len(self.nodes) - 1)])
+        q, side = (q - 1e-12, "left") if first else (q + 1e-12, "right")
+        return min(int(np.searchsorted(cumulative, q, side)), len(self.nodes) - 1)
 
 
 def smoothed(nodes: Array, weights: Array, t: ArrayLike, sigma2: float) -> Array:
@@ -438,10 +484,15 @@ _PER_PROBE: dict[str, Callable[..., Array]] = {
     "log_determinant": SpectralMeasure._log_determinant,
 }
 
-# (x, what a share of the eigenvalues that moves across x changes), for both ends.
-_AT_THRESHOLDS: dict[str, Callable[..., list[tuple[float, float]]]] = {
-    "mass": lambda self, a, b: [(a, 1.0), (b, 1.0)],
-    "count": lambda self, a, b: [(a, self.n), (b, self.n)],
-    "energy": lambda self, a, b: [(x, self.n * x * x) for x in (a, b)],
-    "negative_fraction": lambda self, threshold=0.0: [(-threshold, 1.0)],
+# The ends of an interval, and what a share of the eigenvalues that moves across each changes.
+_THRESHOLDS: dict[str, Callable[..., tuple[float, float, float, float]]] = {
+    "mass": lambda self, a, b: (a, b, 1.0, 1.0),
+    "count": lambda self, a, b: (a, b, self.n, self.n),
+    "energy": lambda self, a, b: (a, b, self.n * a * a, self.n * b * b),
+    "negative_fraction": lambda self, threshold=0.0: (
+        -np.inf,
+        np.nextafter(-threshold, -np.inf),
+        1.0,
+        1.0,
+    ),
 }

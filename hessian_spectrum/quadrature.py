@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import qr
 
 Array = NDArray[np.float64]
+
+NEAREST = 1e-9  # of |T|: a threshold that is nearer to an eigenvalue is at it
 
 
 @dataclass(frozen=True)
@@ -62,20 +64,36 @@ class BlockRule:
         """|A u - t u| of T's unit eigenvectors, columns (N, k): what leads out of the space."""
         return np.linalg.norm(self.out.T @ vectors[len(self.t) - len(self.out) :], axis=0)
 
-    def largest_mass(self, x: float) -> Array:
-        """(b,), the most that each probe's measure can have at x, given T.
+    def bracket(self, x: float) -> tuple[Array, Array]:
+        """(b,) and (b,): the least and the most of each probe's measure that can lie below x.
 
-        The Christoffel number of the matrix-valued measure: the least |p(A) z|^2 over block
-        polynomials of degree m - 1 with p(x) z = z, a projection inside T. By the inequalities
-        of Chebyshev, Markov and Stieltjes (for matrix measures: Duran and Lopez-Rodriguez, J.
-        Approx. Theory 90 (1997)) the probe's mass below x lies within it of the Gauss rule's.
+        The inequalities of Chebyshev, Markov and Stieltjes, for every A that has this T: the
+        Gauss-Radau rule with as many nodes at x as the last block has rows (Golub and Meurant,
+        Matrices, Moments and Quadrature (2010), ch. 6), without and with these nodes. The bounds
+        meet where everything around x is resolved.
+
+        Cost: O(N^3).
         """
-        k = len(self.t) - len(self.out)
+        k, b_m = len(self.t) - len(self.out), len(self.out)
+        t = self.t.copy()
         if self.is_exact:
-            return np.zeros(len(self.first))
-        reached = self.t[:, :k] - x * np.eye(len(self.t), k)  # columns, (A - x) r in the basis
-        q, r, _ = qr(reached, mode="economic", pivoting=True)
-        lengths = np.abs(np.diagonal(r))
-        q = q[:, lengths > max(self.tolerance, 1e-14 * lengths.max(initial=0.0))]
-        starts = self.starts
-        return np.square(starts - (starts @ q) @ q.T).sum(axis=1)
+            values, vectors = np.linalg.eigh(t)
+            at = np.abs(values - x) <= NEAREST * np.abs(values).max()
+        else:
+            values, vectors, scale = self._before_last
+            away = values - x
+            # Beside an eigenvalue of the leading part the last block would be infinite.
+            away = np.where(np.abs(away) < NEAREST * scale, NEAREST * scale, away)
+            along = vectors.T @ t[:k, k:]
+            t[k:, k:] = x * np.eye(b_m) + along.T @ (along / away[:, None])
+            values, vectors = np.linalg.eigh(t)
+            at = np.isin(np.arange(len(values)), np.argsort(np.abs(values - x))[:b_m])
+        weights = (self.starts @ vectors) ** 2
+        low = weights[:, (values < x) & ~at].sum(axis=1)
+        return low, low + weights[:, at].sum(axis=1)
+
+    @cached_property
+    def _before_last(self) -> tuple[Array, Array, float]:
+        """Eigenvalues and -vectors of T without its last block, and the largest of T in size."""
+        k = len(self.t) - len(self.out)
+        return *np.linalg.eigh(self.t[:k, :k]), max(np.abs(self.t).sum(axis=1).max(), 1e-300)

@@ -4,7 +4,7 @@
 
     /                       attributes schema, schema_version, created (UTC), finished
     /config, plan, provenance       JSON texts
-    /density/LABEL          attribute n; nodes, weights, residuals, certified, probe
+    /density/LABEL          attributes n, scatter; nodes, weights, residuals, certified, probe
     /density/LABEL/rules    what the recurrences knew: T, first, out, padded; shapes, tolerance
     /eigenpairs/LABEL       values, residuals, converged, vectors (or vectors_shards: JSON)
     /values/LABEL           named numbers, texts and arrays: {"loss": 0.3, "accuracy": 0.9}
@@ -112,6 +112,7 @@ def by_key(results: tuple[Result, ...], labelled: Mapping[str, Result]) -> dict[
 
 def _write_density(group: h5py.Group, measure: SpectralMeasure) -> None:
     group.attrs["n"] = measure.n
+    group.attrs["scatter"] = measure.scatter
     node = _array(group, "nodes", measure.nodes, "approximate eigenvalues, ascending", "eigenvalue")
     probe = _array(group, "probe", np.arange(measure.num_probes), "index of the random probe")
     node.make_scale("node")
@@ -260,7 +261,8 @@ def _read_density(group: h5py.Group) -> SpectralMeasure:
     arrays = {name: _data(group, name)[()] for name in names}
     rules = _read_rules(group["rules"]) if "rules" in group else ()
     try:
-        return SpectralMeasure(n=int(group.attrs["n"]), rules=rules, **arrays)
+        scatter = float(group.attrs.get("scatter", 1.0))
+        return SpectralMeasure(n=int(group.attrs["n"]), rules=rules, scatter=scatter, **arrays)
     except InputError as error:
         raise InputError(f"is damaged: {group.name}: {error}") from None
 

@@ -19,42 +19,46 @@ from hessian_spectrum.quadrature import Array, BlockRule
 if TYPE_CHECKING:
     from hessian_spectrum.measure import SpectralMeasure
 
-# What the last step has changed is more than what is missing after it, where steps still help;
-# what may lie at a threshold at most, is more than what does. Half of each, by experiment:
-# benchmarks/coverage.py.
-TYPICAL = 0.5
+ROUNDING = 1e-12  # of an answer: no interval is narrower
 
 
-def standard_error(per_probe: Array) -> Array:
+def standard_error(per_probe: Array, scatter: float = 1.0) -> Array:
     """Of the mean over probes, the first axis; NaN with one."""
     if len(per_probe) < 2:
         return np.full(per_probe.shape[1:], np.nan)
-    return per_probe.std(axis=0, ddof=1) / math.sqrt(len(per_probe))
+    return scatter * per_probe.std(axis=0, ddof=1) / math.sqrt(len(per_probe))
 
 
-def interval(value: Array, noise: Array, truncation: Array, num_probes: int, level: float) -> Array:
-    """(2, ...): value -+ Student's quantile times noise, and truncation, in quadrature.
+def interval(value: Array, noise: Array, margins: Array, num_probes: int, level: float) -> Array:
+    """(2, ...): ``value`` minus and plus Student's quantile times ``noise``, and ``margins``, (2,
+    ...), in quadrature.
 
-    NaN where the noise is unknown; an unknown truncation counts as none.
+    NaN where the noise is unknown; an unknown margin counts as none.
     """
     if not 0 < level < 1:
         raise InputError(f"level={level}: expected a probability, such as 0.95")
     factor = stdtrit(num_probes - 1, (1 + level) / 2) if num_probes > 1 else math.nan
-    half = np.hypot(factor * noise, TYPICAL * np.nan_to_num(truncation))
-    return np.stack([value - half, value + half])
+    low, high = np.hypot(factor * noise, np.nan_to_num(margins)) + ROUNDING * np.abs(value)
+    return np.stack([value - low, value + high])
 
 
-def shorter(measure: SpectralMeasure) -> tuple[SpectralMeasure, SpectralMeasure] | None:
-    """Gauss quadrature from all steps, and from all but the last; None where there was one."""
-    before = [rule.shorter for rule in measure.rules]
-    if not before or None in before:
-        return None
-    of_rules = type(measure).of_rules
-    return of_rules(measure.rules, measure.n), of_rules(before, measure.n)
+def history(measure: SpectralMeasure) -> list[SpectralMeasure]:
+    """Gauss quadrature after all steps, and after each of the last third of them, latest first.
+
+    What a single step changes may vanish by chance.
+    """
+    rules, found = list(measure.rules), []
+    back = math.ceil(max((rule.num_steps for rule in rules), default=0) / 3)
+    for _ in range(1 + back):
+        if not rules or None in rules:
+            break
+        found.append(type(measure).of_rules(rules, measure.n))
+        rules = [rule.shorter for rule in rules]
+    return found
 
 
-def largest_mass(rules: Sequence[BlockRule], x: float) -> float:
-    """Mean over all probes of the most that their measures can have at x."""
+def below(rules: Sequence[BlockRule], x: float) -> Array:
+    """(2,), bounds on the mass below x, mean over all probes."""
     if not math.isfinite(x):
-        return 0.0
-    return float(np.concatenate([rule.largest_mass(x) for rule in rules]).mean())
+        return np.full(2, float(x > 0))
+    return np.array([np.concatenate(ends).mean() for ends in zip(*(r.bracket(x) for r in rules))])
