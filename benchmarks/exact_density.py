@@ -80,7 +80,8 @@ def cases(config: Config) -> Iterator[tuple[str, Array, SymmetricOperator, str]]
     arguments = problems.load(config)
     arguments.pop("dtype", None)
     exact = eigenvalues(hs.Evaluator(**arguments, dtype=torch.float64), config.cache)
-    name = f"{config.model} {config.activation}, n = {len(exact):,}"
+    network = config.problem or f"{config.model} {config.activation}"
+    name = f"{Path(network).name}, n = {len(exact):,}"
     if config.stand_in:
         yield name, exact, Diagonal(exact), "stand-in"
         return

@@ -17,7 +17,7 @@ from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.forms import HESSIAN, Form
 from hessian_spectrum.kernels import check_precision
 from hessian_spectrum.linearization import ProductPlan
-from hessian_spectrum.memory import available
+from hessian_spectrum.memory import available, young_heap
 from hessian_spectrum.products import MODES
 
 MEMORY_SHARE = 0.8  # of what is available, unless the user says otherwise
@@ -93,7 +93,10 @@ def plan(
             place = _place(evaluator, basis, budget, vectors, folder)
             room = budget - vectors - (basis if place == "device" else 0)
             start = ProductPlan(mode or "reverse", precision=precision)
-            measured = _measured(evaluator, theta, form, num_probes, num_steps, mode, start, room)
+            with young_heap():
+                measured = _measured(
+                    evaluator, theta, form, num_probes, num_steps, mode, start, room
+                )
             result = (budget, place, *measured)
         except Exception as refused:
             error = refused
