@@ -134,7 +134,7 @@ def _draw_bars(axes: Axes, known: Certified, measure: SpectralMeasure) -> None:
     places, counts = known.places, known.counts
     per_probe = measure.n * measure.weights[:, measure.certified].sum(axis=1)
     bars = f"{places.size} bar{'s' if places.size > 1 else ''}"
-    label = f"certified: {counted(per_probe)} eigenvalues in {bars}"
+    label = f"certified: {counted(per_probe, measure.scatter)} eigenvalues in {bars}"
     axes.vlines(places, 0, counts, color=ORANGE, linewidth=1.3, label=label)
     axes.plot(places, counts, "o", color=ORANGE, markersize=3.5)
     drawn = axes.xaxis.get_transform().transform
@@ -152,10 +152,12 @@ def _draw_bars(axes: Axes, known: Certified, measure: SpectralMeasure) -> None:
 
 
 def _draw_rest(axes: Axes, measure: SpectralMeasure, rest: Array, t: Array, sigma2: float) -> None:
-    mean, error = mean_and_error(smoothed(measure.nodes[~measure.certified], rest, t, sigma2))
+    mean, error = mean_and_error(
+        smoothed(measure.nodes[~measure.certified], rest, t, sigma2), measure.scatter
+    )
     single = 1 / math.sqrt(2 * math.pi * sigma2)
     peak = max(mean.max(), single)
-    many = counted(rest.sum(axis=1))
+    many = counted(rest.sum(axis=1), measure.scatter)
     label = rf"unresolved: {many} eigenvalues, smoothed with $\sigma = {number(math.sqrt(sigma2))}$"
     draw_band(axes, t, mean, error, color=BLUE, label=ERROR.format(measure.num_probes))
     axes.plot(t, mean, color=BLUE, linewidth=1.3, label=label)

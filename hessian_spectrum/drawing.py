@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator
 
 from hessian_spectrum.measure import Array, SpectralMeasure
+from hessian_spectrum.uncertainty import standard_error
 
 # Okabe and Ito (2008): told apart with every common colour blindness, and in grey.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5A5A5A"
@@ -48,12 +49,14 @@ def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def mean_and_error(per_probe: Array) -> tuple[Array, Array | None]:
-    """(probe, ...) -> their mean and its standard error, each (...); no error of one probe."""
+def mean_and_error(per_probe: Array, scatter: float) -> tuple[Array, Array | None]:
+    """(probe, ...) -> their mean and its standard error, each (...); no error of one probe.
+
+    Args:
+        scatter: that of the measure.
+    """
     mean = per_probe.mean(axis=0)
-    if len(per_probe) < 2:
-        return mean, None
-    return mean, per_probe.std(axis=0, ddof=1) / math.sqrt(len(per_probe))
+    return mean, None if len(per_probe) < 2 else standard_error(per_probe, scatter)
 
 
 def draw_band(axes: Axes, x: Array, mean: Array, error: Array | None, **style) -> None:
@@ -62,9 +65,9 @@ def draw_band(axes: Axes, x: Array, mean: Array, error: Array | None, **style) -
         axes.fill_between(x, mean - error, mean + error, alpha=0.25, linewidth=0, **style)
 
 
-def counted(per_probe: Array) -> str:
+def counted(per_probe: Array, scatter: float) -> str:
     """(probe,) -> "1,118 ± 9" or "7": a number of eigenvalues and its standard error, if any."""
-    mean, error = (None if x is None else float(x) for x in mean_and_error(per_probe))
+    mean, error = (None if x is None else float(x) for x in mean_and_error(per_probe, scatter))
     if error is None or error < 0.005:  # less is a matter of rounding
         return f"{mean:,.0f}" if mean >= 100 or abs(mean - round(mean)) < 1e-3 else f"{mean:.3g}"
     digits = max(0, math.ceil(-math.log10(error / 2)))

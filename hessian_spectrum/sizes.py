@@ -22,6 +22,7 @@ FEW, MANY = 240, 360  # products
 # of this many over the target reached it, on the networks of benchmarks/exact_density.py.
 PER_TARGET = 0.015
 BLOCKS = 8, 72
+LEAST_PROBES, LEAST_STEPS = 6, 10  # where one of them is given, but not what may be spent
 WIDEST = 96  # probes that the package chooses by itself: more are multiplied together at no gain
 
 
@@ -58,11 +59,12 @@ def choose(
             f"num_steps={num_steps} must lie between 1 and the operator's size {n}, a whole "
             f"number; use num_steps <= {n}"
         )
-    if None not in (num_probes, num_steps, num_products) and num_probes * num_steps > num_products:
-        raise InputError(
-            f"num_probes={num_probes} times num_steps={num_steps} are more than "
-            f"num_products={num_products}; leave one of the three out"
-        )
+    least = (num_probes or 1) * (num_steps or 1)
+    if num_products is not None and least > num_products:
+        given = {"num_probes": num_probes, "num_steps": num_steps, "num_products": num_products}
+        said = ", ".join(f"{name}={value}" for name, value in given.items() if value)
+        raise InputError(f"{said}: that takes {least} products or more; leave one of them out")
+    probes_given, steps_given = num_probes is not None, num_steps is not None
     products = num_products or (PRODUCTS if target_error is None else MOST)
     if num_probes is None:
         if target_error is not None:
@@ -74,6 +76,10 @@ def choose(
             num_probes = min(num_probes, WIDEST)
     if num_steps is None:
         num_steps = max(1, products // num_probes)
+    if num_products is None and target_error is None and probes_given != steps_given:
+        # Nobody asked for so few products.
+        num_steps = num_steps if steps_given else max(num_steps, LEAST_STEPS)
+        num_probes = num_probes if probes_given else max(num_probes, LEAST_PROBES)
     return int(num_probes), int(min(num_steps, n))
 
 

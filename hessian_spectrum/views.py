@@ -113,8 +113,8 @@ def _draw_signs(
         if not mask.any():
             continue
         places = np.log10(np.abs(measure.nodes[mask]))
-        mean, error = mean_and_error(smoothed(places, weights, x, decades**2))
-        label = f"{name}: {counted(weights.sum(axis=1))} eigenvalues"
+        mean, error = mean_and_error(smoothed(places, weights, x, decades**2), measure.scatter)
+        label = f"{name}: {counted(weights.sum(axis=1), measure.scatter)} eigenvalues"
         axes.plot(10**x, mean, dashes, color=color, linewidth=1.4, label=label)
         draw_band(axes, 10**x, mean, error, color=color, label=band)
         band = None
@@ -135,7 +135,7 @@ def _shade_unknown(axes: Axes, known: float) -> bool:
 def _say_below(
     axes: Axes, measure: SpectralMeasure, below: Array, floor: float, grey: bool
 ) -> None:
-    many = counted(measure.n * measure.weights[:, below].sum(axis=1))
+    many = counted(measure.n * measure.weights[:, below].sum(axis=1), measure.scatter)
     why = "; in the grey, residuals leave sign and size open" if grey else ""
     axes.annotate(
         rf"{many} at or below $|\lambda| = {number(floor)}$" + why,
@@ -184,7 +184,9 @@ def cumulative_figure(measure: SpectralMeasure, title: str | None = None) -> Fig
 def _draw_steps(axes: Axes, measure: SpectralMeasure, left: float, right: float) -> None:
     x = np.concatenate([[left], measure.nodes, [right]])
     sums = np.cumsum(measure.weights, axis=1)
-    share, error = mean_and_error(np.column_stack([0 * sums[:, 0], sums, sums[:, -1]]))
+    share, error = mean_and_error(
+        np.column_stack([0 * sums[:, 0], sums, sums[:, -1]]), measure.scatter
+    )
     if error is not None:
         label = ERROR.format(measure.num_probes)
         draw_band(axes, x, share, error, color=BLUE, step="post", label=label)

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from hessian_spectrum import InputError
-from hessian_spectrum.sizes import ESTIMATORS, MOST, PRODUCTS, WIDEST, choose
+from hessian_spectrum.sizes import (
+    ESTIMATORS,
+    LEAST_PROBES,
+    LEAST_STEPS,
+    MOST,
+    PRODUCTS,
+    WIDEST,
+    choose,
+)
 
 N = 100_000
 BUDGETS = [1, 2, 7, 45, 100, 180, 240, 300, 360, 1000, 1800, 20_000]
@@ -30,11 +38,17 @@ def test_the_products_are_never_exceeded_and_a_budget_is_used_but_for_a_remainde
         b, m = choose(N, estimator, num_products=products, target_error=target)
         assert b >= 1 and m >= 1 and b * m <= products
         assert b * (m + 1) > products  # one step more would be too much
-        for given in (1, 6, products):
+        for given in (1, min(6, products), products):
             b, m = choose(N, estimator, given, num_products=products, target_error=target)
-            assert b == given and b * m <= max(products, given)
+            assert b == given and b * m <= products
             b, m = choose(N, estimator, num_steps=given, num_products=products, target_error=target)
-            assert m == given and b * m <= max(products, given)
+            assert m == given and b * m <= products
+
+
+def test_one_size_alone_leaves_enough_of_the_other():
+    assert choose(N, num_probes=200) == (200, LEAST_STEPS)
+    assert choose(N, num_steps=90) == (LEAST_PROBES, 90)
+    assert choose(N, num_probes=6) == (6, 30) and choose(N, num_steps=5) == (36, 5)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
@@ -88,7 +102,11 @@ def test_sizes_are_plain_integers_whatever_they_were_given_as():
         ({"num_steps": 21}, "operator's size 20, a whole number; use num_steps <= 20"),
         (
             {"num_probes": 5, "num_steps": 4, "num_products": 19},
-            "num_probes=5 times num_steps=4 are more than num_products=19; leave one",
+            "num_probes=5, num_steps=4, num_products=19: that takes 20 products or more; leave",
+        ),
+        (
+            {"num_probes": 20, "num_products": 19},
+            "num_probes=20, num_products=19: that takes 20 products or more",
         ),
     ],
 )
