@@ -286,8 +286,14 @@ class SpectralMeasure:
         )
 
     @cached_property
+    def _usual(self) -> SpectralMeasure:
+        """Gauss quadrature, after all steps."""
+        return SpectralMeasure.of_rules(self.rules, self.n)
+
+    @cached_property
     def _history(self) -> list[SpectralMeasure]:
-        return uncertainty.history(self)
+        """The same, and after fewer steps; none without rules."""
+        return [self._usual, *uncertainty.earlier(self)] if self.rules else []
 
     def _margins(self, query: str, *args, **kwargs) -> Array:
         """(2, ...): how much less and how much more truncation may hide; NaN where unknown."""
@@ -295,7 +301,7 @@ class SpectralMeasure:
             low, high = self._quantile_interval(*args, level=None)
             return np.array([self.quantile(*args) - low, high - self.quantile(*args)])
         if query in _THRESHOLDS:
-            return self._threshold_margins(*_THRESHOLDS[query](self, *args))
+            return self._threshold_margins(*_THRESHOLDS[query](self, *args, **kwargs))
         if query == "density":  # the default depends on the support
             sigma2 = (args[1:] or (kwargs.get("sigma2"),))[0]
             args, kwargs = (args[0], self.default_sigma2 if sigma2 is None else sigma2), {}
@@ -314,11 +320,11 @@ class SpectralMeasure:
         """Of the mass in [a, b], where a share that moves across an end counts ``at_`` as much."""
         if not self.rules:
             return np.full(2, math.nan)
-        usual = self._history[0]
         low, high = np.zeros(2), np.zeros(2)
-        for x, factor, ends in ((a, at_a, low), (b, at_b, high)):
+        # Closed: of the left end what is strictly below it is outside.
+        for x, last, factor, ends in ((a, np.nextafter(a, -np.inf), at_a, low), (b, b, at_b, high)):
             if math.isfinite(x):
-                mass = usual.mass(-np.inf, np.nextafter(x, -np.inf) if x == a else x)
+                mass = self._usual.mass(-np.inf, last)
                 bounds = uncertainty.below(self.rules, x)
                 ends[:] = factor * np.clip([mass - bounds[0], bounds[1] - mass], 0.0, None)
         # More below a is less in [a, b].

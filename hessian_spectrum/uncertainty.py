@@ -42,18 +42,17 @@ def interval(value: Array, noise: Array, margins: Array, num_probes: int, level:
     return np.stack([value - low, value + high])
 
 
-def history(measure: SpectralMeasure) -> list[SpectralMeasure]:
-    """Gauss quadrature after all steps, and after each of the last third of them, latest first.
+def earlier(measure: SpectralMeasure) -> list[SpectralMeasure]:
+    """Gauss quadrature after each of the last third of the steps but the last, latest first.
 
     What a single step changes may vanish by chance.
     """
     rules, found = list(measure.rules), []
-    back = math.ceil(max((rule.num_steps for rule in rules), default=0) / 3)
-    for _ in range(1 + back):
-        if not rules or None in rules:
+    for _ in range(math.ceil(max(rule.num_steps for rule in rules) / 3)):
+        rules = [rule.shorter for rule in rules]
+        if None in rules:
             break
         found.append(type(measure).of_rules(rules, measure.n))
-        rules = [rule.shorter for rule in rules]
     return found
 
 
