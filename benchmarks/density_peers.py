@@ -137,8 +137,8 @@ def ours(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.SpectralM
 
 def pyhessian(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.SpectralMeasure:
     """``hessian.density``, with all the data as its one batch, whose graph it keeps."""
-    package = peers._imported("pyhessian")
-    peers._replace_eig()
+    package = peers.imported("pyhessian")
+    peers.replace_eig()
     torch.manual_seed(seed)
     data = work.inputs, work.targets
     hessian = package.hessian(work.model, work.loss_fn, data, cuda=work.inputs.is_cuda)
@@ -148,7 +148,7 @@ def pyhessian(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.Spec
 
 def curvlinops(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.SpectralMeasure:
     """``fast_lanczos``, as ``lanczos_approximate_spectrum`` calls it, without its boundaries."""
-    package = peers._imported("curvlinops")
+    package = peers.imported("curvlinops")
     spectrum = importlib.import_module("curvlinops.papyan2020traces.spectrum")
     torch.manual_seed(seed)
     parameters = list(work.model.parameters())
@@ -161,7 +161,7 @@ def curvlinops(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.Spe
 
 def eigenthings(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.SpectralMeasure:
     """``spectral_density``, with a grid of two points in place of 10,000: not what we look at."""
-    package = peers._imported("hessian_eigenthings")
+    package = peers.imported("hessian_eigenthings")
     loss = package.supervised_loss(work.loss_fn)
     operator = package.HessianOperator(work.model, work.batches, loss)
     found = package.spectral_density(

@@ -49,8 +49,8 @@ def pyhessian(problem: Problem, one_batch: bool = False) -> tuple[Products, str]
         one_batch: all data are one batch, whose first-order graph PyHessian keeps; otherwise
             the graph of each minibatch is built for each vector.
     """
-    package = _imported("pyhessian")
-    _replace_eig()
+    package = imported("pyhessian")
+    replace_eig()
     made = []
 
     def products(vectors: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ def _pyhessian_rebuilt(hessian, v: Tensor, problem: Problem) -> Tensor:
 
 def curvlinops(problem: Problem) -> tuple[Products, str]:
     """curvlinops: jvp of jacrev under vmap, all vectors at once; keeps nothing."""
-    package = _imported("curvlinops")
+    package = imported("curvlinops")
     # The check of determinism costs passes over the data and does not change the products.
     operator = package.HessianLinearOperator(
         problem.model,
@@ -92,20 +92,20 @@ def curvlinops(problem: Problem) -> tuple[Products, str]:
 
 def hessian_eigenthings(problem: Problem) -> tuple[Products, str]:
     """hessian-eigenthings: reverse over reverse, one vector at a time; keeps nothing."""
-    package = _imported("hessian_eigenthings")
+    package = imported("hessian_eigenthings")
     loss = package.supervised_loss(problem.loss_fn)
     operator = package.HessianOperator(problem.model, problem.batches, loss)
     return lambda vectors: torch.stack([operator.matvec(v) for v in vectors]), ""
 
 
-def _imported(name: str):
+def imported(name: str):
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise RuntimeError(f"{PACKAGES[name]} is not here ({error}); see --peers") from None
 
 
-def _replace_eig() -> None:
+def replace_eig() -> None:
     """PyHessian's density calls the removed torch.eig on a symmetric matrix."""
 
     def eig(matrix: Tensor, eigenvectors: bool = False) -> tuple[Tensor, Tensor]:

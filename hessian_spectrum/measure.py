@@ -232,9 +232,9 @@ class SpectralMeasure:
 
         For smooth queries: the most that the last third of the steps have changed in Gauss
         quadrature. For those with a threshold (mass, count, negative_fraction, energy, quantile):
-        the bounds of Chebyshev, Markov and Stieltjes, averaged over the probes; they hold for
-        every spectrum, and meet where every eigenvalue around the threshold is resolved. NaN
-        where it cannot be known: without ``rules``, or after one step.
+        ``BlockRule.bracket``, averaged over the probes: for single recurrences bounds that hold
+        for every spectrum, for a block nearly so; 0 where every eigenvalue around the threshold
+        is resolved. NaN where it cannot be known: without ``rules``, or after one step.
 
         Cost: O(N^3), N the number of nodes; once, and for each threshold.
         """
@@ -336,7 +336,7 @@ class SpectralMeasure:
         Without a level: what truncation alone hides.
         """
         x = self.quantile(q)
-        less, more = np.nan_to_num(self._margins("mass", -np.inf, x))
+        less, more = self._margins("mass", -np.inf, x)
         if level is not None:
             noise = self.standard_error("mass", -np.inf, x)
             value = self.mass(-np.inf, x)

@@ -65,12 +65,15 @@ class BlockRule:
         return np.linalg.norm(self.out.T @ vectors[len(self.t) - len(self.out) :], axis=0)
 
     def bracket(self, x: float) -> tuple[Array, Array]:
-        """(b,) and (b,): the least and the most of each probe's measure that can lie below x.
+        """(b,) and (b,): the least and the most of each probe's measure that lies below x.
 
-        The inequalities of Chebyshev, Markov and Stieltjes, for every A that has this T: the
-        Gauss-Radau rule with as many nodes at x as the last block has rows (Golub and Meurant,
-        Matrices, Moments and Quadrature (2010), ch. 6), without and with these nodes. The bounds
-        meet where everything around x is resolved.
+        The Gauss-Radau rule with as many nodes at x as the last block has rows (Golub and Meurant,
+        Matrices, Moments and Quadrature (2010), ch. 6), without and with these nodes; the two
+        differ by the most that the probe's measure can have at x, its Christoffel number, and meet
+        where everything around x is resolved. For one probe these are the inequalities of
+        Chebyshev, Markov and Stieltjes: bounds for every A that has this T. For a block they are
+        not: of single probes on random spectra one in 400 was outside, by 6e-4 at most, of means
+        over the probes none; spectra that were sought for it took the mean 0.01 outside.
 
         Cost: O(N^3).
         """
@@ -87,7 +90,8 @@ class BlockRule:
             along = vectors.T @ t[:k, k:]
             t[k:, k:] = x * np.eye(b_m) + along.T @ (along / away[:, None])
             values, vectors = np.linalg.eigh(t)
-            at = np.isin(np.arange(len(values)), np.argsort(np.abs(values - x))[:b_m])
+            away = np.abs(values - x)
+            at = away <= max(np.sort(away)[b_m - 1], NEAREST * scale)
         weights = (self.starts @ vectors) ** 2
         low = weights[:, (values < x) & ~at].sum(axis=1)
         return low, low + weights[:, at].sum(axis=1)

@@ -11,6 +11,7 @@ from matplotlib.colors import to_hex
 from scipy.integrate import trapezoid
 from test_block import OUTLIERS, space_of
 
+import hessian_spectrum as hs
 from hessian_spectrum import plotting, views
 from hessian_spectrum.certified import certified
 from hessian_spectrum.certified_view import certified_eigenvalues
@@ -33,17 +34,26 @@ def texts(figure):
     return " | ".join(text.get_text() for text in figure.findobj(lambda a: hasattr(a, "get_text")))
 
 
-def test_the_curve_is_the_density_and_the_band_two_standard_errors():
-    measure, sigma2 = some_measure(), 0.04
+@pytest.mark.parametrize("steps", [None, 3])
+def test_the_curve_is_the_density_and_the_band_its_interval(steps):
+    """With what the last steps changed, where that is known."""
+    sigma2 = 0.04
+    if steps is None:
+        measure = some_measure()
+    else:
+        measure = hs.spectral_density(hs.Dense(with_spectrum(np.linspace(-1, 2, 60))), 4, steps)
     top = plotting.density_figure(measure, sigma2).axes[0]
     t, y = top.lines[0].get_data()
     floor, ceiling = top.get_ylim()
     shown = y >= floor
     np.testing.assert_allclose(y[shown], measure.density(t, sigma2)[shown])
     assert shown.sum() > 100 and y.max() < ceiling and top.get_yscale() == "log"
-    band = top.collections[0].get_paths()[0].vertices[:, 1].max()
-    two = measure.density(t, sigma2) + 2 * measure.standard_error("density", t, sigma2)
-    assert band == pytest.approx(two.max())
+    low, high = band_of(top.collections[0], t)
+    expected = np.maximum(measure.interval("density", t, sigma2), floor)
+    np.testing.assert_allclose([low, high], expected, rtol=1e-12)
+    assert (high > 1.01 * low).any()
+    assert np.isnan(measure.truncation("density", t, sigma2)).all() == (steps is None)
+    assert "95 % interval (4 probes)" in texts(top.figure)
 
 
 def test_one_probe_has_no_band():

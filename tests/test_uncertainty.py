@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,21 +33,36 @@ def legendre_values(m, x):
     return np.sqrt(2 * k + 1) * np.polynomial.legendre.legvander(x, m - 1)
 
 
-# -- the most that can lie at a threshold ----------------------------------------------------------
+# -- what can lie below a threshold ----------------------------------------------------------------
+
+
+def width(rule, x):
+    low, high = rule.bracket(x)
+    return high - low
 
 
 @pytest.mark.parametrize("m", [1, 2, 5, 20])
-def test_the_largest_mass_of_one_probe_is_the_christoffel_number(m):
+def test_the_bounds_of_one_probe_differ_by_the_christoffel_number(m):
     x = np.linspace(-1.5, 1.5, 101)
     expected = 1 / np.square(legendre_values(m, x)).sum(1)
-    found = np.array([legendre(m).largest_mass(t)[0] for t in x])
+    found = np.array([width(legendre(m), t)[0] for t in x])
     np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-15)
 
 
-def test_at_a_node_the_largest_mass_is_its_gauss_weight():
+def test_at_a_node_the_bounds_are_the_masses_below_it_without_and_with_its_gauss_weight():
     nodes, weights = np.polynomial.legendre.leggauss(9)
-    found = [legendre(9).largest_mass(x)[0] for x in nodes]
-    np.testing.assert_allclose(found, weights / 2, atol=1e-14)
+    up_to = np.cumsum(weights / 2)
+    found = np.array([legendre(9).bracket(x) for x in nodes])[..., 0]
+    np.testing.assert_allclose(found, np.stack([up_to - weights / 2, up_to], 1), atol=1e-13)
+
+
+@pytest.mark.parametrize("m", [1, 2, 5, 20])
+def test_the_uniform_measure_lies_within_the_bounds_of_its_rule(m):
+    x = np.linspace(-1.5, 1.5, 61)
+    low, high = np.array([legendre(m).bracket(t) for t in x])[..., 0].T
+    true = np.clip((x + 1) / 2, 0, 1)
+    assert (low <= true + 1e-12).all() and (true <= high + 1e-12).all()
+    assert low[0] == pytest.approx(0, abs=1e-12) and high[-1] == pytest.approx(1)
 
 
 def some_spectra(count):
@@ -58,63 +74,165 @@ def some_spectra(count):
         yield np.sort(np.r_[bulk, 3 * generator.normal(size=4), np.repeat(few[:4], 4)])
 
 
+def shares(b, seed):
+    """(b, 60), the squared components of the unit probes of a diagonal matrix."""
+    z = gaussian_probes(Layout.of_size(60), range(b), seed, torch.float64).numpy()
+    return np.square(z) / np.square(z).sum(1, keepdims=True)
+
+
 def masses_below(x, places, weights):
-    """(..., thresholds): of the atoms below x, each end of the interval in turn."""
+    """(probe, thresholds) twice: of the atoms below x, and of those at it, too."""
     return [weights @ (places[:, None] < x), weights @ (places[:, None] <= x)]
 
 
-@pytest.mark.parametrize("estimator", ["block", "slq"])
-def test_each_probes_mass_below_any_threshold_is_within_the_bound_of_its_rules(estimator):
-    generator, tight = np.random.default_rng(1), 0.0
+def brackets(rules, x):
+    """(2, probe, thresholds)"""
+    per_rule = [np.moveaxis([rule.bracket(t) for t in x], 0, -1) for rule in rules]
+    return np.concatenate(per_rule, axis=1)
+
+
+def runs_on_some_spectra(estimator):
+    """Each time thresholds, the bounds of each probe's mass below them, and the two true masses."""
+    generator = np.random.default_rng(1)
     for seed, exact in enumerate(some_spectra(12)):
         b, m = int(generator.integers(1, 6)), int(generator.integers(2, 12))
         measure = hs.spectral_density(Diagonal(exact), b, m, seed, estimator=estimator)
-        z = gaussian_probes(Layout.of_size(60), range(b), seed, torch.float64).numpy()
-        z = np.square(z) / np.square(z).sum(1, keepdims=True)
-        rules = SpectralMeasure.of_rules(measure.rules, 60)
         x = np.r_[generator.uniform(exact[0] - 0.1, exact[-1] + 0.1, 40), exact[::6] + 1e-7]
-        bound = np.concatenate(
-            [np.stack([r.largest_mass(t) for t in x], axis=1) for r in measure.rules]
-        )
-        assert bound.shape == (b, len(x))
-        for true, found in zip(
-            masses_below(x, exact, z), masses_below(x, rules.nodes, rules.weights)
-        ):
-            error = np.abs(true - found)
-            assert (error <= bound + 1e-12).all()
-            tight = max(tight, (error[bound > 1e-3] / bound[bound > 1e-3]).max())
-    assert tight > 0.8  # a bound half as large would not hold
+        bounds = brackets(measure.rules, x)
+        assert bounds.shape == (2, b, len(x)) and (bounds[0] <= bounds[1]).all()
+        yield measure, x, bounds, masses_below(x, exact, shares(b, seed))
+
+
+def test_each_probes_mass_below_any_threshold_lies_within_the_bounds_of_its_rule():
+    near = []
+    for measure, x, (low, high), true in runs_on_some_spectra("slq"):
+        usual = SpectralMeasure.of_rules(measure.rules, 60)  # has the same moments
+        for mass in true + masses_below(x, usual.nodes, usual.weights):
+            assert (low <= mass + 1e-12).all() and (mass <= high + 1e-12).all()
+        wide = high - low > 1e-3
+        near.append([((mass - low)[wide] / (high - low)[wide]) for mass in true])
+    near = np.concatenate([np.concatenate(run) for run in near])
+    assert near.min() < 0.1 and near.max() > 0.9  # neither bound could be a tenth nearer
+
+
+def test_the_mean_mass_of_a_blocks_probes_lies_within_the_mean_bounds():
+    """Not for every spectrum that one could think of, nor for each probe, which share a space."""
+    beyond = []
+    for _, _, (low, high), true in runs_on_some_spectra("block"):
+        for mass in true:
+            assert (low.mean(0) <= mass.mean(0) + 1e-12).all()
+            assert (mass.mean(0) <= high.mean(0) + 1e-12).all()
+            beyond.append(np.maximum(low - mass, mass - high).ravel())
+    beyond = np.concatenate(beyond)
+    assert np.mean(beyond > 1e-9) < 0.01 and beyond.max() < 5e-3
+
+
+@pytest.mark.parametrize("estimator", ["block", "slq"])
+def test_no_eigenvalue_weighs_more_for_a_probe_than_its_bounds_leave_room_for(estimator):
+    near = 0.0
+    for seed, exact in enumerate(some_spectra(12)):
+        b, m = seed % 5 + 1, seed % 4 + 2
+        rules = hs.spectral_density(Diagonal(exact), b, m, seed, estimator=estimator).rules
+        places = np.unique(exact)
+        low, high = brackets(rules, places)
+        weight = shares(b, seed) @ (exact[:, None] == places)
+        assert (weight <= high - low + 1e-12).all()
+        near = max(near, np.median(weight[:, [0, -1]] / (high - low)[:, [0, -1]]))
+    assert near > 0.9  # at a resolved outlier there is no room for more
+
+
+def test_the_bounds_of_a_block_differ_by_its_christoffel_matrix():
+    """The least |sum_k p_k(A) z_k|^2 over polynomials of degree m - 1 with p(x) = e_i."""
+    b, m, seed = 3, 3, 0
+    exact = next(some_spectra(1))
+    (rule,) = hs.spectral_density(Diagonal(exact), b, m, seed).rules
+    z = gaussian_probes(Layout.of_size(60), range(b), seed, torch.float64).numpy()
+    z /= np.linalg.norm(z, axis=1, keepdims=True)
+    for x in (-1.0, 0.1, 0.7, 2.0):
+        free = np.concatenate([z * (exact - x) ** k for k in range(1, m)]).T
+        least = z.T - free @ np.linalg.lstsq(free, z.T, rcond=None)[0]
+        np.testing.assert_allclose(width(rule, x), np.square(least).sum(0), rtol=1e-7)
 
 
 @pytest.mark.parametrize("estimator", ["block", "slq"])
 def test_between_resolved_outliers_a_threshold_is_certain(estimator):
     measure = hs.spectral_density(Diagonal(SPECTRA["outliers"]), 8, 20, estimator=estimator)
     for x in (OUTLIERS[1:-1] + OUTLIERS[2:]) / 2:
+        assert max(width(rule, x).max() for rule in measure.rules) < 1e-12
         assert measure.truncation("mass", -np.inf, x) < 1e-12
     assert measure.truncation("count", 0.2, 4.0) < 1e-9
     assert measure.truncation("negative_fraction", 0.0) > 1e-3  # inside the bulk
-    # At a resolved outlier all of its weight is in doubt.
-    if estimator == "slq":
-        at = measure.truncation("mass", -np.inf, 3.0)
-        assert at == pytest.approx(measure.mass(2.9, 3.1), rel=1e-3)
+    # Beside a resolved outlier all of its weight is on one side.
+    assert measure.truncation("mass", -np.inf, 3.0 + 1e-4) < 1e-6
 
 
-def test_a_count_is_in_doubt_at_both_its_ends_and_an_energy_by_the_square():
-    measure = hs.spectral_density(Diagonal(SPECTRA["power law"]), 3, 4)
-    (rule,) = measure.rules
-    at = [rule.largest_mass(x).mean() for x in (0.01, 0.2)]
-    assert min(at) > 1e-3
-    assert measure.truncation("mass", 0.01, 0.2) == pytest.approx(sum(at))
-    assert measure.truncation("mass", 0.01, np.inf) == pytest.approx(at[0])
-    assert measure.truncation("count", 0.01, 0.2) == pytest.approx(N * sum(at))
-    energy = N * (0.01**2 * at[0] + 0.2**2 * at[1])
-    assert measure.truncation("energy", 0.01, 0.2) == pytest.approx(energy)
-    assert measure.truncation("energy", -np.inf, 0.2) == pytest.approx(N * 0.2**2 * at[1])
-    below = rule.largest_mass(-0.02).mean()
+@pytest.mark.parametrize("estimator", ["block", "slq"])
+def test_at_a_resolved_outlier_all_of_its_weight_is_in_doubt(estimator):
+    measure = hs.spectral_density(Diagonal(SPECTRA["outliers"]), 8, 20, estimator=estimator)
+    usual = SpectralMeasure.of_rules(measure.rules, N)
+    for x in OUTLIERS:
+        low, high = brackets(measure.rules, [x])[..., 0]
+        np.testing.assert_allclose(low, usual._mass(-np.inf, x - 1e-2), atol=1e-9)
+        np.testing.assert_allclose(high, usual._mass(-np.inf, x + 1e-2), atol=1e-9)
+
+
+def margins(measure, x, strictly=False):
+    """By how much less and more than the Gauss rules say may be below x, mean over the probes."""
+    usual = SpectralMeasure.of_rules(measure.rules, N)
+    below = (usual.nodes < x) if strictly else (usual.nodes <= x)
+    mass = usual.weights[:, below].sum(1).mean()
+    low, high = brackets(measure.rules, [x])[..., 0].mean(axis=1)
+    return np.array([mass - low, high - mass])
+
+
+THRESHOLDS = {  # how much a share counts at 0.45 and at 1.1
+    "mass": (1, 1),
+    "count": (N, N),
+    "energy": (N * 0.45**2, N * 1.1**2),
+}
+
+
+def threshold_margins(measure, query):
+    """(2,), down and up."""
+    if query == "negative_fraction":
+        return margins(measure, np.nextafter(-0.02, -1))
+    at_a, at_b = THRESHOLDS[query]
+    at_a, at_b = at_a * margins(measure, 0.45, strictly=True), at_b * margins(measure, 1.1)
+    return np.array([at_b[0] + at_a[1], at_b[1] + at_a[0]])
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_count_is_in_doubt_at_both_its_ends_and_an_energy_by_the_square(estimator):
+    exact = SPECTRA["Marchenko-Pastur"]
+    measure = hs.spectral_density(Diagonal(exact), 3, 4, estimator=estimator)
+    at_a, at_b = margins(measure, 0.45, strictly=True), margins(measure, 1.1)
+    assert min(*at_a, *at_b) > 1e-3 and abs(at_a[0] - at_a[1]) > 1e-2
+    for query in THRESHOLDS:
+        expected = threshold_margins(measure, query).max()
+        assert measure.truncation(query, 0.45, 1.1) == pytest.approx(expected)
+    assert measure.truncation("mass", 0.45, np.inf) == pytest.approx(at_a.max())
+    assert measure.truncation("mass", -np.inf, 1.1) == pytest.approx(at_b.max())
+    energy = N * 1.1**2 * at_b.max()
+    assert measure.truncation("energy", -np.inf, 1.1) == pytest.approx(energy)
+    assert measure.truncation("mass", -np.inf, np.inf) == 0
+    measure = hs.spectral_density(Diagonal(exact - 0.5), 3, 4, estimator=estimator)
+    below = threshold_margins(measure, "negative_fraction").max()
+    assert below > 1e-3
     assert measure.truncation("negative_fraction", 0.02) == pytest.approx(below)
 
 
-# -- what the last step has changed ----------------------------------------------------------------
+def test_a_closed_interval_has_a_node_at_its_lower_end():
+    rules = [legendre(5)]
+    measure = SpectralMeasure.of_rules(rules, N)
+    a = measure.nodes[1]
+    down = measure.weights[0, 1]  # all of it may lie above the lower end of [-1, a] or below a
+    assert measure.truncation("mass", -np.inf, a) == pytest.approx(down)
+    assert measure.truncation("mass", a, np.inf) == pytest.approx(down)
+    np.testing.assert_allclose(margins(measure, a), [down, 0], atol=1e-12)
+    np.testing.assert_allclose(margins(measure, a, strictly=True), [0, down], atol=1e-12)
+
+
+# -- what the last third of the steps has changed --------------------------------------------------
 
 SMOOTH = {
     "density": (np.linspace(-0.5, 2, 7), 0.01),
@@ -133,18 +251,28 @@ def value(measure, query, *args):
         return found(*args) if callable(found) else found
 
 
+@pytest.mark.parametrize("m, back", [(2, 1), (3, 1), (4, 2), (7, 3)])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("query", SMOOTH)
-def test_the_truncation_of_a_smooth_query_is_what_the_last_step_has_changed(query, estimator):
+def test_the_truncation_of_a_smooth_query_is_the_most_the_last_third_of_the_steps_changed(
+    query, estimator, m, back
+):
     operator, args = Diagonal(SPECTRA["Marchenko-Pastur"]), SMOOTH[query]
-    run = [hs.spectral_density(operator, 3, m, estimator=estimator) for m in (4, 3)]
-    usual = [SpectralMeasure.of_rules(measure.rules, N) for measure in run]
-    expected = np.abs(value(usual[0], query, *args) - value(usual[1], query, *args))
-    found = run[0].truncation(query, *args)
+    runs = [hs.spectral_density(operator, 3, m - k, estimator=estimator) for k in range(back + 1)]
+    now, *before = (value(SpectralMeasure.of_rules(r.rules, N), query, *args) for r in runs)
+    expected = np.max([np.abs(now - earlier) for earlier in before], axis=0)
+    found = runs[0].truncation(query, *args)
     np.testing.assert_allclose(found, expected, rtol=1e-7, atol=1e-11)
     if query in ("density", "effective_dimension", "log_determinant"):
-        assert np.max(found) > 1e-6
-    assert np.isnan(hs.spectral_density(operator, 3, 1).truncation(query, *args)).all()
+        assert np.max(found) > 1e-8
+    if back > 1 and query == "density":  # more than the last step
+        assert (found > 2 * np.abs(now - before[0])).any()
+
+
+@pytest.mark.parametrize("query", SMOOTH)
+def test_after_one_step_no_truncation_is_known(query):
+    measure = hs.spectral_density(Diagonal(SPECTRA["Marchenko-Pastur"]), 3, 1)
+    assert np.isnan(measure.truncation(query, *SMOOTH[query])).all()
 
 
 def test_the_truncation_of_a_density_is_at_the_smoothing_of_the_whole_measure():
@@ -160,57 +288,131 @@ def test_the_truncation_of_a_density_is_at_the_smoothing_of_the_whole_measure():
 def test_without_rules_no_truncation_is_known_and_the_interval_is_that_of_the_noise():
     m = hs.spectral_density(Diagonal(SPECTRA["power law"]), 4, 5)
     stored = SpectralMeasure(m.nodes, m.weights, m.n, m.residuals, m.certified)
-    for query, args in {**SMOOTH, "mass": (0, 1), "quantile": (0.5,)}.items():
+    for query, args in {**SMOOTH, "mass": (0, 1), "negative_fraction": ()}.items():
         assert np.isnan(stored.truncation(query, *args)).all()
     error = stored.standard_error("mass", 0, 0.1) * stats.t.ppf(0.975, 3)
     expected = stored.mass(0, 0.1) + error * np.array([-1, 1])
-    np.testing.assert_allclose(stored.interval("mass", 0, 0.1), expected, rtol=1e-12)
+    np.testing.assert_allclose(stored.interval("mass", 0, 0.1), expected, rtol=1e-11)
+    assert np.isfinite(stored.interval("quantile", 0.5)).all()
+
+
+# -- noise -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("estimator, factor", [("block", 1.25), ("slq", 1.0), ("lean", 1.0)])
+def test_probes_that_share_what_they_know_err_more_than_their_scatter_says(
+    estimator, factor, tmp_path
+):
+    measure = hs.spectral_density(Diagonal(SPECTRA["power law"]), 4, 5, estimator=estimator)
+    assert measure.scatter == factor
+    plain = replace(measure, scatter=1.0)
+    mass = measure.weights[:, measure.nodes >= 0.1].sum(1)
+    error = factor * mass.std(ddof=1) / 2
+    assert measure.standard_error("mass", 0.1, np.inf) == pytest.approx(error, rel=1e-12)
+    for query, args in SMOOTH.items():
+        expected = factor * np.asarray(plain.standard_error(query, *args))
+        np.testing.assert_allclose(measure.standard_error(query, *args), expected, rtol=1e-12)
+    assert measure.density_error(0.01).noise == pytest.approx(
+        factor * plain.density_error(0.01).noise, rel=1e-12
+    )
+    half = replace(measure, rules=()).interval("mass", 0.1, np.inf)[1] - mass.mean()
+    assert half == pytest.approx(stats.t.ppf(0.975, 3) * error, rel=1e-9)
+    hs.save(tmp_path / "run.h5", measure)
+    with hs.open(tmp_path / "run.h5") as run:
+        assert run["density"].scatter == factor
+        found, expected = (m.interval("mass", 0, 0.1) for m in (run["density"], measure))
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_one_probe_of_a_block_shares_nothing():
+    assert hs.spectral_density(Diagonal(SPECTRA["power law"]), 1, 5).scatter == 1.0
 
 
 # -- intervals -------------------------------------------------------------------------------------
 
 
+def half_widths(measure, query, args, level):
+    """(2, ...), down and up, by hand."""
+    noise = measure.standard_error(query, *args)
+    noise = stats.t.ppf((1 + level) / 2, measure.num_probes - 1) * noise
+    if query in SMOOTH:
+        unknown = np.stack(2 * [measure.truncation(query, *args)])
+    else:
+        unknown = threshold_margins(measure, query)
+        assert abs(unknown[0] - unknown[1]) > 1e-3 * unknown.max()  # the two sides differ
+    return np.sqrt(noise**2 + unknown**2) + 1e-12 * np.abs(value(measure, query, *args))
+
+
 @pytest.mark.parametrize("level", [0.5, 0.95])
-@pytest.mark.parametrize("query", [*SMOOTH, "mass", "count", "energy", "negative_fraction"])
-def test_an_interval_is_students_quantile_and_half_the_truncation_in_quadrature(query, level):
-    args = {**SMOOTH, "negative_fraction": (0.0,)}.get(query, (0.3, 1.1))
-    measure = hs.spectral_density(Diagonal(SPECTRA["Marchenko-Pastur"]), 4, 5)
-    noise = stats.t.ppf((1 + level) / 2, 3) * measure.standard_error(query, *args)
-    half = np.sqrt(noise**2 + (0.5 * measure.truncation(query, *args)) ** 2)
+@pytest.mark.parametrize("query", [*SMOOTH, *THRESHOLDS, "negative_fraction"])
+@pytest.mark.parametrize("estimator", ["block", "slq"])
+def test_an_interval_is_students_quantile_and_the_truncation_of_each_side_in_quadrature(
+    estimator, query, level
+):
+    args = {**SMOOTH, "negative_fraction": (0.02,)}.get(query, (0.45, 1.1))
+    operator = Diagonal(SPECTRA["Marchenko-Pastur"] - (query == "negative_fraction") * 0.5)
+    measure = hs.spectral_density(operator, 4, 5, estimator=estimator)
     centre = value(measure, query, *args)
+    down, up = half_widths(measure, query, args, level)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found = measure.interval(query, *args, level=level)
     most = {"mass": 1.0, "count": N, "energy": np.inf, "negative_fraction": 1.0}
-    ends = [centre - half, centre + half]
+    ends = np.stack([centre - down, centre + up])
     if query in most:  # what is a share, a number or a sum of squares stays one
         ends = np.clip(ends, 0.0, most[query])
-    np.testing.assert_allclose(found, ends, rtol=1e-10, atol=1e-300)
+    np.testing.assert_allclose(found, ends, rtol=1e-9, atol=1e-300)
 
 
-@pytest.mark.parametrize("q", [0.05, 0.5, 0.95])
-def test_the_interval_of_a_quantile_is_read_off_the_error_of_the_mass_below_it(q):
+def test_no_interval_is_narrower_than_rounding():
+    nodes, weights = np.array([1.0, 3.0]), np.full((4, 2), 0.5)
+    known = SpectralMeasure(nodes, weights, 10, np.zeros(2), np.zeros(2, dtype=bool))
+    assert known.standard_error("trace") == 0
+    low, high = known.interval("trace")
+    assert 20 - low == pytest.approx(20e-12, rel=1e-3)
+    assert high - 20 == pytest.approx(20e-12, rel=1e-3)
+    negative = SpectralMeasure(-nodes[::-1], weights, 10, np.zeros(2), np.zeros(2, dtype=bool))
+    np.testing.assert_array_equal(negative.interval("trace"), [-high, -low])
+
+
+def quantiles(measure, q, down, up):
+    """Where the mass reaches q - up, and exceeds q + down; as far again as a node may be off."""
+    up_to = np.cumsum(measure.weights.mean(axis=0))
+    first = np.flatnonzero(up_to >= max(q - up, 0) - 1e-12)[0]
+    last = np.r_[np.flatnonzero(up_to > min(q + down, 1) + 1e-12), len(up_to) - 1][0]
+    low = measure.nodes[first] - measure.residuals[first]
+    return [low, measure.nodes[last] + measure.residuals[last]]
+
+
+@pytest.mark.parametrize("estimator", ["block", "slq"])
+@pytest.mark.parametrize("q", [0.02, 0.5, 0.98])
+def test_the_interval_of_a_quantile_is_read_off_the_error_of_the_mass_below_it(q, estimator):
     operator = Diagonal(SPECTRA["Marchenko-Pastur"])
-    measure = hs.spectral_density(operator, 6, 4, estimator="slq")
+    measure = hs.spectral_density(operator, 6, 4, estimator=estimator)
     middle = measure.quantile(q)
     noise = stats.t.ppf(0.975, 5) * measure.standard_error("mass", -np.inf, middle)
-    half = math.hypot(noise, 0.5 * measure.truncation("mass", -np.inf, middle))
-    if q != 0.5:  # beyond an end of [0, 1], where the other end stays as far away
-        assert half > min(q, 1 - q)
-    expected = [measure.quantile(max(q - half, 0)), measure.quantile(min(q + half, 1))]
+    down, up = np.hypot(noise, np.clip(margins(measure, middle), 0, None))
+    if q < 0.1:  # beyond an end of [0, 1], where the other end stays as far away
+        assert up > q
+    assert abs(down - up) > 1e-3
+    expected = quantiles(measure, q, down, up)
     np.testing.assert_array_equal(measure.interval("quantile", q), expected)
     assert expected[0] <= middle <= expected[1] and expected[0] < expected[1]
 
 
-def test_the_truncation_of_a_quantile_is_half_the_width_that_the_bound_leaves():
-    measure, q = hs.spectral_density(Diagonal(SPECTRA["Marchenko-Pastur"]), 6, 10), 0.7
-    middle = measure.quantile(q)
-    bound = measure.truncation("mass", -np.inf, middle)
-    expected = (measure.quantile(min(q + bound, 1)) - measure.quantile(q - bound)) / 2
-    assert measure.truncation("quantile", q) == pytest.approx(expected)
-    # Both ends stay in the spectrum.
-    assert measure.interval("quantile", 0.0)[0] == measure.support[0]
-    assert measure.interval("quantile", 1.0)[1] == measure.support[1]
+@pytest.mark.parametrize("estimator", ["block", "slq"])
+def test_the_truncation_of_a_quantile_is_what_the_bounds_alone_leave(estimator):
+    operator = Diagonal(SPECTRA["Marchenko-Pastur"])
+    measure = hs.spectral_density(operator, 6, 10, estimator=estimator)
+    for q in (0.3, 0.7):
+        middle = measure.quantile(q)
+        low, high = quantiles(measure, q, *np.clip(margins(measure, middle), 0, None))
+        expected = max(middle - low, high - middle)
+        assert measure.truncation("quantile", q) == pytest.approx(expected)
+    # Beyond the spectrum there is nothing but what the extreme nodes may be off.
+    first, last = measure.nodes[[0, -1]] + measure.residuals[[0, -1]] * [-1, 1]
+    assert measure.interval("quantile", 0.0)[0] == first
+    assert measure.interval("quantile", 1.0)[1] == last
 
 
 def test_an_interval_is_wider_with_fewer_probes_and_at_a_higher_level():
@@ -340,8 +542,14 @@ def test_an_exact_rule_is_its_own_shorter_one_and_nothing_is_truncated(estimator
     measure = hs.spectral_density(operator, 3, 20, estimator=estimator)
     for rule in measure.rules:
         assert rule.is_exact and rule.shorter is rule
-        assert not rule.largest_mass(0.5).any()
-    assert measure.truncation("mass", 0.0, 2.5) == 0
+        for x, strictly, up_to in ((0.5, 0.5, 0.5), (2.0, 1.5, 2.5), (2.5, 2.5, 2.5)):
+            # Below it, and at or below it: at an eigenvalue they differ by its weight.
+            ours = SpectralMeasure.of_rules([rule], N)
+            low, high = rule.bracket(x)
+            np.testing.assert_allclose(low, ours._mass(-np.inf, strictly), atol=1e-12)
+            np.testing.assert_allclose(high, ours._mass(-np.inf, up_to), atol=1e-12)
+            assert (high - low > 1e-9).all() == (high > low).any() == (x == 2.0)
+    assert measure.truncation("mass", -0.5, 2.5) < 1e-14
     assert measure.truncation("trace") == 0
     assert measure.density_error().truncation == 0
     few = hs.spectral_density(operator, 2, 2, estimator=estimator)
