@@ -93,10 +93,11 @@ class _EigenSpace:
     def krylov_basis(self, starts: Array) -> Array:
         """Orthonormal rows that span the Krylov space of these vectors inside that of all."""
         starts, values, vectors = self.seen(starts), self.values.copy(), self.vectors.copy()
-        # Equal eigenvalues are one, whose vectors are turned until starts span the first ones.
+        # More equal eigenvalues than starts are one, which starts do not see all of: its vectors
+        # are turned until starts span the first of them.
         turns = []
         for part in np.split(np.arange(len(values)), self.cuts):
-            if len(part) > 1:
+            if len(part) > len(starts):
                 turn = np.linalg.svd(starts[:, part])
                 starts[:, part] = starts[:, part] @ turn.Vh.T
                 starts[:, part[np.sum(turn.S > RANK) :]] = 0.0

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import signature
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hessian_spectrum import uncertainty
 from hessian_spectrum.errors import InputError
-from hessian_spectrum.quadrature import Array, BlockRule
+from hessian_spectrum.quadrature import NEAREST, Array, BlockRule
 
 
 class DensityError(NamedTuple):
@@ -185,7 +186,8 @@ class SpectralMeasure:
         Warns when eigenvalues below zero are clipped, and says what share they are.
         """
         value = float(self._mean(self._effective_dimension(damping)))
-        clipped = float(self._mean(self._below(0.0)))
+        rounding = NEAREST * np.abs(self.nodes).max()
+        clipped = float(self._mean(self._below(-rounding)))
         if clipped > 0:
             warnings.warn(
                 f"effective_dimension: {clipped:.3g} of the eigenvalues are negative (down to "
@@ -221,10 +223,11 @@ class SpectralMeasure:
                 "frobenius_norm", "effective_dimension", "negative_fraction",
                 "log_determinant".
         """
-        if self._is_quantile(query):
+        args = self._arguments(query, args, kwargs)
+        if query == "quantile":
             error = self.standard_error("mass", -np.inf, self.quantile(*args))
             return float(np.diff(self._around(*args, error))[0] / 2)
-        error = uncertainty.standard_error(_PER_PROBE[query](self, *args, **kwargs), self.scatter)
+        error = uncertainty.standard_error(_PER_PROBE[query](self, *args), self.scatter)
         return error if np.ndim(error) else float(error)
 
     def truncation(self, query: str, *args, **kwargs) -> float | Array:
@@ -238,7 +241,7 @@ class SpectralMeasure:
 
         Cost: O(N^3), N the number of nodes; once, and for each threshold.
         """
-        margins = self._margins(query, *args, **kwargs)
+        margins = self._margins(query, *self._arguments(query, args, kwargs))
         error = np.max(margins, axis=0)
         return error if np.ndim(error) else float(error)
 
@@ -252,19 +255,19 @@ class SpectralMeasure:
         Args:
             level: the probability that it covers the truth, 0 to 1.
         """
-        if self._is_quantile(query):
+        args = self._arguments(query, args, kwargs)
+        if query == "quantile":
             return self._quantile_interval(*args, level=level)
         value = getattr(self, query)
-        value = value(*args, **kwargs) if callable(value) else value
-        ends = uncertainty.interval(
-            value,
-            self.standard_error(query, *args, **kwargs),
-            self._margins(query, *args, **kwargs),
-            self.num_probes,
-            level,
-        )
-        possible = {"mass": 1.0, "negative_fraction": 1.0, "count": self.n, "energy": np.inf}
-        return np.clip(ends, 0.0, possible[query]) if query in possible else ends
+        value = value(*args) if callable(value) else value
+        noise, margins = self.standard_error(query, *args), self._margins(query, *args)
+        ends = uncertainty.interval(value, noise, margins, self.num_probes, level)
+        if query == "moment" and args[0] % 2:
+            return ends
+        most = {"mass": 1.0, "negative_fraction": 1.0, "count": self.n}
+        most |= {"effective_dimension": self.n}
+        signed = query in ("trace", "log_determinant")
+        return ends if signed else np.clip(ends, 0.0, most.get(query, np.inf))
 
     def density_error(self, sigma2: float | None = None) -> DensityError:
         """Expected L1 error of the smoothed density, integral |estimate - phi_sigma| dt.
@@ -295,22 +298,21 @@ class SpectralMeasure:
         """The same, and after fewer steps; none without rules."""
         return [self._usual, *uncertainty.earlier(self)] if self.rules else []
 
-    def _margins(self, query: str, *args, **kwargs) -> Array:
+    def _margins(self, query: str, *args) -> Array:
         """(2, ...): how much less and how much more truncation may hide; NaN where unknown."""
-        if self._is_quantile(query):
+        if query == "quantile":
             low, high = self._quantile_interval(*args, level=None)
             return np.array([self.quantile(*args) - low, high - self.quantile(*args)])
         if query in _THRESHOLDS:
-            return self._threshold_margins(*_THRESHOLDS[query](self, *args, **kwargs))
+            return self._threshold_margins(*_THRESHOLDS[query](self, *args))
         if query == "density":  # the default depends on the support
-            sigma2 = (args[1:] or (kwargs.get("sigma2"),))[0]
-            args, kwargs = (args[0], self.default_sigma2 if sigma2 is None else sigma2), {}
+            args = args[0], self.default_sigma2 if args[1] is None else args[1]
         if len(self._history) < 2:
             return np.full((2, *np.shape(args[0])) if query == "density" else 2, math.nan)
         last, *before = (
             m.frobenius_norm
             if query == "frobenius_norm"
-            else _PER_PROBE[query](m, *args, **kwargs).mean(axis=0)
+            else _PER_PROBE[query](m, *args).mean(axis=0)
             for m in self._history
         )
         change = np.max([np.abs(last - earlier) for earlier in before], axis=0)
@@ -318,17 +320,27 @@ class SpectralMeasure:
 
     def _threshold_margins(self, a: float, b: float, at_a: float, at_b: float) -> Array:
         """Of the mass in [a, b], where a share that moves across an end counts ``at_`` as much."""
+        self._inside(a, b)
         if not self.rules:
             return np.full(2, math.nan)
-        low, high = np.zeros(2), np.zeros(2)
         # Closed: of the left end what is strictly below it is outside.
-        for x, last, factor, ends in ((a, np.nextafter(a, -np.inf), at_a, low), (b, b, at_b, high)):
-            if math.isfinite(x):
-                mass = self._usual.mass(-np.inf, last)
-                bounds = uncertainty.below(self.rules, x)
-                ends[:] = factor * np.clip([mass - bounds[0], bounds[1] - mass], 0.0, None)
+        low = self._margins_below(a, np.nextafter(a, -np.inf), at_a)
+        high = self._margins_below(b, b, at_b)
         # More below a is less in [a, b].
         return np.array([high[0] + low[1], high[1] + low[0]])
+
+    def _margins_below(self, x: float, last: float, factor: float) -> Array:
+        """(2,): how much less and more than the mass up to ``last``, at or just below x."""
+        if not math.isfinite(x):
+            return np.zeros(2)
+        # An eigenvalue this near may be on either side: rounding, or the error of a product.
+        reach = max(NEAREST * np.abs(self.nodes).max(), *(rule.tolerance for rule in self.rules))
+        least = uncertainty.below(self.rules, x - reach)[0]
+        most = uncertainty.below(self.rules, x + reach)[1]
+        usual = self._usual.mass(-np.inf, last)
+        own, under, over = (self.mass(-np.inf, t) for t in (last, x - reach, x + reach))
+        margins = np.maximum([usual - least, most - usual], [own - under, over - own])
+        return factor * margins.clip(0.0)
 
     def _quantile_interval(self, q: float, level: float | None) -> Array:
         """Where the mass below reaches q, give or take what is not known of it.
@@ -353,13 +365,25 @@ class SpectralMeasure:
         ]
         return self.nodes[ends] + np.array([-1.0, 1.0]) * self.residuals[ends]
 
-    def _is_quantile(self, query: str) -> bool:
+    def _arguments(self, query: str, args: tuple, kwargs: dict) -> tuple:
+        """In the query's own order, with its defaults."""
         if query not in _PER_PROBE and query != "quantile":
             raise InputError(
                 f"no error is known for {query!r}; expected one of "
                 f"{', '.join(sorted([*_PER_PROBE, 'quantile']))}"
             )
-        return query == "quantile"
+        member = getattr(type(self), query)
+        parameters = [] if isinstance(member, property) else list(signature(member).parameters)[1:]
+        try:
+            bound = signature(member if parameters else _nothing).bind(
+                *((self,) if parameters else ()), *args, **kwargs
+            )
+        except TypeError as error:
+            raise InputError(
+                f"{query} takes {', '.join(parameters) or 'no arguments'}: {error}"
+            ) from None
+        bound.apply_defaults()
+        return bound.args[1:] if parameters else ()
 
     def _around(self, q: float, error: float) -> Array:
         """(2,), the quantiles at q minus and plus an error in mass."""
@@ -469,6 +493,10 @@ def smoothed(nodes: Array, weights: Array, t: ArrayLike, sigma2: float) -> Array
         kernel = np.exp(-((block - nodes[:, None]) ** 2) / (2 * sigma2))
         out[:, start : start + rows] = weights @ kernel
     return out.reshape(len(weights), *t.shape) / math.sqrt(2 * math.pi * sigma2)
+
+
+def _nothing() -> None:
+    """What a property takes."""
 
 
 def normalized(weights: Array) -> Array:

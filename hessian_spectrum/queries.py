@@ -41,6 +41,8 @@ def ask(
         raise InputError(
             f"{query} takes {len(names)} numbers ({' '.join(names) or 'none'}), got {len(numbers)}"
         )
+    if sigma2 is not None and query != "density":
+        raise InputError(f"--sigma2 with {query}: only density is smoothed; leave --sigma2 out")
     options = {"sigma2": sigma2} if query == "density" else {}
     member = getattr(measure, query)
     value = member(*numbers, **options) if callable(member) else member

@@ -76,7 +76,7 @@ def density(
     negative = measure.negative_fraction(0.001 * scale)
     lines.append(
         f"negative beyond 0.1%    {negative:.3%} of the eigenvalues   "
-        f"({_error(measure, 'negative_fraction', 0.001 * scale)}); 100% = |lambda|max"
+        f"({_error(measure, 'negative_fraction', 0.001 * scale, unit='%')}); 100% = |lambda|max"
     )
     if "product_noise" in values:
         lines.append(
@@ -103,13 +103,17 @@ def _density_error(
             "  the last step changed more than the probes differ: more --num-steps would resolve it"
         )
     if target_error is not None and error.total > target_error:
-        lines.append(f"  the target {target_error:g} was not reached: more --num-products")
+        lines.append(
+            f"  the target {target_error:g} was not reached: more --num-products or --num-steps"
+        )
     return lines
 
 
-def _error(measure: SpectralMeasure, query: str, *args: float) -> str:
-    low, high = measure.interval(query, *args)
-    return "one probe: error unknown" if math.isnan(low) else f"95%: {low:.6g} to {high:.6g}"
+def _error(measure: SpectralMeasure, query: str, *args: float, unit: str = "") -> str:
+    low, high = measure.interval(query, *args) * (100 if unit == "%" else 1)
+    if math.isnan(low):
+        return "one probe: error unknown"
+    return f"95%: {low:.6g}{unit} to {high:.6g}{unit}"
 
 
 def _bytes(count: float) -> str:

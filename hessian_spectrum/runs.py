@@ -350,7 +350,7 @@ class _Recorder:
                 self.config.out,
                 measure,
                 spectrum.extremes(measure),
-                config={"command": "density", **to_dict(self.config)},
+                config={"command": "density", **to_dict(self._config_used())},
                 plan=self._plan(),
                 provenance={**self.origin, **self._work()},
                 finished=finished,
@@ -359,6 +359,13 @@ class _Recorder:
             )
 
         on_first_rank(self.world, write)
+
+    def _config_used(self) -> DensityConfig:
+        """With the sizes that were chosen: as --config it gives the same computation."""
+        probes, steps = self.sizes
+        return dataclasses.replace(
+            self.config, num_probes=probes, num_steps=steps, num_products=None
+        )
 
     def _header(self) -> dict[str, Any]:
         """What a resumed run must agree with, and what it goes on counting from."""

@@ -22,6 +22,7 @@ FEW, MANY = 240, 360  # products
 # of this many over the target reached it, on the networks of benchmarks/exact_density.py.
 PER_TARGET = 0.015
 BLOCKS = 8, 72
+SPARSE = 4  # probes, and steps
 LEAST_PROBES, LEAST_STEPS = 6, 10  # where one of them is given, but not what may be spent
 WIDEST = 96  # probes that the package chooses by itself: more are multiplied together at no gain
 
@@ -70,10 +71,15 @@ def choose(
         if target_error is not None:
             fewest, most = BLOCKS
             num_probes = min(max(math.ceil(PER_TARGET / target_error), fewest), most)
-            num_probes = min(num_probes, max(1, products // (num_steps or STEPS[estimator][1])))
+            num_probes = min(num_probes, max(2, products // (num_steps or STEPS[estimator][1])))
         else:
             num_probes = max(1, products // (num_steps or _steps(estimator, products)))
             num_probes = min(num_probes, WIDEST)
+    if target_error is not None and min(num_probes, products) < 2:
+        raise InputError(
+            f"target_error={target_error} with one probe, which does not know its error; use two "
+            "num_probes or more, and num_products enough for them"
+        )
     if num_steps is None:
         num_steps = max(1, products // num_probes)
     if num_products is None and target_error is None and probes_given != steps_given:
@@ -86,4 +92,5 @@ def choose(
 def _steps(estimator: Estimator, products: int) -> int:
     few, many = STEPS[estimator]
     share = (min(max(products, FEW), MANY) - FEW) / (MANY - FEW)
-    return round(few + share * (many - few))
+    # A few probes at least: one has no error bars, and two hardly.
+    return min(round(few + share * (many - few)), max(SPARSE, products // SPARSE))

@@ -214,8 +214,9 @@ def measure(state: State, operator: SymmetricOperator) -> SpectralMeasure:
         if not state.lean:
             return certified(rule, operator.n, floor)
         return SpectralMeasure.of_rules([rule], operator.n, floor)
+    one = np.ones((1, 1))
     rules = [
-        BlockRule(_tridiagonal(alpha[:k], beta[: k - 1]), np.ones((1, 1)), beta[None, k - 1 : k], k)
+        BlockRule(_tridiagonal(alpha[:k], beta[: k - 1]), one, beta[None, k - 1 : k], k, tolerance)
         for alpha, beta, k in zip(state.alpha, state.beta, state.lengths)
     ]
     return SpectralMeasure.of_rules(rules, operator.n, floor)
