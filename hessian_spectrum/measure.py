@@ -233,8 +233,8 @@ class SpectralMeasure:
     def truncation(self, query: str, *args, **kwargs) -> float | Array:
         """How much of an answer may be due to the recurrences' end, after m steps.
 
-        For smooth queries: the most that the last third of the steps have changed in Gauss
-        quadrature. For those with a threshold (mass, count, negative_fraction, energy, quantile):
+        For smooth queries: the most that the last third of the steps, up to five, have changed in
+        Gauss quadrature. For those with a threshold (mass, count, negative_fraction, energy, quantile):
         ``BlockRule.bracket``, averaged over the probes: for single recurrences bounds that hold
         for every spectrum, for a block nearly so; 0 where every eigenvalue around the threshold
         is resolved. NaN where it cannot be known: without ``rules``, or after one step.

@@ -19,6 +19,7 @@ from hessian_spectrum.quadrature import Array, BlockRule
 if TYPE_CHECKING:
     from hessian_spectrum.measure import SpectralMeasure
 
+BACK = 5  # steps, at most
 ROUNDING = 1e-12  # of an answer: no interval is narrower
 
 
@@ -45,10 +46,10 @@ def interval(value: Array, noise: Array, margins: Array, num_probes: int, level:
 def earlier(measure: SpectralMeasure) -> list[SpectralMeasure]:
     """Gauss quadrature after each of the last third of the steps but the last, latest first.
 
-    What a single step changes may vanish by chance.
+    What a single step changes may vanish by chance; what five change hardly does.
     """
     rules, found = list(measure.rules), []
-    for _ in range(math.ceil(max(rule.num_steps for rule in rules) / 3)):
+    for _ in range(min(math.ceil(max(rule.num_steps for rule in rules) / 3), BACK)):
         rules = [rule.shorter for rule in rules]
         if None in rules:
             break
