@@ -234,10 +234,10 @@ class SpectralMeasure:
         """How much of an answer may be due to the recurrences' end, after m steps.
 
         For smooth queries: the most that the last third of the steps, up to five, have changed in
-        Gauss quadrature. For those with a threshold (mass, count, negative_fraction, energy, quantile):
-        ``BlockRule.bracket``, averaged over the probes: for single recurrences bounds that hold
-        for every spectrum, for a block nearly so; 0 where every eigenvalue around the threshold
-        is resolved. NaN where it cannot be known: without ``rules``, or after one step.
+        Gauss quadrature. For those with a threshold (mass, count, negative_fraction, energy,
+        quantile): ``BlockRule.bracket``, averaged over the probes: for single recurrences bounds
+        that hold for every spectrum, for a block nearly so; 0 where every eigenvalue around the
+        threshold is resolved. NaN where it cannot be known: without ``rules``, or after one step.
 
         Cost: O(N^3), N the number of nodes; once, and for each threshold.
         """

@@ -451,11 +451,11 @@ def test_a_run_that_is_interrupted_and_one_that_is_extended_give_the_bits_of_a_s
 def test_an_extension_is_counted_from_what_may_be_spent_in_all(out):
     few = {"num_probes": None, "num_steps": None}
     density(out, problem(), num_products=30, **few)
-    assert measure_of(out)[1]["num_probes"] == 2 and measure_of(out)[1]["num_steps"] == 15
+    assert measure_of(out)[1]["num_probes"] == 4 and measure_of(out)[1]["num_steps"] == 7
     density(out, problem(), resume=True, num_products=40, **few)
     measure, plan = measure_of(out)
-    assert (plan["num_probes"], plan["num_steps"]) == (2, 20)
-    assert measure.rules[0].num_steps == 20
+    assert (plan["num_probes"], plan["num_steps"]) == (4, 10)
+    assert measure.rules[0].num_steps == 10
 
 
 def test_an_exhausted_space_cannot_be_extended(out):
