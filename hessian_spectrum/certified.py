@@ -80,7 +80,7 @@ class _EigenSpace:
 
     def __init__(self, rule: BlockRule):
         self.rule = rule
-        self.values, self.vectors = np.linalg.eigh(rule.t)
+        self.values, self.vectors = rule.eigen
         scale = np.abs(self.values).max()
         self.shortest = max(rule.tolerance, RANK * scale)
         equal = min(self.shortest, EQUAL * scale)

@@ -81,7 +81,7 @@ class SpectralMeasure:
         Args:
             floor: residuals below it are not known to be real: the error of a product.
         """
-        solved = [np.linalg.eigh(rule.t) for rule in rules]
+        solved = [rule.eigen for rule in rules]
         nodes = np.concatenate([values for values, _ in solved])
         weights = np.zeros((sum(len(rule.first) for rule in rules), len(nodes)))
         row = column = 0

@@ -34,6 +34,11 @@ class BlockRule:
         starts[:, : self.first.shape[1]] = self.first
         return starts / np.linalg.norm(starts, axis=1, keepdims=True)
 
+    @cached_property
+    def eigen(self) -> tuple[Array, Array]:
+        """T's eigenvalues (N,), ascending: the nodes; and its eigenvectors, columns (N, N)."""
+        return tuple(np.linalg.eigh(self.t))
+
     @property
     def ends(self) -> list[int]:
         """Where T's blocks end, in order; the last is N."""
@@ -80,7 +85,7 @@ class BlockRule:
         k, b_m = len(self.t) - len(self.out), len(self.out)
         t = self.t.copy()
         if self.is_exact:
-            values, vectors = np.linalg.eigh(t)
+            values, vectors = self.eigen
             at = np.abs(values - x) <= NEAREST * np.abs(values).max()
         else:
             values, vectors, scale = self._before_last
