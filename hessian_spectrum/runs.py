@@ -244,6 +244,7 @@ class _Recorder:
             return None
         saved = self.states.manifest(HEADER)
         if saved is None:
+            on_first_rank(self.world, lambda: _require_unfinished(config))
             return None
         together(self.world, lambda: self._go_on_from(saved))
         on_first_rank(self.world, lambda: self._require_extension(saved))
@@ -331,11 +332,18 @@ class _Recorder:
         """The result, and where it is small the state, so that the run can be extended."""
         size = state.num_vectors * operator.n * operator.dtype.itemsize
         keep = self.config.keep_state
+        self._write(measure, finished=True)
         if keep == "always" or (keep == "auto" and size < SMALL):
-            self._save_state(state, operator)
-            self._write(measure, finished=True)
+            try:
+                self._save_state(state, operator)
+            except OSError as error:  # on every rank; the result is there
+                if self.world.rank == 0:
+                    print(
+                        f"the Krylov vectors could not be kept, so that this run cannot be "
+                        f"extended: {error}",
+                        file=sys.stderr,
+                    )
         else:
-            self._write(measure, finished=True)
             on_first_rank(self.world, self.states.remove)
 
     def _save_state(self, state: State, operator: SymmetricOperator) -> None:
@@ -422,7 +430,13 @@ def _check_output(config: DensityConfig) -> None:
             f"{state} exists already, the state of an earlier run; use --resume to go on, "
             "--overwrite to start again, or another --out"
         )
-    if config.resume and config.out.exists() and not state.exists():
+    if config.resume and not state.exists():
+        _require_unfinished(config)
+
+
+def _require_unfinished(config: DensityConfig) -> None:
+    """A finished run without its state cannot go on, and must not be computed over."""
+    if config.out.exists():
         with store.open(config.out) as run:
             if run.finished:
                 raise InputError(

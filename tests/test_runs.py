@@ -487,3 +487,19 @@ def test_a_killed_run_that_had_saved_its_last_state_is_finished_without_a_produc
     density(out, problem(), resume=True)
     measure, _ = measure_of(out)
     same(measure, expected)
+
+
+def test_a_finished_result_outlives_a_full_disk_and_a_kill_while_its_state_is_kept(
+    out, monkeypatch, capsys
+):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hessian_spectrum.shards.save_file", full)
+    density(out, problem(), checkpoint_minutes=10.0)
+    measure_of(out)
+    assert "cannot be extended: [Errno 28]" in capsys.readouterr().err
+    out.with_name("run.h5.d").mkdir(exist_ok=True)  # killed before the first manifest
+    (out.with_name("run.h5.d") / "basis-half.tmp").touch()
+    refused(out, problem(), "its Krylov vectors were not kept", num_steps=STEPS + 1)
+    measure_of(out)
