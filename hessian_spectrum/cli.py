@@ -208,12 +208,20 @@ def _end_job(error: BaseException, said: str | None, world: Any) -> None:
 
 
 def _density(config: DensityConfig, world: Any, stop: Any) -> None:
-    from hessian_spectrum import problems, runs
+    from hessian_spectrum.runs.density import density
+
+    density(*_loaded(config, world), world, stop)
+
+
+def _loaded(config: Any, world: Any) -> tuple[Any, dict[str, Any]]:
+    """The problem as Evaluator's arguments, and the configuration with what it left open."""
+    from hessian_spectrum import problems
+    from hessian_spectrum.runs import record
 
     if config.download:  # once, before the others look
-        runs.on_first_rank(world, lambda: problems.load(config))
-    arguments = runs.together(world, lambda: problems.load(config))
-    runs.density(problems.settled(config, arguments), arguments, world, stop)
+        record.on_first_rank(world, lambda: problems.load(config))
+    arguments = record.together(world, lambda: problems.load(config))
+    return problems.settled(config, arguments), arguments
 
 
 def _train(config: TrainConfig, world: Any, stop: Any) -> None:

@@ -120,15 +120,58 @@ class OutputConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DensityConfig(OutputConfig, ProblemConfig):  # fields: the problem's first
+class ComputingConfig(OutputConfig, ProblemConfig):  # fields: the problem's first
+    """What is computed of a problem, and where the result goes."""
+
+    out: Path = Path("result.h5")
+    """The result file."""
+
+    def check(self) -> None:
+        """Refuse values that no run can use; InputError names the option."""
+        ProblemConfig.check(self)
+        OutputConfig.check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurvatureConfig(ComputingConfig):
+    """Products with a curvature matrix: which, and how they are formed."""
+
+    operator: Operator = "hessian"
+    """hessian; gauss-newton; fisher (for cross entropy and squared errors); or of the samples'
+    gradients the gradient-covariance, or their gradient-second-moment (empirical Fisher)."""
+    hvp: str | None = None
+    """How products are formed: reverse, reverse-batched, forward or linearize.
+    Default: the fastest that fits the memory, measured for long runs."""
+    hvp_dtype: Literal["float64", "float32", "tf32", "bfloat16"] | None = None
+    """Arithmetic of the products; the vectors keep --dtype. Default: that of --dtype."""
+    memory: str | None = None
+    """Memory that may be used beyond the model and the data, such as 4GiB. Default: 80% of
+    what is available."""
+    dry_run: bool = False
+    """Print the plan and what it will cost, and stop there."""
+    seed: int = 0
+    """Seed of the random vectors."""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """``memory`` in bytes."""
+        return None if self.memory is None else _bytes(self.memory)
+
+    def check(self) -> None:
+        """Refuse values that no run can use; InputError names the option."""
+        super().check()
+        _seeds(self, "seed")
+        if self.memory is not None:
+            _bytes(self.memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensityConfig(CurvatureConfig):
     """Eigenvalue density of the Hessian or another curvature matrix, by Lanczos quadrature from
     random vectors."""
 
     out: Path = Path("density.h5")
     """The result file."""
-    operator: Operator = "hessian"
-    """hessian; gauss-newton; fisher (for cross entropy and squared errors); or of the samples'
-    gradients the gradient-covariance, or their gradient-second-moment (empirical Fisher)."""
     estimator: Estimator = "block"
     """block: all random vectors share one Krylov space, and what it resolves is counted exactly;
     slq: independent recurrences; lean: block without reorthogonalization, which keeps three
@@ -144,39 +187,18 @@ class DensityConfig(OutputConfig, ProblemConfig):  # fields: the problem's first
     sigma2: float | None = None
     """Variance of the Gaussian smoothing that errors are stated for, and the target is meant for.
     Default: (width of the spectrum / 500)^2."""
-    seed: int = 0
-    """Seed of the random vectors."""
     keep_state: Literal["auto", "always", "never"] = "auto"
     """Keep the Krylov vectors of a finished run in OUT.d, so that --resume with more NUM_STEPS or
     NUM_PRODUCTS, or a smaller TARGET_ERROR, extends it. auto: where they take less than 2 GiB."""
-    hvp: str | None = None
-    """How products are formed: reverse, reverse-batched, forward or linearize.
-    Default: the fastest that fits the memory, measured for long runs."""
-    hvp_dtype: Literal["float64", "float32", "tf32", "bfloat16"] | None = None
-    """Arithmetic of the products; the vectors keep --dtype. Default: that of --dtype."""
-    memory: str | None = None
-    """Memory that may be used beyond the model and the data, such as 4GiB. Default: 80% of
-    what is available."""
-    dry_run: bool = False
-    """Print the plan and what it will cost, and stop there."""
-
-    @property
-    def memory_bytes(self) -> int | None:
-        """``memory`` in bytes."""
-        return None if self.memory is None else _bytes(self.memory)
 
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
-        ProblemConfig.check(self)
-        OutputConfig.check(self)
+        super().check()
         _positive(self, "num_probes", "num_steps", "num_products")
         for name in ("target_error", "sigma2"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"--{_dashed(name)} {value}: expected a number above 0")
-        _seeds(self, "seed")
-        if self.memory is not None:
-            _bytes(self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)

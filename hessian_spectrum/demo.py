@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hessian_spectrum import plotting, problems, runs, store
+from hessian_spectrum import plotting, problems, store
 from hessian_spectrum.config import DemoConfig, DensityConfig, TrainConfig
 from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.measure import SpectralMeasure
+from hessian_spectrum.runs.density import density as compute_density
 from hessian_spectrum.training import folder, train
 
 MODEL = "mlp-64-20-10"  # 1,510 parameters: seconds to train, and to look at
@@ -55,7 +56,7 @@ def _demo(config: DemoConfig, world: World, result: Path, picture: Path) -> None
         overwrite=config.overwrite,
     )
     arguments = problems.load(density)
-    runs.density(problems.settled(density, arguments), arguments, world)
+    compute_density(problems.settled(density, arguments), arguments, world)
 
     with store.open(result) as run:
         measure = run["density"]

@@ -12,9 +12,11 @@ from test_evaluator import N, data, mlp
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum import batches, runs
+from hessian_spectrum import batches
 from hessian_spectrum.config import DensityConfig
 from hessian_spectrum.lock import LockLost
+from hessian_spectrum.runs import density as runs
+from hessian_spectrum.runs import record
 from hessian_spectrum.signals import STOP_SIGNALS, Interrupted, StopRequest
 
 STEPS = 12
@@ -129,7 +131,7 @@ def test_resume_in_another_precision_is_refused(out):
     refused(out, problem(dtype=torch.float32), "cannot resume")
     _, now = headers(dtype="torch.float32")
     with pytest.raises(hs.InputError, match=r"dtype was torch\.float64 and is now torch\.float32"):
-        runs._same_run(headers()[0], now)
+        record.same_run(headers()[0], now, runs.DensityRecord.free_fields)
 
 
 def headers(**changed):
@@ -212,7 +214,7 @@ def test_the_state_of_an_interrupted_run_is_not_deleted_by_a_plain_start(out):
     assert contents(out) == before
     # Nor by one that finds it only when it has the lock.
     with pytest.raises(hs.InputError, match="exists already, the state of an earlier run"):
-        runs._check_output(config(out))
+        record.check_output(config(out), "")
 
 
 def test_a_state_that_appears_while_the_problem_is_set_up_is_not_deleted(out):
@@ -345,7 +347,7 @@ def test_a_signal_while_products_are_prepared_ends_the_run_before_the_first_step
         os.kill(os.getpid(), signal.SIGTERM)
         return hs.Hessian(*given, **options)
 
-    monkeypatch.setitem(runs.OPERATORS, "hessian", prepared)
+    monkeypatch.setitem(record.OPERATORS, "hessian", prepared)
     with pytest.raises(Interrupted, match="SIGTERM"):
         density(out, problem())
     assert list(out.parent.iterdir()) == []

@@ -1,0 +1,1 @@
+"""Compute -> save -> resume -> stop on signal, one command a file: numerics and storage meet."""
