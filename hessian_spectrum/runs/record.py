@@ -216,7 +216,7 @@ HEADER = ("config", "digests", "problem", "values", "plan", "work")  # of a save
 def writing(
     config: ComputingConfig, world: World, stop: StopRequest, check: Callable[[], None]
 ) -> Iterator[WriterLock]:
-    """The only writer of OUT, with signals deferred; ``check``s again what is at OUT, once it is."""
+    """The only writer of OUT, signals deferred; ``check`` looks at OUT again, once it is."""
     with ExitStack() as stack:
         stack.enter_context(stop.deferred())
         stack.callback(torch.set_num_threads, torch.get_num_threads())  # a resume sets its own
