@@ -28,6 +28,7 @@ _HOME = {
     "SpectralMeasure": "measure",
     "SymmetricOperator": "operators",
     "World": "distributed",
+    "eigenpairs": "eigensolver",
     "layer_blocks": "spectrum",
     "open": "store",
     "save": "store",

@@ -1,0 +1,337 @@
+"""Operator -> extreme eigenpairs, with residuals that can be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hessian_spectrum.distributed import World
+from hessian_spectrum.errors import InputError
+from hessian_spectrum.krylov import restarted
+from hessian_spectrum.krylov.basis import Place
+from hessian_spectrum.krylov.block import BlockSpace
+from hessian_spectrum.krylov.restarted import RitzSpace
+from hessian_spectrum.krylov.ritz import (
+    WHICH,
+    Array,
+    Ritz,
+    Which,
+    kept,
+    may_miss_copies,
+    ritz,
+    wanted,
+)
+from hessian_spectrum.measure import EigenPairs
+from hessian_spectrum.operators import SymmetricOperator
+from hessian_spectrum.probes import gaussian_probes
+
+# Vectors multiplied together. Of each eigenvalue a block of two shows two copies, if there are:
+# what appears once is known to be single.
+BLOCK = 2
+ROOM = 300  # Krylov vectors that may be held before a restart, and ten for each eigenpair
+WANTED_ROOM = 10
+LEAST_ROOM = 4  # blocks beside the wanted ones
+MOST = 2000  # products, and a hundred for each eigenpair
+WANTED_MOST = 100
+LOOKS = 50  # a space is looked at when it has grown by this part: it takes O(r^3)
+STILL = 0.3  # of the given vectors' length: what a warm start adds at random
+COMBINATIONS = 2  # products that check all residuals together
+TOGETHER = 8  # vectors whose residuals are computed at once
+AGREES = 2.0  # residuals may be so much larger than the recurrence says
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is asked for."""
+
+    k: int
+    which: Which
+    tol: float  # of residuals, relative to the largest |theta|
+    max_products: int
+    seed: int
+
+
+def eigenpairs(
+    operator: SymmetricOperator,
+    k: int = 6,
+    which: Which = "both",
+    tol: float = 1e-6,
+    *,
+    seed: int = 0,
+    block_size: int = BLOCK,
+    basis_size: int | None = None,
+    max_products: int | None = None,
+    start: Tensor | np.ndarray | BlockSpace | None = None,
+    vectors: bool = True,
+    basis: Place = "device",
+    state: RitzSpace | None = None,
+    on_step: Callable[[RitzSpace], None] | None = None,
+) -> EigenPairs:
+    """The k extreme eigenpairs at one end or both, from one Krylov space.
+
+    Block Krylov-Schur with thick restarts (Stewart, SIAM J. Matrix Anal. Appl. 23 (2002) 601-614;
+    Wu and Simon, ibid. 22 (2000) 602-616), fully reorthogonalized, so that no eigenvalue is found
+    more often than it is one. Both ends converge in the same space.
+
+    **Multiplicities.** A space from b random vectors holds b copies of an eigenvalue, if it has so
+    many. Where all b are found, and more could push another one out of what was asked for, a new
+    random vector is followed, orthogonal to all that has converged, until nothing new appears.
+
+    **Residuals** are |A v - theta v| as the recurrence computed it, asymmetry of the products
+    included. At the end products of random combinations of all pairs are compared with them; where
+    they are larger, each pair gets a product of its own, and its residual is what that says.
+
+    Args:
+        k: how many; with "both" at each end. At most the operator's size.
+        which: "largest", "smallest" (most negative), "both", or "magnitude".
+        tol: a pair has converged where its residual is at most tol times the largest |theta|.
+        seed: of the random vectors, below 2^64.
+        block_size: b. 1 takes the fewest products, and is checked for second copies by another
+            random vector at the end.
+        basis_size: Krylov vectors that may be held at once. Default: 300, and ten for each pair.
+        max_products: stop there, converged or not. Default: 2,000, and a hundred for each pair.
+        start: vectors (j, n) near the wanted ones, whole, to start from; or what ``on_step`` of
+            ``spectral_density`` was given last, whose Krylov space is gone on with.
+        vectors: return them, whole, (pairs, n), on every rank.
+        basis: where Krylov vectors live: "device", "host", or a folder on a disk.
+        state: what to go on from, as ``on_step`` was given it.
+        on_step: called with the state after each step, on every rank.
+
+    Returns:
+        Pairs in ascending order, the best there are also where not all converged. Vectors are rows
+        of unit norm.
+
+    Raises:
+        InputError: an argument is of no use; no room on the disk.
+        FloatingPointError: a product is not finite.
+
+    Cost: products as needed, and two at the end; basis_size n / P entries on each of P ranks, and
+    twice the eigenvectors; four small reductions and one broadcast a step.
+    """
+    _check(operator, tol, seed, start)
+    capacity, most = sizes(operator.n, k, which, block_size, basis_size, max_products)
+    goal = Goal(k, which, tol, most, seed)
+    space = state or first(operator, goal, block_size, capacity, start, basis)
+    while True:
+        space, found = advance(operator, space, goal)
+        if found is not None:
+            break
+        if on_step:
+            on_step(space)
+    pairs, rows = believed(operator, space, goal, found)
+    whole = operator.layout.gather(rows).cpu().numpy() if vectors else None
+    return replace(pairs, vectors=whole)
+
+
+def first(
+    operator: SymmetricOperator,
+    goal: Goal,
+    block_size: int,
+    capacity: int,
+    given: Any = None,
+    place: Place = "device",
+) -> RitzSpace:
+    """The space before its first step."""
+    if isinstance(given, BlockSpace):
+        return restarted.of_block_space(given, capacity)
+    layout, dtype = operator.layout, operator.dtype
+    rows = gaussian_probes(layout, range(block_size), goal.seed, dtype, operator.device)
+    if given is not None:
+        near = layout.local(torch.as_tensor(given).detach().to(operator.device, dtype))
+        mixed = np.random.default_rng(goal.seed).standard_normal((block_size, len(near)))
+        if len(near) <= block_size:
+            mixed = np.eye(block_size, len(near))
+        near = torch.from_numpy(mixed).to(near) @ near
+        lengths = _norms(near, layout.world)
+        rows = near + STILL * rows * (lengths / layout.n**0.5).to(rows)[:, None]
+    return restarted.start(operator, rows, capacity, place)
+
+
+def advance(
+    operator: SymmetricOperator, space: RitzSpace, goal: Goal
+) -> tuple[RitzSpace, Found | None]:
+    """One step, and what it leads to: a restart, a new random vector, or the end with its pairs."""
+    if space.width:
+        space = restarted.step(operator, space)
+    if not _is_looked_at(space, goal):
+        return space, None
+    choice, found, on = _decided(space, operator, goal)
+    if choice == FINISHED:
+        return space, found
+    if choice == RESTART:
+        space = restarted.restarted(space, on)
+    if choice == REFRESH:
+        probe = gaussian_probes(
+            operator.layout, [space.starts], goal.seed, operator.dtype, operator.device
+        )
+        space = restarted.refreshed(operator, space, on, probe)
+    return space, None
+
+
+def believed(
+    operator: SymmetricOperator, space: RitzSpace, goal: Goal, found: Found
+) -> tuple[EigenPairs, Tensor]:
+    """The wanted pairs after a look at their products, and this rank's entries of their vectors."""
+    world, values, residuals = operator.layout.world, found.values, found.residuals
+    rows = restarted.vectors(space, found.coordinates).to(operator.device)
+    rows /= _norms(rows, world).to(rows)[:, None]
+    floor = torch.finfo(operator.dtype).eps * found.scale
+    residuals = np.maximum(residuals, floor)
+    signs = np.random.default_rng(goal.seed).choice([-1.0, 1.0], (COMBINATIONS, len(values)))
+    together = _misfits(operator, rows, values, signs)
+    if (together > AGREES * np.sqrt((residuals**2).sum())).any():
+        parts = [slice(i, i + TOGETHER) for i in range(0, len(values), TOGETHER)]
+        each = [_misfits(operator, rows[part], values[part]) for part in parts]
+        residuals = np.maximum(np.concatenate(each), floor)
+    return EigenPairs(values, residuals, residuals <= goal.tol * found.scale), rows
+
+
+def _misfits(
+    operator: SymmetricOperator, rows: Tensor, values: Array, combinations: Array | None = None
+) -> Array:
+    """|A u - theta u| of each row, or of sums of rows with these coefficients."""
+    scaled = rows * torch.from_numpy(values).to(rows)[:, None]
+    if combinations is not None:
+        mix = torch.from_numpy(combinations).to(rows)
+        rows, scaled = mix @ rows, mix @ scaled
+    lengths = _norms(operator.products(rows) - scaled, operator.layout.world)
+    if not lengths.isfinite().all():
+        raise FloatingPointError(f"a product with the operator is not finite in {operator.dtype}")
+    return lengths.cpu().numpy()
+
+
+# -- decisions: by the first rank, for all --------------------------------------------------------
+
+GO_ON, FINISHED, RESTART, REFRESH = range(4)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The wanted pairs of a space."""
+
+    values: Array  # ascending
+    coordinates: Array  # columns, in the basis
+    residuals: Array
+    scale: float  # the largest |theta| of the space
+
+
+def _is_looked_at(space: RitzSpace, goal: Goal) -> bool:
+    """Not after every step: it takes O(r^3)."""
+    if space.is_full or space.width == 0 or space.products >= goal.max_products:
+        return True
+    return space.steps % max(1, space.order // (LOOKS * space.width)) == 0
+
+
+def _decided(
+    space: RitzSpace, operator: SymmetricOperator, goal: Goal
+) -> tuple[int, Found, Array | None]:
+    """What to do, the wanted pairs, and the coordinates of the pairs to go on with.
+
+    Dense algebra may round, or choose signs, in another way on another processor.
+    """
+    world, mine = operator.layout.world, None
+    if world.rank == 0:
+        pairs = ritz(space.h, space.coupling, space.leak, operator.n)
+        choice, indices = _choice(space, pairs, goal, torch.finfo(operator.dtype).eps)
+        best = wanted(goal.which, goal.k, pairs.values)
+        parts = pairs.values[best], pairs.coordinates[:, best], pairs.residuals[best]
+        on = None if indices is None else pairs.coordinates[:, indices]
+        mine = choice, Found(*parts, pairs.scale), on
+    return world.gather_objects(mine)[0]
+
+
+def _choice(
+    space: RitzSpace, pairs: Ritz, goal: Goal, eps: float
+) -> tuple[int, NDArray[np.intp] | None]:
+    best = wanted(goal.which, goal.k, pairs.values)
+    enough = len(best) == min(_count(goal), pairs.order)
+    if space.products >= goal.max_products or space.order >= pairs.order:
+        return FINISHED, None
+    # What is smaller is noise of the products: more of them would show nothing new.
+    floor = max(10 * eps, space.noise) * pairs.scale
+    worst = pairs.residuals[best].max()
+    invariant = space.width == 0
+    if enough and (worst <= max(goal.tol * pairs.scale, floor) or invariant):
+        explored = invariant or space.steps >= space.fresh_at + space.patience
+        missing = may_miss_copies(pairs, goal.which, goal.k, space.starts, 10 * eps * pairs.scale)
+        if explored and not missing:
+            return FINISHED, None
+        # A restart drops what is left of the residuals: they stay below the tolerance.
+        if explored and (worst <= max(goal.tol * pairs.scale / 2, floor) or invariant):
+            return REFRESH, best
+    room = space.capacity - len(best) - 2 * max(1, space.width)
+    fitting = kept(pairs, goal.which, goal.k, len(best) + room // 2)
+    if invariant:
+        return REFRESH, fitting if len(pairs.values) > len(fitting) + room // 2 else np.arange(
+            len(pairs.values)
+        )
+    return (RESTART, fitting) if space.is_full else (GO_ON, None)
+
+
+def _count(goal: Goal) -> int:
+    return goal.k * (2 if goal.which == "both" else 1)
+
+
+# -- input ---------------------------------------------------------------------------------------
+
+
+def sizes(
+    n: int,
+    k: int,
+    which: Which,
+    block_size: int = BLOCK,
+    basis_size: int | None = None,
+    max_products: int | None = None,
+) -> tuple[int, int]:
+    """(Krylov vectors that are held, products that may be spent).
+
+    Raises:
+        InputError: a number is of no use.
+    """
+    names = ("k", "block_size", "basis_size", "max_products")
+    for name, value in zip(names, (k, block_size, basis_size, max_products)):
+        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+        if value is not None and (not whole or value < 1):
+            raise InputError(f"{name}={value}: expected a whole number, 1 or more")
+    if k > n:
+        raise InputError(f"k={k} exceeds the operator's size {n}; use k <= {n}")
+    if which not in WHICH:
+        raise InputError(f"which={which!r}: expected one of {', '.join(WHICH)}")
+    pairs = k * (2 if which == "both" else 1)
+    least = min(pairs + LEAST_ROOM * block_size, n + block_size)
+    if basis_size is not None and basis_size < least:
+        raise InputError(
+            f"basis_size={basis_size}: {pairs} pairs by blocks of {block_size} take at least "
+            f"{least}; use more, or a smaller k"
+        )
+    room = ROOM + WANTED_ROOM * pairs if basis_size is None else basis_size
+    return min(room, n + block_size), max_products or MOST + WANTED_MOST * pairs
+
+
+def _check(operator: SymmetricOperator, tol: float, seed: int, start: Any) -> None:
+    if not isinstance(operator, SymmetricOperator):
+        raise InputError(
+            f"eigenpairs of a {type(operator).__name__}; expected an operator such as "
+            "hs.Hessian(evaluator)"
+        )
+    if not isinstance(tol, (int, float)) or not 0 <= tol < 1:
+        raise InputError(f"tol={tol}: expected a number from 0 to 1, relative to |lambda|max")
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+        raise InputError(f"seed={seed}: expected a whole number, 0 or more and below 2^64")
+    if isinstance(start, BlockSpace):
+        if start.lean or not start.num_steps:
+            raise InputError("start: expected the space of a block density with a step or more")
+    elif start is not None:
+        shape = tuple(np.shape(start))
+        if len(shape) != 2 or shape[1] != operator.n or not shape[0]:
+            raise InputError(f"start of shape {shape}; expected vectors (j, {operator.n})")
+
+
+def _norms(rows: Tensor, world: World) -> Tensor:
+    return world.sum(rows.double().square().sum(1)).sqrt()

@@ -1,0 +1,103 @@
+"""NumPy only: what a Krylov space knows of eigenpairs, and which of them were asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Which = Literal["largest", "smallest", "both", "magnitude"]
+WHICH = get_args(Which)
+
+NEAR = 10  # residuals: eigenvalues no farther apart than this may be one
+
+
+@dataclass(frozen=True)
+class Ritz:
+    """Ritz pairs of an orthonormal basis Q with A Q = H Q + C Q_next + what was dropped."""
+
+    values: Array  # (r,), ascending
+    coordinates: Array  # (r, r), columns: of the Ritz vectors in Q
+    residuals: Array  # (r,), |A u - theta u|
+    order: int  # n: with r = n nothing is missing
+
+    @property
+    def scale(self) -> float:
+        """The largest |theta|: what tolerances are relative to."""
+        return float(np.abs(self.values).max(initial=0.0))
+
+
+def ritz(h: Array, coupling: Array, leak: Array, n: int) -> Ritz:
+    """Rayleigh and Ritz's pairs of span(Q), with residuals that count what is not symmetric.
+
+    Args:
+        h: (r, r), Q A Q^T row by row as it was computed: A q_i = sum_j h_ij q_j + ...
+        coupling: (r, b), C.
+        leak: (r,), |what was dropped of A q_i|.
+    """
+    values, s = np.linalg.eigh((h + h.T) / 2)
+    inside = h.T @ s - s * values
+    squares = (inside**2).sum(0) + ((coupling.T @ s) ** 2).sum(0) + (s**2).T @ leak**2
+    return Ritz(values, s, np.sqrt(squares), n)
+
+
+def ends(which: Which, k: int, values: Array) -> list[NDArray[np.intp]]:
+    """Indices of what is wanted, at each end from the outermost inwards."""
+    inward = np.arange(len(values))
+    k = min(k, len(values))
+    match which:
+        case "largest":
+            return [inward[::-1][:k]]
+        case "smallest":
+            return [inward[:k]]
+        case "magnitude":
+            return [np.argsort(-np.abs(values), kind="stable")[:k]]
+    low = inward[:k]
+    return [low, np.setdiff1d(inward[::-1][:k], low)[::-1]]
+
+
+def wanted(which: Which, k: int, values: Array) -> NDArray[np.intp]:
+    """Indices of what is wanted, ascending."""
+    return np.sort(np.concatenate(ends(which, k, values)))
+
+
+def may_miss_copies(found: Ritz, which: Which, k: int, starts: int, floor: float) -> bool:
+    """May an eigenvalue have more copies than were found, so that the wanted list is another?
+
+    A space that was started from s random vectors holds min(s, multiplicity) copies of each
+    eigenvalue: one that shows fewer than s times has no more. Of the innermost wanted one more
+    copies would change nothing.
+
+    Args:
+        starts: s.
+        floor: a difference that rounding can make.
+    """
+    if len(found.values) >= found.order:
+        return False
+    for indices in ends(which, k, found.values):
+        innermost = indices[-1]
+        for i in indices:
+            width = NEAR * max(found.residuals[i], floor)
+            copies = np.abs(found.values - found.values[i]) <= width
+            if copies.sum() >= starts and not copies[innermost]:
+                return True
+    return False
+
+
+def kept(found: Ritz, which: Which, k: int, room: int) -> NDArray[np.intp]:
+    """Indices, ascending, of at most ``room`` Ritz pairs to go on with: the wanted, and as many
+    more of both ends.
+
+    What lies next to the wanted slows convergence, and outliers at the other end do; kept, they do
+    no more (thick restarting, Wu and Simon, SIAM J. Matrix Anal. Appl. 22 (2000) 602-616). Half of
+    the room that the wanted leave was best on the Hessians of small networks, equally at both ends
+    even where only one is wanted.
+    """
+    chosen = wanted(which, k, found.values)
+    rest = np.setdiff1d(np.arange(len(found.values)), chosen)
+    extra = max(0, room - len(chosen))
+    low, high = rest[: (extra + 1) // 2], rest[len(rest) - min(extra // 2, len(rest)) :]
+    return np.unique(np.concatenate([chosen, low, high]))
