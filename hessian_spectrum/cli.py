@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import tyro
 
-from hessian_spectrum.config import DemoConfig, DensityConfig, TrainConfig
+from hessian_spectrum.config import DemoConfig, DensityConfig, EigenpairsConfig, TrainConfig
 from hessian_spectrum.errors import InputError, is_out_of_memory
 from hessian_spectrum.parsing import parse
 
@@ -213,6 +213,12 @@ def _density(config: DensityConfig, world: Any, stop: Any) -> None:
     density(*_loaded(config, world), world, stop)
 
 
+def _eigenpairs(config: EigenpairsConfig, world: Any, stop: Any) -> None:
+    from hessian_spectrum.runs.eigenpairs import eigenpairs
+
+    eigenpairs(*_loaded(config, world), world, stop)
+
+
 def _loaded(config: Any, world: Any) -> tuple[Any, dict[str, Any]]:
     """The problem as Evaluator's arguments, and the configuration with what it left open."""
     from hessian_spectrum import problems
@@ -371,6 +377,7 @@ _COMMANDS = [
     ("demo", DemoConfig, "train a small network on real digits and look at its Hessian"),
     ("train", TrainConfig, "train a zoo model, writing checkpoints"),
     ("density", DensityConfig, "eigenvalue density of a Hessian"),
+    ("eigenpairs", EigenpairsConfig, "extreme eigenvalues and eigenvectors of a Hessian"),
     ("query", QueryConfig, "ask a result file: masses, counts, quantiles, moments"),
     ("plot", PlotConfig, "draw a result"),
     ("info", InfoConfig, "what a result file holds and where it comes from"),
@@ -378,6 +385,7 @@ _COMMANDS = [
 
 _COMPUTING: dict[type, Callable] = {
     DensityConfig: _density,
+    EigenpairsConfig: _eigenpairs,
     TrainConfig: _train,
     DemoConfig: _demo,
 }

@@ -13,6 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hessian_spectrum.errors import InputError
+from hessian_spectrum.krylov.ritz import Which
 from hessian_spectrum.sizes import Estimator
 
 Activation = Literal["tanh", "relu"]
@@ -199,6 +200,41 @@ class DensityConfig(CurvatureConfig):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"--{_dashed(name)} {value}: expected a number above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EigenpairsConfig(CurvatureConfig):
+    """The k extreme eigenpairs of the Hessian or another curvature matrix at one end or both, with
+    their residuals."""
+
+    out: Path = Path("eigenpairs.h5")
+    """The result file."""
+    k: int = 10
+    """Eigenpairs; with --which both, at each end."""
+    which: Which = "both"
+    """largest; smallest (most negative); both; magnitude."""
+    tol: float = 1e-6
+    """A pair has converged where |H v - lambda v| is at most TOL times the largest |lambda|."""
+    max_products: int | None = None
+    """Stop there, converged or not; --resume with more goes on. Default: 2,000 and a hundred for
+    each pair."""
+    block_size: int = 2
+    """Vectors multiplied together. What a block of two shows once is known to be single."""
+    basis_size: int | None = None
+    """Krylov vectors held at once, before a restart. Default: 300 and ten for each pair, or what
+    the memory takes."""
+    vectors: bool = True
+    """Store the eigenvectors: in OUT below 2 GiB, else in shards in OUT.d."""
+    start: Path | None = None
+    """An earlier result: start from its eigenvectors, or go on with the Krylov space that a density
+    run of the same problem left beside it."""
+
+    def check(self) -> None:
+        """Refuse values that no run can use; InputError names the option."""
+        super().check()
+        _positive(self, "k", "max_products", "block_size", "basis_size")
+        if not 0 <= self.tol < 1:
+            raise InputError(f"--tol {self.tol}: expected a number from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -174,6 +174,14 @@ def advance(
     return space, None
 
 
+def current(operator: SymmetricOperator, space: RitzSpace, goal: Goal) -> EigenPairs:
+    """The wanted pairs so far, with the residuals that the recurrence knows; no products."""
+    _, found, _ = _decided(space, operator, goal)
+    floor = torch.finfo(operator.dtype).eps * found.scale
+    residuals = np.maximum(found.residuals, floor)
+    return EigenPairs(found.values, residuals, residuals <= goal.tol * found.scale)
+
+
 def believed(
     operator: SymmetricOperator, space: RitzSpace, goal: Goal, found: Found
 ) -> tuple[EigenPairs, Tensor]:
@@ -250,11 +258,11 @@ def _choice(
     space: RitzSpace, pairs: Ritz, goal: Goal, eps: float
 ) -> tuple[int, NDArray[np.intp] | None]:
     best = wanted(goal.which, goal.k, pairs.values)
-    enough = len(best) == min(_count(goal), pairs.order)
+    enough = len(best) == min(_count(goal.k, goal.which), pairs.order)
     if space.products >= goal.max_products or space.order >= pairs.order:
         return FINISHED, None
     # What is smaller is noise of the products: more of them would show nothing new.
-    floor = max(10 * eps, space.noise) * pairs.scale
+    floor = 2 * max(eps, space.noise) * pairs.scale
     worst = pairs.residuals[best].max()
     invariant = space.width == 0
     if enough and (worst <= max(goal.tol * pairs.scale, floor) or invariant):
@@ -274,8 +282,8 @@ def _choice(
     return (RESTART, fitting) if space.is_full else (GO_ON, None)
 
 
-def _count(goal: Goal) -> int:
-    return goal.k * (2 if goal.which == "both" else 1)
+def _count(k: int, which: Which) -> int:
+    return k * (2 if which == "both" else 1)
 
 
 # -- input ---------------------------------------------------------------------------------------
@@ -303,8 +311,7 @@ def sizes(
         raise InputError(f"k={k} exceeds the operator's size {n}; use k <= {n}")
     if which not in WHICH:
         raise InputError(f"which={which!r}: expected one of {', '.join(WHICH)}")
-    pairs = k * (2 if which == "both" else 1)
-    least = min(pairs + LEAST_ROOM * block_size, n + block_size)
+    pairs, least = _count(k, which), least_basis(n, k, which, block_size)
     if basis_size is not None and basis_size < least:
         raise InputError(
             f"basis_size={basis_size}: {pairs} pairs by blocks of {block_size} take at least "
@@ -312,6 +319,11 @@ def sizes(
         )
     room = ROOM + WANTED_ROOM * pairs if basis_size is None else basis_size
     return min(room, n + block_size), max_products or MOST + WANTED_MOST * pairs
+
+
+def least_basis(n: int, k: int, which: Which, block_size: int) -> int:
+    """The fewest Krylov vectors that k pairs can be found with."""
+    return min(_count(k, which) + LEAST_ROOM * block_size, n + block_size)
 
 
 def _check(operator: SymmetricOperator, tol: float, seed: int, start: Any) -> None:

@@ -15,10 +15,12 @@ from hessian_spectrum.distributed import World
 from hessian_spectrum.krylov.basis import Place, allocate
 from hessian_spectrum.krylov.block import BlockSpace
 from hessian_spectrum.krylov.lanczos import Recurrences
+from hessian_spectrum.krylov.restarted import RitzSpace
 from hessian_spectrum.layout import Layout
 from hessian_spectrum.shards import ShardFolder
 
-State = Recurrences | BlockSpace
+State = Recurrences | BlockSpace | RitzSpace
+COUNTS = ("width", "starts", "steps", "products", "restarts", "fresh_at", "patience")
 KEYS = {"kind", "coefficients", "scale", "noise", "basis"}  # what a manifest must have
 
 
@@ -33,6 +35,7 @@ class RecurrenceStore:
         self.shards, self.world = ShardFolder(folder), world
         self._entries: list[dict] = []  # of all ranks, as committed
         self._rows = 0  # basis vectors, of each recurrence, that have been committed
+        self._restarts = 0  # after which they were
 
     def manifest(self, header: Iterable[str] = ()) -> dict[str, Any] | None:
         """What was saved with the latest complete state, on every rank; None if there is none.
@@ -54,7 +57,8 @@ class RecurrenceStore:
     def save(self, state: State, layout: Layout, header: dict[str, Any]) -> None:
         """Commit the state: shards by every rank, then the manifest by rank 0."""
         low, high = _window(state)
-        first = max(low, self._rows)
+        turned = _restarts(state) != self._restarts  # none of the vectors is the same
+        first = low if turned else max(low, self._rows)
         new, error = None, None
         try:
             if layout.n_local and high > first:
@@ -65,7 +69,7 @@ class RecurrenceStore:
         except OSError as failed:
             error = failed
         self.world.raise_together(error)
-        entries = [entry for entry in self._entries if entry["rows"][1] > low]
+        entries = [e for e in self._entries if e["rows"][1] > low and not turned]
         entries += [e for e in self.world.gather_objects(new) if e is not None]
         if self.world.rank == 0:
             manifest = {
@@ -83,24 +87,24 @@ class RecurrenceStore:
             except OSError as failed:
                 error = failed
         self.world.raise_together(error)
-        self._entries, self._rows = entries, high
+        self._entries, self._rows, self._restarts = entries, high, _restarts(state)
 
     def load(
         self,
         saved: dict[str, Any],
         layout: Layout,
         dtype: torch.dtype,
-        num_steps: int,
+        room: int,
         place: Place = "device",
     ) -> State:
         """The state of the manifest ``saved``, with this rank's entries of the basis.
 
         Args:
-            num_steps: how many steps there must be room for, in all.
+            room: how many steps there must be room for, in all; in a RitzSpace, how many vectors.
         """
         state = _without_vectors(saved)
         low, high = _window(state)
-        shape = _shape(state, num_steps, layout)
+        shape = _shape(state, room, layout)
         basis = allocate(shape, dtype, layout.world.device, place)
         vectors = basis if basis.ndim == 3 else basis[None]
         for entry in saved["basis"]:
@@ -112,7 +116,7 @@ class RecurrenceStore:
                 block = block[:, :, index.start - entry["index"][0] :][:, :, : len(index)]
                 here = slice(index.start - layout.start, index.stop - layout.start)
                 vectors[:, kept.start - low : kept.stop - low, here] = block.to(basis.device)
-        self._entries, self._rows = saved["basis"], high
+        self._entries, self._rows, self._restarts = saved["basis"], high, _restarts(state)
         return replace(state, basis=basis)
 
     def remove(self) -> None:
@@ -121,19 +125,27 @@ class RecurrenceStore:
 
 def _window(state: State) -> tuple[int, int]:
     """The vectors of each recurrence that the state holds: from, to."""
+    if isinstance(state, RitzSpace):
+        return 0, state.order + state.width
     return state.window if isinstance(state, BlockSpace) else (0, state.num_steps + 1)
+
+
+def _restarts(state: State) -> int:
+    return state.restarts if isinstance(state, RitzSpace) else 0
 
 
 def _vectors(state: State) -> Tensor:
     """(recurrences, vectors, n_local), from the window's first on."""
-    return state.basis[None] if isinstance(state, BlockSpace) else state.basis
+    return state.basis if isinstance(state, Recurrences) else state.basis[None]
 
 
-def _shape(state: State, num_steps: int, layout: Layout) -> tuple[int, ...]:
+def _shape(state: State, room: int, layout: Layout) -> tuple[int, ...]:
     if isinstance(state, Recurrences):
-        return len(state.alpha), num_steps + 1, layout.n_local
+        return len(state.alpha), room + 1, layout.n_local
+    if isinstance(state, RitzSpace):
+        return max(room, state.order + state.width), layout.n_local
     low, high = state.window
-    rows = high if state.lean else min(len(state.first) * (num_steps + 1), layout.n)
+    rows = high if state.lean else min(len(state.first) * (room + 1), layout.n)
     return rows - low, layout.n_local
 
 
@@ -144,6 +156,9 @@ def _overlap(bounds: list[int], low: int, high: int) -> range:
 def _coefficients(state: State) -> dict[str, Any]:
     if isinstance(state, Recurrences):
         return {name: getattr(state, name).tolist() for name in ("alpha", "beta", "active")}
+    if isinstance(state, RitzSpace):
+        arrays = {name: getattr(state, name).tolist() for name in ("h", "coupling", "leak")}
+        return {**arrays, **{name: getattr(state, name) for name in COUNTS}}
     return {
         "sizes": list(state.sizes),
         "first": state.first.tolist(),
@@ -159,6 +174,15 @@ def _without_vectors(saved: dict[str, Any]) -> State:
     if saved["kind"] == Recurrences.__name__:
         arrays = {name: np.array(c[name]) for name in ("alpha", "beta", "active")}
         return Recurrences(**arrays, **known)
+    if saved["kind"] == RitzSpace.__name__:
+        order = len(c["h"])
+        return RitzSpace(
+            h=np.array(c["h"]).reshape(order, order),
+            coupling=np.array(c["coupling"]).reshape(order, c["width"]),
+            leak=np.array(c["leak"]),
+            **{name: c[name] for name in COUNTS if name != "width"},
+            **known,
+        )
     sizes = c["sizes"]
     return BlockSpace(
         sizes=tuple(sizes),

@@ -87,6 +87,25 @@ def density(
     return "\n".join(line for line in lines if line)
 
 
+def eigenpairs(pairs: EigenPairs, values: dict[str, float], products: int) -> str:
+    """The pairs in a table, largest first, each with its residual."""
+    done = int(pairs.converged.sum())
+    lines = [
+        f"loss {values['loss']:.6g}, gradient norm {values['gradient_norm']:.3g}; "
+        f"{done} of {len(pairs)} pairs converged with {products:,} products",
+        "eigenvalue       an eigenvalue lies within",
+    ]
+    for value, residual, converged in zip(*_descending(pairs)):
+        lines.append(f"{value:<16.9g} {residual:.1e}{'' if converged else '   not converged'}")
+    if done < len(pairs):
+        lines.append("  more --max-products with --resume, or a larger --tol, for the others")
+    return "\n".join(lines)
+
+
+def _descending(pairs: EigenPairs) -> tuple:
+    return pairs.values[::-1], pairs.residuals[::-1], pairs.converged[::-1]
+
+
 def _density_error(
     measure: SpectralMeasure, sigma2: float | None, target_error: float | None
 ) -> list[str]:

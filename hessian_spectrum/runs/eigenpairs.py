@@ -1,0 +1,262 @@
+"""The ``eigenpairs`` command: a Krylov space that is saved, resumed and gone on with."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hessian_spectrum import eigensolver, planner, report, schema, spectrum, store
+from hessian_spectrum.config import EigenpairsConfig
+from hessian_spectrum.curvature import Curvature
+from hessian_spectrum.distributed import World
+from hessian_spectrum.eigensolver import Goal
+from hessian_spectrum.errors import InputError
+from hessian_spectrum.evaluator import Evaluator
+from hessian_spectrum.krylov.block import BlockSpace
+from hessian_spectrum.krylov.restarted import RitzSpace
+from hessian_spectrum.layout import Layout
+from hessian_spectrum.measure import EigenPairs
+from hessian_spectrum.operators import SymmetricOperator
+from hessian_spectrum.recurrence_store import RecurrenceStore
+from hessian_spectrum.runs.record import (
+    HEADER,
+    OPERATORS,
+    Record,
+    check_output,
+    first_order,
+    on_first_rank,
+    print_estimate,
+    require_unfinished,
+    together,
+    writing,
+)
+from hessian_spectrum.shards import ShardedVectors
+from hessian_spectrum.signals import StopRequest
+
+EXPECTED_STEPS = 100  # of a run whose length nobody knows
+
+
+def eigenpairs(
+    config: EigenpairsConfig,
+    arguments: dict[str, Any],
+    world: World,
+    stop: StopRequest | None = None,
+) -> None:
+    """From a problem to a finished result file; arguments and errors as for ``density``."""
+    started = time.time()
+
+    def check() -> None:
+        check_output(config, "")
+
+    on_first_rank(world, check)
+    with ExitStack() as stack:
+        stop = stop or stack.enter_context(StopRequest().listening())
+        evaluator = Evaluator(**arguments, world=world)
+        room = _room(config, evaluator)
+        if config.dry_run:
+            estimate = _estimate(config, OPERATORS[config.operator](evaluator), room)
+            print_estimate(estimate, evaluator, first_order(evaluator), most=True)
+            return
+        lock = stack.enter_context(writing(config, world, stop, check))
+        _eigenpairs(config, EigenpairsRecord(config, world, evaluator, lock, started, room), stop)
+
+
+def _eigenpairs(config: EigenpairsConfig, record: EigenpairsRecord, stop: StopRequest) -> None:
+    world, evaluator = record.world, record.evaluator
+    space = record.resumed_state()
+    record.values = values = first_order(evaluator)
+    record.leave_if(stop)
+    operator = OPERATORS[config.operator](evaluator)
+    if space is None:
+        estimate = _estimate(config, operator, record.room)
+        record.product_plan, record.place = estimate.plan, estimate.place
+        print_estimate(estimate, evaluator, values, most=True, file=sys.stderr)
+    else:
+        record.require_same_values()
+    operator = operator.planned(record.product_plan)
+    if space is None:
+        values["product_repeat_error"] = spectrum.repeat_error(operator, config.seed)
+        given = together(world, lambda: _given(config.start, evaluator, world))
+        space = eigensolver.first(
+            operator, record.goal, config.block_size, record.room, given, record.basis_place
+        )
+    else:
+        values["product_repeat_error"] = record.saved_values["product_repeat_error"]
+    record.leave_if(stop)
+
+    found = None
+    try:
+        with record.bar(None, space.products, "product") as bar:
+            while found is None:
+                before = space.products
+                space, found = eigensolver.advance(operator, space, record.goal)
+                bar.update(space.products - before)
+                record.checkpoint(
+                    stop, lambda now=space: record.save(now, operator), found is not None
+                )
+    except FloatingPointError:
+        if space.order:
+            record.save(space, operator)
+        raise
+    values["product_noise"] = space.noise
+    pairs, rows = eigensolver.believed(operator, space, record.goal, found)
+    record.finish(space, pairs, rows, operator)
+    if world.rank == 0:
+        print(report.eigenpairs(pairs, values, space.products))
+        print(f"written to {config.out}")
+
+
+def _room(config: EigenpairsConfig, evaluator: Evaluator) -> int:
+    """Krylov vectors that are held at once: what the memory takes, if that is enough."""
+    size, _ = _sizes(config, evaluator.n)
+    if config.basis_size is not None:
+        return size
+    layout, world = evaluator.layout, evaluator.world
+    budget = config.memory_bytes or planner.MEMORY_SHARE * planner.available(world)
+    fitting = int(planner.BASIS_SHARE * budget / (layout.chunk * evaluator.dtype.itemsize))
+    least = eigensolver.least_basis(evaluator.n, config.k, config.which, config.block_size)
+    return world.gather_objects(max(least, min(size, fitting)))[0]
+
+
+def _sizes(config: EigenpairsConfig, n: int) -> tuple[int, int]:
+    return eigensolver.sizes(
+        n, config.k, config.which, config.block_size, config.basis_size, config.max_products
+    )
+
+
+def _estimate(config: EigenpairsConfig, operator: Curvature, room: int) -> planner.Estimate:
+    most = _sizes(config, operator.n)[1] // config.block_size
+    return planner.plan(
+        operator.evaluator,
+        operator.theta,
+        config.block_size,
+        max(1, min(EXPECTED_STEPS, most)),
+        kept=room,
+        form=operator.form,
+        mode=config.hvp,
+        precision=config.hvp_dtype,
+        memory=config.memory_bytes,
+        folder=config.out.parent,
+    )
+
+
+def _given(path: Path | None, evaluator: Evaluator, world: World) -> np.ndarray | BlockSpace | None:
+    """What an earlier run found: its eigenvectors, or the Krylov space of its density."""
+    if path is None:
+        return None
+    n = evaluator.n
+    with store.open(path) as run:
+        pairs = run["eigenpairs"] if "eigenpairs" in run else None
+        if pairs is not None and pairs.vectors is not None:
+            if pairs.vectors.shape[1] != n:
+                raise InputError(
+                    f"--start {path}: its eigenvectors have {pairs.vectors.shape[1]} entries; "
+                    f"expected {n}, as many as there are parameters"
+                )
+            return np.asarray(pairs.vectors)
+    return _space_of(path, evaluator.layout, evaluator, world)
+
+
+def _space_of(path: Path, layout: Layout, evaluator: Evaluator, world: World) -> BlockSpace:
+    states = RecurrenceStore(Path(f"{path}.d"), world)
+    saved = states.manifest(("digests", "num_steps", "problem"))
+    if saved is None or saved["kind"] != BlockSpace.__name__ or saved["coefficients"]["lean"]:
+        raise InputError(
+            f"--start {path}: holds neither eigenvectors nor, beside it, the Krylov space of a "
+            "block density (density --keep-state always)"
+        )
+    now = {"parameters": evaluator.n, "dtype": str(evaluator.dtype)}
+    if any(saved["problem"][name] != value for name, value in now.items()) or (
+        saved["digests"] != evaluator.digests()
+    ):
+        raise InputError(
+            f"--start {path}: its Krylov space is of another problem; a space can be gone on with "
+            "only for the same model, parameters, data and dtype"
+        )
+    return states.load(saved, layout, evaluator.dtype, saved["num_steps"])
+
+
+class EigenpairsRecord(Record):
+    """Writes the pairs (rank 0) and the state of the Krylov space (every rank)."""
+
+    command = "eigenpairs"
+    free_fields = Record.free_fields | {"max_products", "tol", "basis_size"}
+
+    def __init__(self, config, world, evaluator, lock, started, room: int):
+        super().__init__(config, world, evaluator, lock, started)
+        most = _sizes(config, evaluator.n)[1]
+        self.goal = Goal(config.k, config.which, config.tol, most, config.seed)
+        self.room = room
+        self.states = RecurrenceStore(self.folder, world)
+
+    def resumed_state(self) -> RitzSpace | None:
+        """The saved state that this run goes on from; None for a new run, which starts clean."""
+        if not self.config.resume:
+            on_first_rank(self.world, self.states.remove)
+            return None
+        saved = self.states.manifest(HEADER)
+        if saved is None:
+            on_first_rank(self.world, lambda: require_unfinished(self.config, ""))
+            return None
+        together(self.world, lambda: self.go_on_from(saved))
+        self.room = saved["plan"]["basis_size"]
+        layout, dtype = self.evaluator.layout, self.evaluator.dtype
+        space = together(
+            self.world,
+            lambda: self.states.load(saved, layout, dtype, self.room, self.basis_place),
+        )
+        on_first_rank(self.world, self.states.shards.sweep)  # what a killed run half wrote
+        return space
+
+    def save(self, space: RitzSpace, operator: SymmetricOperator) -> None:
+        """Everything finished so far: the space, to go on from, and its pairs, to look at."""
+        self._save_state(space, operator)
+        self.write(eigensolver.current(operator, space, self.goal), finished=False)
+
+    def finish(
+        self, space: RitzSpace, pairs: EigenPairs, rows: Any, operator: SymmetricOperator
+    ) -> None:
+        """The pairs, and the space where more products may help."""
+        vectors, layout = None, operator.layout
+        if self.config.vectors:
+            size = len(rows) * operator.n * operator.dtype.itemsize
+            if size < schema.MAX_VECTOR_BYTES:
+                vectors = layout.gather(rows).cpu().numpy()
+            else:
+                vectors = self._sharded(rows.cpu().numpy(), layout)
+        self.write(dataclasses.replace(pairs, vectors=vectors), finished=True)
+        if pairs.converged.all() and not isinstance(vectors, ShardedVectors):
+            on_first_rank(self.world, self.states.remove)
+        elif not pairs.converged.all():
+            self._save_state(space, operator, vectors)
+
+    def _sharded(self, rows: np.ndarray, layout: Layout) -> ShardedVectors:
+        """Eigenvectors too large for the file: each rank writes its entries, rank 0 lists them."""
+        shards = self.states.shards
+
+        def write() -> dict | None:
+            if not layout.n_local:
+                return None
+            name = f"vectors-rank{self.world.rank:05d}"
+            return shards.write(name, {"vectors": rows}, (layout.start, layout.stop))
+
+        entry = together(self.world, write)
+        entries = [e for e in self.world.gather_objects(entry) if e is not None]
+        on_first_rank(self.world, lambda: shards.commit({"vectors": entries}))
+        return ShardedVectors(shards, entries)
+
+    def _save_state(self, space: RitzSpace, operator: SymmetricOperator, vectors=None) -> None:
+        on_first_rank(self.world, self.lock.require)
+        header = self.header()
+        if isinstance(vectors, ShardedVectors):
+            header["vectors"] = vectors.entries
+        self.states.save(space, operator.layout, header)
+
+    def plan(self) -> dict[str, Any]:
+        return {"block_size": self.config.block_size, "basis_size": self.room, **super().plan()}
