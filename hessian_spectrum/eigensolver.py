@@ -40,7 +40,8 @@ LEAST_ROOM = 4  # blocks beside the wanted ones
 MOST = 2000  # products, and a hundred for each eigenpair
 WANTED_MOST = 100
 LOOKS = 50  # a space is looked at when it has grown by this part: it takes O(r^3)
-STILL = 0.3  # of the given vectors' length: what a warm start adds at random
+STILL = 1e-2  # of the given vectors' length: what a warm start adds to them at random
+WARM_STEPS = 8  # at least, from a warm start
 COMBINATIONS = 2  # products that check all residuals together
 TOGETHER = 8  # vectors whose residuals are computed at once
 AGREES = 2.0  # residuals may be so much larger than the recurrence says
@@ -142,15 +143,15 @@ def first(
         return restarted.of_block_space(given, capacity)
     layout, dtype = operator.layout, operator.dtype
     rows = gaussian_probes(layout, range(block_size), goal.seed, dtype, operator.device)
-    if given is not None:
-        near = layout.local(torch.as_tensor(given).detach().to(operator.device, dtype))
-        mixed = np.random.default_rng(goal.seed).standard_normal((block_size, len(near)))
-        if len(near) <= block_size:
-            mixed = np.eye(block_size, len(near))
-        near = torch.from_numpy(mixed).to(near) @ near
-        lengths = _norms(near, layout.world)
-        rows = near + STILL * rows * (lengths / layout.n**0.5).to(rows)[:, None]
-    return restarted.start(operator, rows, capacity, place)
+    if given is None:
+        return restarted.start(operator, rows, capacity, place)
+    near = layout.local(torch.as_tensor(given).detach().to(operator.device, dtype))
+    mixed = np.random.default_rng(goal.seed).standard_normal((max(1, block_size - 1), len(near)))
+    near = torch.from_numpy(mixed).to(near) @ near
+    lengths = (_norms(near, layout.world) / layout.n**0.5).to(rows)[:, None]
+    # One vector stays random, and is followed for a while: what is new here shows in it.
+    rows = torch.cat([near + STILL * lengths * rows[: len(near)], rows[len(near) :]])
+    return replace(restarted.start(operator, rows, capacity, place), patience=WARM_STEPS)
 
 
 def advance(

@@ -65,6 +65,14 @@ def compute(world):
         results[estimator] = described(
             hs.spectral_density(hs.Dense(matrix, world), 4, 6, estimator=estimator)
         )
+    for options in ({}, {"basis_size": 26}, {"which": "largest", "block_size": 1}):
+        pairs = hs.eigenpairs(hs.Dense(matrix, world), 3, tol=1e-9, **options)
+        projector = pairs.vectors.T @ pairs.vectors  # two alike have no vectors of their own
+        results[f"eigenpairs, {options}"] = {
+            "values": pairs.values.tolist(),
+            "projector": projector.flatten().tolist(),
+            "converged": pairs.converged.astype(float).tolist(),
+        }
     return results
 
 
