@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -64,6 +65,12 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def sum_together(self, *tensors: Tensor) -> list[Tensor]:
+        """The sum over ranks of each, in float64 on the CPU: one small reduction for all."""
+        flat = torch.cat([t.to(self.device, torch.float64).reshape(-1) for t in tensors])
+        parts = self.sum(flat).cpu().split([t.numel() for t in tensors])
+        return [part.view(t.shape) for part, t in zip(parts, tensors)]
+
     def all_gather_rows(self, shards: Tensor) -> Tensor:
         """(k, c) on each rank -> (k, size * c), the ranks' columns side by side."""
         if self.size == 1:
@@ -114,6 +121,27 @@ class World:
             raise error
         kind, text = errors[first]
         raise kind(f"rank {first} of {self.size}: {text}") from error
+
+
+class Flags:
+    """Yes-no questions that each rank answers for itself, and all hear of together.
+
+    The answers travel with a reduction that is made anyway, so that asking costs nothing.
+
+    Args:
+        *questions: called on each rank when the answers leave.
+    """
+
+    def __init__(self, *questions: Callable[[], bool]):
+        self._questions = questions
+        self.heard = [False] * len(questions)  # for each: has any rank said yes?
+
+    def answers(self) -> Tensor:
+        """This rank's answers, to be summed over ranks."""
+        return torch.tensor([float(question()) for question in self._questions])
+
+    def hear(self, counts: Tensor) -> None:
+        self.heard = [count > 0 for count in counts.tolist()]
 
 
 def start(device: str | None = None, timeout: timedelta = TIMEOUT) -> World:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hessian_spectrum.certified import certified
+from hessian_spectrum.distributed import Flags
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.krylov import block, lanczos
 from hessian_spectrum.krylov.basis import Place
@@ -41,6 +42,7 @@ def spectral_density(
     basis: Place = "device",
     state: State | None = None,
     on_step: Callable[[State], None] | None = None,
+    flags: Flags | None = None,
 ) -> SpectralMeasure:
     """The operator's spectral measure, by Lanczos quadrature from random vectors.
 
@@ -66,6 +68,7 @@ def spectral_density(
         basis: where the Krylov vectors live: "device", "host", or a folder on a disk.
         state: what to go on from, as ``on_step`` was given it.
         on_step: called with the state after each step, on every rank.
+        flags: what ranks tell each other in each step, with a reduction that it makes anyway.
 
     Cost: b m products in m passes over the data; b (m + 1) n / P entries on each of P ranks. The
     block estimator adds O((b m)^3) flops of dense algebra for each of up to 24 groups of probes.
@@ -83,7 +86,7 @@ def spectral_density(
     while state.num_steps < num_steps and not is_finished(state):
         if target_error is not None and _reached(state, operator, target_error, sigma2):
             break
-        state = _MODULE[type(state)].step(operator, state)
+        state = _MODULE[type(state)].step(operator, state, flags)
         if on_step:
             on_step(state)
     return measure(state, operator)

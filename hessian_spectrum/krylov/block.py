@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,17 +10,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hessian_spectrum.distributed import World
+from hessian_spectrum.distributed import Flags, World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.krylov.basis import Place, allocate_together
+from hessian_spectrum.krylov.gram import EPS, cholesky, independent, product
+from hessian_spectrum.krylov.gram import gram as local_gram
+from hessian_spectrum.krylov.gram import shifted_cholesky, singular, smallest
 from hessian_spectrum.krylov.noise import asymmetry
 from hessian_spectrum.operators import SymmetricOperator
 
 Array = NDArray[np.float64]
 
-# Normalizing a direction this much shorter than the longest one magnifies what is left of it along
-# the basis by the inverse: it is orthogonalized once more.
-SHORT = 1e-2
+# Normalizing a direction this much shorter than its row magnifies what rounding left of it along the
+# basis, and along the others, by the inverse: it is orthogonalized once more.
+SHORT = 0.03
 
 
 @dataclass(frozen=True)
@@ -111,9 +115,9 @@ def start(
     if len(probes) == 0:
         raise InputError("num_probes=0: expected at least one probe")
     world = operator.layout.world
-    longest = world.sum(probes.double().square().sum(1)).max().sqrt().item()
-    tolerance = 10 * torch.finfo(probes.dtype).eps * longest
-    rows, first = _orthonormalized(probes, world, tolerance, operator.n)
+    gram = world.sum_together(local_gram(probes))[0].numpy()
+    tolerance = 10 * torch.finfo(probes.dtype).eps * math.sqrt(gram.diagonal().max())
+    rows, first, _ = _orthonormalized(probes, None, gram, world, tolerance, operator.n)
     if lean:
         return BlockSpace(rows, (len(rows),), first, lean=True)
     capacity = min(len(probes) * (num_steps + 1), operator.n)
@@ -122,87 +126,130 @@ def start(
     return BlockSpace(basis, (len(rows),), first)
 
 
-def step(operator: SymmetricOperator, space: BlockSpace) -> BlockSpace:
+def step(
+    operator: SymmetricOperator, space: BlockSpace, flags: Flags | None = None
+) -> BlockSpace:
     """Multiply the last block: one block product, and the block that leads out of the space.
 
     Golub and Underwood (1977), except:
-      1. classical Gram-Schmidt against the whole basis (lean: the last two blocks), twice, and a
-         third time where a new direction is short: no eigenvalue appears more often than it is
-         one;
-      2. the new block comes from a rank-revealing QR of the residuals, tall and skinny over the
-         ranks [1], so that directions that are exhausted leave the block;
-      3. rank is judged against the largest |A q| so far, and against the noise of the products.
+      1. classical Gram-Schmidt against the whole basis (lean: the last two blocks), twice: no
+         eigenvalue appears more often than it is one;
+      2. each projection travels with the Gram matrix of its rows, whose Cholesky factors, as in [1],
+         make the residuals orthonormal: two small reductions, BCGSI+P-2S of [2]. Gram matrices
+         are float64, and shifted [3];
+      3. where a direction is short, or the block loses rank, a third pass and reduction, in the
+         order of the singular values: directions that are exhausted leave the block;
+      4. rank is judged against the largest |A q| so far, and against the noise of the products.
+
+    Args:
+        flags: what ranks tell each other with the second reduction.
 
     Raises:
         FloatingPointError: a product is not finite; on every rank.
 
-    Cost: 8 b r n_local flops for r basis vectors, all in matrix products; four small reductions.
+    Cost: 8 b r n_local flops for r basis vectors, all in matrix products; two small reductions of
+    b (r + b) float64 numbers, three where directions are short, one more in the first step.
 
     References:
-        [1] Demmel, Grigori, Hoemmen & Langou, SIAM J. Sci. Comput. 34 (2012) A206-A239.
+        [1] Yamamoto, Nakatsukasa, Yanagisawa & Fukaya, ETNA 44 (2015) 306-326.
+        [2] Carson, Lund, Ma & Oktay, On the loss of orthogonality in low-synchronization variants
+            of reorthogonalized block classical Gram-Schmidt (2024).
+        [3] Fukaya, Kannan, Nakatsukasa, Yamamoto & Yanagisawa, SIAM J. Sci. Comput. 42 (2020).
     """
-    world, device = operator.layout.world, operator.device
+    world = operator.layout.world
     low, rank = space.window
     basis = space.basis[: rank - low]
     here = slice(len(basis) - space.sizes[-1], len(basis))
-    q = basis[here].to(device)
+    q = basis[here].to(operator.device)
     aq = operator.products(q)
     noise = space.noise if space.num_steps else asymmetry(operator, q, aq)
-    h, r = _without(aq.to(basis.device), basis, world)
-    c, r = _without(r, basis, world)  # what rounding left along the basis
-    coordinates = h + c
-    squares = world.sum(r.double().square().sum(1)).cpu().numpy()
+    aq = aq.to(basis.device)
+    h, gram = (a.numpy() for a in world.sum_together(aq @ basis.T, local_gram(aq)))
     # A NaN in one product makes the reduced coefficients NaN on every rank.
-    if not (np.isfinite(coordinates).all() and np.isfinite(squares).all()):
+    if not (np.isfinite(h).all() and np.isfinite(gram).all()):
         raise FloatingPointError(
             f"a product with the operator is not finite at block step {space.num_steps + 1}; are "
             f"the derivatives of the loss finite at these parameters in {operator.dtype}?"
         )
-    scale = max(space.scale, np.sqrt((coordinates**2).sum(1) + squares).max())
-    tolerance = max(10 * torch.finfo(r.dtype).eps, noise) * scale
-    rows, out = _orthonormalized(r, world, tolerance, operator.n - rank)
-    if len(rows) and np.linalg.svd(out, compute_uv=False)[-1] < SHORT * scale:
-        rows = _without(rows, basis, world)[1]
-        rows, again = _orthonormalized(rows, world, 0.0, len(rows))
-        out = out @ again
+    scale = max(space.scale, math.sqrt(gram.diagonal().max()))
+    tolerance = max(10 * torch.finfo(aq.dtype).eps, noise) * scale
+    r = aq - torch.from_numpy(h).to(aq) @ basis
+    gram = gram - product(h, h.T)  # of r; what is short drowns in rounding
+    rows, out, c = _orthonormalized(r, basis, gram, world, tolerance, operator.n - rank, flags)
     if space.lean:
         space = replace(space, basis=torch.cat([basis[here], rows]))
     else:
         space.basis[rank : rank + len(rows)] = rows
-    a = coordinates[:, here]
+    a = (h + c)[:, here]
     return replace(
         space,
         sizes=(*space.sizes, len(rows)),
         diagonal=(*space.diagonal, (a + a.T) / 2),
         off=(*space.off, out),
-        scale=float(scale),
+        scale=scale,
         noise=noise,
     )
 
 
-def _without(rows: Tensor, basis: Tensor, world: World) -> tuple[Array, Tensor]:
-    """Coordinates along the basis, (k, r) float64, and the rows without them."""
-    along = world.sum((rows @ basis.T).double())
-    return along.cpu().numpy(), rows - along.to(rows) @ basis
-
-
 def _orthonormalized(
-    rows: Tensor, world: World, tolerance: float, most: int
-) -> tuple[Tensor, Array]:
-    """Orthonormal rows Q, (k', n_local), and C, (k, k'), with rows = C Q up to ``tolerance``.
+    rows: Tensor,
+    basis: Tensor | None,
+    gram: Array,
+    world: World,
+    tolerance: float,
+    most: int,
+    flags: Flags | None = None,
+) -> tuple[Tensor, Array, Array]:
+    """Orthonormal Q, (k', n_local), out (k, k') and c (k, r): rows = out Q + c basis.
 
-    Directions of length ``tolerance`` or less are left out, and all but the ``most`` longest.
+    Directions of length ``tolerance`` or less are left out, and all but the ``most`` longest. One
+    small reduction, or two.
+
+    Args:
+        gram: about that of the rows, of all ranks.
+        basis: orthonormal; little of the rows lies along it. None: there is none.
     """
-    k = len(rows)
-    q, r = torch.linalg.qr(rows.T)  # this rank's entries: (n_local, t), (t, k)
-    stacked = torch.zeros(world.size, k, k, dtype=torch.float64, device=rows.device)
-    stacked[world.rank, : len(r)] = r
-    triangles = world.sum(stacked).reshape(-1, k)
-    u, lengths, v = torch.linalg.svd(triangles, full_matrices=False)
-    # One rank's factors for all: another processor may round, or choose signs, in another way.
-    parts = [part * (world.rank == 0) for part in (u, lengths, v)]
-    u, lengths, v = (world.sum(part) for part in parts)
-    kept = min(int((lengths > tolerance).sum()), most)
-    own = u[world.rank * k : world.rank * k + len(r), :kept]
-    out = (v[:kept].T * lengths[:kept]).cpu().numpy()
-    return (q @ own.to(q)).T.contiguous(), out
+    basis = rows[:0] if basis is None else basis
+    eps = torch.finfo(rows.dtype).eps
+    # The solver and the coefficients must agree on the factor: it is rounded as the rows are.
+    first = _rounded(shifted_cholesky(gram, eps), rows.dtype)
+    rows, c, gram = _projected(_solved(first, rows), basis, world, flags)
+    second, c = cholesky(gram), product(first, c)
+    out = None if second is None else product(first, second)
+    if out is not None and len(rows) <= most:
+        if smallest(second) > SHORT and smallest(out) > tolerance:
+            return _solved(second, rows), out, c
+
+    second = shifted_cholesky(gram, EPS)
+    p, lengths, z = singular(product(first, second))
+    rows = torch.from_numpy(z.T.copy()).to(rows) @ _solved(second, rows)
+    rows, again, gram = _projected(rows, basis, world)
+    out = p * lengths
+    c = c + product(out, again)
+    # The shift lengthened what is short: what counts is the length that was measured.
+    real = lengths * np.sqrt(gram.diagonal().clip(min=0.0))
+    kept, third = independent(gram, np.flatnonzero(real > tolerance), most)
+    rows = rows[torch.from_numpy(kept).to(rows.device)]
+    return _solved(third, rows), product(out[:, kept], third), c
+
+
+def _projected(
+    rows: Tensor, basis: Tensor, world: World, flags: Flags | None = None
+) -> tuple[Tensor, Array, Array]:
+    """The rows without what lies along the basis, that, and the Gram matrix of what is left."""
+    answers = flags.answers() if flags else torch.empty(0)
+    c, gram, counts = world.sum_together(rows @ basis.T, local_gram(rows), answers)
+    if flags:
+        flags.hear(counts)
+    rows = rows - c.to(rows) @ basis
+    c, gram = c.numpy(), gram.numpy()
+    return rows, c, gram - product(c, c.T)
+
+
+def _solved(lower: Array, rows: Tensor) -> Tensor:
+    """L^-1 R."""
+    return torch.linalg.solve_triangular(torch.from_numpy(lower).to(rows), rows, upper=False)
+
+
+def _rounded(a: Array, dtype: torch.dtype) -> Array:
+    return torch.from_numpy(a).to(dtype).double().numpy()

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hessian_spectrum.distributed import Flags
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.krylov.basis import Place, allocate_together
 from hessian_spectrum.krylov.noise import asymmetry
@@ -76,7 +77,9 @@ def start(
     return Recurrences(basis, empty, empty, np.ones(b, dtype=bool), 0.0)
 
 
-def step(operator: SymmetricOperator, state: Recurrences) -> Recurrences:
+def step(
+    operator: SymmetricOperator, state: Recurrences, flags: Flags | None = None
+) -> Recurrences:
     """Extend every active recurrence by one vector: one block product, two small reductions.
 
     Algorithm 10.1 of Parlett (The Symmetric Eigenvalue Problem, 1980), except:
@@ -87,6 +90,9 @@ def step(operator: SymmetricOperator, state: Recurrences) -> Recurrences:
       3. breakdown is judged against the largest |A q| so far, so that scaling A changes nothing,
          and against the noise of the products: below it a residual is not a direction.
 
+    Args:
+        flags: what ranks tell each other with the second reduction.
+
     Raises:
         FloatingPointError: a product is not finite; on every rank.
 
@@ -95,7 +101,8 @@ def step(operator: SymmetricOperator, state: Recurrences) -> Recurrences:
     References:
         [1] Giraud, Langou, Rozloznik & van den Eshof, Numer. Math. 101 (2005) 87-100.
     """
-    return extend(operator, state, operator.products(latest(state).to(operator.device)))
+    aq = operator.products(latest(state).to(operator.device))
+    return extend(operator, state, aq, flags)
 
 
 def latest(state: Recurrences) -> Tensor:
@@ -104,24 +111,28 @@ def latest(state: Recurrences) -> Tensor:
     return state.basis[active, state.num_steps]
 
 
-def extend(operator: SymmetricOperator, state: Recurrences, aq: Tensor) -> Recurrences:
+def extend(
+    operator: SymmetricOperator, state: Recurrences, aq: Tensor, flags: Flags | None = None
+) -> Recurrences:
     """``step``, given the operator's products with ``latest(state)``."""
-    world, k, device = operator.layout.world, state.num_steps, operator.device
+    world, k = operator.layout.world, state.num_steps
     basis = state.basis[:, : k + 1]
     active = torch.from_numpy(np.flatnonzero(state.active)).to(basis.device)
     if k == 0:
-        state = replace(state, noise=asymmetry(operator, basis[:, 0].to(device), aq))
+        state = replace(state, noise=asymmetry(operator, basis[:, 0].to(aq.device), aq))
     r = torch.zeros_like(basis[:, 0])  # where a recurrence has ended: 0, and no copy of its basis
     r[active] = aq.to(r.device)
-    h = world.sum(_dots(basis, r).to(device))
+    (h,) = world.sum_together(_dots(basis, r))
     r = r - _combine(h, basis)
-    c, squares = _dots(basis, r), _squares(r)  # what rounding left along the basis
-    both = torch.cat([c, squares[:, None]], dim=1).to(device)
-    c, squares = world.sum(both).split([k + 1, 1], dim=1)
+    answers = flags.answers() if flags else torch.empty(0)
+    # What rounding left along the basis, the length, and what ranks have to say.
+    c, squares, counts = world.sum_together(_dots(basis, r), _squares(r), answers)
+    if flags:
+        flags.hear(counts)
     r = r - _combine(c, basis)
 
-    t = (h + c).cpu().numpy()
-    beta2 = (squares[:, 0] - c.square().sum(1)).clamp(min=0.0).cpu().numpy()
+    t = (h + c).numpy()
+    beta2 = (squares - c.square().sum(1)).clamp(min=0.0).numpy()
     # A NaN in one product makes the reduced coefficients NaN on every rank.
     if not (np.isfinite(t).all() and np.isfinite(beta2).all()):
         raise FloatingPointError(

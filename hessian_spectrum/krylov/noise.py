@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hessian_spectrum.operators import SymmetricOperator
@@ -15,8 +16,9 @@ def asymmetry(operator: SymmetricOperator, q: Tensor, aq: Tensor) -> float:
     """
     if len(q) < 2:
         return 0.0
-    gram = operator.layout.world.sum((q @ aq.T).double())
-    squares = operator.layout.world.sum(aq.double().square().sum(1)).max().item()
+    squares = torch.linalg.vector_norm(aq, dim=1, dtype=torch.float64).square()
+    gram, squares = operator.layout.world.sum_together(q @ aq.T, squares)
+    squares = squares.max().item()
     pairs = len(q) * (len(q) - 1)
     variance = (gram - gram.T).square().sum().item() / pairs
     return (variance * operator.n / 2 / squares) ** 0.5 if squares else 0.0
