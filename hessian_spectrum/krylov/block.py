@@ -13,16 +13,23 @@ from torch import Tensor
 from hessian_spectrum.distributed import Flags, World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.krylov.basis import Place, allocate_together
-from hessian_spectrum.krylov.gram import EPS, cholesky, independent, product
+from hessian_spectrum.krylov.gram import (
+    EPS,
+    cholesky,
+    independent,
+    product,
+    shifted_cholesky,
+    singular,
+    smallest,
+)
 from hessian_spectrum.krylov.gram import gram as local_gram
-from hessian_spectrum.krylov.gram import shifted_cholesky, singular, smallest
 from hessian_spectrum.krylov.noise import asymmetry
 from hessian_spectrum.operators import SymmetricOperator
 
 Array = NDArray[np.float64]
 
-# Normalizing a direction this much shorter than its row magnifies what rounding left of it along the
-# basis, and along the others, by the inverse: it is orthogonalized once more.
+# Normalizing a direction this much shorter than its row magnifies what rounding left of it along
+# the basis, and along the others, by the inverse: it is orthogonalized once more.
 SHORT = 0.03
 
 
@@ -126,16 +133,14 @@ def start(
     return BlockSpace(basis, (len(rows),), first)
 
 
-def step(
-    operator: SymmetricOperator, space: BlockSpace, flags: Flags | None = None
-) -> BlockSpace:
+def step(operator: SymmetricOperator, space: BlockSpace, flags: Flags | None = None) -> BlockSpace:
     """Multiply the last block: one block product, and the block that leads out of the space.
 
     Golub and Underwood (1977), except:
       1. classical Gram-Schmidt against the whole basis (lean: the last two blocks), twice: no
          eigenvalue appears more often than it is one;
-      2. each projection travels with the Gram matrix of its rows, whose Cholesky factors, as in [1],
-         make the residuals orthonormal: two small reductions, BCGSI+P-2S of [2]. Gram matrices
+      2. each projection travels with the Gram matrix of its rows, whose Cholesky factors make the
+         residuals orthonormal as in [1]: two small reductions, BCGSI+P-2S of [2]. Gram matrices
          are float64, and shifted [3];
       3. where a direction is short, or the block loses rank, a third pass and reduction, in the
          order of the singular values: directions that are exhausted leave the block;

@@ -1,0 +1,108 @@
+"""Run by test_collectives.py under torchrun: what each step of a run sends.
+
+python collectives_worker.py FOLDER
+"""
+
+import json
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from conftest import with_spectrum
+from torch import nn
+from torch.nn import functional as F
+
+import hessian_spectrum as hs
+from hessian_spectrum import distributed
+from hessian_spectrum.krylov import block, lanczos
+from hessian_spectrum.probes import gaussian_probes
+
+B, STEPS = 3, 6
+
+
+def network(tensors):
+    """A network of that many parameters' tensors; small, so that the rest of a step is seen."""
+    layers = [nn.Linear(6, 6) for _ in range(tensors // 2 - 1)]
+    body = [module for layer in layers for module in (layer, nn.Tanh())]
+    return nn.Sequential(*body, nn.Linear(6, 5)).double()
+
+
+def hessian(tensors, world):
+    torch.manual_seed(0)
+    x, y = torch.randn(10, 6, dtype=torch.float64), torch.arange(10) % 5
+    ev = hs.Evaluator(network(tensors), F.cross_entropy, (x, y), batch_size=3, world=world)
+    assert len(ev.layout.names) == tensors
+    return hs.Hessian(ev)
+
+
+class Counted:
+    """Bytes of each collective that torch.distributed is asked for, by its kind."""
+
+    def __init__(self):
+        self.sent = defaultdict(list)
+        gather, scatter, reduce = (
+            distributed._all_gather,
+            distributed._reduce_scatter,
+            dist.all_reduce,
+        )
+        distributed._all_gather = self._noting("all_gather", gather, 0)
+        distributed._reduce_scatter = self._noting("reduce_scatter", scatter, 1)
+        dist.all_reduce = self._noting("all_reduce", reduce, 0)
+        for name in ("all_gather_object", "broadcast", "barrier", "all_to_all", "gather", "send"):
+            setattr(dist, name, self._noting("other", getattr(dist, name), None))
+
+    def _noting(self, kind, collective, argument):
+        def call(*args, **kwargs):
+            tensor = None if argument is None else args[argument]
+            self.sent[kind].append(0 if tensor is None else tensor.numel() * tensor.itemsize)
+            return collective(*args, **kwargs)
+
+        return call
+
+    def taken(self):
+        sent = dict(self.sent)
+        self.sent.clear()
+        return sent
+
+
+def steps(operator, module, counted, flags, probes=B, num_steps=STEPS):
+    """For each step: what it sent, and how long its basis was before it."""
+    rows = gaussian_probes(operator.layout, range(probes), 0, operator.dtype)
+    state, found = module.start(operator, rows, num_steps), []
+    counted.taken()
+    while state.num_steps < num_steps and not getattr(state, "is_invariant", False):
+        before = state.num_vectors
+        state = module.step(operator, state, flags)
+        found.append({"sent": counted.taken(), "before": before})
+    return found, state
+
+
+def main():
+    world = hs.distributed.start("cpu")
+    counted = Counted()
+    results = {"world": world.size}
+    for tensors in (2, 200):
+        operator = hessian(tensors, world)
+        for name, module in (("block", block), ("slq", lanczos)):
+            flags = distributed.Flags(lambda: world.rank == 1, lambda: False)
+            found, state = steps(operator, module, counted, flags)
+            held = world.gather_objects(state.basis.numel() * state.basis.itemsize)
+            results[f"{name}, {tensors}"] = {
+                "n": operator.n,
+                "steps": found,
+                "heard": flags.heard,
+                "basis": held,
+            }
+    spectrum = torch.tensor([0.0] * 20 + [1.0, 2.0, 2.0, 2.0])
+    exhausted, state = steps(hs.Dense(with_spectrum(spectrum), world), block, counted, None, 3, 24)
+    results["exhausted"] = {"steps": exhausted, "sizes": state.sizes}
+    if world.rank == 0:
+        (Path(sys.argv[1]) / "collectives.json").write_text(json.dumps(results))
+    world.barrier()
+    hs.distributed.finish()
+
+
+if __name__ == "__main__":
+    main()
