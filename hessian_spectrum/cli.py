@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,12 +155,15 @@ def _first_by_environment() -> bool:
 def _on_ranks(config: Any) -> int:
     from hessian_spectrum import signals
 
+    # Where a rank is lost, torch's own threads print their stacks beside the one line that says so.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     world, first = None, _first_by_environment()
     with signals.StopRequest().listening() as stop:
         try:
             from hessian_spectrum import distributed
 
-            world = distributed.start(config.device if hasattr(config, "device") else "cpu")
+            silence = timedelta(minutes=getattr(config, "timeout_minutes", 10.0))
+            world = distributed.start(getattr(config, "device", "cpu"), silence)
             first = world.rank == 0
             _COMPUTING[type(config)](config, world, stop)
             code, said = DONE, None
@@ -175,7 +179,7 @@ def _on_ranks(config: Any) -> int:
         except BaseException as error:
             code, said = FAILED, _failure(error, config)
             if world is not None and world.size > 1:
-                _end_job(error, said, world)
+                _end_job(error, said, world, hasattr(config, "resume"))
             if said is None:
                 raise
         if said:
@@ -192,13 +196,21 @@ def _stopped(stopped: Any, config: Any) -> tuple[int, str]:
     return FAILED, f"stopped by {stopped}; start it again with --overwrite"
 
 
-def _end_job(error: BaseException, said: str | None, world: Any) -> None:
+def _end_job(error: BaseException, said: str | None, world: Any, saved: bool) -> None:
     """Never returns: the other ranks may not have this error, and wait for this one."""
     import traceback
 
     from hessian_spectrum import distributed
 
-    where = f"rank {world.rank} of {world.size}"
+    where, silent = f"rank {world.rank} of {world.size}", []
+    if isinstance(error, distributed.RankLost):
+        lost, silent = distributed.why_lost(world, error)
+        if lost:
+            how = "; what was saved is whole" if saved else ""
+            _say(lost + how)
+        distributed.leave(world, FAILED, silent)
+    if world.presence:
+        world.presence.speaks_first()  # so that no other says that this one is lost
     if said:
         _say(f"{where}: {said}")
     else:

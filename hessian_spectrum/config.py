@@ -111,9 +111,16 @@ class OutputConfig:
     checkpoint_minutes: float = 10.0
     """Save the state of the computation this often (0: after each step), and on SIGTERM,
     SIGUSR1 or Ctrl-C."""
+    timeout_minutes: float = 10.0
+    """On several ranks: one that keeps the others waiting for longer is taken for dead."""
 
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
+        if not 0 < self.timeout_minutes <= 10080:  # nor is NaN
+            raise InputError(
+                f"--timeout-minutes {self.timeout_minutes}: expected minutes, more than 0 and at "
+                "most a week"
+            )
         if not self.checkpoint_minutes >= 0:  # nor is NaN
             raise InputError(
                 f"--checkpoint-minutes {self.checkpoint_minutes}: expected minutes, 0 or more"

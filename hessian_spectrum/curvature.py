@@ -61,6 +61,10 @@ class Curvature(SymmetricOperator):
         local = self.layout.reduce(self._local(whole))
         return local.add_(vectors, alpha=self.evaluator.weight_decay)
 
+    def not_finite_on(self) -> list[int]:
+        finite = self.layout.world.gather_objects(self._local.is_finite)
+        return [rank for rank, well in enumerate(finite) if not well]
+
     def _check(self) -> None:
         """InputError, on every rank, where this matrix does not exist or would be wrong."""
 

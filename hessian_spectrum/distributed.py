@@ -11,7 +11,8 @@ import re
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -21,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hessian_spectrum.errors import InputError
+from hessian_spectrum.presence import Presence
 
 TIMEOUT = timedelta(minutes=10)  # a rank that is silent for longer is taken for dead
 
@@ -33,6 +35,10 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
+class RankLost(RuntimeError):
+    """A collective failed: another rank has died, hangs, or has left with an error of its own."""
+
+
 @dataclass(frozen=True)
 class World:
     """This process among its peers. Collectives must be called by every rank, in one order."""
@@ -43,6 +49,7 @@ class World:
     launcher: str = "alone"  # "alone", "torchrun", "mpi", "slurm" or "torch.distributed"
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     local_size: int = 1  # ranks on this node, which share its memory
+    presence: Presence | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def current(cls) -> World:
@@ -62,7 +69,7 @@ class World:
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place; the same bits on every rank."""
         if self.size > 1:
-            dist.all_reduce(tensor)
+            _call(dist.all_reduce, tensor)
         return tensor
 
     def sum_together(self, *tensors: Tensor) -> list[Tensor]:
@@ -77,7 +84,7 @@ class World:
             return shards
         k, c = shards.shape
         gathered = shards.new_empty(self.size * k, c)
-        _all_gather(gathered, shards.contiguous())
+        _call(_all_gather, gathered, shards.contiguous())
         return gathered.view(self.size, k, c).transpose(0, 1).reshape(k, self.size * c)
 
     def reduce_scatter_rows(self, rows: Tensor) -> Tensor:
@@ -87,7 +94,7 @@ class World:
         k, c = rows.shape[0], rows.shape[1] // self.size
         by_rank = rows.view(k, self.size, c).transpose(0, 1).reshape(self.size * k, c)
         share = rows.new_empty(k, c)
-        _reduce_scatter(share, by_rank)
+        _call(_reduce_scatter, share, by_rank)
         return share
 
     def gather_objects(self, value: Any) -> list:
@@ -95,7 +102,7 @@ class World:
         if self.size == 1:
             return [value]
         values = [None] * self.size
-        dist.all_gather_object(values, value)
+        _call(dist.all_gather_object, values, value)
         return values
 
     def any(self, flag: bool) -> bool:
@@ -106,7 +113,7 @@ class World:
 
     def barrier(self) -> None:
         if self.size > 1:
-            dist.barrier()
+            _call(dist.barrier)
 
     def raise_together(self, error: Exception | None) -> None:
         """Raise on every rank the first error that any rank brings; nothing if none does.
@@ -159,32 +166,34 @@ def start(device: str | None = None, timeout: timedelta = TIMEOUT) -> World:
         return World.current()
     env = os.environ
     rank, size, local_rank, local_size, launcher, store = 0, 1, 0, 1, "alone", None
+    keeper = None
     if "RANK" in env and "WORLD_SIZE" in env and "MASTER_ADDR" in env:
         launcher = "torchrun"
-        rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
-        local_rank = int(env.get("LOCAL_RANK", rank))
-        local_size = int(env.get("LOCAL_WORLD_SIZE", size))
+        rank, size, local_rank, local_size, store, keeper = _join_torchrun(timeout)
     elif any(hint in env for hint in MPI_HINTS):
         rank, size, local_rank, local_size, store = _join_mpi(timeout)
-        launcher = "mpi" if size > 1 else "alone"
+        launcher, keeper = ("mpi" if size > 1 else "alone"), 0
     if size == 1 and launcher == "alone" and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
         if "SLURM_PROCID" in env and not any(hint in env for hint in MPI_HINTS):
             launcher = "slurm"
-            rank, size, local_rank, local_size, store = _join_slurm(timeout)
+            rank, size, local_rank, local_size, store, keeper = _join_slurm(timeout)
     if launcher != "torchrun":
         _refuse_singletons(size)
     place = resolve_device(device, local_rank, local_size)
+    presence = None
     if size > 1:
         if place.type == "cuda":
             torch.cuda.set_device(place)
         dist.init_process_group(
             "nccl" if place.type == "cuda" else "gloo",
-            store=store,
-            rank=rank if store else -1,
-            world_size=size if store else -1,
+            store=dist.PrefixStore("group", store),
+            rank=rank,
+            world_size=size,
             timeout=timeout,
         )
-    return World(rank, size, local_rank, launcher, place, local_size)
+        presence = Presence(dist.PrefixStore("presence", store), rank, size, keeper)
+        dist.barrier()  # all have given a sign of life
+    return World(rank, size, local_rank, launcher, place, local_size, presence)
 
 
 def finish() -> None:
@@ -193,20 +202,47 @@ def finish() -> None:
         dist.destroy_process_group()
 
 
-def leave(world: World, code: int) -> None:
+def leave(world: World, code: int, silent: Sequence[int] = ()) -> None:
     """End this rank and, through its launcher, the job: never returns when size > 1.
 
     After an error on one rank, an orderly exit can wait for ever in a peer's collective.
+
+    Args:
+        silent: ranks that do not answer, and may be frozen: SLURM's srun would wait for them.
     """
     if world.size == 1:
         return
     sys.stdout.flush()
     sys.stderr.flush()
+    if world.presence:
+        world.presence.leave(len(silent))
     if world.launcher == "mpi":
         from mpi4py import MPI
 
         MPI.COMM_WORLD.Abort(code)
+    if world.launcher == "slurm" and silent:
+        step = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
+        with suppress(OSError):
+            subprocess.run(["scancel", "--signal=KILL", step], check=False)
     os._exit(code)
+
+
+def why_lost(world: World, error: RankLost) -> tuple[str | None, list[int]]:
+    """What to say about a collective that failed, and the ranks that do not answer.
+
+    None: another rank says it, or has said why it left. Takes some seconds.
+    """
+    silent = world.presence.silent() if world.presence else []
+    if world.presence and not world.presence.speaks_first():
+        return None, silent
+    if not silent:
+        return f"a collective failed, though all {world.size} ranks answer: {error}", silent
+    who = f"rank {silent[0]}" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))}"
+    verb = "does" if len(silent) == 1 else "do"
+    return (
+        f"{who} of {world.size} {verb} not answer: killed (out of memory?), frozen, or on a node "
+        f"that is lost; rank {world.rank} saw that {error}"
+    ), silent
 
 
 def resolve_device(
@@ -228,6 +264,28 @@ def resolve_device(
             "--device cpu"
         )
     return device if device.index is not None else torch.device("cuda", local_rank)
+
+
+def _call(collective: Callable, *args: Any) -> None:
+    try:
+        collective(*args)
+    except RuntimeError as error:
+        # Without the place in torch's sources, and its advice.
+        reason = re.sub(r"^\[[^]]*\] ", "", str(error)).split(". ")[0].splitlines()[0]
+        raise RankLost(f"{collective.__name__} failed ({reason})") from error
+
+
+def _join_torchrun(timeout: timedelta) -> tuple:
+    env = os.environ
+    rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
+    local = int(env.get("LOCAL_RANK", rank)), int(env.get("LOCAL_WORLD_SIZE", size))
+    if size == 1:
+        return rank, size, *local, None, None
+    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
+    # torchrun's own process may keep the store over restarts, with the addresses of the dead.
+    store = dist.PrefixStore(f"attempt-{env.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    keeper = None if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
+    return rank, size, *local, store, keeper
 
 
 def _join_mpi(timeout: timedelta) -> tuple:
@@ -263,7 +321,11 @@ def _join_slurm(timeout: timedelta) -> tuple:
     store = dist.TCPStore(host, port, size, is_master, timeout, wait_for_workers=False)
     tasks = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", ""))
     node = int(env["SLURM_NODEID"])
-    return rank, size, local_rank, tasks[node] if node < len(tasks) else local_rank + 1, store
+    local_size = tasks[node] if node < len(tasks) else local_rank + 1
+    if is_master:
+        store.set("keeper", str(rank))
+    keeper = int(store.get("keeper"))
+    return rank, size, local_rank, local_size, store, keeper
 
 
 def _tasks_per_node(text: str) -> list[int]:

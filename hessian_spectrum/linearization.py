@@ -54,6 +54,12 @@ class Linearization:
         self.statistics = evaluator.statistics(theta)
         self.theta = theta.to(plan.dtype or theta.dtype)
         self._kept: list[Products] | None = None
+        self._sum: Tensor | None = None  # of all entries of the latest product
+
+    @property
+    def is_finite(self) -> bool:
+        """Has this rank's part of the latest product neither NaNs nor infinities?"""
+        return self._sum is None or bool(self._sum.isfinite())
 
     def __call__(self, vectors: Tensor) -> Tensor:
         total = torch.zeros_like(vectors)
@@ -66,6 +72,7 @@ class Linearization:
                     total[rows] += products(vectors[rows])
         counts.passes += 1
         counts.products += len(vectors)
+        self._sum = total.sum()  # not looked at: that would make a GPU wait
         return total
 
     def _maps(self) -> Iterator[Products]:

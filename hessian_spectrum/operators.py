@@ -31,6 +31,13 @@ class SymmetricOperator(ABC):
     def products(self, vectors: Tensor) -> Tensor:
         """V -> V A for rows V, shape (k, n_local) -> (k, n_local). Called by every rank."""
 
+    def not_finite_on(self) -> list[int]:
+        """The ranks whose part of the latest product was not finite, where that is known.
+
+        Called by every rank.
+        """
+        return []
+
     @property
     def n(self) -> int:
         return self.layout.n

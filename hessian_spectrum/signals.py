@@ -39,12 +39,14 @@ class StopRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal only sets ``name``: ranks must leave a computation together."""
+        """Inside, a signal only sets ``name``: ranks must leave a computation together.
+
+        So it stays after an error: launchers send signals to the ranks that are left, which have
+        yet to say what went wrong.
+        """
         self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
+        yield
+        self._deferred = False
 
     def _note(self, number: int, _) -> None:
         self.name = signal.Signals(number).name

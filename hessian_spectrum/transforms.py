@@ -26,6 +26,9 @@ class _Transform(SymmetricOperator):
             )
         self.base, self.layout, self.dtype = base, base.layout, base.dtype
 
+    def not_finite_on(self) -> list[int]:
+        return self.base.not_finite_on()
+
 
 class Restricted(_Transform):
     """The diagonal block of a matrix that belongs to some parameters, S A S^T.

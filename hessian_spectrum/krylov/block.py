@@ -23,7 +23,7 @@ from hessian_spectrum.krylov.gram import (
     smallest,
 )
 from hessian_spectrum.krylov.gram import gram as local_gram
-from hessian_spectrum.krylov.noise import asymmetry
+from hessian_spectrum.krylov.noise import asymmetry, not_finite
 from hessian_spectrum.operators import SymmetricOperator
 
 Array = NDArray[np.float64]
@@ -172,10 +172,7 @@ def step(operator: SymmetricOperator, space: BlockSpace, flags: Flags | None = N
     h, gram = (a.numpy() for a in world.sum_together(aq @ basis.T, local_gram(aq)))
     # A NaN in one product makes the reduced coefficients NaN on every rank.
     if not (np.isfinite(h).all() and np.isfinite(gram).all()):
-        raise FloatingPointError(
-            f"a product with the operator is not finite at block step {space.num_steps + 1}; are "
-            f"the derivatives of the loss finite at these parameters in {operator.dtype}?"
-        )
+        raise not_finite(operator, f"block step {space.num_steps + 1}")
     scale = max(space.scale, math.sqrt(gram.diagonal().max()))
     tolerance = max(10 * torch.finfo(aq.dtype).eps, noise) * scale
     r = aq - torch.from_numpy(h).to(aq) @ basis

@@ -11,7 +11,7 @@ from torch import Tensor
 from hessian_spectrum.distributed import Flags
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.krylov.basis import Place, allocate_together
-from hessian_spectrum.krylov.noise import asymmetry
+from hessian_spectrum.krylov.noise import asymmetry, not_finite
 from hessian_spectrum.operators import SymmetricOperator
 
 
@@ -135,10 +135,7 @@ def extend(
     beta2 = (squares - c.square().sum(1)).clamp(min=0.0).numpy()
     # A NaN in one product makes the reduced coefficients NaN on every rank.
     if not (np.isfinite(t).all() and np.isfinite(beta2).all()):
-        raise FloatingPointError(
-            f"a product with the operator is not finite at Lanczos step {k + 1}; are the "
-            f"derivatives of the loss finite at these parameters in {operator.dtype}?"
-        )
+        raise not_finite(operator, f"Lanczos step {k + 1}")
     beta = np.sqrt(beta2)
     scale = max(state.scale, np.sqrt((t**2).sum(axis=1) + beta2).max())
     # Dividing by a beta made of rounding error would put noise into the basis.

@@ -22,3 +22,13 @@ def asymmetry(operator: SymmetricOperator, q: Tensor, aq: Tensor) -> float:
     pairs = len(q) * (len(q) - 1)
     variance = (gram - gram.T).square().sum().item() / pairs
     return (variance * operator.n / 2 / squares) ** 0.5 if squares else 0.0
+
+
+def not_finite(operator: SymmetricOperator, where: str) -> FloatingPointError:
+    """What to raise, on every rank, for a product that is not finite; names the ranks."""
+    ranks, size = operator.not_finite_on(), operator.layout.world.size
+    who = f" on rank {', '.join(map(str, ranks))} of {size}" if ranks and size > 1 else ""
+    return FloatingPointError(
+        f"a product with the operator is not finite{who} at {where}; are the derivatives of the "
+        f"loss finite at these parameters in {operator.dtype}?"
+    )

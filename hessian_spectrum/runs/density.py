@@ -94,14 +94,14 @@ def _density(config: DensityConfig, record: DensityRecord, stop: StopRequest) ->
     record.leave_if(stop)
 
     bar = record.bar(num_steps, state.num_steps if state else 0, "step")
-    latest = state
+    latest, flags = state, record.flags(stop)
 
     def on_step(state: State) -> None:
         nonlocal latest
         latest = state
         bar.update()
         finished = state.num_steps == num_steps or spectrum.is_finished(state)
-        record.checkpoint(stop, lambda: record.save(state, operator), finished)
+        record.checkpoint(stop, lambda: record.save(state, operator), finished, flags)
 
     try:
         with bar:
@@ -116,6 +116,7 @@ def _density(config: DensityConfig, record: DensityRecord, stop: StopRequest) ->
                 basis=record.basis_place,
                 state=state,
                 on_step=on_step,
+                flags=flags,
             )
     except FloatingPointError:
         if latest is not None and latest.num_steps:

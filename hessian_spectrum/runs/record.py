@@ -17,7 +17,7 @@ from tqdm import tqdm
 from hessian_spectrum import planner, provenance, report, store
 from hessian_spectrum.config import ComputingConfig, to_dict
 from hessian_spectrum.curvature import Curvature, Fisher, GaussNewton, GradientCovariance, Hessian
-from hessian_spectrum.distributed import World
+from hessian_spectrum.distributed import Flags, World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.krylov.basis import Place
@@ -45,7 +45,7 @@ class Record:
     # What may differ between a run and its resumption without changing a number.
     free_fields = frozenset(
         {
-            *("command", "out", "resume", "overwrite", "checkpoint_minutes"),
+            *("command", "out", "resume", "overwrite", "checkpoint_minutes", "timeout_minutes"),
             *("device", "memory", "dry_run", "download"),  # the stored plan is used again
         }
     )
@@ -124,9 +124,26 @@ class Record:
         counts = torch.tensor([float(flag) for flag in flags], device=self.world.device)
         return [count > 0 for count in self.world.sum(counts).tolist()]
 
-    def checkpoint(self, stop: StopRequest, save: Callable[[], None], finished: bool) -> None:
-        """After each step: save where it is due, and leave where a signal came."""
-        stopping, due = self.agree(stop.name is not None, self.is_due())
+    def flags(self, stop: StopRequest) -> Flags:
+        """What ``checkpoint`` asks, to travel with a reduction that a step makes anyway."""
+        return Flags(lambda: stop.name is not None, self.is_due)
+
+    def checkpoint(
+        self,
+        stop: StopRequest,
+        save: Callable[[], None],
+        finished: bool,
+        flags: Flags | None = None,
+    ) -> None:
+        """After each step: save where it is due, and leave where a signal came.
+
+        Args:
+            flags: what ranks have told each other in this step; None: they ask now.
+        """
+        if flags is None:
+            stopping, due = self.agree(stop.name is not None, self.is_due())
+        else:
+            stopping, due = flags.heard
         if (stopping or due) and not finished:
             save()
             self.last_save = time.monotonic()

@@ -1,0 +1,78 @@
+"""Which ranks still answer, asked after a collective has failed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
+
+import torch.distributed as dist
+
+BEAT = 1.0  # seconds between signs of life
+LISTEN = 3.5  # seconds without one: dead, frozen, or on a node that is lost
+LAST = 5.0  # seconds that the rank which keeps the store waits for the others' last words
+
+
+class Presence:
+    """Signs of life of all ranks, in the store through which they met.
+
+    A thread beats, so that a rank that computes is not taken for one that is frozen. Only a rank
+    whose collective has failed looks: nothing is asked of the others before.
+
+    Args:
+        keeper: the rank whose process is the store's server; None: another process.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, size: int, keeper: int | None = None):
+        # Its own connection: one that waits for a peer would keep the others from beating.
+        self._store = store.clone()
+        self._store.set_timeout(timedelta(seconds=LISTEN))
+        self.rank, self.size, self.keeper = rank, size, keeper
+        self._beats = 0
+        self._beat()
+        threading.Thread(target=self._go_on, name="presence", daemon=True).start()
+
+    def silent(self) -> list[int]:
+        """The ranks without a sign of life for ``LISTEN`` seconds, which this call takes."""
+        try:
+            keys = [self._key(rank) for rank in range(self.size)]
+            before = self._store.multi_get(keys)
+            time.sleep(LISTEN)
+            after = self._store.multi_get(keys)
+        except RuntimeError:  # nobody serves the store
+            return [] if self.keeper in (None, self.rank) else [self.keeper]
+        pairs = enumerate(zip(before, after))
+        return [rank for rank, (one, two) in pairs if one == two and rank != self.rank]
+
+    def speaks_first(self) -> bool:
+        """Has no rank claimed yet to say why the job ends? Claims it."""
+        try:
+            return self._store.add("said", 1) == 1
+        except RuntimeError:  # the keeper is gone: the next rank speaks for it
+            return self.keeper is not None and self.rank == (self.keeper + 1) % self.size
+
+    def leave(self, silent: int = 0) -> None:
+        """Before this process ends: the rank that keeps the store goes last."""
+        with suppress(RuntimeError):
+            self._store.add("left", 1)
+            waited = 0.0
+            while self.rank == self.keeper and waited < LAST:
+                if self._store.add("left", 0) >= self.size - silent:
+                    break
+                time.sleep(0.1)
+                waited += 0.1
+
+    def _beat(self) -> None:
+        self._beats += 1
+        self._store.set(self._key(self.rank), str(self._beats))
+
+    def _go_on(self) -> None:
+        with suppress(RuntimeError):  # the store goes with its keeper at the job's end
+            while True:
+                time.sleep(BEAT)
+                self._beat()
+
+    @staticmethod
+    def _key(rank: int) -> str:
+        return f"alive/{rank}"

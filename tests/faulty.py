@@ -1,0 +1,38 @@
+"""A problem for test_faults.py, kills.py: slow enough to be hit, and on demand it turns to NaN."""
+
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+RANK = int(next((os.environ[name] for name in RANKS if name in os.environ), 0))
+
+
+class Slow(nn.Sequential):
+    """Each pass takes ``pause`` seconds more; after ``good`` of them it returns NaN."""
+
+    pause, good = 0.0, None
+
+    def forward(self, x):
+        time.sleep(self.pause)
+        if self.good is not None:
+            self.good -= 1
+            if self.good < 0:
+                return super().forward(x) * torch.nan
+        return super().forward(x)
+
+
+def make(pause=0.0, pids="", nan_on=None, good=0):
+    """Says its process's number in the folder ``pids``, by rank."""
+    if pids:
+        (Path(pids) / f"{RANK}.pid").write_text(str(os.getpid()))
+    torch.manual_seed(0)
+    model = Slow(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 5)).double()
+    model.pause = pause
+    if nan_on == RANK:
+        model.good = good
+    x, y = torch.randn(48, 10, dtype=torch.float64), torch.arange(48) % 5
+    return model, nn.CrossEntropyLoss(), (x, y)
