@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 import tyro
 
+from hessian_spectrum.batch import Resources, script
 from hessian_spectrum.config import DemoConfig, DensityConfig, EigenpairsConfig, TrainConfig
 from hessian_spectrum.errors import InputError, is_out_of_memory
 from hessian_spectrum.parsing import parse
@@ -116,14 +118,44 @@ class InfoConfig:
     """Print JSON; infinities are the texts "inf" and "-inf", what cannot be known is null."""
 
 
+@dataclass(frozen=True)
+class MergeConfig:
+    """Put the results of FILES into SUMMARY, each under its file's name."""
+
+    summary: tyro.conf.Positional[Path]
+    """The file to make, or to add to."""
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """Finished result files."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitConfig(Resources):
+    """Submit a computing command to SLURM: submit [OPTIONS] -- density ... --out FILE. The job
+    saves before its time limit and starts again until it is done."""
+
+    checkpoints: tuple[Path, ...] = ()
+    """A job array, one task for each of these files: in the command {checkpoint} is its path and
+    {name} its name, as in --checkpoint {checkpoint} --out 'spectra/{name}.h5'."""
+    summary: Path | None = None
+    """A file into which each task of an array puts its result."""
+    dry_run: bool = False
+    """Print the script, and submit nothing."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code and prints errors on one line."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    first = _first_by_environment()
+    first, command = _first_by_environment(), []
     try:
+        if argv[:1] == ["submit"] and "--" in argv:
+            command = argv[argv.index("--") + 1 :]
+            argv = argv[: argv.index("--")]
         config = parse(argv, _COMMANDS, _DESCRIPTION, quiet=not first)
         if hasattr(config, "check"):
             config.check()
+        if isinstance(config, SubmitConfig):
+            _submit(config, command)
+            return DONE
         if type(config) in _SINGLE:
             _SINGLE[type(config)](config)
             return DONE
@@ -174,6 +206,7 @@ def _on_ranks(config: Any) -> int:
         except signals.Interrupted as stopped:
             code, said = _stopped(stopped, config)
             if world is not None and world.size > 1 and not stopped.agreed:
+                _leave_code(code)
                 _say_once(said, first)
                 distributed.leave(world, code)
         except BaseException as error:
@@ -182,11 +215,20 @@ def _on_ranks(config: Any) -> int:
                 _end_job(error, said, world, hasattr(config, "resume"))
             if said is None:
                 raise
+        _leave_code(code)
         if said:
             _say_once(said, first)
         if world is not None:
             distributed.finish()
     return code
+
+
+def _leave_code(code: int) -> None:
+    """For a job script, which hears of the launcher's code only: srun -K and torchrun mask ours."""
+    path = os.environ.get("HESSIAN_SPECTRUM_EXIT")
+    if path:
+        with suppress(OSError):
+            Path(path).write_text(str(code))
 
 
 def _stopped(stopped: Any, config: Any) -> tuple[int, str]:
@@ -205,10 +247,13 @@ def _end_job(error: BaseException, said: str | None, world: Any, saved: bool) ->
     where, silent = f"rank {world.rank} of {world.size}", []
     if isinstance(error, distributed.RankLost):
         lost, silent = distributed.why_lost(world, error)
+        code = START_AGAIN if saved else FAILED
         if lost:
-            how = "; what was saved is whole" if saved else ""
+            how = "; the same command with --resume goes on from what was saved" if saved else ""
             _say(lost + how)
-        distributed.leave(world, FAILED, silent)
+            _leave_code(code)
+        distributed.leave(world, code, silent)
+    _leave_code(FAILED)
     if world.presence:
         world.presence.speaks_first()  # so that no other says that this one is lost
     if said:
@@ -318,6 +363,33 @@ def _info(config: InfoConfig) -> None:
         print(_json(report.contents(run), indent=2) if config.json else report.info(run))
 
 
+def _merge(config: MergeConfig) -> None:
+    from hessian_spectrum import merging
+
+    held = merging.merge(config.summary, config.files)
+    print(f"{config.summary} holds {len(held)} results: {', '.join(held)}")
+
+
+def _submit(config: SubmitConfig, command: list[str]) -> None:
+    from hessian_spectrum import submission
+
+    if not command:
+        raise InputError(
+            "no command to submit: expected one behind --, as in hessian-spectrum submit "
+            "--minutes 60 -- density --problem my.py:make --out run.h5"
+        )
+    submitted = parse(command, _COMMANDS, _DESCRIPTION)
+    if type(submitted) not in _COMPUTING or not hasattr(submitted, "resume"):
+        raise InputError(f"{command[0]} does not compute for hours; submit density or its like")
+    submitted.check()
+    paths = [str(path) for path in config.checkpoints]
+    text = script(config, command, paths, config.summary and str(config.summary))
+    if config.dry_run:
+        print(text, end="")
+    else:
+        print(submission.submit(text, config))
+
+
 def _json(value: Any, **options: Any) -> str:
     """JSON text: "inf", "-inf" and null for what JSON has no numbers for."""
     return json.dumps(_plain(value), allow_nan=False, **options)
@@ -393,6 +465,8 @@ _COMMANDS = [
     ("query", QueryConfig, "ask a result file: masses, counts, quantiles, moments"),
     ("plot", PlotConfig, "draw a result"),
     ("info", InfoConfig, "what a result file holds and where it comes from"),
+    ("merge", MergeConfig, "put the results of many files into one"),
+    ("submit", SubmitConfig, "submit a command to SLURM as a job that goes on by itself"),
 ]
 
 _COMPUTING: dict[type, Callable] = {
@@ -402,4 +476,9 @@ _COMPUTING: dict[type, Callable] = {
     DemoConfig: _demo,
 }
 
-_SINGLE: dict[type, Callable] = {QueryConfig: _query, PlotConfig: _plot, InfoConfig: _info}
+_SINGLE: dict[type, Callable] = {
+    QueryConfig: _query,
+    PlotConfig: _plot,
+    InfoConfig: _info,
+    MergeConfig: _merge,
+}

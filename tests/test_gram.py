@@ -6,7 +6,7 @@ import torch
 from conftest import with_spectrum
 
 import hessian_spectrum as hs
-from hessian_spectrum.krylov import block, gram
+from hessian_spectrum.krylov import block, gram, orthogonal
 
 K, N = 6, 400
 
@@ -41,7 +41,7 @@ def orthonormalized(rows, basis, most=N):
     try:
         hs.World.sum = lambda self, tensor: (calls.append(tensor), real(self, tensor))[1]
         r = rows - along.to(rows) @ basis
-        q, out, c = block._orthonormalized(r, basis, known, world, tolerance, most)
+        q, out, c = orthogonal.orthonormalized(r, basis, known, world, tolerance, most)
     finally:
         hs.World.sum = real
     return q, out, along.numpy() + c, len(calls)

@@ -9,9 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hessian_spectrum.distributed import Flags
 from hessian_spectrum.krylov.basis import Place, allocate_together
-from hessian_spectrum.krylov.block import SHORT, BlockSpace, _orthonormalized, _without
-from hessian_spectrum.krylov.noise import asymmetry
+from hessian_spectrum.krylov.block import BlockSpace
+from hessian_spectrum.krylov.noise import asymmetry, not_finite
+from hessian_spectrum.krylov.orthogonal import extension, orthonormal
 from hessian_spectrum.operators import SymmetricOperator
 
 Array = NDArray[np.float64]
@@ -65,9 +67,7 @@ def start(
 ) -> RitzSpace:
     """The space of ``vectors``, (b, n_local), linearly independent, with room for ``capacity``."""
     world = operator.layout.world
-    longest = world.sum(vectors.double().square().sum(1)).max().sqrt().item()
-    tolerance = 10 * torch.finfo(vectors.dtype).eps * longest
-    rows, _ = _orthonormalized(vectors, world, tolerance, operator.n)
+    rows, _ = orthonormal(vectors, world, operator.n)
     basis = allocate_together((capacity, vectors.shape[1]), vectors, world, place)
     basis[: len(rows)] = rows
     empty = np.zeros((0, len(rows)))
@@ -94,7 +94,7 @@ def of_block_space(space: BlockSpace, capacity: int, place: Place = "device") ->
     )
 
 
-def step(operator: SymmetricOperator, space: RitzSpace) -> RitzSpace:
+def step(operator: SymmetricOperator, space: RitzSpace, flags: Flags | None = None) -> RitzSpace:
     """Multiply Q_next: one block product, and the block that leads out of the space.
 
     As ``block.step``, with all coordinates kept as they are computed: that H is not quite symmetric
@@ -103,7 +103,7 @@ def step(operator: SymmetricOperator, space: RitzSpace) -> RitzSpace:
     Raises:
         FloatingPointError: a product is not finite; on every rank.
 
-    Cost: 8 b r n_local flops, all in matrix products; four small reductions.
+    Cost: 8 b r n_local flops, all in matrix products; two small reductions, or three.
     """
     world, device = operator.layout.world, operator.device
     r, b = space.order, space.width
@@ -111,23 +111,11 @@ def step(operator: SymmetricOperator, space: RitzSpace) -> RitzSpace:
     q = basis[r:].to(device)
     aq = operator.products(q)
     noise = space.noise if space.steps else asymmetry(operator, q, aq)
-    along, rest = _without(aq.to(basis.device), basis, world)
-    again, rest = _without(rest, basis, world)  # what rounding left along the basis
-    rows = along + again
-    squares = world.sum(rest.double().square().sum(1)).cpu().numpy()
-    # A NaN in one product makes the reduced coefficients NaN on every rank.
-    if not (np.isfinite(rows).all() and np.isfinite(squares).all()):
-        raise FloatingPointError(
-            f"a product with the operator is not finite at block step {space.steps + 1}; are the "
-            f"derivatives of the loss finite at these parameters in {operator.dtype}?"
-        )
-    scale = max(space.scale, np.sqrt((rows**2).sum(1) + squares).max())
-    tolerance = max(10 * torch.finfo(rest.dtype).eps, noise) * scale
-    found, out = _orthonormalized(rest, world, tolerance, operator.n - r - b)
-    if len(found) and np.linalg.svd(out, compute_uv=False)[-1] < SHORT * scale:
-        found = _without(found, basis, world)[1]
-        found, again = _orthonormalized(found, world, 0.0, len(found))
-        out = out @ again
+    most = operator.n - r - b
+    extended = extension(aq.to(basis.device), basis, world, space.scale, noise, most, flags)
+    if extended is None:
+        raise not_finite(operator, f"block step {space.steps + 1}")
+    found, rows, out, scale = extended
     space.basis[r + b : r + b + len(found)] = found
     return replace(
         space,
@@ -136,7 +124,7 @@ def step(operator: SymmetricOperator, space: RitzSpace) -> RitzSpace:
         leak=np.concatenate([space.leak, np.zeros(b)]),
         steps=space.steps + 1,
         products=space.products + b,
-        scale=float(scale),
+        scale=scale,
         noise=noise,
     )
 
@@ -171,11 +159,8 @@ def refreshed(operator: SymmetricOperator, space: RitzSpace, s: Array, vector: T
     p = s.shape[1]
     leak = np.sqrt(old.leak**2 + (old.coupling**2).sum(1))
     world, basis = operator.layout.world, old.basis
-    rows = vector.to(basis)
-    for _ in range(2):
-        rows = _without(rows, basis[:p], world)[1]
-    rows, _ = _orthonormalized(rows, world, 0.0, 1)
-    basis[p : p + 1] = rows
+    rows = extension(vector.to(basis), basis[:p], world, 0.0, 0.0, 1).rows
+    basis[p : p + len(rows)] = rows
     return replace(
         old,
         coupling=np.zeros((p, len(rows))),
