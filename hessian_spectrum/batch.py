@@ -50,7 +50,8 @@ class Resources:
     logs: str = "logs"
     """Folder of the logs."""
     setup: tuple[str, ...] = ()
-    """Lines of shell for the script, such as "module load python"; several, or the option again."""
+    """Lines of shell for the script, such as "module load python"; several, or the option again.
+    Default: this Python first on the PATH."""
 
     def check(self) -> None:
         """InputError for what no batch system grants."""

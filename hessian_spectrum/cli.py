@@ -5,10 +5,12 @@ Exit codes: 0 done, 1 failed, 2 usage, 75 checkpointed and to be started again.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -382,6 +384,9 @@ def _submit(config: SubmitConfig, command: list[str]) -> None:
     if type(submitted) not in _COMPUTING or not hasattr(submitted, "resume"):
         raise InputError(f"{command[0]} does not compute for hours; submit density or its like")
     submitted.check()
+    if not config.setup:  # a login shell would find another Python
+        here = shlex.quote(str(Path(sys.executable).parent))
+        config = dataclasses.replace(config, setup=(f"export PATH={here}:$PATH",))
     paths = [str(path) for path in config.checkpoints]
     text = script(config, command, paths, config.summary and str(config.summary))
     if config.dry_run:

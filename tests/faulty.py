@@ -12,12 +12,14 @@ RANK = int(next((os.environ[name] for name in RANKS if name in os.environ), 0))
 
 
 class Slow(nn.Sequential):
-    """Each pass takes ``pause`` seconds more; after ``good`` of them it returns NaN."""
+    """After ``quick`` passes each takes ``pause`` seconds more; after ``good`` it returns NaN."""
 
-    pause, good = 0.0, None
+    pause, quick, good = 0.0, 0, None
 
     def forward(self, x):
-        time.sleep(self.pause)
+        self.quick -= 1
+        if self.quick < 0:
+            time.sleep(self.pause)
         if self.good is not None:
             self.good -= 1
             if self.good < 0:
@@ -25,13 +27,13 @@ class Slow(nn.Sequential):
         return super().forward(x)
 
 
-def make(pause=0.0, pids="", nan_on=None, good=0):
+def make(pause=0.0, quick=0, pids="", nan_on=None, good=0):
     """Says its process's number in the folder ``pids``, by rank."""
     if pids:
         (Path(pids) / f"{RANK}.pid").write_text(str(os.getpid()))
     torch.manual_seed(0)
     model = Slow(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 5)).double()
-    model.pause = pause
+    model.pause, model.quick = pause, quick
     if nan_on == RANK:
         model.good = good
     x, y = torch.randn(48, 10, dtype=torch.float64), torch.arange(48) % 5
