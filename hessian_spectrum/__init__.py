@@ -11,8 +11,10 @@ import importlib
 from hessian_spectrum.version import __version__
 
 _HOME = {
+    "Curve": "surfaces",
     "Deflated": "transforms",
     "Dense": "operators",
+    "Directions": "directions",
     "EigenPairs": "measure",
     "Evaluator": "evaluator",
     "Fisher": "curvature",
@@ -20,23 +22,34 @@ _HOME = {
     "GradientCovariance": "curvature",
     "Hessian": "curvature",
     "InputError": "errors",
+    "PointPlan": "points",
+    "Points": "points",
     "Preconditioned": "transforms",
     "ProductPlan": "linearization",
     "Restricted": "transforms",
     "Run": "store",
     "Shifted": "transforms",
     "SpectralMeasure": "measure",
+    "Surface": "surfaces",
     "SymmetricOperator": "operators",
     "World": "distributed",
     "eigenpairs": "eigensolver",
+    "along_ray": "analyses.interpolate",
+    "barycentric": "analyses.interpolate",
+    "bilinear": "analyses.interpolate",
+    "by_distance": "analyses.interpolate",
+    "interpolate": "analyses.interpolate",
     "layer_blocks": "spectrum",
     "open": "store",
+    "plane": "analyses.interpolate",
+    "random_planes": "analyses.surface",
     "save": "store",
     "solve": "linear_systems",
     "spectral_densities": "spectrum",
     "spectral_density": "spectrum",
+    "surface": "analyses.surface",
 }
-_MODULES = {"distributed", "plotting", "store"}
+_MODULES = {"directions", "distributed", "paths", "plotting", "store"}
 
 __all__ = ["__version__", *sorted(_HOME), *sorted(_MODULES)]
 

@@ -355,6 +355,10 @@ class Evaluator:
                 if self.weight(batch):  # all targets ignored: the mean over none is NaN
                     yield Part(self, cast(batch, dtype), constants)
 
+    def labels(self, batch: Any) -> Tensor | None:
+        """The batch's class indices, if that is what its targets are."""
+        return None if self.has_own_forward else losses.labels(self._loss_fn, batch)
+
     @property
     def is_whole(self) -> bool:
         """Minibatches are part of what is computed, and cannot be cut."""
@@ -405,6 +409,21 @@ class Evaluator:
         """What the network returns for the batch."""
         return self._call(theta, constants, lambda m: m.outputs(batch))
 
+    def batch_evaluated(
+        self, theta: Tensor | dict[str, Tensor], batch: Any, constants: dict[str, Tensor]
+    ) -> tuple[Tensor, Any]:
+        """``batch_loss`` and ``batch_outputs`` of one forward pass.
+
+        Args:
+            theta: (n,), or ``self.named(theta)``.
+        """
+
+        def stages(m: _Stages) -> tuple[Tensor, Any]:
+            outputs = m.outputs(batch)
+            return self._reduced(m.loss(outputs, batch)), outputs
+
+        return self._call(theta, constants, stages)
+
     def criterion_value(self, outputs: Any, batch: Any, constants: dict[str, Tensor]) -> Tensor:
         """The loss of these outputs, a scalar."""
         return self._reduced(self._with(constants, lambda m: m.loss(outputs, batch)))
@@ -423,9 +442,12 @@ class Evaluator:
 
         return self._call(theta, constants, stages)
 
-    def _call(self, theta: Tensor, constants: dict[str, Tensor], stages: Callable) -> Any:
+    def _call(
+        self, theta: Tensor | dict[str, Tensor], constants: dict[str, Tensor], stages: Callable
+    ) -> Any:
         self._dropout_calls.clear()
-        return self._with({**constants, **self._named(theta)}, stages)
+        named = theta if isinstance(theta, dict) else self.named(theta)
+        return self._with({**constants, **named}, stages)
 
     def _with(self, tensors: dict[str, Tensor], stages: Callable) -> Any:
         """The stages with these tensors in place of the module's, under all names of each."""
@@ -435,7 +457,8 @@ class Evaluator:
     def _reduced(self, value: Tensor) -> Tensor:
         return value.sum() if self.reduction == "none" else value.reshape(())
 
-    def _named(self, theta: Tensor) -> dict[str, Tensor]:
+    def named(self, theta: Tensor) -> dict[str, Tensor]:
+        """(..., n) -> views (..., *shape) by the names that the stages know."""
         return {f"model.{name}": t for name, t in self.layout.unflatten(theta).items()}
 
     def scale(self, batch: Any) -> float:

@@ -158,6 +158,11 @@ def check_labels(loss_fn: Callable, shape: Sequence[int], batch: Any, index: int
         )
 
 
+def labels(loss_fn: Callable, batch: Any) -> Tensor | None:
+    """The class indices of a batch that is a pair; None where targets are something else."""
+    return batch[1] if takes_labels(loss_fn) and _is_labelled(batch) else None
+
+
 def _is_labelled(batch: Any) -> bool:
     return (
         isinstance(batch, (tuple, list))

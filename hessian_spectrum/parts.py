@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from hessian_spectrum.batches import split
 from hessian_spectrum.errors import InputError
@@ -30,6 +30,28 @@ class Part:
     def __call__(self, theta: Tensor) -> Tensor:
         """Shape (n,) -> ()."""
         return self._evaluator.batch_loss(theta, self._batch, self._constants) * self._share
+
+    def evaluated(self, theta: Tensor | dict[str, Tensor]) -> tuple[Tensor, Any]:
+        """This part of L, and what the network returns, of one forward pass.
+
+        Args:
+            theta: (n,), or ``evaluator.named(theta)``.
+        """
+        loss, outputs = self._evaluator.batch_evaluated(theta, self._batch, self._constants)
+        return loss * self._share, outputs
+
+    @property
+    def batch(self) -> Any:
+        return self._batch
+
+    def in_channels_last(self) -> Part:
+        """The same part; images in channels-last order, which convolutions on CPUs prefer."""
+
+        def convert(leaf: Any) -> Any:
+            images = isinstance(leaf, Tensor) and leaf.ndim == 4 and leaf.is_floating_point()
+            return leaf.contiguous(memory_format=torch.channels_last) if images else leaf
+
+        return Part(self._evaluator, tree_map(convert, self._batch), self._constants)
 
     def outputs(self, theta: Tensor) -> Tensor:
         """The network's outputs in one vector: every floating-point tensor in what it returns."""

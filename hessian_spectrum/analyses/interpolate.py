@@ -1,0 +1,223 @@
+"""The loss between parameter vectors: on lines, by distance, over triangles and rectangles.
+
+Each ``*_task`` is the analysis as data, for a runner; the function of the same name carries it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hessian_spectrum import paths
+from hessian_spectrum.errors import InputError
+from hessian_spectrum.evaluator import Evaluator
+from hessian_spectrum.point_tasks import PointTask, Values, compute, described, edges, gram
+from hessian_spectrum.points import Points
+from hessian_spectrum.surfaces import Curve, Surface, chain_length, plane_positions
+
+Window = tuple[float, float]
+
+
+def linear_task(
+    ev: Evaluator,
+    theta0: Tensor,
+    theta1: Tensor,
+    num_points: int = 50,
+    alpha: Sequence[float] | None = None,
+    window: Window = (0.0, 1.0),
+) -> PointTask:
+    vectors = _vertices(ev, [theta0, theta1])
+    alpha = paths.window(*window, num_points) if alpha is None else np.asarray(alpha, float)
+    return _curve_task(ev, vectors, alpha, paths.linear(alpha), path="linear")
+
+
+def interpolate(
+    ev: Evaluator,
+    theta0: Tensor,
+    theta1: Tensor,
+    num_points: int = 50,
+    *,
+    alpha: Sequence[float] | None = None,
+    window: Window = (0.0, 1.0),
+    **options: Any,
+) -> Curve:
+    """Values at (1 - alpha) theta0 + alpha theta1 (Goodfellow, Vinyals and Saxe 2015, section 3).
+
+    Args:
+        theta0, theta1: flat parameters, (n,).
+        num_points: evenly spread over the window.
+        alpha: the points themselves, in ascending order, within 0 to 1 or beyond.
+        window: the first and the last alpha, to look closer ((0, 0.01)) or farther ((-1, 2)).
+        **options: of ``compute``: test, quantities, plan.
+
+    Cost: num_points losses.
+    """
+    return compute(ev, linear_task(ev, theta0, theta1, num_points, alpha, window), **options)
+
+
+def distance_task(
+    ev: Evaluator, theta0: Tensor, theta1: Tensor, distance: Sequence[float]
+) -> PointTask:
+    vectors = _vertices(ev, [theta0, theta1])
+    length = float(np.sqrt(edges(vectors)[0, 0]))
+    distance = np.asarray(distance, float)
+    return _curve_task(ev, vectors, distance, paths.ray(distance, length), path="distance")
+
+
+def by_distance(
+    ev: Evaluator, theta0: Tensor, theta1: Tensor, distance: Sequence[float], **options: Any
+) -> Curve:
+    """Values at theta1 + lambda (theta0 - theta1) / |theta0 - theta1|; t is lambda.
+
+    The loss against the absolute distance from theta1, so that basins of different solutions can be
+    compared (Im, Tao and Branson 2017, equation 1).
+
+    Args:
+        distance: lambda, ascending, in units of theta; negative ones lead away from theta0.
+    """
+    return compute(ev, distance_task(ev, theta0, theta1, distance), **options)
+
+
+def ray_task(
+    ev: Evaluator, theta: Tensor, direction: Tensor, distance: Sequence[float]
+) -> PointTask:
+    vectors = _vertices(ev, [theta, direction])
+    length = vectors[1].double().norm().item()
+    if not length > 0:
+        raise InputError("the direction is zero; expected a vector with a length")
+    distance = np.asarray(distance, float)
+    weights = np.column_stack([np.ones_like(distance), distance / length])
+    return _curve_task(ev, vectors, distance, weights, path="ray")
+
+
+def along_ray(
+    ev: Evaluator, theta: Tensor, direction: Tensor, distance: Sequence[float], **options: Any
+) -> Curve:
+    """Values at theta + lambda d / |d|; t is lambda, a distance in units of theta."""
+    return compute(ev, ray_task(ev, theta, direction, distance), **options)
+
+
+def bilinear_task(
+    ev: Evaluator, corners: Sequence[Tensor], alpha: Sequence[float], beta: Sequence[float]
+) -> PointTask:
+    vectors = _vertices(ev, corners, 4)
+    points = paths.grid(alpha, beta)
+    return _surface_task(ev, vectors, (alpha, beta), paths.bilinear(*points.T), path="bilinear")
+
+
+def bilinear(
+    ev: Evaluator,
+    corners: Sequence[Tensor],
+    alpha: Sequence[float] | int = 25,
+    beta: Sequence[float] | int = 25,
+    **options: Any,
+) -> Surface:
+    """Values between four parameter vectors (``paths.bilinear``); a is alpha, b is beta.
+
+    Args:
+        corners: theta0, theta1, theta2, theta3 at (alpha, beta) = (0, 0), (1, 0), (0, 1), (1, 1).
+        alpha, beta: coordinates, or how many from 0 to 1.
+    """
+    task = bilinear_task(ev, corners, _unit_axis(alpha), _unit_axis(beta))
+    return compute(ev, task, **options)
+
+
+def barycentric_task(
+    ev: Evaluator, corners: Sequence[Tensor], alpha: Sequence[float], beta: Sequence[float]
+) -> PointTask:
+    vectors = _vertices(ev, corners, 3)
+    weights = paths.barycentric(*paths.grid(alpha, beta).T)
+    positions = plane_positions(weights[:, 1:], edges(vectors))
+    return _surface_task(
+        ev, vectors, (alpha, beta), weights, positions=positions, path="barycentric"
+    )
+
+
+def barycentric(
+    ev: Evaluator,
+    corners: Sequence[Tensor],
+    alpha: Sequence[float] | int = 25,
+    beta: Sequence[float] | int = 25,
+    **options: Any,
+) -> Surface:
+    """Values over the triangle of three parameter vectors (``paths.barycentric``).
+
+    ``positions`` are places in the triangle's own plane, with theta0 at the origin.
+
+    Args:
+        alpha, beta: coordinates, or how many from 0 to 1; all of alpha = 0 is theta0.
+    """
+    task = barycentric_task(ev, corners, _unit_axis(alpha), _unit_axis(beta))
+    return compute(ev, task, **options)
+
+
+def plane_task(
+    ev: Evaluator, corners: Sequence[Tensor], a: Sequence[float], b: Sequence[float]
+) -> PointTask:
+    vectors = _vertices(ev, corners, 3)
+    grid = paths.grid(a, b)
+    weights = np.column_stack([1 - grid.sum(1), grid])
+    positions = plane_positions(weights[:, 1:], edges(vectors))
+    return _surface_task(ev, vectors, (a, b), weights, positions=positions, path="plane")
+
+
+def plane(
+    ev: Evaluator,
+    corners: Sequence[Tensor],
+    a: Sequence[float] | int = 25,
+    b: Sequence[float] | int = 25,
+    **options: Any,
+) -> Surface:
+    """Values at theta0 + a (theta1 - theta0) + b (theta2 - theta0): the plane through three.
+
+    Args:
+        a, b: coordinates, or how many from -0.25 to 1.25.
+    """
+    axes = (np.linspace(-0.25, 1.25, x) if isinstance(x, int) else x for x in (a, b))
+    return compute(ev, plane_task(ev, corners, *axes), **options)
+
+
+# -- inside ------------------------------------------------------------------------------------
+
+
+def _curve_task(
+    ev: Evaluator, vectors: Tensor, t: np.ndarray, weights: np.ndarray, **about: Any
+) -> PointTask:
+    # From an origin along directions, or between vectors: then the weights add up to 1.
+    inner = gram(vectors[1:]) if about["path"] == "ray" else edges(vectors)
+    distance, about = chain_length(weights[:, 1:], inner), described(ev, **about)
+    return PointTask(Points(vectors, weights), lambda values: Curve(t, distance, values, about))
+
+
+def _surface_task(
+    ev: Evaluator,
+    vectors: Tensor,
+    axes: Sequence[Sequence[float]],
+    weights: np.ndarray,
+    positions: np.ndarray | None = None,
+    **about: Any,
+) -> PointTask:
+    a, b = (np.asarray(axis, float) for axis in axes)
+    shape, about = (len(a), len(b)), described(ev, **about)
+    places = {} if positions is None else {"positions": positions.reshape(*shape, 2)}
+
+    def finish(values: Values) -> Surface:
+        grids = {name: array.reshape(shape) for name, array in values.items()}
+        return Surface(a, b, grids, about, **places)
+
+    return PointTask(Points(vectors, weights), finish)
+
+
+def _vertices(ev: Evaluator, thetas: Sequence[Tensor], count: int = 2) -> Tensor:
+    """(count, n), the vectors in the evaluator's dtype and on its device."""
+    if len(thetas) != count:
+        raise InputError(f"{len(thetas)} parameter vectors; expected {count}")
+    return torch.stack([ev.checked(theta) for theta in thetas])
+
+
+def _unit_axis(axis: Sequence[float] | int) -> np.ndarray:
+    return paths.window(0.0, 1.0, axis) if isinstance(axis, int) else np.asarray(axis, float)
