@@ -5,7 +5,8 @@ Each ``*_task`` is the analysis as data, for a runner; the function of the same 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -179,6 +180,35 @@ def plane(
     """
     axes = (np.linspace(-0.25, 1.25, x) if isinstance(x, int) else x for x in (a, b))
     return compute(ev, plane_task(ev, corners, *axes), **options)
+
+
+def triangles(
+    ev: Evaluator,
+    networks: Mapping[str, Tensor],
+    num_vertices: int = 3,
+    resolution: int = 25,
+    **options: Any,
+) -> dict[tuple[str, ...], Surface]:
+    """The surface of every three (or four) networks of a table, such as one of optimizers.
+
+    Three are the vertices of a triangle (``barycentric``), four the corners of a rectangle
+    (``bilinear``), in the table's order.
+
+    Args:
+        networks: flat parameters by name.
+        resolution: points along each coordinate.
+
+    Cost: a surface for each choice: C(networks, num_vertices) * resolution^2 losses.
+    """
+    if num_vertices not in (3, 4):
+        raise InputError(f"num_vertices={num_vertices}: expected 3 or 4")
+    if len(networks) < num_vertices:
+        raise InputError(f"{len(networks)} networks; expected {num_vertices} or more")
+    over = barycentric if num_vertices == 3 else bilinear
+    return {
+        names: over(ev, [networks[name] for name in names], resolution, resolution, **options)
+        for names in combinations(networks, num_vertices)
+    }
 
 
 # -- inside ------------------------------------------------------------------------------------
