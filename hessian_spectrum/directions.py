@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.evaluator import Evaluator
+from hessian_spectrum.findings import DirectionVectors
 from hessian_spectrum.layout import Layout
 from hessian_spectrum.probes import gaussian_probes
 
 NORMALIZATIONS = ("filter", "layer", "weight", "none")
 IGNORABLE = ("bias", "norm")
+REBUILT = ("random", "gradient")  # kinds that their recipes are enough for
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -50,6 +52,18 @@ class Directions:
 
     def __getitem__(self, which: slice) -> Directions:
         return replace(self, vectors=self.vectors[which], recipes=self.recipes[which])
+
+    def stored(self, vectors: bool | None = None) -> DirectionVectors:
+        """What a run file holds of them.
+
+        Args:
+            vectors: whether the vectors are kept; default: unless all can be made again.
+        """
+        if vectors is None:
+            vectors = not all(recipe["kind"] in REBUILT for recipe in self.recipes)
+        rows = self.vectors if vectors else self.vectors[:0]
+        about = {"recipes": list(self.recipes)}
+        return DirectionVectors(self.origin.cpu().numpy(), rows.cpu().numpy(), about)
 
     def joined(self, other: Directions) -> Directions:
         """These, then the others, from this origin."""
@@ -172,6 +186,15 @@ def of_vectors(
     return Directions(
         theta, vectors, tuple({"kind": kind, "index": i} for i in range(len(vectors)))
     )
+
+
+def from_stored(ev: Evaluator, kept: DirectionVectors) -> Directions:
+    """The directions in a run file: read, or made again."""
+    origin = ev.checked(torch.as_tensor(kept.origin))
+    recipes = tuple(kept.about["recipes"])
+    if not len(kept.vectors):
+        return rebuild(ev, origin, recipes)
+    return Directions(origin, torch.as_tensor(kept.vectors).to(origin), recipes)
 
 
 def rebuild(ev: Evaluator, theta: Tensor, recipes: Sequence[dict[str, Any]]) -> Directions:

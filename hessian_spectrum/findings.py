@@ -13,6 +13,25 @@ from hessian_spectrum.surfaces import Array, Values, stored
 
 
 @dataclass(frozen=True)
+class DirectionVectors:
+    """Directions of a surface as they are stored: vectors, or what makes them again."""
+
+    origin: Array = field(metadata=stored("theta that they start from", ("parameter",), "theta"))
+    vectors: Array = field(
+        metadata=stored("directions; no rows: made again from recipes", ("direction", "parameter"))
+    )
+    about: Mapping[str, Any] = field(default_factory=dict, metadata=stored("JSON: recipes"))
+
+    def __post_init__(self):
+        rows = len(self.about.get("recipes", ()))
+        if self.vectors.shape not in ((0, len(self.origin)), (rows, len(self.origin))):
+            raise InputError(
+                f"directions of shape {self.vectors.shape} for {rows} recipes and an origin of "
+                f"{len(self.origin)} entries"
+            )
+
+
+@dataclass(frozen=True)
 class Trajectory:
     """Iterates of a training run, as they lie in parameter space."""
 

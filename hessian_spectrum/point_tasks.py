@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hessian_spectrum import point_planner
+from hessian_spectrum import normalization, point_planner
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.points import PointPlan, Points, evaluate
 
@@ -61,4 +61,5 @@ def edges(vectors: Tensor) -> np.ndarray:
 
 def described(ev: Evaluator, **about: Any) -> dict[str, Any]:
     """What a result says of its evaluation, with more of its own."""
-    return {"batch_norm": ev.batch_norm, "n": ev.n, "num_samples": int(ev.num_samples), **about}
+    normalized = ev.batch_norm if normalization.layers(ev.model) else "none"
+    return {"batch_norm": normalized, "n": ev.n, "num_samples": int(ev.num_samples), **about}

@@ -7,6 +7,8 @@
     /density/LABEL          attributes n, scatter; nodes, weights, residuals, certified, probe
     /density/LABEL/rules    what the recurrences knew: T, first, out, padded; shapes, tolerance
     /eigenpairs/LABEL       values, residuals, converged, vectors (or vectors_shards: JSON)
+    /curve, surface, directions, trajectory, functional, asymmetry, averaging/LABEL
+                            the fields of surfaces.py's and findings.py's results; about: JSON
     /values/LABEL           named numbers, texts and arrays: {"loss": 0.3, "accuracy": 0.9}
 
 Axes are HDF5 dimension scales, named "node", "probe", "eigenpair" and "parameter"; data sets
@@ -20,11 +22,13 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from hessian_spectrum import field_schema
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.measure import EigenPairs, SpectralMeasure
 from hessian_spectrum.quadrature import BlockRule
@@ -62,6 +66,8 @@ def _kind(result: object) -> str:
         return "density"
     if isinstance(result, EigenPairs):
         return "eigenpairs"
+    if field_schema.kind_of(result):
+        return field_schema.kind_of(result)
     if isinstance(result, Mapping):
         return "values"
     raise InputError(
@@ -327,3 +333,6 @@ def one_line(error: BaseException) -> str:
 
 WRITERS = {"density": _write_density, "eigenpairs": _write_eigenpairs, "values": _write_values}
 READERS = {"density": _read_density, "eigenpairs": _read_eigenpairs, "values": _read_values}
+for kind, made in field_schema.KINDS.items():
+    WRITERS[kind] = partial(field_schema.write, array=_array)
+    READERS[kind] = partial(field_schema.read, made=made)

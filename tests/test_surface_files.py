@@ -1,0 +1,116 @@
+"""Results of surfaces and curves in run files, and without torch."""
+
+import dataclasses
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from test_curves import spiral
+from test_points import evaluator
+
+import hessian_spectrum as hs
+from hessian_spectrum import directions, field_schema
+
+
+@pytest.fixture(scope="module")
+def results():
+    torch.manual_seed(0)
+    ev = evaluator()
+    rows = spiral(count=5, n=ev.n)
+    return {
+        "curve": hs.interpolate(ev, ev.theta, 2 * ev.theta, 5),
+        "surface": hs.surface(ev, directions.random(ev), (3, 4)),
+        "directions": directions.gradient(ev).joined(directions.random(ev)).stored(True),
+        "trajectory": hs.along_trajectory(ev, rows),
+        "functional": hs.functional_distances(ev, {"a": ev.theta, "b": 2 * ev.theta}),
+        "asymmetry": hs.asymmetry(ev, rows[:2], [0.1, 0.2]),
+        "averaging": hs.averaging_bias(ev, rows, rows[-1], rows[:1]),
+    }
+
+
+def equal(found, expected):
+    for field in dataclasses.fields(expected):
+        a, b = getattr(found, field.name), getattr(expected, field.name)
+        if field.name == "values":
+            assert list(a) == sorted(b)
+            assert all(np.array_equal(a[name], b[name]) for name in b)
+        elif field.name == "about":
+            assert a == b
+        else:
+            assert np.array_equal(a, b), field.name
+
+
+def test_every_kind_is_read_as_it_was_written(results, tmp_path):
+    assert set(results) == set(field_schema.KINDS)
+    path = tmp_path / "run.h5"
+    hs.save(path, **results, **{"surface/other": results["surface"]})
+    with hs.open(path) as run:
+        assert set(run) == {*results, "surface/other"}
+        for kind, result in results.items():
+            assert type(run[kind]) is type(result)
+            equal(run[kind], result)
+        hs.save(tmp_path / "copy.h5", **run)
+
+
+def test_arrays_say_what_they_are(results, tmp_path):
+    path = tmp_path / "run.h5"
+    hs.save(path, **results)
+    with h5py.File(path) as file:
+        loss = file["surface/main/values/loss"]
+        assert [dimension.label for dimension in loss.dims] == ["a", "b"]
+        assert np.array_equal(loss.dims[1][0], file["surface/main/b"])
+        assert file["trajectory/main/beta"].attrs["units"] == "theta"
+        assert file["trajectory/main/beta"].dims[0].label == "iterate"
+
+
+def test_damaged_results_are_named(results, tmp_path):
+    path = tmp_path / "run.h5"
+    hs.save(path, results["curve"])
+    with h5py.File(path, "a") as file:
+        del file["curve/main/distance"]
+    with pytest.raises(hs.InputError, match="/curve/main/distance is missing"):
+        hs.open(path)
+    hs.save(path, results["surface"], overwrite=True)
+    with h5py.File(path, "a") as file:
+        del file["surface/main/a"]
+        file["surface/main/a"] = np.zeros(7)
+    with pytest.raises(hs.InputError, match="is damaged: /surface/main"):
+        hs.open(path)
+
+
+def test_directions_in_a_file_are_read_or_made_again(tmp_path):
+    ev = evaluator()
+    for found in (directions.random(ev, seed=3), directions.differences(ev, [2 * ev.theta])):
+        path = tmp_path / f"{len(found)}.h5"
+        kept = found.stored()
+        assert len(kept.vectors) == (0 if found.recipes[0]["kind"] == "random" else 1)
+        hs.save(path, kept)
+        with hs.open(path) as run:
+            again = directions.from_stored(ev, run["directions"])
+        assert torch.equal(again.vectors, found.vectors)
+        assert torch.equal(again.origin, found.origin)
+        assert again.recipes == found.recipes
+
+
+def test_files_are_read_where_torch_is_not_installed(results, tmp_path):
+    path = tmp_path / "run.h5"
+    hs.save(path, **results)
+    code = f"""
+import sys
+sys.modules["torch"] = None
+import hessian_spectrum as hs
+with hs.open({str(path)!r}) as run:
+    print(run["surface"].minimum().value, run["curve"].barrier(), run["trajectory"].length)
+"""
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    surface, curve, trajectory = (float(word) for word in done.stdout.split())
+    assert surface == results["surface"].minimum().value
+    assert (curve, trajectory) == (results["curve"].barrier(), results["trajectory"].length)
