@@ -35,12 +35,14 @@ setup(
     ],
     extras_require={
         "mpi": ["mpich"],  # an MPI library, for machines that have none
+        "interactive": ["plotly"],  # surfaces as one page to be turned by mouse; 5 MB of JavaScript
         "hf": ["transformers"],  # Hugging Face models; the package itself imports none
         "test": [
             "pytest",
             "pytest-timeout",  # a hung collective fails instead of stalling the suite
             "mpich",  # the mpirun tests
             "curvlinops-for-pytorch",  # an independent oracle for Hessian products
+            "plotly",  # the interactive page
             "transformers",  # a causal language model as people have it
         ],
     },

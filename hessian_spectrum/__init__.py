@@ -65,7 +65,9 @@ _HOME = {
     "trajectory": "analyses.trajectory",
     "triangles": "analyses.interpolate",
 }
-_MODULES = {"directions", "distributed", "paths", "plotting", "store"}
+_MODULES = {
+    *("directions", "distributed", "paths", "plotting", "store", "surface_export", "surface_views"),
+}
 
 __all__ = ["__version__", *sorted(_HOME), *sorted(_MODULES)]
 

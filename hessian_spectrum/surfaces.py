@@ -48,6 +48,9 @@ class Values(Mapping):
             held = ", ".join(self._arrays) or "nothing"
             raise InputError(f"no {name!r} was evaluated; there is: {held}") from None
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
     def __iter__(self):
         return iter(self._arrays)
 
