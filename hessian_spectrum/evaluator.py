@@ -405,7 +405,9 @@ class Evaluator:
         """What loss_fn returns for the batch."""
         return self._call(theta, constants, lambda m: m.loss(m.outputs(batch), batch))
 
-    def batch_outputs(self, theta: Tensor, batch: Any, constants: dict[str, Tensor]) -> Any:
+    def batch_outputs(
+        self, theta: Tensor | dict[str, Tensor], batch: Any, constants: dict[str, Tensor]
+    ) -> Any:
         """What the network returns for the batch."""
         return self._call(theta, constants, lambda m: m.outputs(batch))
 
@@ -427,6 +429,15 @@ class Evaluator:
     def criterion_value(self, outputs: Any, batch: Any, constants: dict[str, Tensor]) -> Tensor:
         """The loss of these outputs, a scalar."""
         return self._reduced(self._with(constants, lambda m: m.loss(outputs, batch)))
+
+    def sample_losses_of(
+        self, outputs: Tensor, targets: Tensor, constants: dict[str, Tensor], size: int
+    ) -> Tensor:
+        """(size,), the losses of samples with these outputs and targets, as ``sample_losses``."""
+        return self._with(
+            constants,
+            lambda m: losses.of_samples(m.loss_fn, outputs, targets, self.reduction, size),
+        )
 
     def sample_losses(self, theta: Tensor, batch: Any, constants: dict[str, Tensor]) -> Tensor:
         """(B,), the samples' losses; they add up to ``scale(batch) * batch_loss``.

@@ -158,6 +158,11 @@ def check_labels(loss_fn: Callable, shape: Sequence[int], batch: Any, index: int
         )
 
 
+def is_sample_by_sample(loss_fn: Callable) -> bool:
+    """One of torch's own losses that ``of_samples`` knows, whatever the batch."""
+    return type(loss_fn) in REDUCIBLE or loss_fn in REDUCIBLE_FUNCTIONS
+
+
 def labels(loss_fn: Callable, batch: Any) -> Tensor | None:
     """The class indices of a batch that is a pair; None where targets are something else."""
     return batch[1] if takes_labels(loss_fn) and _is_labelled(batch) else None

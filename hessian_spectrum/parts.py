@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from hessian_spectrum import losses
 from hessian_spectrum.batches import split
 from hessian_spectrum.errors import InputError
 
@@ -39,6 +40,27 @@ class Part:
         """
         loss, outputs = self._evaluator.batch_evaluated(theta, self._batch, self._constants)
         return loss * self._share, outputs
+
+    def network_outputs(self, theta: dict[str, Tensor]) -> Any:
+        """What the network returns, as it is."""
+        return self._evaluator.batch_outputs(theta, self._batch, self._constants)
+
+    @property
+    def is_sample_by_sample(self) -> bool:
+        """Are the losses of single samples known, for any number of them at once?"""
+        ev, batch = self._evaluator, self._batch
+        if ev.has_own_forward or not losses.is_sample_by_sample(ev.loss_fn):
+            return False
+        return isinstance(batch[1], Tensor) and batch[1].ndim > 0
+
+    def losses_of(self, outputs: Tensor) -> Tensor:
+        """This part of L at p points, from outputs (p, B, ...); (p,), float64. Where
+        ``is_sample_by_sample``: one call for all points."""
+        ev, targets, p = self._evaluator, self._batch[1], len(outputs)
+        size = p * len(targets)
+        repeated = targets.expand(p, *targets.shape).flatten(0, 1)
+        values = ev.sample_losses_of(outputs.flatten(0, 1), repeated, self._constants, size)
+        return values.view(p, -1).sum(1, dtype=torch.float64) / ev.total_weight
 
     @property
     def batch(self) -> Any:

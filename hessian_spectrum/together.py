@@ -3,6 +3,8 @@
 A dense layer that is fed by the data alone is linear in its weights. At points that are
 combinations of k vectors its outputs are the same combinations of k outputs, so that p points cost
 it k products with the inputs instead of p: for a perceptron on images nearly all of its work.
+Narrow layers after it are multiplied from the left, W x^T: libraries of matrix products are several
+times faster at many columns of few rows than at many rows of few columns.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from hessian_spectrum.parts import Part
 
 # torch has no public way to ask whether a tensor depends on what vmap maps over.
 _depends = torch._C._functorch.is_batchedtensor
+
+NARROW = 32  # outputs of a layer; wider ones are as fast either way
 
 
 def evaluated(
@@ -43,18 +47,26 @@ def evaluated(
         RuntimeError: an operation that vmap does not know.
     """
 
-    def one(row: Tensor, combination: Tensor) -> tuple[Tensor, Any]:
+    def one(row: Tensor, combination: Tensor) -> Any:
         named = ev.named(row)
-        if vectors is None:
-            return part.evaluated(named)
-        with _Superposition(named, combination, ev.named(vectors), known):
-            return part.evaluated(named)
+        at_vectors = {} if vectors is None else ev.named(vectors)
+        with _Layers(named, combination, at_vectors, known):
+            return at(named)
 
-    return vmap(one)(theta, weights)
+    # torch's losses under vmap take several times as long as of all samples of all points in one
+    # batch.
+    apart = part.is_sample_by_sample
+    at = part.network_outputs if apart else part.evaluated
+    found = vmap(one)(theta, weights)
+    if not apart:
+        return found
+    if not isinstance(found, Tensor):
+        raise RuntimeError(f"the network returns a {type(found).__name__}, not one tensor")
+    return part.losses_of(found), found
 
 
-class _Superposition(TorchFunctionMode):
-    """Dense layers on data, as combinations of those at the vectors."""
+class _Layers(TorchFunctionMode):
+    """Dense layers: on data alone as combinations of those at the vectors, and narrow ones."""
 
     def __init__(
         self,
@@ -65,7 +77,7 @@ class _Superposition(TorchFunctionMode):
     ):
         super().__init__()
         self._known, self._calls = known, 0
-        self._vectors = {id(t): vectors[name] for name, t in named.items()}
+        self._vectors = {id(named[name]): t for name, t in vectors.items()}
         self._named = named  # alive, so that no other tensor has its id
         self._combination = combination
 
@@ -75,6 +87,9 @@ class _Superposition(TorchFunctionMode):
             known = id(weight) in self._vectors and (bias is None or id(bias) in self._vectors)
             if known and not _depends(inputs):
                 return self._superposed(inputs, weight, bias)
+            if _depends(inputs) and inputs.ndim == 2 and len(weight) <= NARROW:
+                product = (weight @ inputs.mT).mT
+                return product if bias is None else product + bias
         return func(*args, **(kwargs or {}))
 
     def _superposed(self, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,0 +1,240 @@
+"""Points a second of a 51 x 51 loss surface: ours, loss-landscapes, and a plain loop.
+
+On one network, in turn, some grid points a round, all in float32 and without accuracy::
+
+    python benchmarks/surface_peers.py --network mlp --data-root DATA --peers peers
+    python benchmarks/surface_peers.py --network resnet20 --data-root DATA --side 3 --peers peers
+
+- ours: consecutive points of a 51 x 51 surface along two filter-normalized directions, by the plan
+  that is measured for the whole surface; a round begins where a chunk does, as it mostly would. The
+  seconds of planning are said apart.
+- loss-landscapes (``pip install --no-deps --target peers loss-landscapes``): ``random_plane`` with
+  filter normalization and steps = side; all the data are one batch for the perceptron, as in its
+  documentation. A ResNet's activations of 2,048 images with their graph take many GiB: there its
+  metric takes minibatches, without a graph, which is faster too.
+- plain loop: as the code of Li et al. (2018) does, for each point weights + a d0 + b d1 are set in
+  the model, and the loss is added up over a DataLoader that is read again (batches of 128, no
+  graph). Its data set are tensors in memory: no image is decoded or transformed.
+
+A ratio compares a round with ours of the same round. The losses of ours and of the plain loop at
+the same points must agree.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import peers
+import torch
+import tyro
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import hessian_spectrum as hs
+from hessian_spectrum import directions, point_planner
+from hessian_spectrum.analyses.surface import surface_task
+from hessian_spectrum.points import PointPlan, Points, evaluate
+from hessian_spectrum.zoo import build_model, load_dataset
+
+SURFACE = 51  # points along each direction of the surface that is planned
+TOLERANCE = 1e-4  # of losses, relative
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    network: str = "mlp"
+    """mlp (784-20-10, all of MNIST that is there) or resnet20 (2,048 CIFAR-10 images)."""
+    data_root: Path = Path("../shared/data")
+    side: int = 11
+    """A round takes side x side points of each method."""
+    rounds: int = 6
+    threads: int = 1
+    samples: int | None = None
+    peers: Path | None = None
+    """Folder of loss-landscapes, filled by ``pip install --no-deps --target``."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    model: nn.Module
+    inputs: Tensor
+    targets: Tensor
+    loss_fn: nn.Module
+    evaluator: hs.Evaluator
+    plane: directions.Directions
+
+
+Method = Callable[[int], np.ndarray | None]  # round -> losses of side^2 points, where comparable
+
+
+def main(config: Config) -> None:
+    torch.set_num_threads(config.threads)
+    peers.find(config.peers)
+    problem = load(config)
+    task = surface_task(problem.evaluator, problem.plane, SURFACE)
+    clock = time.perf_counter()
+    plan, _ = point_planner.plan(problem.evaluator, task.points)
+    planning = time.perf_counter() - clock
+    print(plan, file=sys.stderr)
+
+    count = config.side**2
+    stride = plan.chunk * -(-count // plan.chunk)
+    rounds = [range(i * stride, i * stride + count) for i in range(config.rounds)]
+    methods = {
+        "ours": _ours(problem, task.points, plan, rounds),
+        "plain loop": _plain_loop(problem, task.points, rounds),
+        "loss-landscapes": _package(problem, config),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    for turn in range(config.rounds):
+        losses = {}
+        for name, method in methods.items():
+            clock = time.perf_counter()
+            losses[name] = method(turn)
+            seconds[name].append(time.perf_counter() - clock)
+            print(f"{turn}  {name:16s} {seconds[name][-1]:.2f} s", file=sys.stderr, flush=True)
+        error = np.abs(losses["ours"] / losses["plain loop"] - 1).max()
+        if not error < TOLERANCE:
+            raise RuntimeError(f"ours and the plain loop differ by {error:.1e}")
+    print("\n".join(report(config, problem, plan, planning, seconds)))
+
+
+def load(config: Config) -> Problem:
+    torch.manual_seed(0)
+    if config.network == "mlp":
+        data = load_dataset("mnist", data_root=config.data_root, limit=config.samples)
+        model = build_model("mlp-784-20-10", activation="tanh")
+    elif config.network == "resnet20":
+        limit = config.samples or 2048
+        data = load_dataset("cifar10", data_root=config.data_root, limit=limit)
+        model = build_model("resnet20", input_shape=(3, 32, 32))
+    else:
+        raise SystemExit(f"network {config.network!r}: expected mlp or resnet20")
+    inputs, targets = data.tensors
+    _settle(model, inputs[:256])
+    loss_fn = nn.CrossEntropyLoss()
+    evaluator = hs.Evaluator(model, loss_fn, (inputs, targets))
+    plane = directions.random(evaluator, seed=0)
+    return Problem(model.eval(), inputs, targets, loss_fn, evaluator, plane)
+
+
+def _settle(model: nn.Module, inputs: Tensor) -> None:
+    """Running statistics of data, so that the untrained network's outputs are finite far away."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(inputs)
+
+
+# -- methods ---------------------------------------------------------------------------------
+
+
+def _ours(problem: Problem, points: Points, plan: PointPlan, rounds: list[range]) -> Method:
+    evaluate(problem.evaluator, points, 0, 1, plan=plan, quantities=("loss",))  # imports, caches
+
+    def run(turn: int) -> np.ndarray:
+        ends = rounds[turn].start, rounds[turn].stop
+        return evaluate(problem.evaluator, points, *ends, plan=plan, quantities=("loss",))["loss"]
+
+    return run
+
+
+def _plain_loop(problem: Problem, points: Points, rounds: list[range]) -> Method:
+    """plot_surface.py and evaluation.py of github.com/tomgoldstein/loss-landscape, in short."""
+    model = copy.deepcopy(problem.model).eval()
+    weights = [p.detach().clone() for p in model.parameters()]
+    sizes = [p.numel() for p in weights]
+    first, second = (
+        [part.view_as(w) for part, w in zip(v.split(sizes), weights)] for v in problem.plane.vectors
+    )
+    loader = DataLoader(TensorDataset(problem.inputs, problem.targets), batch_size=128)
+
+    def loss() -> float:
+        total = 0.0
+        with torch.no_grad():
+            for inputs, targets in loader:
+                total += problem.loss_fn(model(inputs), targets).item() * len(targets)
+        return total / len(problem.targets)
+
+    def run(turn: int) -> np.ndarray:
+        found = []
+        for a, b in points.weights[rounds[turn], 1:]:
+            for p, w, d, e in zip(model.parameters(), weights, first, second):
+                p.data = w + d * a + e * b
+            found.append(loss())
+        return np.array(found)
+
+    return run
+
+
+def _package(problem: Problem, config: Config) -> Method:
+    import loss_landscapes
+    from loss_landscapes import metrics
+
+    class InMinibatches(metrics.Loss):
+        def __call__(self, model_wrapper) -> float:
+            total = 0.0
+            with torch.no_grad():
+                for x, y in zip(self.inputs.split(128), self.target.split(128)):
+                    total += self.loss_fn(model_wrapper.forward(x), y).item() * len(y)
+            return total / len(self.target)
+
+    kind = metrics.Loss if config.network == "mlp" else InMinibatches
+    metric = kind(problem.loss_fn, problem.inputs, problem.targets)
+    model = copy.deepcopy(problem.model).eval()
+
+    def run(turn: int) -> None:
+        torch.manual_seed(turn)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loss_landscapes.random_plane(
+                model, metric, steps=config.side, normalization="filter", deepcopy_model=True
+            )
+
+    return run
+
+
+# -- the report ------------------------------------------------------------------------------
+
+
+def report(
+    config: Config,
+    problem: Problem,
+    plan: PointPlan,
+    planning: float,
+    seconds: dict[str, list[float]],
+) -> list[str]:
+    count, total = config.side**2, config.side**2 * config.rounds
+    ours = np.array(seconds["ours"])
+    lines = [
+        f"{config.network}: n = {problem.evaluator.n:,}, {len(problem.inputs):,} samples, float32, "
+        f"{config.threads} threads; {total} points in {config.rounds} rounds, median [min, max]; "
+        f"torch {torch.__version__}",
+        f"{plan}, planned in {planning:.1f} s",
+        "",
+        "| method | points a second | times ours |",
+        "|---|---|---|",
+    ]
+    for name, taken in seconds.items():
+        rate, ratio = count / np.array(taken), np.array(taken) / ours
+        lines.append(f"| {name} | {_cell(rate, '.3g')} | {_cell(ratio, '.2f')} |")
+    with_planning = planning / SURFACE**2 + np.median(ours) / count
+    lines.append("")
+    lines.append(f"ours, planning shared out over 51 x 51 points: {1 / with_planning:.3g} a second")
+    return lines
+
+
+def _cell(values: np.ndarray, form: str) -> str:
+    return f"{np.median(values):{form}} [{values.min():{form}}, {values.max():{form}}]"
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
