@@ -113,7 +113,9 @@ def load(config: Config) -> Problem:
         model = build_model("mlp-784-20-10", activation="tanh")
     elif config.network == "resnet20":
         limit = config.samples or 2048
-        data = load_dataset("cifar10", data_root=config.data_root, limit=limit)
+        arrays = config.data_root / "cifar10_jpeg.npz"  # the images after JPEG
+        name, root = ("arrays", arrays) if arrays.is_file() else ("cifar10", config.data_root)
+        data = load_dataset(name, data_root=root, limit=limit)
         model = build_model("resnet20", input_shape=(3, 32, 32))
     else:
         raise SystemExit(f"network {config.network!r}: expected mlp or resnet20")
