@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -127,7 +128,9 @@ class _Bench:
             if pace * self.work < WORTH * 3 * pace * count * samples:
                 return None
         try:
-            trial = self._timed(plan, count, samples)
+            with warnings.catch_warnings():  # an operation that vmap takes one by one is slow
+                warnings.filterwarnings("ignore", message="There is a performance drop")
+                trial = self._timed(plan, count, samples)
         except (RuntimeError, NotImplementedError, ValueError) as failed:
             if isinstance(failed, InputError) or not self.trials:
                 raise

@@ -55,6 +55,7 @@ def compute(world):
             results[f"{batch_norm}, {samples}"] = of_batch_norm(batch_norm, samples, world)
     for label, samples in SAMPLES.items():
         results[f"operators, {label}"] = of_operators(samples, world)
+        results[f"points, {label}"] = of_points(samples, world)
     matrix = with_spectrum(torch.tensor([-1.0, 0.0, 0.5, 2.0, 2.0]))  # fewer rows than 2 a rank
     measure = hs.spectral_density(hs.Dense(matrix, world), 4, 5)
     results["dense"] = {"moments": [measure.moment(p) for p in range(6)]}
@@ -123,6 +124,25 @@ def of_operators(samples, world):
         "solved": hs.solve(gauss_newton, v, damping=1.0, tol=1e-12).x.tolist(),
         "blocks": [float(m.moment(p)) for m in measures.values() for p in (1, 2)],
     }
+
+
+def of_points(samples, world):
+    """Values at many points, one by one and together, and distances between outputs."""
+    ev = hessian("mlp", samples, world).evaluator
+    random = hs.directions.random(ev, seed=2)
+    found = {"random": random.vectors.flatten().tolist()}
+    for name, plan in (
+        ("loop", hs.PointPlan(chunk=2)),
+        ("together", hs.PointPlan(chunk=4, together=3, superposed=True)),
+    ):
+        surface = hs.surface(ev, random, (3, 2), plan=plan)
+        found[name] = surface.loss.flatten().tolist()
+        found[f"{name}, accuracy"] = surface.values["accuracy"].flatten().tolist()
+    networks = {"a": ev.theta, "b": -ev.theta}
+    distances = hs.functional_distances(ev, networks)
+    found["distances"] = [*distances.distance.flatten(), distances.disagreement[0, 1]]
+    found["measured"] = hs.interpolate(ev, ev.theta, -ev.theta, 5).loss.tolist()
+    return found
 
 
 def told(action):
