@@ -40,6 +40,7 @@ setup(
         "test": [
             "pytest",
             "pytest-timeout",  # a hung collective fails instead of stalling the suite
+            "pytest-xdist",  # two workers: most of the suite is single-threaded
             "mpich",  # the mpirun tests
             "curvlinops-for-pytorch",  # an independent oracle for Hessian products
             "plotly",  # the interactive page

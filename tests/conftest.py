@@ -3,6 +3,10 @@
 import os
 from pathlib import Path
 
+# Before torch starts, and for the processes that tests start: test workers and ranks side by side
+# would otherwise each use every core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from torch import nn
