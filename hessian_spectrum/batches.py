@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -38,6 +38,7 @@ class Minibatches:
 
     read: Callable[[], Iterator[Any]]
     kept: bool  # on the device between passes; otherwise read again in each
+    interleaved: bool = False  # of P ranks each has every P-th of all; else a contiguous share
 
     def __iter__(self) -> Iterator[Any]:
         return self.read()
@@ -77,6 +78,7 @@ def deal(
     share = World() if data_is_local else world
     read = _reader(data, batch_size, _Dealer(share.rank, share.size, whole))
     place = _placer(dtype, world.device)
+    interleaved = (whole or _comes_in_batches(data)) and not data_is_local
     budget = available(world) * KEEP_SHARE if memory is None else memory
 
     kept, used = [], 0
@@ -84,8 +86,8 @@ def deal(
         kept.append(place(batch))
         used += _bytes(kept[-1])
         if used > budget:
-            return Minibatches(lambda: map(place, read()), False)
-    return Minibatches(lambda: iter(kept), True)
+            return Minibatches(lambda: map(place, read()), False, interleaved)
+    return Minibatches(lambda: iter(kept), True, interleaved)
 
 
 def leading_size(batch: Any) -> int:
@@ -99,6 +101,40 @@ def split(batch: Any, at: int) -> tuple[Any, Any] | None:
     A list or tuple of as many strings or numbers as there are samples is divided too: so the
     default collation leaves what is not a tensor.
     """
+    is_column = _columns(batch)
+    if is_column is None:
+        return None
+    parts = (slice(None, at), slice(at, None))
+    return tuple(tree_map(lambda t, part=part: t[part], batch, is_leaf=is_column) for part in parts)
+
+
+def take(batch: Any, rows: Sequence[int]) -> Any | None:
+    """The samples with these numbers, copied; None where a leaf is not divided by samples."""
+    is_column = _columns(batch)
+    if is_column is None:
+        return None
+
+    def chosen(leaf: Any) -> Any:
+        return leaf[rows] if isinstance(leaf, Tensor) else type(leaf)(leaf[row] for row in rows)
+
+    return tree_map(chosen, batch, is_leaf=is_column)
+
+
+def join(batches: Sequence[Any]) -> list[Any]:
+    """The samples of all in one batch; as they are where their shapes, or what else is in them, do
+    not fit together."""
+    leaves, structures = zip(*map(tree_flatten, batches))
+    if any(structure != structures[0] for structure in structures):
+        return list(batches)
+    for column in zip(*leaves):
+        if not all(isinstance(t, Tensor) and t.shape[1:] == column[0].shape[1:] for t in column):
+            return list(batches)
+    return [tree_unflatten([torch.cat(column) for column in zip(*leaves)], structures[0])]
+
+
+def _columns(batch: Any) -> Callable[[Any], bool] | None:
+    """Which nodes hold one entry for each sample without being tensors; None where not all leaves
+    are divided by samples."""
     size = leading_size(batch)
 
     def is_column(node: Any) -> bool:
@@ -113,8 +149,7 @@ def split(batch: Any, at: int) -> tuple[Any, Any] | None:
         is_column(t) or (isinstance(t, Tensor) and t.ndim and len(t) == size) for t in leaves
     ):
         return None
-    parts = (slice(None, at), slice(at, None))
-    return tuple(tree_map(lambda t, part=part: t[part], batch, is_leaf=is_column) for part in parts)
+    return is_column
 
 
 def pieces(batch: Any, size: int | None) -> list[Any]:
@@ -210,6 +245,13 @@ def _reader(data: Any, batch_size: int, dealer: _Dealer) -> Callable[[], Iterato
     raise InputError(
         f"data is a {type(data).__name__}; expected a pair of tensors (inputs, targets), a "
         "Dataset or a DataLoader"
+    )
+
+
+def _comes_in_batches(data: Any) -> bool:
+    """Are its batches dealt, and not its samples?"""
+    return isinstance(data, IterableDataset) or (
+        isinstance(data, DataLoader) and not _is_plain(data)
     )
 
 

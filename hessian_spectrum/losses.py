@@ -134,7 +134,7 @@ def with_int64_labels(batches: Minibatches, loss_fn: Callable) -> Minibatches:
 
     if batches.kept:
         kept = [convert(batch) for batch in batches]
-        return Minibatches(lambda: iter(kept), True)
+        return replace(batches, read=lambda: iter(kept))
     return replace(batches, read=lambda: map(convert, batches.read()))
 
 

@@ -9,10 +9,12 @@
     /eigenpairs/LABEL       values, residuals, converged, vectors (or vectors_shards: JSON)
     /curve, surface, directions, trajectory, functional, asymmetry, averaging/LABEL
                             the fields of surfaces.py's and findings.py's results; about: JSON
+    /alignment/LABEL        attributes num_samples, seed; of minibatches' gradients: alignment,
+                            gradient_norm, cosine, captured; batch_sizes, eigenvalues, residuals
     /values/LABEL           named numbers, texts and arrays: {"loss": 0.3, "accuracy": 0.9}
 
-Axes are HDF5 dimension scales, named "node", "probe", "eigenpair" and "parameter"; data sets
-carry ``description`` and, where they have them, ``units``. Arrays carry Fletcher-32 checksums.
+Axes are HDF5 dimension scales, named "node", "probe", "eigenpair", "parameter" and "batch_size"; data
+sets carry ``description`` and, where they have them, ``units``. Arrays carry Fletcher-32 checksums.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import numpy as np
 
 from hessian_spectrum import field_schema
 from hessian_spectrum.errors import InputError
+from hessian_spectrum.gradient_alignment import ARRAYS, Alignment
 from hessian_spectrum.measure import EigenPairs, SpectralMeasure
 from hessian_spectrum.quadrature import BlockRule
 from hessian_spectrum.shards import LazyRows, ShardedVectors, ShardFolder
@@ -39,7 +42,7 @@ DEFAULT_LABEL = "main"
 TEXTS = ("config", "plan", "provenance")
 MAX_VECTOR_BYTES = 2 << 30  # above, replacing the file whole at every save would cost too much
 
-Result = SpectralMeasure | EigenPairs | Mapping
+Result = SpectralMeasure | EigenPairs | Alignment | Mapping
 
 
 class StoredVectors(LazyRows):
@@ -68,11 +71,13 @@ def _kind(result: object) -> str:
         return "eigenpairs"
     if field_schema.kind_of(result):
         return field_schema.kind_of(result)
+    if isinstance(result, Alignment):
+        return "alignment"
     if isinstance(result, Mapping):
         return "values"
     raise InputError(
-        f"cannot store a {type(result).__name__}; expected a SpectralMeasure, EigenPairs or a "
-        "dict of named numbers, texts and arrays"
+        f"cannot store a {type(result).__name__}; expected a SpectralMeasure, EigenPairs, an "
+        "Alignment or a dict of named numbers, texts and arrays"
     )
 
 
@@ -192,6 +197,29 @@ def _write_shards(group: h5py.Group, vectors: ShardedVectors) -> None:
     data.attrs["description"] = "JSON: eigenvectors (k, n) in shards of entries, beside this file"
 
 
+def _write_alignment(group: h5py.Group, found: Alignment) -> None:
+    group.attrs["num_samples"], group.attrs["seed"] = found.num_samples, found.seed
+    size = _array(group, "batch_sizes", found.batch_sizes, "samples in a minibatch", "1")
+    value = _array(group, "eigenvalues", found.eigenvalues, "of the top eigenvectors", "eigenvalue")
+    size.make_scale("batch_size")
+    value.make_scale("eigenpair")
+    residuals = _array(group, "residuals", found.residuals, "|H v - lambda v|", "eigenvalue")
+    _axes(residuals, eigenpair=value)
+    meaning = {
+        "alignment": ("g^T H g / |g|^2 of a minibatch's gradient g", "eigenvalue"),
+        "gradient_norm": ("|g|", "loss per unit of the parameters"),
+        "captured": ("part of |g|^2 in the span of the eigenvectors", "1"),
+        "cosine": ("<g, v> / |g| for each eigenvector v", "1"),
+    }
+    for name, (description, units) in meaning.items():
+        data = _array(group, name, getattr(found, name), description, units)
+        _axes(data, batch_size=size, minibatch=None, **_third(data, eigenpair=value))
+
+
+def _third(data: h5py.Dataset, **scale: h5py.Dataset) -> dict[str, h5py.Dataset]:
+    return scale if data.ndim == 3 else {}
+
+
 def _write_values(group: h5py.Group, values: Mapping) -> None:
     for name, value in values.items():
         array = np.asarray(value)
@@ -304,6 +332,16 @@ def _read_eigenpairs(group: h5py.Group) -> EigenPairs:
     return EigenPairs(**arrays, vectors=vectors)
 
 
+def _read_alignment(group: h5py.Group) -> Alignment:
+    arrays = {name: _data(group, name)[()] for name in ARRAYS}
+    try:
+        return Alignment(
+            num_samples=int(group.attrs["num_samples"]), seed=int(group.attrs["seed"]), **arrays
+        )
+    except InputError as error:
+        raise InputError(f"is damaged: {group.name}: {error}") from None
+
+
 def _read_values(group: h5py.Group) -> dict:
     return {name: _value(_data(group, name)) for name in group}
 
@@ -331,8 +369,18 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-WRITERS = {"density": _write_density, "eigenpairs": _write_eigenpairs, "values": _write_values}
-READERS = {"density": _read_density, "eigenpairs": _read_eigenpairs, "values": _read_values}
+WRITERS = {
+    "density": _write_density,
+    "eigenpairs": _write_eigenpairs,
+    "alignment": _write_alignment,
+    "values": _write_values,
+}
+READERS = {
+    "density": _read_density,
+    "eigenpairs": _read_eigenpairs,
+    "alignment": _read_alignment,
+    "values": _read_values,
+}
 for kind, made in field_schema.KINDS.items():
     WRITERS[kind] = partial(field_schema.write, array=_array)
     READERS[kind] = partial(field_schema.read, made=made)

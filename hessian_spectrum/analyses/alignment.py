@@ -1,0 +1,217 @@
+"""Do gradients of minibatches point along the sharp directions of the loss?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hessian_spectrum.curvature import Curvature, Hessian
+from hessian_spectrum.errors import InputError
+from hessian_spectrum.evaluator import Evaluator
+from hessian_spectrum.gradient_alignment import Alignment, joined
+from hessian_spectrum.measure import EigenPairs
+from hessian_spectrum.memory import available
+from hessian_spectrum.minibatch_gradients import draw, minibatch_gradients, numbers
+
+SHARE = 0.25  # of the free memory, for gradients and their products
+COPIES = 6  # of a whole gradient on a rank: itself, its product, and both on their way
+FULL = "full"  # a batch size: all the data
+
+
+def alignment(
+    evaluator: Evaluator,
+    batch_sizes: Sequence[int | str] = (100, 1000),
+    num_batches: int = 50,
+    *,
+    pairs: EigenPairs | None = None,
+    operator: Curvature | None = None,
+    seed: int = 0,
+    at_once: int | None = None,
+    on_chunk: Callable[[int], None] | None = None,
+) -> Alignment:
+    """``g^T H g / |g|^2`` for gradients g of random minibatches, H of all the data.
+
+    Xing, Arpit, Tsirigotis & Bengio 2018, "A walk with SGD", eq. 4, and Ghorbani, Krishnan & Xiao
+    2019, section 4.3. A minibatch is drawn without replacement, each independently of the others,
+    from ``seed``: the same samples at every world size. Its gradient is of the mean loss over it,
+    weighted and with weight decay as the whole loss is.
+
+    Args:
+        batch_sizes: samples in a minibatch; "full" is all the data, of which there is one.
+        num_batches: minibatches of each size.
+        pairs: eigenpairs of H at these parameters, its largest among them; vectors are rows
+            (k, n), lazy or not. Without, shares of lambda_1, cosines and parts are NaN.
+        operator: H; default: ``Hessian(evaluator)``. Gradients are taken at its theta.
+        at_once: gradients in one block; default: what a quarter of the free memory holds.
+        on_chunk: told after each block how many of all the minibatches are done; may raise.
+
+    Raises:
+        InputError: a size that the data does not have, pairs of another matrix, or samples that
+            cannot be told apart.
+
+    Cost: of each size, ``num_batches`` Hessian products in passes of ``at_once``, and as many
+    gradients of its size; one product more to check ``pairs``. Memory: on each rank ``6 at_once n``
+    numbers, and its share of ``pairs.vectors``.
+    """
+    operator = operator or Hessian(evaluator)
+    total = round(evaluator.num_samples)
+    sizes = _sizes(batch_sizes, total)
+    if not isinstance(num_batches, int) or num_batches < 1:
+        raise InputError(f"num_batches={num_batches}: expected a whole number, 1 or more")
+    if at_once is not None and at_once < 1:
+        raise InputError(f"at_once={at_once}: expected 1 or more")
+    top = _Top.of(operator, pairs)
+    at_once = at_once or gradients_at_once(evaluator)
+    own = numbers(evaluator)
+    done, parts = 0, []
+    for size in sizes:
+        count = 1 if size == total else num_batches
+        rows = []
+        for start in range(0, count, at_once):
+            indices = range(start, min(start + at_once, count))
+            if size == total:
+                gradients = operator.layout.local(evaluator.gradient(operator.theta)[None])
+            else:
+                chosen = [draw(total, size, seed, i) for i in indices]
+                gradients = minibatch_gradients(evaluator, operator.theta, chosen, own)
+            rows.append(_measured(operator, gradients, top))
+            done += len(indices)
+            if on_chunk:
+                on_chunk(done)
+        parts.append(_result(size, np.concatenate(rows), top, total, seed))
+    return joined(parts)
+
+
+def gradients_at_once(evaluator: Evaluator, memory: int | None = None) -> int:
+    """How many gradients fit into ``memory`` bytes, by default a quarter of the free ones."""
+    memory = memory or int(SHARE * available(evaluator.world))
+    fitting = memory // (COPIES * evaluator.n * evaluator.dtype.itemsize)
+    return max(1, min(evaluator.world.gather_objects(fitting)))
+
+
+def _sizes(batch_sizes: Sequence[int | str], total: int) -> list[int]:
+    """As numbers of samples, ascending."""
+    if isinstance(batch_sizes, (int, str)):
+        batch_sizes = (batch_sizes,)
+    found = set()
+    for size in batch_sizes:
+        whole = isinstance(size, (int, np.integer)) and not isinstance(size, bool)
+        if size != FULL and not (whole and 1 <= size <= total):
+            raise InputError(
+                f"batch size {size!r}: expected 1 to {total}, the number of samples, or 'full'"
+            )
+        found.add(total if size == FULL else int(size))
+    if not found:
+        raise InputError("batch_sizes is empty; expected sizes such as (100, 1000)")
+    return sorted(found)
+
+
+class _Top(NamedTuple):
+    """The eigenpairs, this rank's entries of their vectors, and how near to orthonormal they are.
+
+    ``vectors`` and ``gram`` are None where there are no vectors.
+    """
+
+    values: np.ndarray  # (k,)
+    residuals: np.ndarray  # (k,)
+    vectors: Tensor | None  # (k, n_local)
+    gram: np.ndarray | None  # (k, k)
+
+    @classmethod
+    def of(cls, operator: Curvature, pairs: EigenPairs | None) -> _Top:
+        if pairs is None:
+            return cls(np.empty(0), np.empty(0), None, None)
+        values, residuals = np.asarray(pairs.values), np.asarray(pairs.residuals)
+        if pairs.vectors is None or not len(pairs):
+            return cls(values, residuals, None, None)
+        if tuple(pairs.vectors.shape) != (len(pairs), operator.n):
+            raise InputError(
+                f"pairs.vectors has shape {tuple(pairs.vectors.shape)}; expected "
+                f"({len(pairs)}, {operator.n}), one row an eigenvector"
+            )
+        layout = operator.layout
+        vectors = torch.stack(  # lazy ones are read one at a time
+            [_tensor(pairs.vectors[i])[layout.start : layout.stop] for i in range(len(pairs))]
+        )
+        precision = torch.finfo(vectors.dtype).eps
+        vectors = vectors.to(operator.device, operator.dtype)
+        gram = layout.world.sum((vectors @ vectors.T).double()).cpu().numpy()
+        error = np.abs(gram - np.eye(len(gram))).max()
+        if not error <= max(precision, torch.finfo(operator.dtype).eps) ** 0.5:
+            raise InputError(f"the rows of pairs.vectors are not orthonormal: off by {error:.1e}")
+        top = cls(values, residuals, vectors, gram)
+        top._require_of(operator)
+        return top
+
+    def _require_of(self, operator: Curvature) -> None:
+        """One product: vectors of other parameters or data would give cosines that mean nothing."""
+        v = self.vectors[-1:]
+        off = operator.products(v).sub_(v, alpha=float(self.values[-1]))
+        off = operator.layout.world.sum(_squares(off)).sqrt().item()
+        scale = np.abs(self.values).max()
+        if not off <= 2 * self.residuals[-1] + 1e-3 * scale:
+            raise InputError(
+                f"pairs are of another matrix: for the last, lambda = {self.values[-1]:.6g}, "
+                f"|H v - lambda v| is {off:.2g}, not {self.residuals[-1]:.2g}; compute them with "
+                "these parameters, data and loss"
+            )
+
+    def captured(self, along: np.ndarray) -> np.ndarray:
+        """The part of unit vectors in the span, from products with its rows, (b, k) -> (b,)."""
+        if self.gram is None:
+            return np.full(len(along), np.nan)
+        return np.einsum("bk,kb->b", along, np.linalg.solve(self.gram, along.T))
+
+
+def _measured(operator: Curvature, gradients: Tensor, top: _Top) -> np.ndarray:
+    """(b, 2 + k): |g|, g^T H g / |g|^2 and the cosines; NaN but for |g| where g is no direction.
+
+    One block product, two small reductions.
+    """
+    world = operator.layout.world
+    squares = world.sum(_squares(gradients))
+    usable = squares.isfinite() & (squares > 0)
+    unit = gradients * torch.where(usable, squares.rsqrt(), 0.0).to(gradients)[:, None]
+    unit[~usable] = 0.0  # NaN times 0, which a batched product must not see
+    along = (unit * operator.products(unit)).sum(1, dtype=torch.float64)
+    found = torch.stack([_squares(unit), along], dim=1)
+    if top.vectors is not None:
+        found = torch.cat([found, (unit @ top.vectors.T).double()], dim=1)
+    found = world.sum(found)
+    # The first is 1, but for rounding.
+    rows = torch.cat(
+        [squares.sqrt()[:, None], found[:, 1:2] / found[:, :1], found[:, 2:] / found[:, :1].sqrt()],
+        dim=1,
+    )
+    rows[~usable, 1:] = torch.nan
+    return rows.cpu().numpy()
+
+
+def _tensor(row: Tensor | np.ndarray) -> Tensor:
+    return row if isinstance(row, Tensor) else torch.from_numpy(np.array(row))  # or read-only
+
+
+def _squares(vectors: Tensor) -> Tensor:
+    """This rank's part of |v|^2 for each row, float64."""
+    return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).square()
+
+
+def _result(size: int, rows: np.ndarray, top: _Top, total: int, seed: int) -> Alignment:
+    norm, along, cosine = rows[None, :, 0], rows[None, :, 1], rows[:, 2:]
+    if top.vectors is None:
+        cosine = np.full((len(rows), len(top.values)), np.nan)
+    return Alignment(
+        batch_sizes=np.array([size]),
+        alignment=along,
+        gradient_norm=norm,
+        cosine=cosine[None],
+        captured=top.captured(cosine)[None],
+        eigenvalues=top.values,
+        residuals=top.residuals,
+        num_samples=total,
+        seed=seed,
+    )
