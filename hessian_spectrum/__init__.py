@@ -70,6 +70,7 @@ _HOME = {
 _MODULES = {
     *("directions", "distributed", "paths", "plotting", "store", "surface_export", "surface_views"),
 }
+_MODULES = {"distributed", "outliers", "plotting", "store"}
 
 __all__ = ["__version__", *sorted(_HOME), *sorted(_MODULES)]
 

@@ -13,8 +13,9 @@
                             gradient_norm, cosine, captured; batch_sizes, eigenvalues, residuals
     /values/LABEL           named numbers, texts and arrays: {"loss": 0.3, "accuracy": 0.9}
 
-Axes are HDF5 dimension scales, named "node", "probe", "eigenpair", "parameter" and "batch_size"; data
-sets carry ``description`` and, where they have them, ``units``. Arrays carry Fletcher-32 checksums.
+Axes are HDF5 dimension scales, named "node", "probe", "eigenpair", "parameter" and "batch_size";
+data sets carry ``description`` and, where they have them, ``units``. Arrays carry Fletcher-32
+checksums.
 """
 
 from __future__ import annotations

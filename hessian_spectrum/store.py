@@ -35,7 +35,7 @@ def save(
 
     Args:
         path: the file to write; its folder must exist.
-        *results: measures, eigenpairs and alignments, at most one of a kind, under the label "main".
+        *results: measures, eigenpairs, alignments, at most one of a kind, under the label "main".
         config, plan, provenance: dicts or dataclasses that JSON can hold.
         finished: False for a run that was interrupted and can be resumed.
         overwrite: replace an existing file instead of refusing.
