@@ -23,7 +23,13 @@ from typing import Any, Literal
 import tyro
 
 from hessian_spectrum.batch import Resources, script
-from hessian_spectrum.config import DemoConfig, DensityConfig, EigenpairsConfig, TrainConfig
+from hessian_spectrum.config import (
+    AlignmentConfig,
+    DemoConfig,
+    DensityConfig,
+    EigenpairsConfig,
+    TrainConfig,
+)
 from hessian_spectrum.errors import InputError, is_out_of_memory
 from hessian_spectrum.parsing import parse
 
@@ -61,6 +67,17 @@ Query = Literal[
     "effective_dimension",
     "negative_fraction",
     "log_determinant",
+    "eigenvalue",
+    "smallest",
+    "outlier_ratio",
+    "condition_number",
+    "normalized",
+    "participation",
+]
+
+
+View = Literal[
+    "density", "log", "cumulative", "certified", "eigenvalues", "participation", "alignment"
 ]
 
 
@@ -73,11 +90,16 @@ class QueryConfig:
     query: tyro.conf.Positional[Query]
     """mass A B, count A B, energy A B (closed intervals), quantile Q, moment P, density T,
     effective_dimension DAMPING, negative_fraction THRESHOLD, log_determinant DAMPING, trace
-    or frobenius_norm."""
+    or frobenius_norm. Of eigenpairs: eigenvalue K (the K-th largest), smallest (with its sign),
+    outlier_ratio K (lambda_1 / lambda_K), condition_number DAMPING, normalized K (in units of
+    lambda_K), participation (by layer), log_determinant DAMPING (with a density)."""
     numbers: tyro.conf.Positional[tuple[float, ...]] = ()
     """The query's arguments."""
-    result: str = "density"
-    """Which density in the file."""
+    result: str | None = None
+    """Which result in the file. Default: its density or, for a query of eigenpairs, those."""
+    density: Path | None = None
+    """A result file with a density of the same matrix, for log_determinant of eigenpairs.
+    Default: FILE."""
     sigma2: float | None = None
     """Variance of the smoothing, for density T."""
     json: bool = False
@@ -86,18 +108,20 @@ class QueryConfig:
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """Draw a stored density or stored eigenvalues."""
+    """Draw a stored density, stored eigenvalues or eigenvectors, or an alignment."""
 
     file: tyro.conf.Positional[Path]
     """The result file."""
     out: Path | None = None
     """The picture, .png, .pdf or .svg. Default: beside FILE."""
-    result: str = "density"
-    """What to draw: density, eigenpairs, or a labelled one (see info)."""
-    view: Literal["density", "log", "cumulative", "certified"] = "density"
-    """How to draw a density: smoothed; log, eigenvalues per decade of |lambda|, by sign;
+    result: str | None = None
+    """What to draw: density, eigenpairs, alignment, or a labelled one (see info). Default: the
+    first of these that FILE holds."""
+    view: View | None = None
+    """How to draw a density: density, smoothed; log, eigenvalues per decade of |lambda|, by sign;
     cumulative, how many are at most t; certified, those known one by one as bars, and the
-    density of the rest."""
+    density of the rest. Eigenpairs: eigenvalues with their residuals; participation, in which
+    layers eigenvectors live. Default: the first."""
     sigma2: float | None = None
     """Variance of the Gaussian smoothing of the views density and certified. Default: (width of
     the spectrum / 500)^2."""
@@ -278,6 +302,12 @@ def _eigenpairs(config: EigenpairsConfig, world: Any, stop: Any) -> None:
     eigenpairs(*_loaded(config, world), world, stop)
 
 
+def _alignment(config: AlignmentConfig, world: Any, stop: Any) -> None:
+    from hessian_spectrum.runs.alignment import align
+
+    align(*_loaded(config, world), world, stop)
+
+
 def _loaded(config: Any, world: Any) -> tuple[Any, dict[str, Any]]:
     """The problem as Evaluator's arguments, and the configuration with what it left open."""
     from hessian_spectrum import problems
@@ -313,46 +343,76 @@ def _alone(world: Any, command: str) -> None:
 
 def _query(config: QueryConfig) -> None:
     from hessian_spectrum import queries, store
+    from hessian_spectrum.measure import EigenPairs, SpectralMeasure
 
     with store.open(config.file) as run:
-        answer = queries.ask(
-            _stored(run, config.result), config.query, config.numbers, config.sigma2
-        )
+        default = "density" if config.query in queries.ARGUMENTS else "eigenpairs"
+        key = config.result or default
+        result = _stored(run, key)
+        if config.density is not None and not isinstance(result, EigenPairs):
+            raise InputError("--density is for eigenpairs; leave it out, or choose --result")
+        if isinstance(result, SpectralMeasure):
+            answer = queries.ask(result, config.query, config.numbers, config.sigma2)
+        elif isinstance(result, EigenPairs) and config.sigma2 is None:
+            measure = _density_of(run, config.density)
+            sizes = run.plan.get("sizes")
+            answer = queries.ask_pairs(result, config.query, config.numbers, sizes, measure)
+        else:
+            what = "--sigma2 is for a density" if config.sigma2 else "has no queries"
+            raise InputError(f"{key}: {what}; expected --result density or eigenpairs")
     print(_json(answer) if config.json else queries.sentence(answer))
+
+
+def _density_of(run: Any, file: Path | None) -> Any:
+    """Of the file that is named, or of the run's own; None where it has none."""
+    from hessian_spectrum import store
+
+    if file is None:
+        return run.get("density")
+    with store.open(file) as other:
+        return _stored(other, "density")
 
 
 def _plot(config: PlotConfig) -> None:
     from hessian_spectrum import plotting, store
-    from hessian_spectrum.measure import SpectralMeasure
 
-    options = _view_options(config)
     out = config.out or config.file.with_suffix(".png")
     store.check_output(out, overwrite=config.overwrite)
     with store.open(config.file) as run:
-        result = _stored(run, config.result)
-        if isinstance(result, SpectralMeasure):
-            figure = plotting.VIEWS[config.view](result, title=_title(run), **options)
-        elif config.view != "density":
+        key = config.result or next((kind for kind in plotting.VIEWS_OF if kind in run), "density")
+        result = _stored(run, key)
+        views = plotting.VIEWS_OF.get(store.schema.split_key(key)[0], {})
+        view = config.view or next(iter(views), None)
+        if view not in views:
             raise InputError(
-                f"--view {config.view}: {config.result} holds eigenpairs, which have one view; "
-                "leave --view out, or choose a density by --result"
+                f"--view {view}: {key} has the views {', '.join(views) or '(none)'}; choose one, "
+                "or another --result"
             )
-        else:
-            figure = plotting.eigenpairs_figure(result, _title(run))
+        options: dict[str, Any] = _view_options(config, view)
+        if view == "participation":
+            options["sizes"] = _sizes(run)
+        figure = views[view](result, title=_title(run), **options)
         plotting.save_figure(figure, out)
     print(f"written to {out}")
+
+
+def _sizes(run: Any) -> dict[str, int]:
+    """Of the parameters, by name: what eigenvectors are made of."""
+    if "sizes" not in run.plan:
+        raise InputError(f"{run.path} does not say which entries of a vector are which parameter's")
+    return run.plan["sizes"]
 
 
 _VIEW_OPTIONS = {"sigma2": ("density", "certified"), "decades": ("log",), "floor": ("log",)}
 
 
-def _view_options(config: PlotConfig) -> dict[str, float]:
+def _view_options(config: PlotConfig, view: str) -> dict[str, Any]:
     """Those that were given; one that the view would ignore is refused."""
     names = [name for name in _VIEW_OPTIONS if getattr(config, name) is not None]
     for name in names:
-        if config.view not in _VIEW_OPTIONS[name]:
+        if view not in _VIEW_OPTIONS[name]:
             raise InputError(
-                f"--{name} with --view {config.view}: expected --view "
+                f"--{name} with --view {view}: expected --view "
                 f"{' or '.join(_VIEW_OPTIONS[name])}; leave --{name} out"
             )
     return {name: getattr(config, name) for name in names}
@@ -467,6 +527,7 @@ _COMMANDS = [
     ("train", TrainConfig, "train a zoo model, writing checkpoints"),
     ("density", DensityConfig, "eigenvalue density of a Hessian"),
     ("eigenpairs", EigenpairsConfig, "extreme eigenvalues and eigenvectors of a Hessian"),
+    ("alignment", AlignmentConfig, "curvature along the gradients of minibatches"),
     ("query", QueryConfig, "ask a result file: masses, counts, quantiles, moments"),
     ("plot", PlotConfig, "draw a result"),
     ("info", InfoConfig, "what a result file holds and where it comes from"),
@@ -477,6 +538,7 @@ _COMMANDS = [
 _COMPUTING: dict[type, Callable] = {
     DensityConfig: _density,
     EigenpairsConfig: _eigenpairs,
+    AlignmentConfig: _alignment,
     TrainConfig: _train,
     DemoConfig: _demo,
 }

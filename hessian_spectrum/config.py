@@ -245,6 +245,34 @@ class EigenpairsConfig(CurvatureConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AlignmentConfig(CurvatureConfig):
+    """How gradients of minibatches align with the Hessian of all the data: g^T H g / |g|^2."""
+
+    out: Path = Path("alignment.h5")
+    """The result file."""
+    batch_sizes: tuple[str, ...] = ("100", "1000")
+    """Samples in a minibatch; full: all the data. Several, or the option again."""
+    num_batches: int = 50
+    """Minibatches of each size, drawn without replacement, from SEED."""
+    eigenpairs: Path | None = None
+    """A result file with the largest eigenpairs of the same matrix: shares of lambda_1 and, where
+    it has eigenvectors, the gradients' cosines with them."""
+
+    @property
+    def sizes(self) -> tuple[int | str, ...]:
+        """``batch_sizes`` as numbers, or "full"."""
+        return tuple(size if size == "full" else int(size) for size in self.batch_sizes)
+
+    def check(self) -> None:
+        """Refuse values that no run can use; InputError names the option."""
+        super().check()
+        _positive(self, "num_batches")
+        for size in self.batch_sizes or ("",):
+            if size != "full" and not re.fullmatch("0*[1-9][0-9]*", size):
+                raise InputError(f"--batch-sizes {size!r}: expected 1 or more samples, or full")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train a zoo model by minibatch gradient descent, writing a checkpoint every few epochs."""
 

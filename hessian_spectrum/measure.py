@@ -50,6 +50,7 @@ class EigenPairs:
     residuals: Array  # (k,), |H v - lambda v|, absolute, in units of the eigenvalues
     converged: NDArray[np.bool_]  # (k,), residual <= tol * |lambda|max
     vectors: object | None = None  # (k, n) rows of unit norm, possibly lazy; None if not kept
+    num_lower: int | None = None  # of the lower end; the rest are of the upper. None: not known
 
     def __len__(self) -> int:
         return len(self.values)

@@ -36,6 +36,17 @@ class Within(NamedTuple):
 # -- eigenvalues ---------------------------------------------------------------------------------
 
 
+def eigenvalue(pairs: EigenPairs, k: int) -> Within:
+    """lambda_k, the k-th largest; InputError where fewer were computed at the upper end."""
+    upper = len(pairs) - (pairs.num_lower or 0)
+    if not 1 <= k <= upper:
+        raise InputError(
+            f"eigenvalue {k}, but {upper} were computed at the upper end; expected 1 to that, or "
+            "compute more"
+        )
+    return _within(pairs, -k)
+
+
 def outlier_ratio(pairs: EigenPairs, k: int) -> Within:
     """zeta = lambda_1 / lambda_k, of the k-th largest (Ghorbani et al. 2019, section 4.2).
 
@@ -44,7 +55,7 @@ def outlier_ratio(pairs: EigenPairs, k: int) -> Within:
     Raises:
         InputError: fewer than k pairs, or a lambda_k that is not above 0.
     """
-    first, last = _largest(pairs, 1), _largest(pairs, k)
+    first, last = eigenvalue(pairs, 1), eigenvalue(pairs, k)
     if not last.low > 0:
         raise InputError(
             f"outlier_ratio({k}): eigenvalue {k} is {last.value:.6g}, give or take "
@@ -59,7 +70,7 @@ def condition_number(pairs: EigenPairs, damping: float = 0.0) -> Within:
     Raises:
         InputError: H + damping I is not positive definite, or not for certain.
     """
-    low, high = (_shifted(end, damping) for end in (_smallest(pairs), _largest(pairs, 1)))
+    low, high = (_shifted(end, damping) for end in (_lowest(pairs), eigenvalue(pairs, 1)))
     if not low.low > 0:
         raise InputError(
             f"condition_number({damping:g}): lambda_min + damping is {low.value:.6g}, at least "
@@ -82,7 +93,7 @@ def smallest(pairs: EigenPairs) -> Sign:
 
     "negative" is certain: there is such an eigenvalue. "positive" presumes that none was missed.
     """
-    found = _smallest(pairs)
+    found = _lowest(pairs)
     verdict = "negative" if found.high < 0 else "positive" if found.low > 0 else "undecided"
     return Sign(*found, verdict)
 
@@ -93,7 +104,7 @@ def normalized(pairs: EigenPairs, k: int = 10) -> EigenPairs:
     Raises:
         InputError: fewer than k pairs, or a lambda_k that is not above 0.
     """
-    unit = _largest(pairs, k).value
+    unit = eigenvalue(pairs, k).value
     if not unit > 0:
         raise InputError(
             f"normalized({k}): eigenvalue {k} is {unit:.6g}; expected one above 0: take a smaller k"
@@ -162,10 +173,10 @@ def by_layer(sizes: Mapping[str, int]) -> dict[str, int]:
 def refined(measure: SpectralMeasure, pairs: EigenPairs) -> SpectralMeasure:
     """The measure with the eigenvalues of ``pairs`` as they are, each of weight 1/n.
 
-    What the measure says of what lies between them keeps its shape, and weighs (n - k) / n. For answers to which
-    the ends matter most, such as ``log_determinant`` just above -lambda_min. Of the pairs those are
-    taken that are converged, from the ends inwards up to the first that is not. The steps that
-    ``truncation`` looks back on are the measure's own.
+    What the measure says of what lies between them keeps its shape, and weighs (n - k) / n: for
+    answers to which the ends matter most, such as ``log_determinant`` just above -lambda_min. Of
+    the pairs those are taken that are converged, from the ends inwards up to the first that is not.
+    Intervals have the measure's own noise and truncation.
 
     Raises:
         InputError: no pair is converged, or nothing is left between them.
@@ -194,8 +205,10 @@ def refined(measure: SpectralMeasure, pairs: EigenPairs) -> SpectralMeasure:
 
 def _outermost(measure: SpectralMeasure, pairs: EigenPairs) -> tuple[Indices, Indices]:
     """Converged pairs from below inwards and from above; between them lies most of the mass."""
-    ends = [-math.inf, *pairs.values, math.inf]
-    gap = int(np.argmax([measure.mass(a, b) for a, b in pairwise(ends)]))
+    gap = pairs.num_lower
+    if gap is None:
+        ends = [-math.inf, *pairs.values, math.inf]
+        gap = int(np.argmax([measure.mass(a, b) for a, b in pairwise(ends)]))
     converged = np.asarray(pairs.converged)
     below = np.logical_and.accumulate(converged[:gap])
     above = np.logical_and.accumulate(converged[gap:][::-1])[::-1]
@@ -213,16 +226,17 @@ def _counted(measure: SpectralMeasure, values: Array, residuals: Array) -> NDArr
 # -- ends ----------------------------------------------------------------------------------------
 
 
-def _largest(pairs: EigenPairs, k: int) -> Within:
-    """The k-th largest eigenvalue."""
-    if not 1 <= k <= len(pairs) or k != int(k):
-        raise InputError(f"eigenvalue {k:g} of {len(pairs)} pairs; expected 1 to {len(pairs)}")
-    value, residual = float(pairs.values[-int(k)]), float(pairs.residuals[-int(k)])
+def _lowest(pairs: EigenPairs) -> Within:
+    if not len(pairs) or pairs.num_lower == 0:
+        raise InputError(
+            "no eigenvalue was computed at the lower end; compute the smallest, too (both)"
+        )
+    return _within(pairs, 0)
+
+
+def _within(pairs: EigenPairs, i: int) -> Within:
+    value, residual = float(pairs.values[i]), float(pairs.residuals[i])
     return Within(value, value - residual, value + residual)
-
-
-def _smallest(pairs: EigenPairs) -> Within:
-    return _largest(pairs, len(pairs))
 
 
 def _shifted(end: Within, damping: float) -> Within:

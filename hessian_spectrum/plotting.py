@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+from hessian_spectrum.alignment_view import alignment_figure
 from hessian_spectrum.atomic import replacing
 from hessian_spectrum.certified_view import certified_eigenvalues, certified_figure
 from hessian_spectrum.drawing import (
@@ -25,6 +26,7 @@ from hessian_spectrum.drawing import (
 )
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.measure import EigenPairs, SpectralMeasure
+from hessian_spectrum.participation_view import participation_figure
 from hessian_spectrum.views import cumulative_figure, log_figure
 
 
@@ -203,4 +205,11 @@ VIEWS = {
     "log": log_figure,
     "cumulative": cumulative_figure,
     "certified": certified_figure,
+}
+
+# Of each kind of result, by name, the first by default.
+VIEWS_OF = {
+    "density": VIEWS,
+    "eigenpairs": {"eigenvalues": eigenpairs_figure, "participation": participation_figure},
+    "alignment": {"alignment": alignment_figure},
 }

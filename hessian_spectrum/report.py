@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from hessian_spectrum.gradient_alignment import Alignment
 from hessian_spectrum.measure import EigenPairs, SpectralMeasure
 
 if TYPE_CHECKING:
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     from hessian_spectrum.store import Run
 
 
+LONG = 20  # entries of a table that are better read from --json
 _PLACES = {"device": "on the device", "host": "in the host's memory", "disk": "on disk"}
 
 
@@ -106,6 +110,40 @@ def _descending(pairs: EigenPairs) -> tuple:
     return pairs.values[::-1], pairs.residuals[::-1], pairs.converged[::-1]
 
 
+def alignment(found: Alignment, values: dict[str, float]) -> str:
+    """A table, one line a batch size: means over minibatches, and their standard deviations."""
+    known = "" if math.isnan(found.top) else f"; lambda_1 = {found.top:.6g}"
+    columns = {
+        "batch size": [f"{size:,}" for size in found.batch_sizes],
+        "minibatches": [f"{count}" for count in found.counts()],
+        "mean": [f"{value:.4g}" for value in found.mean()],
+        "deviation": [_or_dash(value, ".2g") for value in found.std()],
+        "|g|": [f"{value:.3g}" for value in found.mean("gradient_norm")],
+    }
+    if known:
+        columns["of lambda_1"] = [_or_dash(value, ".1%") for value in found.mean("share")]
+    if np.isfinite(found.captured).any():
+        span = f"|g|^2 in {len(found.eigenvalues)} eigenvectors"
+        columns[span] = [_or_dash(value, ".1%") for value in found.mean("captured")]
+    return "\n".join(
+        [
+            f"loss                    {values['loss']:.6g}",
+            f"gradient norm           {values['gradient_norm']:.3g}",
+            f"alignment g^T H g / |g|^2 of minibatches' gradients g{known}",
+            *("  ".join(cells) for cells in zip(*map(_right, columns, columns.values()))),
+        ]
+    )
+
+
+def _right(title: str, cells: list[str]) -> list[str]:
+    width = max(map(len, [title, *cells]))
+    return [cell.rjust(width) for cell in [title, *cells]]
+
+
+def _or_dash(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else f"{value:{form}}"
+
+
 def _density_error(
     measure: SpectralMeasure, sigma2: float | None, target_error: float | None
 ) -> list[str]:
@@ -174,13 +212,16 @@ def info(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _shape(result: SpectralMeasure | EigenPairs | dict) -> Any:
+def _shape(result: SpectralMeasure | EigenPairs | Alignment | dict) -> Any:
     if isinstance(result, SpectralMeasure):
         low, high = result.support
         return (
             f"{len(result.nodes)} nodes in [{low:.6g}, {high:.6g}], {result.num_probes} probes, "
             f"n = {result.n}"
         )
+    if isinstance(result, Alignment):
+        sizes = ", ".join(map(str, result.batch_sizes))
+        return f"batch sizes {sizes}, at most {result.num_batches} minibatches of each"
     if isinstance(result, EigenPairs):
         return f"{len(result)} eigenvalues, {int(result.converged.sum())} converged"
     return {name: v.tolist() if hasattr(v, "tolist") else v for name, v in result.items()}
@@ -189,7 +230,9 @@ def _shape(result: SpectralMeasure | EigenPairs | dict) -> Any:
 def _indented(fields: dict[str, Any], depth: int = 1) -> list[str]:
     lines = []
     for name, value in fields.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and len(value) > LONG:
+            lines.append("  " * depth + f"{name}: {len(value)} entries")
+        elif isinstance(value, dict):
             lines += ["  " * depth + f"{name}:", *_indented(value, depth + 1)]
         elif value not in (None, [], ""):
             lines.append("  " * depth + f"{name}: {value}")

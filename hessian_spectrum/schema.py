@@ -6,9 +6,10 @@
     /config, plan, provenance       JSON texts
     /density/LABEL          attributes n, scatter; nodes, weights, residuals, certified, probe
     /density/LABEL/rules    what the recurrences knew: T, first, out, padded; shapes, tolerance
-    /eigenpairs/LABEL       values, residuals, converged, vectors (or vectors_shards: JSON)
     /curve, surface, directions, trajectory, functional, asymmetry, averaging/LABEL
                             the fields of surfaces.py's and findings.py's results; about: JSON
+    /eigenpairs/LABEL       attribute num_lower; values, residuals, converged, vectors (or
+                            vectors_shards: JSON)
     /alignment/LABEL        attributes num_samples, seed; of minibatches' gradients: alignment,
                             gradient_norm, cosine, captured; batch_sizes, eigenvalues, residuals
     /values/LABEL           named numbers, texts and arrays: {"loss": 0.3, "accuracy": 0.9}
@@ -168,6 +169,8 @@ def _write_eigenpairs(group: h5py.Group, pairs: EigenPairs) -> None:
     converged = _array(group, "converged", pairs.converged, "residual within the tolerance")
     _axes(residuals, eigenpair=value)
     _axes(converged, eigenpair=value)
+    if pairs.num_lower is not None:
+        group.attrs["num_lower"] = pairs.num_lower
     if isinstance(pairs.vectors, ShardedVectors):
         _write_shards(group, pairs.vectors)
     elif pairs.vectors is not None:
@@ -330,7 +333,8 @@ def _read_eigenpairs(group: h5py.Group) -> EigenPairs:
         raise InputError(
             f"is damaged: {group.name} has shapes {shapes} that do not belong together"
         )
-    return EigenPairs(**arrays, vectors=vectors)
+    lower = group.attrs.get("num_lower")
+    return EigenPairs(**arrays, vectors=vectors, num_lower=None if lower is None else int(lower))
 
 
 def _read_alignment(group: h5py.Group) -> Alignment:

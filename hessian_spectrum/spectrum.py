@@ -252,4 +252,5 @@ def extremes(measure: SpectralMeasure, tol: float = 1e-3) -> EigenPairs:
     """
     ends = [0, len(measure.nodes) - 1]
     values, residuals = measure.nodes[ends], measure.residuals[ends]
-    return EigenPairs(values, residuals, residuals <= tol * np.abs(values).max())
+    converged = residuals <= tol * np.abs(values).max()
+    return EigenPairs(values, residuals, converged, num_lower=1)

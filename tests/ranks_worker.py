@@ -13,6 +13,7 @@ import torch
 from conftest import with_spectrum
 from test_evaluator import NETWORKS, data
 from torch.nn import functional as F
+from torch.utils.data import IterableDataset
 
 import hessian_spectrum as hs
 from hessian_spectrum.krylov import lanczos
@@ -56,6 +57,8 @@ def compute(world):
     for label, samples in SAMPLES.items():
         results[f"operators, {label}"] = of_operators(samples, world)
         results[f"points, {label}"] = of_points(samples, world)
+        results[f"alignment, {label}"] = of_alignment(data(samples), samples, world)
+    results["alignment, stream"] = of_alignment(Stream(), 10, world)  # batches are dealt in turn
     matrix = with_spectrum(torch.tensor([-1.0, 0.0, 0.5, 2.0, 2.0]))  # fewer rows than 2 a rank
     measure = hs.spectral_density(hs.Dense(matrix, world), 4, 5)
     results["dense"] = {"moments": [measure.moment(p) for p in range(6)]}
@@ -143,6 +146,30 @@ def of_points(samples, world):
     found["distances"] = [*distances.distance.flatten(), distances.disagreement[0, 1]]
     found["measured"] = hs.interpolate(ev, ev.theta, -ev.theta, 5).loss.tolist()
     return found
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return zip(*data(10))
+
+
+def of_alignment(source, samples, world):
+    """Minibatches of samples that live on several ranks."""
+    torch.manual_seed(0)
+    ev = hs.Evaluator(NETWORKS["mlp"](), F.cross_entropy, source, batch_size=3, world=world)
+    operator = hs.Hessian(ev)
+    values, vectors = torch.linalg.eigh(operator @ torch.eye(ev.n, dtype=torch.float64))
+    zeros = torch.zeros(2).numpy()
+    pairs = hs.EigenPairs(values[-2:].numpy(), zeros, zeros == 0, vectors[:, -2:].T.numpy())
+    sizes = (1, min(4, samples), "full")
+    found = hs.alignment(ev, sizes, 3, pairs=pairs, operator=operator, at_once=2)
+    known = torch.from_numpy(found.alignment).isfinite().numpy()
+    return {
+        "alignment": found.alignment[known].tolist(),
+        "norm": found.gradient_norm[known].tolist(),
+        "cosine": (found.cosine[known] ** 2).flatten().tolist(),
+        "captured": found.captured[known].tolist(),
+    }
 
 
 def told(action):

@@ -109,7 +109,7 @@ def test_plot_draws_each_view_and_refuses_options_that_it_would_ignore(inside, c
     fails(capsys, [*plot, "--view", "log", "--sigma2", "1"], ignored)
     fails(capsys, [*plot, "--floor", "1"], "--floor with --view density: expected --view log")
     pairs = [*plot, "--result", "eigenpairs", "--view", "log"]
-    fails(capsys, pairs, "holds eigenpairs, which have one view")
+    fails(capsys, pairs, "--view log: eigenpairs has the views eigenvalues, participation")
     assert not (inside / "other.png").exists()
 
 

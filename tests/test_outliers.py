@@ -1,5 +1,7 @@
 """What follows from eigenpairs: ratios, signs, participation, and a measure with exact ends."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -173,6 +175,8 @@ def test_only_converged_pairs_from_the_ends_inwards_are_taken():
     assert found.mass(4.0, 4.0) > 0.9 / len(SPECTRUM)
     assert set(found.nodes) >= {-0.5, 4.0}
     assert 1.0 not in found.nodes and -0.3 not in found.nodes
+    told = outliers.refined(measure, replace(pairs, num_lower=2))
+    np.testing.assert_array_equal(told.nodes, found.nodes)
     one_end = outliers.refined(measure, ends(0))
     assert one_end.support[0] == measure.support[0] and one_end.support[1] == 4.0
 
@@ -183,10 +187,16 @@ def test_questions_without_an_answer_are_refused():
     rows = np.eye(3)
     for ask, message in [
         (lambda: outliers.outlier_ratio(pairs, 2), r"eigenvalue 2 is 0.05, give or take 0.1"),
-        (lambda: outliers.outlier_ratio(pairs, 4), "eigenvalue 4 of 3 pairs; expected 1 to 3"),
+        (
+            lambda: outliers.outlier_ratio(pairs, 4),
+            "eigenvalue 4, but 3 were computed at the upper end",
+        ),
         (lambda: outliers.condition_number(pairs), "use damping > 1.1"),
         (lambda: outliers.condition_number(pairs, 1.05), "at least -0.05"),
         (lambda: outliers.normalized(pairs, 3), "eigenvalue 3 is -1; expected one above 0"),
+        (lambda: outliers.smallest(replace(pairs, num_lower=0)), "at the lower end"),
+        (lambda: outliers.condition_number(replace(pairs, num_lower=0), 9.0), "at the lower end"),
+        (lambda: outliers.outlier_ratio(replace(pairs, num_lower=2), 2), "but 1 were computed"),
         (lambda: outliers.rescaled(pairs, 0.0), r"rescaled\(unit=0.0\)"),
         (lambda: outliers.participation(rows, {"a": 2}), r"shape \(3, 3\) and layers of 2 entries"),
         (lambda: outliers.participation(rows, {"a": 3, "b": 0}), "layers of 1 entry or more"),

@@ -59,7 +59,7 @@ def alignment(
     """
     operator = operator or Hessian(evaluator)
     total = round(evaluator.num_samples)
-    sizes = _sizes(batch_sizes, total)
+    sizes = sizes_of(batch_sizes, evaluator)
     if not isinstance(num_batches, int) or num_batches < 1:
         raise InputError(f"num_batches={num_batches}: expected a whole number, 1 or more")
     if at_once is not None and at_once < 1:
@@ -93,8 +93,9 @@ def gradients_at_once(evaluator: Evaluator, memory: int | None = None) -> int:
     return max(1, min(evaluator.world.gather_objects(fitting)))
 
 
-def _sizes(batch_sizes: Sequence[int | str], total: int) -> list[int]:
-    """As numbers of samples, ascending."""
+def sizes_of(batch_sizes: Sequence[int | str], evaluator: Evaluator) -> list[int]:
+    """As numbers of samples, ascending; InputError for one that the data does not have."""
+    total = round(evaluator.num_samples)
     if isinstance(batch_sizes, (int, str)):
         batch_sizes = (batch_sizes,)
     found = set()
@@ -125,6 +126,8 @@ class _Top(NamedTuple):
     def of(cls, operator: Curvature, pairs: EigenPairs | None) -> _Top:
         if pairs is None:
             return cls(np.empty(0), np.empty(0), None, None)
+        if len(pairs) == (pairs.num_lower or 0):
+            raise InputError("pairs are of the lower end only; expected the largest among them")
         values, residuals = np.asarray(pairs.values), np.asarray(pairs.residuals)
         if pairs.vectors is None or not len(pairs):
             return cls(values, residuals, None, None)

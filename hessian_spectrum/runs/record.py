@@ -210,6 +210,7 @@ class Record:
             "data_kept_on_device": evaluator.batches.kept,
             "threads": self.threads,
             "parameters": evaluator.n,
+            "sizes": dict(zip(evaluator.layout.names, evaluator.layout.sizes)),
             "total_weight": evaluator.total_weight,
             "dtype": str(evaluator.dtype).removeprefix("torch."),
             "batch_norm": evaluator.batch_norm,

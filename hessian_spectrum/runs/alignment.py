@@ -1,0 +1,236 @@
+"""The ``alignment`` command: the result file itself is the state, one batch size after another."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from contextlib import ExitStack
+from typing import Any
+
+from hessian_spectrum import planner, report, store
+from hessian_spectrum.analyses.alignment import SHARE, alignment, gradients_at_once, sizes_of
+from hessian_spectrum.config import AlignmentConfig
+from hessian_spectrum.curvature import Curvature
+from hessian_spectrum.distributed import World
+from hessian_spectrum.errors import InputError
+from hessian_spectrum.evaluator import Evaluator
+from hessian_spectrum.gradient_alignment import Alignment, joined
+from hessian_spectrum.measure import EigenPairs
+from hessian_spectrum.recurrence_store import RecurrenceStore
+from hessian_spectrum.runs.record import (
+    OPERATORS,
+    Record,
+    check_output,
+    first_order,
+    on_first_rank,
+    print_estimate,
+    together,
+    writing,
+)
+from hessian_spectrum.signals import StopRequest
+
+
+def align(
+    config: AlignmentConfig,
+    arguments: dict[str, Any],
+    world: World,
+    stop: StopRequest | None = None,
+) -> None:
+    """From a problem to a finished result file; each batch size is written when it is done.
+
+    Args:
+        arguments: of Evaluator: model, loss_fn, data and options.
+        world: the ranks; all of them call this.
+        stop: a listener to signals that is already at work; default: one for this call.
+
+    Raises:
+        InputError: the input, or the output's place, cannot be used; nothing was written.
+        FloatingPointError: the loss is not finite.
+        Interrupted: a signal came; ``resume`` goes on with the batch size it came in.
+    """
+    started = time.time()
+
+    def check() -> None:
+        _check_output(config)
+
+    on_first_rank(world, check)
+    with ExitStack() as stack:
+        stop = stop or stack.enter_context(StopRequest().listening())
+        evaluator = Evaluator(**arguments, world=world)
+        sizes = sizes_of(config.sizes, evaluator)
+        if config.dry_run:
+            operator = OPERATORS[config.operator](evaluator)
+            at_once = _at_once(config, evaluator)
+            estimate = _estimate(config, operator, sizes, at_once)
+            print_estimate(estimate, evaluator, first_order(evaluator))
+            return
+        lock = stack.enter_context(writing(config, world, stop, check))
+        record = AlignmentRecord(config, world, evaluator, lock, started)
+        _align(config, record, sizes, stop, stack)
+
+
+def _align(
+    config: AlignmentConfig,
+    record: AlignmentRecord,
+    sizes: list[int],
+    stop: StopRequest,
+    stack: ExitStack,
+) -> None:
+    world, evaluator = record.world, record.evaluator
+    found = record.earlier_result(sizes)
+    missing = [size for size in sizes if found is None or size not in found.batch_sizes]
+    pairs = together(world, lambda: record.pairs(stack))
+    record.values = values = first_order(evaluator)
+    record.require_same_values()
+    record.leave_if(stop)
+    operator = OPERATORS[config.operator](evaluator)
+    if record.product_plan is None:
+        record.at_once = _at_once(config, evaluator)
+        estimate = _estimate(config, operator, missing, record.at_once)
+        record.product_plan, record.place = estimate.plan, estimate.place
+        print_estimate(estimate, evaluator, values, file=sys.stderr)
+    operator = operator.planned(record.product_plan)
+
+    with record.bar(sum(_minibatches(config, missing, evaluator)), 0, "minibatch") as bar:
+        for size in missing:
+            before = bar.n
+
+            def on_chunk(done: int, before: int = before) -> None:
+                record.leave_if(stop)
+                bar.update(before + done - bar.n)
+
+            part = alignment(
+                evaluator,
+                (size,),
+                config.num_batches,
+                pairs=pairs,
+                operator=operator,
+                seed=config.seed,
+                at_once=record.at_once,
+                on_chunk=on_chunk,
+            )
+            found = part if found is None else joined([found, part])
+            record.write(found, finished=size == missing[-1])
+    if world.rank == 0:
+        print(report.alignment(found, values))
+        print(f"written to {config.out}")
+
+
+class AlignmentRecord(Record):
+    """Its state is the result file: the batch sizes that are done."""
+
+    command = "alignment"
+    # More sizes extend a run; eigenpairs are compared by their values, wherever they lie.
+    free_fields = Record.free_fields | {"batch_sizes", "eigenpairs"}
+    at_once = 0  # gradients in one block
+
+    def earlier_result(self, sizes: list[int]) -> Alignment | None:
+        """What an earlier run has finished; None for a new run, which starts clean."""
+        if self.config.overwrite:  # what another command may have left beside the file
+            on_first_rank(self.world, RecurrenceStore(self.folder, self.world).remove)
+        if not self.world.any(self.config.resume and self.config.out.exists()):
+            return None
+        saved = self.world.gather_objects(
+            together(self.world, lambda: self._saved() if self.world.rank == 0 else None)
+        )[0]
+        header, found = saved
+        together(self.world, lambda: self.go_on_from(header))
+        self.at_once = header["plan"]["gradients_at_once"]
+        if set(sizes) <= set(found.batch_sizes.tolist()):
+            raise InputError(
+                f"{self.config.out} has all of these batch sizes: extend it by other "
+                "--batch-sizes, or compute it again with --overwrite"
+            )
+        return found
+
+    def _saved(self) -> tuple[dict[str, Any], Alignment]:
+        """The header of a record, as the result file has it, and the result."""
+        with store.open(self.config.out) as run:
+            if run.config.get("command") != self.command or "alignment" not in run:
+                raise InputError(
+                    f"{self.config.out} is no result of {self.command}: there is nothing to "
+                    "resume; use --overwrite, or another --out"
+                )
+            plan, provenance = run.plan, run.provenance
+            header = {
+                "config": run.config,
+                "digests": provenance["digests"],
+                "problem": {
+                    "parameters": plan["parameters"],
+                    "total_weight": plan["total_weight"],
+                    "dtype": f"torch.{plan['dtype']}",
+                },
+                "values": dict(run["values"]),
+                "plan": plan,
+                "work": {name: provenance[name] for name in ("seconds", "products", "passes")},
+            }
+            return header, run["alignment"]
+
+    def pairs(self, stack: ExitStack) -> EigenPairs | None:
+        """The eigenpairs that the user names; their vectors are read later.
+
+        Raises:
+            InputError: they are of other parameters or data, or of another matrix.
+        """
+        path = self.config.eigenpairs
+        if path is None:
+            return None
+        run = stack.enter_context(store.open(path))
+        if "eigenpairs" not in run:
+            raise InputError(f"--eigenpairs {path}: holds {', '.join(run)}; expected eigenpairs")
+        digests = run.provenance.get("digests", {})
+        for name, digest in self.origin["digests"].items():
+            if run.plan.get("dtype") != self.plan()["dtype"]:  # other bits of the same numbers
+                break
+            if None not in (digest, digests.get(name)) and digests[name] != digest:
+                raise InputError(
+                    f"--eigenpairs {path}: of other {name}; compute them with those of this run"
+                )
+        operator = run.plan.get("operator", self.config.operator)
+        if operator != self.config.operator:
+            raise InputError(
+                f"--eigenpairs {path}: of the {operator} matrix; expected --operator {operator}"
+            )
+        return run["eigenpairs"]
+
+    def plan(self) -> dict[str, Any]:
+        return {**super().plan(), "gradients_at_once": self.at_once}
+
+
+def _check_output(config: AlignmentConfig) -> None:
+    if config.resume and config.out.exists():
+        store.check_output(config.out, resume=True)
+    else:
+        check_output(config, "")
+
+
+def _at_once(config: AlignmentConfig, evaluator: Evaluator) -> int:
+    memory = config.memory_bytes
+    fitting = gradients_at_once(evaluator, None if memory is None else int(SHARE * memory))
+    return min(fitting, config.num_batches)
+
+
+def _minibatches(config: AlignmentConfig, sizes: list[int], evaluator: Evaluator) -> list[int]:
+    """Of each size."""
+    total = round(evaluator.num_samples)
+    return [1 if size == total else config.num_batches for size in sizes]
+
+
+def _estimate(
+    config: AlignmentConfig, operator: Curvature, sizes: list[int], at_once: int
+) -> planner.Estimate:
+    numbers = _minibatches(config, sizes, operator.evaluator)
+    passes = sum(-(-number // at_once) for number in numbers)
+    estimate = planner.plan(
+        operator.evaluator,
+        operator.theta,
+        at_once,
+        passes,
+        kept=2 * at_once,  # the gradients, and of unit length
+        form=operator.form,
+        mode=config.hvp,
+        precision=config.hvp_dtype,
+        memory=config.memory_bytes,
+    )
+    return dataclasses.replace(estimate, products=sum(numbers))
