@@ -24,6 +24,7 @@ from hessian_spectrum.krylov.ritz import (
     Which,
     kept,
     may_miss_copies,
+    num_lower,
     ritz,
     wanted,
 )
@@ -198,7 +199,9 @@ def believed(
         parts = [slice(i, i + TOGETHER) for i in range(0, len(values), TOGETHER)]
         each = [_misfits(operator, rows[part], values[part]) for part in parts]
         residuals = np.maximum(np.concatenate(each), floor)
-    return EigenPairs(values, residuals, residuals <= goal.tol * found.scale), rows
+    converged = residuals <= goal.tol * found.scale
+    lower = num_lower(goal.which, goal.k, values)
+    return EigenPairs(values, residuals, converged, num_lower=lower), rows
 
 
 def _misfits(

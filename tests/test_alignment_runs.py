@@ -19,7 +19,7 @@ from hessian_spectrum.runs import alignment as command
 from hessian_spectrum.signals import Interrupted, StopRequest
 
 ZOO = ["--model", "mlp-64-6-10", "--dataset", "digits", "--limit", "60", "--dtype", "float64"]
-RUN = ["alignment", *ZOO, "--batch-size", "16", "--num-batches", "5"]
+RUN = ["alignment", *ZOO, "--batch-size", "16", "--num-batches", "5", "--k", "0"]
 SIZES = ["--batch-sizes", "4", "20", "full"]
 
 
@@ -98,6 +98,27 @@ def test_a_run_that_is_interrupted_or_extended_gives_the_bits_of_a_straight_one(
     )
 
 
+def test_the_top_eigenpairs_are_computed_first_and_once(tmp_path, monkeypatch):
+    out = tmp_path / "run.h5"
+    with pytest.raises(Interrupted):
+        align(out, StopIn(out), k=3)  # after the eigenpairs
+    with hs.open(out) as run:
+        assert list(run) == ["eigenpairs", "values"] and not run.finished
+        products = run.provenance["products"]
+    expected = pairs_of(problem())
+    monkeypatch.setattr(command.eigensolver, "eigenpairs", None)  # not again
+    align(out, k=3, resume=True)
+    found = found_in(out)
+    np.testing.assert_allclose(found.eigenvalues, expected.values, rtol=1e-9)
+    with hs.open(out) as run:
+        cosines = np.abs(run["eigenpairs"].vectors @ expected.vectors.T)
+        np.testing.assert_allclose(cosines, np.eye(3), atol=1e-4)
+        # A block of 6, one of 6, one gradient; each checks the pairs by one more.
+        assert run.provenance["products"] - products == 6 + 6 + 1 + 3
+    whole = hs.alignment(hs.Evaluator(**problem()), (3, 8, "full"), 6, pairs=expected)
+    np.testing.assert_allclose(found.captured, whole.captured, rtol=1e-6)
+
+
 def test_what_a_resume_and_eigenpairs_of_something_else_are_told(tmp_path):
     out, stored, other = (tmp_path / name for name in ("run.h5", "pairs.h5", "other.h5"))
     hs.save(stored, pairs_of(problem()))
@@ -119,9 +140,10 @@ def test_what_a_resume_and_eigenpairs_of_something_else_are_told(tmp_path):
         ({"num_batches": 7}, "--num-batches was 6 and is now 7"),
         ({"seed": 1}, "--seed was 0 and is now 1"),
         ({"arguments": moved}, "the parameters are not those of"),
-        ({"batch_sizes": ("5",), "eigenpairs": None}, "of other data, eigenvectors or seeds"),
+        ({"batch_sizes": ("5",), "eigenpairs": None, "k": 0}, "--k was None and is now 0"),
+        ({"batch_sizes": ("5",), "eigenpairs": None}, "has 3 eigenpairs, and these are others"),
         ({"batch_sizes": ("31",)}, "batch size 31: expected 1 to 30"),
-        ({"batch_sizes": ("5",), "eigenpairs": other}, "pairs are of another matrix"),
+        ({"batch_sizes": ("5",), "eigenpairs": other}, "and these are others"),
         ({"batch_sizes": ("5",), "eigenpairs": tmp_path / "named.h5"}, "of other parameters"),
         ({"batch_sizes": ("5",), "eigenpairs": out}, "holds alignment, values; expected eigenp"),
     ]
@@ -129,12 +151,14 @@ def test_what_a_resume_and_eigenpairs_of_something_else_are_told(tmp_path):
         with pytest.raises(hs.InputError, match=message):
             align(out, resume=True, **{"eigenpairs": stored, **options})
         assert out.read_bytes() == before
+    with pytest.raises(hs.InputError, match="pairs are of another matrix"):
+        align(tmp_path / "new.h5", eigenpairs=other)
     with pytest.raises(hs.InputError, match="exists already"):
         align(out)
     hs.save(out, pairs_of(problem()), config={"command": "density"}, overwrite=True)
     with pytest.raises(hs.InputError, match="is no result of alignment"):
         align(out, resume=True)
-    align(out, overwrite=True, batch_sizes=("5",))
+    align(out, overwrite=True, batch_sizes=("5",), k=0)
     assert np.isnan(found_in(out).captured).all()
 
 
@@ -154,7 +178,10 @@ def test_the_command_line_answers_draws_and_refuses(inside, capsys):  # noqa: F8
     fails(capsys, [*new, "--batch-sizes", "0"], "--batch-sizes '0'")
     fails(capsys, [*new, "--batch-sizes", "61"], "batch size 61: expected 1 to 60")
     fails(capsys, [*new, "--num-batches", "0"], "--num-batches 0: expected 1 or more")
-    fails(capsys, [*new, *SIZES, "--eigenpairs", "no.h5"], "no such file")
+    fails(capsys, [*new, *SIZES, "--eigenpairs", "no.h5"], "--k 0: leave it out, or --eigenp")
+    named = [word for word in new if word not in ("--k", "0")]
+    fails(capsys, [*named, *SIZES, "--eigenpairs", "no.h5"], "no such file")
+    fails(capsys, [*named, "--k", "-1"], "--k -1: expected 0 or more")
     other = ["plot", "run.h5", "--out", "other.png", "--view", "log"]
     fails(capsys, other, "alignment has the views alignment")
     fails(capsys, ["query", "run.h5", "trace"], "holds no 'density'")

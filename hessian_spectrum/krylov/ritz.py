@@ -64,6 +64,13 @@ def wanted(which: Which, k: int, values: Array) -> NDArray[np.intp]:
     return np.sort(np.concatenate(ends(which, k, values)))
 
 
+def num_lower(which: Which, k: int, values: Array) -> int:
+    """How many of the wanted ``values`` are of the lower end; the others are of the upper one."""
+    if which == "magnitude":  # all that are as large: the negative ones are the smallest there are
+        return int(np.count_nonzero(values < 0))
+    return {"largest": 0, "smallest": len(values)}.get(which, min(k, len(values)))
+
+
 def may_miss_copies(found: Ritz, which: Which, k: int, starts: int, floor: float) -> bool:
     """May an eigenvalue have more copies than were found, so that the wanted list is another?
 

@@ -8,7 +8,9 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from hessian_spectrum import planner, report, store
+import numpy as np
+
+from hessian_spectrum import eigensolver, planner, report, schema, store
 from hessian_spectrum.analyses.alignment import SHARE, alignment, gradients_at_once, sizes_of
 from hessian_spectrum.config import AlignmentConfig
 from hessian_spectrum.curvature import Curvature
@@ -16,6 +18,7 @@ from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.gradient_alignment import Alignment, joined
+from hessian_spectrum.krylov.restarted import RitzSpace
 from hessian_spectrum.measure import EigenPairs
 from hessian_spectrum.recurrence_store import RecurrenceStore
 from hessian_spectrum.runs.record import (
@@ -80,7 +83,12 @@ def _align(
     world, evaluator = record.world, record.evaluator
     found = record.earlier_result(sizes)
     missing = [size for size in sizes if found is None or size not in found.batch_sizes]
-    pairs = together(world, lambda: record.pairs(stack))
+    record.top = together(world, lambda: record.stored_pairs(stack))
+    if found is not None and not np.array_equal(found.eigenvalues, _values(record.top)):
+        raise InputError(
+            f"cannot resume: {config.out} has {len(found.eigenvalues)} eigenpairs, and these are "
+            "others; name the same --eigenpairs, or use --overwrite to start again"
+        )
     record.values = values = first_order(evaluator)
     record.require_same_values()
     record.leave_if(stop)
@@ -91,6 +99,9 @@ def _align(
         record.product_plan, record.place = estimate.plan, estimate.place
         print_estimate(estimate, evaluator, values, file=sys.stderr)
     operator = operator.planned(record.product_plan)
+    if record.top is None and found is None and config.num_pairs:
+        record.top = _largest(config, record, operator, stop)
+        record.write(record.top, finished=False)
 
     with record.bar(sum(_minibatches(config, missing, evaluator)), 0, "minibatch") as bar:
         for size in missing:
@@ -104,17 +115,43 @@ def _align(
                 evaluator,
                 (size,),
                 config.num_batches,
-                pairs=pairs,
+                pairs=record.top,
                 operator=operator,
                 seed=config.seed,
                 at_once=record.at_once,
                 on_chunk=on_chunk,
             )
             found = part if found is None else joined([found, part])
-            record.write(found, finished=size == missing[-1])
+            record.save(found, finished=size == missing[-1])
     if world.rank == 0:
         print(report.alignment(found, values))
         print(f"written to {config.out}")
+
+
+def _values(pairs: EigenPairs | None) -> np.ndarray:
+    return np.empty(0) if pairs is None else np.asarray(pairs.values)
+
+
+def _largest(
+    config: AlignmentConfig, record: AlignmentRecord, operator: Curvature, stop: StopRequest
+) -> EigenPairs:
+    """As the ``eigenpairs`` command finds them; not resumed, but kept with the result."""
+    n = operator.n
+    k = min(config.num_pairs, n)
+    if k * n * operator.dtype.itemsize >= schema.MAX_VECTOR_BYTES:
+        raise InputError(
+            f"{k} eigenvectors of {n} entries are too large for the result file; use a smaller "
+            "--k, or compute them by the eigenpairs command and name its file: --eigenpairs"
+        )
+    with record.bar(None, 0, "product") as bar:
+
+        def on_step(space: RitzSpace) -> None:
+            record.leave_if(stop)
+            bar.update(space.products - bar.n)
+
+        return eigensolver.eigenpairs(
+            operator, k, "largest", seed=config.seed, basis=record.basis_place, on_step=on_step
+        )
 
 
 class AlignmentRecord(Record):
@@ -124,6 +161,12 @@ class AlignmentRecord(Record):
     # More sizes extend a run; eigenpairs are compared by their values, wherever they lie.
     free_fields = Record.free_fields | {"batch_sizes", "eigenpairs"}
     at_once = 0  # gradients in one block
+    top: EigenPairs | None = None
+
+    def save(self, found: Alignment, finished: bool) -> None:
+        """The batch sizes that are done, and the eigenpairs that were computed for them."""
+        own = [self.top] if self.top is not None and self.config.num_pairs else []
+        self.write(found, *own, finished=finished)
 
     def earlier_result(self, sizes: list[int]) -> Alignment | None:
         """What an earlier run has finished; None for a new run, which starts clean."""
@@ -137,17 +180,17 @@ class AlignmentRecord(Record):
         header, found = saved
         together(self.world, lambda: self.go_on_from(header))
         self.at_once = header["plan"]["gradients_at_once"]
-        if set(sizes) <= set(found.batch_sizes.tolist()):
+        if found is not None and set(sizes) <= set(found.batch_sizes.tolist()):
             raise InputError(
                 f"{self.config.out} has all of these batch sizes: extend it by other "
                 "--batch-sizes, or compute it again with --overwrite"
             )
         return found
 
-    def _saved(self) -> tuple[dict[str, Any], Alignment]:
-        """The header of a record, as the result file has it, and the result."""
+    def _saved(self) -> tuple[dict[str, Any], Alignment | None]:
+        """The header of a record, as the result file has it, and the result, if there is one."""
         with store.open(self.config.out) as run:
-            if run.config.get("command") != self.command or "alignment" not in run:
+            if run.config.get("command") != self.command:
                 raise InputError(
                     f"{self.config.out} is no result of {self.command}: there is nothing to "
                     "resume; use --overwrite, or another --out"
@@ -165,15 +208,19 @@ class AlignmentRecord(Record):
                 "plan": plan,
                 "work": {name: provenance[name] for name in ("seconds", "products", "passes")},
             }
-            return header, run["alignment"]
+            return header, run.get("alignment")
 
-    def pairs(self, stack: ExitStack) -> EigenPairs | None:
-        """The eigenpairs that the user names; their vectors are read later.
+    def stored_pairs(self, stack: ExitStack) -> EigenPairs | None:
+        """The eigenpairs that the user names, or that the resumed run had computed; their vectors
+        are read later.
 
         Raises:
             InputError: they are of other parameters or data, or of another matrix.
         """
-        path = self.config.eigenpairs
+        config = self.config
+        if config.eigenpairs is None and self.product_plan and config.num_pairs:  # resumed
+            return stack.enter_context(store.open(config.out)).get("eigenpairs")
+        path = config.eigenpairs
         if path is None:
             return None
         run = stack.enter_context(store.open(path))
