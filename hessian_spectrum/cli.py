@@ -515,11 +515,11 @@ def _failure(error: BaseException, config: Any = None) -> str | None:
 
 
 _DESCRIPTION = (
-    "Hessian eigenvalue densities of PyTorch models; one HDF5 file a run. demo, train and density "
+    "Hessian eigenvalue densities of PyTorch models; one HDF5 file a run. Commands that compute "
     "also take --config FILE: the same options in a .toml or .json file, or those stored in an "
-    "earlier result (.h5); options on the command line win. density runs unchanged alone, under "
-    "torchrun, mpirun and srun. Exit codes: 0 done, 1 failed, 2 usage, 75 stopped by a signal "
-    "with its state saved (go on with --resume)."
+    "earlier result (.h5); options on the command line win. density, eigenpairs and alignment run "
+    "unchanged alone, under torchrun, mpirun and srun. Exit codes: 0 done, 1 failed, 2 usage, 75 "
+    "stopped by a signal with its state saved (go on with --resume)."
 )
 
 _COMMANDS = [
@@ -528,7 +528,7 @@ _COMMANDS = [
     ("density", DensityConfig, "eigenvalue density of a Hessian"),
     ("eigenpairs", EigenpairsConfig, "extreme eigenvalues and eigenvectors of a Hessian"),
     ("alignment", AlignmentConfig, "curvature along the gradients of minibatches"),
-    ("query", QueryConfig, "ask a result file: masses, counts, quantiles, moments"),
+    ("query", QueryConfig, "ask a result file: masses, counts, quantiles, outlier ratios"),
     ("plot", PlotConfig, "draw a result"),
     ("info", InfoConfig, "what a result file holds and where it comes from"),
     ("merge", MergeConfig, "put the results of many files into one"),

@@ -181,7 +181,9 @@ def current(operator: SymmetricOperator, space: RitzSpace, goal: Goal) -> EigenP
     _, found, _ = _decided(space, operator, goal)
     floor = torch.finfo(operator.dtype).eps * found.scale
     residuals = np.maximum(found.residuals, floor)
-    return EigenPairs(found.values, residuals, residuals <= goal.tol * found.scale)
+    converged = residuals <= goal.tol * found.scale
+    lower = num_lower(goal.which, goal.k, found.values)
+    return EigenPairs(found.values, residuals, converged, num_lower=lower)
 
 
 def believed(

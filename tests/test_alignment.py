@@ -271,6 +271,19 @@ def test_eigenvalues_alone_give_shares():
     assert np.isnan(found.cosine).all() and found.cosine.shape == (1, 3, 2)
 
 
+def test_eigenvectors_of_the_lower_end_are_left_out():
+    ev = evaluator()
+    pairs = hs.eigenpairs(hs.Hessian(ev), 2, "both", tol=1e-9)
+    found = hs.alignment(ev, (4, 9), 3, pairs=pairs)
+    upper = hs.EigenPairs(*(x[2:] for x in (pairs.values, pairs.residuals, pairs.converged)))
+    top = hs.alignment(ev, (4, 9), 3, pairs=dataclasses.replace(upper, vectors=pairs.vectors[2:]))
+    assert found.cosine.shape == (2, 3, 2)
+    np.testing.assert_array_equal(found.captured, top.captured)
+    lower = hs.eigenpairs(hs.Hessian(ev), 2, "smallest")
+    with pytest.raises(hs.InputError, match="of the lower end only"):
+        hs.alignment(ev, (4,), 3, pairs=lower)
+
+
 def test_single_precision_finds_the_same():
     torch.manual_seed(0)
     double = evaluator()

@@ -209,3 +209,18 @@ def test_questions_without_an_answer_are_refused():
         with pytest.raises(InputError, match=message) as error:
             ask()
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("which", "lower", "upper"),
+    [("largest", 0, 3), ("smallest", 3, 0), ("both", 3, 3), ("magnitude", 1, 2)],
+)
+def test_computed_pairs_know_which_end_they_are_of(which, lower, upper):
+    pairs = hs.eigenpairs(hs.Dense(with_spectrum([*SPECTRUM, -3.0])), 3, which)
+    assert pairs.num_lower == lower and len(pairs) == lower + upper
+    for ask, known in [(outliers.smallest, lower), (lambda p: outliers.eigenvalue(p, 1), upper)]:
+        if known:
+            ask(pairs)
+        else:
+            with pytest.raises(InputError, match="end"):
+                ask(pairs)

@@ -44,7 +44,8 @@ def alignment(
         batch_sizes: samples in a minibatch; "full" is all the data, of which there is one.
         num_batches: minibatches of each size.
         pairs: eigenpairs of H at these parameters, its largest among them; vectors are rows
-            (k, n), lazy or not. Without, shares of lambda_1, cosines and parts are NaN.
+            (k, n), lazy or not. Those of the lower end are left out. Without, shares of lambda_1,
+            cosines and parts are NaN.
         operator: H; default: ``Hessian(evaluator)``. Gradients are taken at its theta.
         at_once: gradients in one block; default: what a quarter of the free memory holds.
         on_chunk: told after each block how many of all the minibatches are done; may raise.
@@ -112,7 +113,7 @@ def sizes_of(batch_sizes: Sequence[int | str], evaluator: Evaluator) -> list[int
 
 
 class _Top(NamedTuple):
-    """The eigenpairs, this rank's entries of their vectors, and how near to orthonormal they are.
+    """The largest eigenpairs: this rank's entries of the vectors, and their inner products.
 
     ``vectors`` and ``gram`` are None where there are no vectors.
     """
@@ -126,10 +127,11 @@ class _Top(NamedTuple):
     def of(cls, operator: Curvature, pairs: EigenPairs | None) -> _Top:
         if pairs is None:
             return cls(np.empty(0), np.empty(0), None, None)
-        if len(pairs) == (pairs.num_lower or 0):
+        upper = range(pairs.num_lower or 0, len(pairs))
+        if not len(upper):
             raise InputError("pairs are of the lower end only; expected the largest among them")
-        values, residuals = np.asarray(pairs.values), np.asarray(pairs.residuals)
-        if pairs.vectors is None or not len(pairs):
+        values, residuals = (np.asarray(x)[upper.start :] for x in (pairs.values, pairs.residuals))
+        if pairs.vectors is None:
             return cls(values, residuals, None, None)
         if tuple(pairs.vectors.shape) != (len(pairs), operator.n):
             raise InputError(
@@ -138,7 +140,7 @@ class _Top(NamedTuple):
             )
         layout = operator.layout
         vectors = torch.stack(  # lazy ones are read one at a time
-            [_tensor(pairs.vectors[i])[layout.start : layout.stop] for i in range(len(pairs))]
+            [_tensor(pairs.vectors[i])[layout.start : layout.stop] for i in upper]
         )
         precision = torch.finfo(vectors.dtype).eps
         vectors = vectors.to(operator.device, operator.dtype)

@@ -129,7 +129,8 @@ def _align(
 
 
 def _values(pairs: EigenPairs | None) -> np.ndarray:
-    return np.empty(0) if pairs is None else np.asarray(pairs.values)
+    """Those of the upper end, which alignments are stored with."""
+    return np.empty(0) if pairs is None else np.asarray(pairs.values)[pairs.num_lower or 0 :]
 
 
 def _largest(
