@@ -136,20 +136,22 @@ def _columns(batch: Any) -> Callable[[Any], bool] | None:
     """Which nodes hold one entry for each sample without being tensors; None where not all leaves
     are divided by samples."""
     size = leading_size(batch)
-
-    def is_column(node: Any) -> bool:
-        return (
-            isinstance(node, (list, tuple))
-            and len(node) == size
-            and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(node))
-        )
-
+    is_column = columns_are(size)
     leaves = tree_flatten(batch, is_leaf=is_column)[0]
     if not all(
         is_column(t) or (isinstance(t, Tensor) and t.ndim and len(t) == size) for t in leaves
     ):
         return None
     return is_column
+
+
+def columns_are(size: int) -> Callable[[Any], bool]:
+    """Is it a list or tuple of this many texts or numbers, one a sample?"""
+    return lambda node: (
+        isinstance(node, (list, tuple))
+        and len(node) == size
+        and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(node))
+    )
 
 
 def pieces(batch: Any, size: int | None) -> list[Any]:
@@ -183,14 +185,15 @@ def digest(batches: Minibatches, world: World, whole: bool = False) -> str | Non
         return None
     total = 0
     for batch in batches:
-        samples = list(_sample_digests(batch))
+        samples = list(sample_digests(batch))
         if whole:
             samples = [hashlib.sha256(b"".join(samples)).digest()]
         total += sum(int.from_bytes(sample, "big") for sample in samples)
     return f"{sum(world.gather_objects(total)) % 2**256:064x}"
 
 
-def _sample_digests(batch: Any) -> Iterator[bytes]:
+def sample_digests(batch: Any) -> Iterator[bytes]:
+    """SHA-256 of each sample's tensors."""
     leaves = [t.detach().cpu().contiguous() for t in _tensors(batch)]
     size = leading_size(batch)
     for i in range(size):

@@ -7,7 +7,7 @@ of z and counted exactly. NumPy only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -50,20 +50,40 @@ def certified(rule: BlockRule, n: int, floor: float = 0.0) -> SpectralMeasure:
 
     Cost: O(N^3) for each group, N the order of T; no products.
     """
-    starts, usual = rule.starts, SpectralMeasure.of_rules((rule,), n, floor)
-    if len(starts) < 2:
+    usual = SpectralMeasure.of_rules((rule,), n, floor)
+    if len(rule.starts) < 2:
         return usual
-    space = _EigenSpace(rule)
-    weights = np.empty_like(usual.weights)
-    for group in _groups(len(starts)):
-        others = np.setdiff1d(np.arange(len(starts)), group)
-        known = space.krylov_basis(starts[others])
-        left = space.seen(starts[group])
-        left = left - (left @ known.T) @ known
-        rest = normalized(left**2) * (1 - len(known) / n)
-        weights[group] = np.square(known).sum(axis=0) / n + rest
+    weights = held_out_weights(rule, n)()
     single = (np.abs(n * weights - 1) < ONE).all(axis=0)
     return replace(usual, weights=weights, certified=single, scatter=SCATTER)
+
+
+def held_out_weights(rule: BlockRule, n: int) -> Callable[..., Array]:
+    """``vectors -> weights``, each probe's weights (b, N) on T's eigenvectors.
+
+    Or on other orthonormal columns (N, N), the eigenvectors of another matrix in T's basis: the
+    identity above holds for any symmetric f(A), since the others' space is none of the probe's.
+    """
+    starts = rule.starts
+    if len(starts) < 2:
+        own = rule.eigen[1]
+        return lambda vectors=own: normalized((starts @ vectors) ** 2)
+    space, splits = _EigenSpace(rule), []
+    for group in _groups(len(starts)):
+        known = space.krylov_basis(starts[np.setdiff1d(np.arange(len(starts)), group)])
+        left = space.seen(starts[group])
+        splits.append((group, known, left - (left @ known.T) @ known))
+
+    def weights(vectors: Array | None = None) -> Array:
+        found = np.empty((len(starts), len(rule.t)))
+        for group, known, left in splits:
+            if vectors is not None:
+                known, left = (rows @ (space.vectors.T @ vectors) for rows in (known, left))
+            rest = normalized(left**2) * (1 - len(known) / n)
+            found[group] = np.square(known).sum(axis=0) / n + rest
+        return found
+
+    return weights
 
 
 def _groups(b: int) -> Iterator[Array]:

@@ -56,6 +56,20 @@ class Curvature(SymmetricOperator):
         other._local = Linearization(self.evaluator, self.theta, plan, self.form)
         return other
 
+    def on(self, evaluator: Evaluator) -> Curvature:
+        """The same kind of matrix, at the same theta, of another evaluator of this model and loss.
+
+        Nothing is checked again.
+        """
+        other = copy.copy(self)
+        other.evaluator = evaluator
+        other._local = Linearization(evaluator, self.theta, self.plan, self.form)
+        return other
+
+    def forget(self) -> None:
+        """Drop what is kept between products; the next one forms it again."""
+        self._local.forget()
+
     def products(self, vectors: Tensor) -> Tensor:
         whole = self.layout.gather(vectors)
         local = self.layout.reduce(self._local(whole))
@@ -193,16 +207,25 @@ class GradientCovariance(Curvature):
     ):
         super().__init__(evaluator, theta, plan)
         self.centered = centered
-        if centered:
-            whole = evaluator.data_gradient(self.theta)
-            self._mean = self.layout.local(whole[None])[0]
+        self._find_mean()
+
+    def on(self, evaluator: Evaluator) -> GradientCovariance:
+        other = super().on(evaluator)
+        other._find_mean()
+        return other
+
+    def _find_mean(self) -> None:
+        """(n_local,), g; needed where it is subtracted."""
+        if self.centered:
+            whole = self.evaluator.data_gradient(self.theta)
+            self.mean = self.layout.local(whole[None])[0]
 
     def products(self, vectors: Tensor) -> Tensor:
         local = self.layout.reduce(self._local(self.layout.gather(vectors)))
         if not self.centered:
             return local
-        along = self.layout.world.sum((vectors @ self._mean).double()).to(vectors)
-        return local.addr_(along, self._mean, alpha=-1.0)
+        along = self.layout.world.sum((vectors @ self.mean).double()).to(vectors)
+        return local.addr_(along, self.mean, alpha=-1.0)
 
     def _check(self) -> None:
         ev = self.evaluator

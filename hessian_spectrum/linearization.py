@@ -75,6 +75,10 @@ class Linearization:
         self._sum = total.sum()  # not looked at: that would make a GPU wait
         return total
 
+    def forget(self) -> None:
+        """Drop the kept maps; the next call forms them again."""
+        self._kept = None
+
     def _maps(self) -> Iterator[Products]:
         if self._kept is not None:
             yield from self._kept

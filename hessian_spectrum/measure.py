@@ -14,27 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hessian_spectrum import uncertainty
 from hessian_spectrum.errors import InputError
+from hessian_spectrum.jackknife import Replicates
 from hessian_spectrum.quadrature import NEAREST, Array, BlockRule
-
-
-class DensityError(NamedTuple):
-    """Expected L1 error of a density, by cause."""
-
-    noise: float  # of the random probes; NaN with one
-    truncation: float  # what the last step has changed; NaN where it cannot be known
-
-    @property
-    def total(self) -> float:
-        """Both in quadrature, of the truncation a half: where steps still help, less is left."""
-        return math.hypot(self.noise, 0.5 * self.truncation)
-
+from hessian_spectrum.uncertainty import DensityError
 
 KERNEL_ELEMENTS = 1 << 22  # of the (nodes, points) smoothing kernel held at once: 32 MiB
 
@@ -74,6 +62,7 @@ class SpectralMeasure:
     certified: NDArray[np.bool_]  # (s,), node counts one eigenvalue exactly, weight 1/n
     rules: tuple[BlockRule, ...] = ()  # what the recurrences knew, their probes in order
     scatter: float = 1.0  # standard errors are this times those of independent probes
+    replicates: Replicates | None = None  # without each of some groups of the samples
 
     @classmethod
     def of_rules(cls, rules: Sequence[BlockRule], n: int, floor: float = 0.0) -> SpectralMeasure:
@@ -224,12 +213,7 @@ class SpectralMeasure:
                 "frobenius_norm", "effective_dimension", "negative_fraction",
                 "log_determinant".
         """
-        args = self._arguments(query, args, kwargs)
-        if query == "quantile":
-            error = self.standard_error("mass", -np.inf, self.quantile(*args))
-            return float(np.diff(self._around(*args, error))[0] / 2)
-        error = uncertainty.standard_error(_PER_PROBE[query](self, *args), self.scatter)
-        return error if np.ndim(error) else float(error)
+        return _number(uncertainty.noise(self, query, *self._arguments(query, args, kwargs)))
 
     def truncation(self, query: str, *args, **kwargs) -> float | Array:
         """How much of an answer may be due to the recurrences' end, after m steps.
@@ -242,33 +226,33 @@ class SpectralMeasure:
 
         Cost: O(N^3), N the number of nodes; once, and for each threshold.
         """
-        margins = self._margins(query, *self._arguments(query, args, kwargs))
-        error = np.max(margins, axis=0)
-        return error if np.ndim(error) else float(error)
+        margins = uncertainty.margins(self, query, *self._arguments(query, args, kwargs))
+        return _number(np.max(margins, axis=0))
+
+    def data_error(self, query: str, *args, **kwargs) -> float | Array:
+        """Standard error of an answer over data sets of this size, at the same parameters.
+
+        By the jackknife over random groups of samples (jackknife.py), which are taken to be
+        independent draws from a population. Noise of the probes and truncation are not in it; where
+        they are larger than what the groups change (counts inside an unresolved bulk) it is too
+        large by a factor of two to three, elsewhere by up to one and a half. With K groups it has
+        K - 1 degrees of freedom. NaN where it cannot be known: without ``replicates``.
+        """
+        args = self._arguments(query, args, kwargs)
+        return _number(uncertainty.over_data_sets(self, query, *args))
 
     def interval(self, query: str, *args, level: float = 0.95, **kwargs) -> Array:
         """Confidence interval (2, ...) of a query: lower and upper ends.
 
         The value minus and plus Student's quantile of its standard error and ``truncation``, in
         quadrature; benchmarks/coverage.py counts how often it covers. NaN with one probe. Errors
-        of the products are not in it.
+        of the products are not in it, nor is ``data_error``: it is about this data set.
 
         Args:
             level: the probability that it covers the truth, 0 to 1.
         """
         args = self._arguments(query, args, kwargs)
-        if query == "quantile":
-            return self._quantile_interval(*args, level=level)
-        value = getattr(self, query)
-        value = value(*args) if callable(value) else value
-        noise, margins = self.standard_error(query, *args), self._margins(query, *args)
-        ends = uncertainty.interval(value, noise, margins, self.num_probes, level)
-        if query == "moment" and args[0] % 2:
-            return ends
-        most = {"mass": 1.0, "negative_fraction": 1.0, "count": self.n}
-        most |= {"effective_dimension": self.n}
-        signed = query in ("trace", "log_determinant")
-        return ends if signed else np.clip(ends, 0.0, most.get(query, np.inf))
+        return uncertainty.of_query(self, query, *args, level=level)
 
     def density_error(self, sigma2: float | None = None) -> DensityError:
         """Expected L1 error of the smoothed density, integral |estimate - phi_sigma| dt.
@@ -276,95 +260,36 @@ class SpectralMeasure:
         Args:
             sigma2: variance of the smoothing; default ``self.default_sigma2``.
         """
-        sigma2 = self.default_sigma2 if sigma2 is None else sigma2
-        step = math.sqrt(sigma2) / 4 if sigma2 > 0 else 1.0
-        # An even grid, but only where there is something: the support may be 10^6 sigma wide.
-        cells = np.unique(np.round(self.nodes / step))[:, None] + np.arange(-24, 25)
-        t = step * np.unique(cells)
-        noise = self.standard_error("density", t, sigma2)
-        last = [measure.density(t, sigma2) for measure in self._history[:2]]
-        change = np.abs(last[0] - last[1]) if len(last) == 2 else np.full(t.shape, math.nan)
-        # E |x| of a normal variable is sqrt(2 / pi) of its standard deviation.
-        return DensityError(
-            float(math.sqrt(2 / math.pi) * step * noise.sum()), float(step * change.sum())
-        )
+        return uncertainty.of_density(self, self.default_sigma2 if sigma2 is None else sigma2)
+
+    def answers(self, query: str, *args) -> Array:
+        """(probe, ...): what each probe alone says; the answer is their mean.
+
+        Of frobenius_norm, by the delta method, what scatters as it does.
+        """
+        return _PER_PROBE[query](self, *args)
 
     @cached_property
-    def _usual(self) -> SpectralMeasure:
+    def usual(self) -> SpectralMeasure:
         """Gauss quadrature, after all steps."""
         return SpectralMeasure.of_rules(self.rules, self.n)
 
     @cached_property
-    def _history(self) -> list[SpectralMeasure]:
+    def history(self) -> list[SpectralMeasure]:
         """The same, and after fewer steps; none without rules."""
-        return [self._usual, *uncertainty.earlier(self)] if self.rules else []
+        return [self.usual, *uncertainty.earlier(self)] if self.rules else []
 
-    def _margins(self, query: str, *args) -> Array:
-        """(2, ...): how much less and how much more truncation may hide; NaN where unknown."""
-        if query == "quantile":
-            low, high = self._quantile_interval(*args, level=None)
-            return np.array([self.quantile(*args) - low, high - self.quantile(*args)])
-        if query in _THRESHOLDS:
-            return self._threshold_margins(*_THRESHOLDS[query](self, *args))
-        if query == "density":  # the default depends on the support
-            args = args[0], self.default_sigma2 if args[1] is None else args[1]
-        if len(self._history) < 2:
-            return np.full((2, *np.shape(args[0])) if query == "density" else 2, math.nan)
-        last, *before = (
-            m.frobenius_norm
-            if query == "frobenius_norm"
-            else _PER_PROBE[query](m, *args).mean(axis=0)
-            for m in self._history
-        )
-        change = np.max([np.abs(last - earlier) for earlier in before], axis=0)
-        return np.stack([change, change])
-
-    def _threshold_margins(self, a: float, b: float, at_a: float, at_b: float) -> Array:
-        """Of the mass in [a, b], where a share that moves across an end counts ``at_`` as much."""
-        self._inside(a, b)
-        if not self.rules:
-            return np.full(2, math.nan)
-        # Closed: of the left end what is strictly below it is outside.
-        low = self._margins_below(a, np.nextafter(a, -np.inf), at_a)
-        high = self._margins_below(b, b, at_b)
-        # More below a is less in [a, b].
-        return np.array([high[0] + low[1], high[1] + low[0]])
-
-    def _margins_below(self, x: float, last: float, factor: float) -> Array:
-        """(2,): how much less and more than the mass up to ``last``, at or just below x."""
-        if not math.isfinite(x):
-            return np.zeros(2)
-        # An eigenvalue this near may be on either side: rounding, or the error of a product.
-        reach = max(NEAREST * np.abs(self.nodes).max(), *(rule.tolerance for rule in self.rules))
-        least = uncertainty.below(self.rules, x - reach)[0]
-        most = uncertainty.below(self.rules, x + reach)[1]
-        usual = self._usual.mass(-np.inf, last)
-        own, under, over = (self.mass(-np.inf, t) for t in (last, x - reach, x + reach))
-        margins = np.maximum([usual - least, most - usual], [own - under, over - own])
-        return factor * margins.clip(0.0)
-
-    def _quantile_interval(self, q: float, level: float | None) -> Array:
-        """Where the mass below reaches q, give or take what is not known of it.
-
-        Without a level: what truncation alone hides.
-        """
-        x = self.quantile(q)
-        less, more = self._margins("mass", -np.inf, x)
-        if level is not None:
-            noise = self.standard_error("mass", -np.inf, x)
-            value = self.mass(-np.inf, x)
-            ends = uncertainty.interval(
-                value, noise, np.array([less, more]), self.num_probes, level
-            )
-            less, more = value - ends[0], ends[1] - value
-        if math.isnan(less):
-            return np.full(2, math.nan)
-        # Where the mass is larger than it seems, q is reached earlier.
-        ends = [
-            self._node_at(max(q - more, 0.0), first=True),
-            self._node_at(min(q + less, 1.0), first=False),
+    @cached_property
+    def without_groups(self) -> list[SpectralMeasure]:
+        """This measure without each group of samples; none without ``replicates``."""
+        found = self.replicates
+        if found is None:
+            return []
+        nothing = np.zeros(found.nodes.shape[1])
+        return [
+            SpectralMeasure(nodes, weights, self.n, nothing, nothing.astype(bool))
+            for nodes, weights in zip(found.nodes, found.weights)
         ]
-        return self.nodes[ends] + np.array([-1.0, 1.0]) * self.residuals[ends]
 
     def _arguments(self, query: str, args: tuple, kwargs: dict) -> tuple:
         """In the query's own order, with its defaults."""
@@ -385,12 +310,6 @@ class SpectralMeasure:
             ) from None
         bound.apply_defaults()
         return bound.args[1:] if parameters else ()
-
-    def _around(self, q: float, error: float) -> Array:
-        """(2,), the quantiles at q minus and plus an error in mass."""
-        if math.isnan(error):
-            return np.full(2, math.nan)
-        return np.array([self._quantile(max(q - error, 0.0)), self._quantile(min(q + error, 1.0))])
 
     @property
     def default_sigma2(self) -> float:
@@ -422,7 +341,7 @@ class SpectralMeasure:
         return self.weights @ values
 
     def _mass(self, a: float, b: float) -> Array:
-        return self._integrate(self._inside(a, b).astype(float))
+        return self._integrate(self.inside(a, b).astype(float))
 
     def _below(self, b: float) -> Array:
         return self._integrate((self.nodes < b).astype(float))
@@ -432,7 +351,8 @@ class SpectralMeasure:
             raise InputError(f"negative_fraction(threshold={threshold}): must be at least 0")
         return self._below(-threshold)
 
-    def _inside(self, a: float, b: float) -> NDArray[np.bool_]:
+    def inside(self, a: float, b: float) -> NDArray[np.bool_]:
+        """(s,), which nodes lie in [a, b]."""
         if not a <= b:
             raise InputError(f"interval [{a}, {b}]: the lower end must not exceed the upper")
         return (self.nodes >= a) & (self.nodes <= b)
@@ -443,7 +363,7 @@ class SpectralMeasure:
         return self._integrate(self.nodes ** int(p))
 
     def _energy(self, a: float, b: float) -> Array:
-        return self.n * self._integrate(self.nodes**2 * self._inside(a, b))
+        return self.n * self._integrate(self.nodes**2 * self.inside(a, b))
 
     def _frobenius_norm(self) -> Array:
         # Delta method: d sqrt(n m2) = n d m2 / (2 sqrt(n m2)); the constant does not matter.
@@ -465,9 +385,9 @@ class SpectralMeasure:
         return self.n * self._integrate(np.log(self.nodes + damping))
 
     def _quantile(self, q: float) -> float:
-        return float(self.nodes[self._node_at(q)])
+        return float(self.nodes[self.node_at(q)])
 
-    def _node_at(self, q: float, first: bool = True) -> int:
+    def node_at(self, q: float, first: bool = True) -> int:
         """The first node with at least the share q up to it; else the first with more."""
         cumulative = np.cumsum(self._mean(self.weights))
         # Half a rounding unit of slack: the cumulative sum of weights ends at 1 - O(eps).
@@ -500,6 +420,10 @@ def _nothing() -> None:
     """What a property takes."""
 
 
+def _number(error: float | Array) -> float | Array:
+    return error if np.ndim(error) else float(error)
+
+
 def normalized(weights: Array) -> Array:
     """Rows that sum to 1; even ones where a row is 0."""
     sums = weights.sum(axis=1, keepdims=True)
@@ -517,17 +441,4 @@ _PER_PROBE: dict[str, Callable[..., Array]] = {
     "effective_dimension": SpectralMeasure._effective_dimension,
     "negative_fraction": SpectralMeasure._negative_fraction,
     "log_determinant": SpectralMeasure._log_determinant,
-}
-
-# The ends of an interval, and what a share of the eigenvalues that moves across each changes.
-_THRESHOLDS: dict[str, Callable[..., tuple[float, float, float, float]]] = {
-    "mass": lambda self, a, b: (a, b, 1.0, 1.0),
-    "count": lambda self, a, b: (a, b, self.n, self.n),
-    "energy": lambda self, a, b: (a, b, self.n * a * a, self.n * b * b),
-    "negative_fraction": lambda self, threshold=0.0: (
-        -np.inf,
-        np.nextafter(-threshold, -np.inf),
-        1.0,
-        1.0,
-    ),
 }

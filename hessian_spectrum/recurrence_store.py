@@ -16,10 +16,11 @@ from hessian_spectrum.krylov.basis import Place, allocate
 from hessian_spectrum.krylov.block import BlockSpace
 from hessian_spectrum.krylov.lanczos import Recurrences
 from hessian_spectrum.krylov.restarted import RitzSpace
+from hessian_spectrum.krylov.state import State
 from hessian_spectrum.layout import Layout
 from hessian_spectrum.shards import ShardFolder
 
-State = Recurrences | BlockSpace | RitzSpace
+Stored = State | RitzSpace
 COUNTS = ("width", "starts", "steps", "products", "restarts", "fresh_at", "patience")
 KEYS = {"kind", "coefficients", "scale", "noise", "basis"}  # what a manifest must have
 
@@ -54,7 +55,7 @@ class RecurrenceStore:
         self.world.raise_together(error)
         return self.world.gather_objects(manifest)[0]
 
-    def save(self, state: State, layout: Layout, header: dict[str, Any]) -> None:
+    def save(self, state: Stored, layout: Layout, header: dict[str, Any]) -> None:
         """Commit the state: shards by every rank, then the manifest by rank 0."""
         low, high = _window(state)
         turned = _restarts(state) != self._restarts  # none of the vectors is the same
@@ -96,7 +97,7 @@ class RecurrenceStore:
         dtype: torch.dtype,
         room: int,
         place: Place = "device",
-    ) -> State:
+    ) -> Stored:
         """The state of the manifest ``saved``, with this rank's entries of the basis.
 
         Args:
@@ -123,23 +124,23 @@ class RecurrenceStore:
         self.shards.remove()
 
 
-def _window(state: State) -> tuple[int, int]:
+def _window(state: Stored) -> tuple[int, int]:
     """The vectors of each recurrence that the state holds: from, to."""
     if isinstance(state, RitzSpace):
         return 0, state.order + state.width
     return state.window if isinstance(state, BlockSpace) else (0, state.num_steps + 1)
 
 
-def _restarts(state: State) -> int:
+def _restarts(state: Stored) -> int:
     return state.restarts if isinstance(state, RitzSpace) else 0
 
 
-def _vectors(state: State) -> Tensor:
+def _vectors(state: Stored) -> Tensor:
     """(recurrences, vectors, n_local), from the window's first on."""
     return state.basis if isinstance(state, Recurrences) else state.basis[None]
 
 
-def _shape(state: State, room: int, layout: Layout) -> tuple[int, ...]:
+def _shape(state: Stored, room: int, layout: Layout) -> tuple[int, ...]:
     if isinstance(state, Recurrences):
         return len(state.alpha), room + 1, layout.n_local
     if isinstance(state, RitzSpace):
@@ -153,7 +154,7 @@ def _overlap(bounds: list[int], low: int, high: int) -> range:
     return range(max(bounds[0], low), min(bounds[1], high))
 
 
-def _coefficients(state: State) -> dict[str, Any]:
+def _coefficients(state: Stored) -> dict[str, Any]:
     if isinstance(state, Recurrences):
         return {name: getattr(state, name).tolist() for name in ("alpha", "beta", "active")}
     if isinstance(state, RitzSpace):
@@ -168,7 +169,7 @@ def _coefficients(state: State) -> dict[str, Any]:
     }
 
 
-def _without_vectors(saved: dict[str, Any]) -> State:
+def _without_vectors(saved: dict[str, Any]) -> Stored:
     c, nothing = saved["coefficients"], torch.empty(0)
     known = {"basis": nothing, "scale": saved["scale"], "noise": saved["noise"]}
     if saved["kind"] == Recurrences.__name__:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
 import torch
 
+from hessian_spectrum import without_samples
 from hessian_spectrum.certified import certified
 from hessian_spectrum.distributed import Flags
 from hessian_spectrum.errors import InputError
@@ -16,6 +18,7 @@ from hessian_spectrum.krylov import block, lanczos
 from hessian_spectrum.krylov.basis import Place
 from hessian_spectrum.krylov.block import BlockSpace
 from hessian_spectrum.krylov.lanczos import Recurrences
+from hessian_spectrum.krylov.state import State, is_finished
 from hessian_spectrum.measure import EigenPairs, SpectralMeasure
 from hessian_spectrum.operators import SymmetricOperator
 from hessian_spectrum.probes import gaussian_probes
@@ -23,7 +26,6 @@ from hessian_spectrum.quadrature import BlockRule
 from hessian_spectrum.sizes import Estimator, choose
 from hessian_spectrum.transforms import Restricted, products_of_blocks
 
-State = Recurrences | BlockSpace
 _MODULE = {Recurrences: lanczos, BlockSpace: block}
 # Steps after which a target is looked at: the overshoot is at most a fifth.
 LOOK_AT = tuple(accumulate(range(40), lambda m, _: math.ceil(1.2 * m), initial=4))
@@ -39,10 +41,12 @@ def spectral_density(
     num_products: int | None = None,
     target_error: float | None = None,
     sigma2: float | None = None,
+    data_groups: int | None = None,
     basis: Place = "device",
     state: State | None = None,
     on_step: Callable[[State], None] | None = None,
     flags: Flags | None = None,
+    on_group: Callable[[], None] | None = None,
 ) -> SpectralMeasure:
     """The operator's spectral measure, by Lanczos quadrature from random vectors.
 
@@ -65,13 +69,18 @@ def spectral_density(
             ``sigma2`` is this small (``SpectralMeasure.density_error``).
         sigma2: variance of the smoothing that ``target_error`` is meant for. Default: that of
             ``SpectralMeasure.default_sigma2``.
+        data_groups: K; each of so many random groups of the samples is left out in turn, for
+            ``SpectralMeasure.data_error``: the standard error over data sets of this size. 8 to 20
+            are enough.
         basis: where the Krylov vectors live: "device", "host", or a folder on a disk.
         state: what to go on from, as ``on_step`` was given it.
         on_step: called with the state after each step, on every rank.
         flags: what ranks tell each other in each step, with a reduction that it makes anyway.
+        on_group: called after each of the data groups, on every rank.
 
     Cost: b m products in m passes over the data; b (m + 1) n / P entries on each of P ranks. The
     block estimator adds O((b m)^3) flops of dense algebra for each of up to 24 groups of probes.
+    ``data_groups``: once more as many products and passes, however many groups.
     """
     _check(operator, seed)
     if sigma2 is not None and not 0 < sigma2 < np.inf:
@@ -81,6 +90,8 @@ def spectral_density(
     num_probes, num_steps = choose(
         operator.n, estimator, num_probes, num_steps, num_products, target_error
     )
+    if data_groups is not None:
+        without_samples.check(operator, estimator, data_groups)
     if state is None:
         state = start(operator, estimator, num_probes, num_steps, seed, basis)
     while state.num_steps < num_steps and not is_finished(state):
@@ -89,7 +100,11 @@ def spectral_density(
         state = _MODULE[type(state)].step(operator, state, flags)
         if on_step:
             on_step(state)
-    return measure(state, operator)
+    found = measure(state, operator)
+    if data_groups is None:
+        return found
+    without = without_samples.replicates(operator, state, found, data_groups, seed, on_group)
+    return replace(found, replicates=without)
 
 
 def start(
@@ -117,13 +132,6 @@ def vectors_kept(n: int, estimator: Estimator, num_probes: int, num_steps: int) 
     return every if estimator == "slq" else min(every, n)
 
 
-def is_finished(state: State) -> bool:
-    """No step can add anything."""
-    if isinstance(state, BlockSpace):
-        return state.is_invariant
-    return not bool(state.active.any())
-
-
 def _reached(
     state: State, operator: SymmetricOperator, target_error: float, sigma2: float | None
 ) -> bool:
@@ -131,11 +139,14 @@ def _reached(
     differently on another processor. Seen at some steps only: it takes O(N^3)."""
     if state.num_steps not in LOOK_AT:
         return False
-    world = operator.layout.world
-    enough = world.rank == 0 and (
-        measure(state, operator).density_error(sigma2).total <= target_error
-    )
-    return world.sum(torch.tensor([float(enough)], device=world.device)).item() > 0
+    world, enough, error = operator.layout.world, False, None
+    if world.rank == 0:
+        try:
+            enough = measure(state, operator).density_error(sigma2).total <= target_error
+        except Exception as failed:  # the others would wait for ever
+            error = failed
+    world.raise_together(error)
+    return world.any(enough)
 
 
 def spectral_densities(
