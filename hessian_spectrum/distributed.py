@@ -50,6 +50,7 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     local_size: int = 1  # ranks on this node, which share its memory
     presence: Presence | None = field(default=None, compare=False, repr=False)
+    group: Any = None  # the process group of its collectives; None: the default one
 
     @classmethod
     def current(cls) -> World:
@@ -69,7 +70,7 @@ class World:
     def sum(self, tensor: Tensor) -> Tensor:
         """Sum over ranks, in place; the same bits on every rank."""
         if self.size > 1:
-            _call(dist.all_reduce, tensor)
+            _call(dist.all_reduce, tensor, group=self.group)
         return tensor
 
     def sum_together(self, *tensors: Tensor) -> list[Tensor]:
@@ -84,7 +85,7 @@ class World:
             return shards
         k, c = shards.shape
         gathered = shards.new_empty(self.size * k, c)
-        _call(_all_gather, gathered, shards.contiguous())
+        _call(_all_gather, gathered, shards.contiguous(), group=self.group)
         return gathered.view(self.size, k, c).transpose(0, 1).reshape(k, self.size * c)
 
     def reduce_scatter_rows(self, rows: Tensor) -> Tensor:
@@ -94,7 +95,7 @@ class World:
         k, c = rows.shape[0], rows.shape[1] // self.size
         by_rank = rows.view(k, self.size, c).transpose(0, 1).reshape(self.size * k, c)
         share = rows.new_empty(k, c)
-        _call(_reduce_scatter, share, by_rank)
+        _call(_reduce_scatter, share, by_rank, group=self.group)
         return share
 
     def gather_objects(self, value: Any) -> list:
@@ -102,7 +103,7 @@ class World:
         if self.size == 1:
             return [value]
         values = [None] * self.size
-        _call(dist.all_gather_object, values, value)
+        _call(dist.all_gather_object, values, value, group=self.group)
         return values
 
     def any(self, flag: bool) -> bool:
@@ -113,7 +114,7 @@ class World:
 
     def barrier(self) -> None:
         if self.size > 1:
-            _call(dist.barrier)
+            _call(dist.barrier, group=self.group)
 
     def raise_together(self, error: Exception | None) -> None:
         """Raise on every rank the first error that any rank brings; nothing if none does.
@@ -266,9 +267,9 @@ def resolve_device(
     return device if device.index is not None else torch.device("cuda", local_rank)
 
 
-def _call(collective: Callable, *args: Any) -> None:
+def _call(collective: Callable, *args: Any, group: Any) -> None:
     try:
-        collective(*args)
+        collective(*args, group=group)
     except RuntimeError as error:
         # Without the place in torch's sources, and its advice.
         reason = re.sub(r"^\[[^]]*\] ", "", str(error)).split(". ")[0].splitlines()[0]
