@@ -1,0 +1,131 @@
+"""Products that a point of a curvature map takes, against SciPy's eigsh started anew at each point.
+
+Both find the largest and the smallest eigenvalue to residuals of the same size, relative to the
+larger |eigenvalue|: eigsh first the one of largest magnitude, then the other end of the matrix
+shifted by it, as Li et al.'s code does. Products are counted through one operator; true residuals
+of both are computed afterwards, and values compared.
+
+    python benchmarks/map_products.py --network digits --grid 9
+    python benchmarks/map_products.py --network mnist --grid 9 --data-root DATA --checkpoint c.pt
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
+from torch import nn
+
+import hessian_spectrum as hs
+from hessian_spectrum import zoo
+from hessian_spectrum.analyses.curvature_map import LENGTH, map_task, segments
+from hessian_spectrum.krylov.extremes import extremes
+
+
+class Counted:
+    """Products with one vector, as NumPy arrays."""
+
+    def __init__(self, operator: hs.SymmetricOperator):
+        self.operator, self.count = operator, 0
+
+    def __call__(self, v: np.ndarray, shift: float = 0.0) -> np.ndarray:
+        self.count += 1
+        row = torch.from_numpy(v.reshape(1, -1)).to(self.operator.dtype)
+        return self.operator.products(row).numpy()[0] - shift * v.reshape(-1)
+
+
+def cold(operator: hs.SymmetricOperator, tol: float, seed: int) -> tuple[list, list, int]:
+    """(values, true residuals, products) by SciPy: the largest, then the smallest with a shift."""
+    product = Counted(operator)
+    v0 = np.random.default_rng(seed).standard_normal(operator.n)
+    values, vectors, shift = [], [], 0.0
+    for _ in range(2):
+        shifted = LinearOperator(
+            operator.shape, matvec=lambda v, s=shift: product(v, s), dtype=np.float64
+        )
+        try:
+            found, vector = eigsh(shifted, 1, which="LM", tol=tol, v0=v0)
+        except ArpackNoConvergence:
+            return [], [], product.count
+        values.append(found[0] + shift)
+        vectors.append(vector[:, 0])
+        shift = values[0]
+    spent = product.count
+    residuals = [np.linalg.norm(product(v, x)) for v, x in zip(vectors, values)]
+    order = np.argsort(values)
+    return np.array(values)[order], np.array(residuals)[order], spent
+
+
+def problem(args: argparse.Namespace) -> hs.Evaluator:
+    name = {"digits": "mlp-64-20-10", "mnist": "mlp-784-20-10"}[args.network]
+    data = zoo.load_dataset(args.network, data_root=args.data_root, limit=args.samples)
+    model = zoo.model_for(data, name, args.activation, 0)
+    if args.checkpoint:
+        zoo.load_checkpoint(model, args.checkpoint)
+    else:  # some steps towards a minimum, the same everywhere
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+        for _ in range(100):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(data.tensors[0]), data.tensors[1]).backward()
+            optimizer.step()
+    return hs.Evaluator(model, nn.CrossEntropyLoss(), data.tensors, dtype=torch.float64)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--network", choices=("digits", "mnist"), default="digits")
+    parser.add_argument("--activation", choices=("tanh", "relu"), default="tanh")
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--checkpoint", type=Path)
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--grid", type=int, default=9)
+    parser.add_argument("--span", type=float, default=1.0)
+    parser.add_argument("--tol", type=float, nargs="+", default=[1e-5])
+    args = parser.parse_args()
+
+    ev = problem(args)
+    along = hs.directions.random(ev)
+    axis = np.linspace(-args.span, args.span, args.grid)
+    task = map_task(ev, along, (axis, axis))
+    plan = hs.ProductPlan("linearize", keep=True)
+    print(f"{args.network} {args.activation}, n = {ev.n}, {args.grid} x {args.grid} points")
+    print(
+        "| tolerance | ours, cold | ours, warm | SciPy | ours / SciPy | worst residuals | values |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for tol in args.tol:
+        print(row(ev, task, plan, tol, args.grid), flush=True)
+
+
+def row(ev: hs.Evaluator, task, plan: hs.ProductPlan, tol: float, side: int) -> str:
+    counts, worst, difference = [], np.zeros(2), 0.0
+    for path in segments((side, side), LENGTH):
+        known = None
+        for index in path:
+            operator = hs.Hessian(ev, task.points.rows(index, index + 1)[0], plan)
+            alone = extremes(operator, tol=tol)
+            known = found = extremes(operator, known, tol=tol)
+            values, residuals, spent = cold(operator, tol, index)
+            counts.append((alone.products, found.products, spent))
+            true = (
+                operator.products(found.vectors)
+                - found.vectors * torch.tensor(found.values)[:, None]
+            )
+            scale = np.abs(found.values).max()
+            ours = true.norm(dim=1).max().item() / scale
+            worst = np.maximum(worst, (ours, residuals.max() / scale))
+            difference = max(difference, np.abs(values - found.values).max() / scale)
+    counts = np.array(counts, float)
+    ratio = counts[:, 1].sum() / counts[:, 2].sum()
+    cells = [f"{np.mean(c):.1f} [{c.min():.0f}, {c.max():.0f}]" for c in counts.T]
+    return (
+        f"| {tol:.0e} | {' | '.join(cells)} | {ratio:.2f} | {worst[0]:.0e}, {worst[1]:.0e} | "
+        f"{difference:.0e} |"
+    )
+
+
+if __name__ == "__main__":
+    main()
