@@ -48,6 +48,7 @@ _HOME = {
     "bilinear": "analyses.interpolate",
     "by_distance": "analyses.interpolate",
     "connect": "analyses.connect",
+    "curvature_map": "analyses.curvature_map",
     "family_of_lines": "analyses.trajectory",
     "find_asymmetric": "analyses.valleys",
     "functional_distances": "analyses.functional",

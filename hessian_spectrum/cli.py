@@ -28,6 +28,10 @@ from hessian_spectrum.config import (
     DemoConfig,
     DensityConfig,
     EigenpairsConfig,
+    InterpolateConfig,
+    MapConfig,
+    SurfaceConfig,
+    TrackConfig,
     TrainConfig,
 )
 from hessian_spectrum.errors import InputError, is_out_of_memory
@@ -77,7 +81,16 @@ Query = Literal[
 
 
 View = Literal[
-    "density", "log", "cumulative", "certified", "eigenvalues", "participation", "alignment"
+    "density",
+    "log",
+    "cumulative",
+    "certified",
+    "eigenvalues",
+    "participation",
+    "alignment",
+    "contour",
+    "heat",
+    "relief",
 ]
 
 
@@ -108,20 +121,25 @@ class QueryConfig:
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """Draw a stored density, stored eigenvalues or eigenvectors, or an alignment."""
+    """Draw what a result file holds."""
 
     file: tyro.conf.Positional[Path]
     """The result file."""
     out: Path | None = None
-    """The picture, .png, .pdf or .svg. Default: beside FILE."""
+    """The picture, .png, .pdf or .svg; of a surface also .html, a page to turn it by mouse, or .vts
+    for ParaView. Default: a .png beside FILE."""
     result: str | None = None
-    """What to draw: density, eigenpairs, alignment, or a labelled one (see info). Default: the
-    first of these that FILE holds."""
+    """What to draw: density, eigenpairs, alignment, surface, curve, trajectory, or a labelled one
+    (see info). Default: the first of these that FILE holds."""
     view: View | None = None
     """How to draw a density: density, smoothed; log, eigenvalues per decade of |lambda|, by sign;
     cumulative, how many are at most t; certified, those known one by one as bars, and the
     density of the rest. Eigenpairs: eigenvalues with their residuals; participation, in which
-    layers eigenvectors live. Default: the first."""
+    layers eigenvectors live. A surface: contour, lines of the same value; heat, a cell for each
+    point; relief, in three dimensions. Default: the first, but heat of a map's ratio."""
+    value: str | None = None
+    """What of a surface or curve: loss, accuracy, test_loss; of a map ratio, smallest, largest.
+    Default: loss, of a map ratio."""
     sigma2: float | None = None
     """Variance of the Gaussian smoothing of the views density and certified. Default: (width of
     the spectrum / 500)^2."""
@@ -302,6 +320,37 @@ def _eigenpairs(config: EigenpairsConfig, world: Any, stop: Any) -> None:
     eigenpairs(*_loaded(config, world), world, stop)
 
 
+def _interpolate(config: InterpolateConfig, world: Any, stop: Any) -> None:
+    from hessian_spectrum.runs.surfaces import interpolate
+
+    config = _at(config, config.between[0])
+    interpolate(*_loaded(config, world), world, stop)
+
+
+def _surface(config: SurfaceConfig, world: Any, stop: Any) -> None:
+    from hessian_spectrum.runs.surfaces import surface
+
+    surface(*_loaded(config, world), world, stop)
+
+
+def _map(config: MapConfig, world: Any, stop: Any) -> None:
+    from hessian_spectrum.runs.maps import curvature_map
+
+    curvature_map(*_loaded(config, world), world, stop)
+
+
+def _track(config: TrackConfig, world: Any, stop: Any) -> None:
+    from hessian_spectrum.runs.surfaces import track
+
+    config = _at(config, config.checkpoints[-1])
+    track(*_loaded(config, world), world, stop)
+
+
+def _at(config: Any, checkpoint: Path) -> Any:
+    """At this checkpoint, unless another one was chosen."""
+    return config if config.checkpoint else dataclasses.replace(config, checkpoint=checkpoint)
+
+
 def _alignment(config: AlignmentConfig, world: Any, stop: Any) -> None:
     from hessian_spectrum.runs.alignment import align
 
@@ -374,13 +423,19 @@ def _density_of(run: Any, file: Path | None) -> Any:
 
 
 def _plot(config: PlotConfig) -> None:
-    from hessian_spectrum import plotting, store
+    from hessian_spectrum import pictures, plotting, store
 
     out = config.out or config.file.with_suffix(".png")
     store.check_output(out, overwrite=config.overwrite)
     with store.open(config.file) as run:
-        key = config.result or next((kind for kind in plotting.VIEWS_OF if kind in run), "density")
+        kinds = (*plotting.VIEWS_OF, *pictures.KINDS)
+        key = config.result or next((kind for kind in kinds if kind in run), kinds[0])
         result = _stored(run, key)
+        if isinstance(result, tuple(pictures.KINDS.values())):
+            _view_options(config, config.view or "contour")
+            pictures.save(result, out, config.view, config.value, _title(run))
+            print(f"written to {out}")
+            return
         views = plotting.VIEWS_OF.get(store.schema.split_key(key)[0], {})
         view = config.view or next(iter(views), None)
         if view not in views:
@@ -515,9 +570,9 @@ def _failure(error: BaseException, config: Any = None) -> str | None:
 
 
 _DESCRIPTION = (
-    "Hessian eigenvalue densities of PyTorch models; one HDF5 file a run. Commands that compute "
-    "also take --config FILE: the same options in a .toml or .json file, or those stored in an "
-    "earlier result (.h5); options on the command line win. density, eigenpairs and alignment run "
+    "Hessian eigenvalues and loss surfaces of PyTorch models; one HDF5 file a run. Commands that "
+    "compute also take --config FILE: the same options in a .toml or .json file, or those stored "
+    "in an earlier result (.h5); options on the command line win. But for demo and train they run "
     "unchanged alone, under torchrun, mpirun and srun. Exit codes: 0 done, 1 failed, 2 usage, 75 "
     "stopped by a signal with its state saved (go on with --resume)."
 )
@@ -528,6 +583,10 @@ _COMMANDS = [
     ("density", DensityConfig, "eigenvalue density of a Hessian"),
     ("eigenpairs", EigenpairsConfig, "extreme eigenvalues and eigenvectors of a Hessian"),
     ("alignment", AlignmentConfig, "curvature along the gradients of minibatches"),
+    ("interpolate", InterpolateConfig, "loss between checkpoints: a line, a triangle, a rectangle"),
+    ("surface", SurfaceConfig, "loss on a line or a plane around the parameters"),
+    ("map", MapConfig, "smallest and largest eigenvalue at each point of a plane"),
+    ("track", TrackConfig, "the way of a training run through its checkpoints"),
     ("query", QueryConfig, "ask a result file: masses, counts, quantiles, outlier ratios"),
     ("plot", PlotConfig, "draw a result"),
     ("info", InfoConfig, "what a result file holds and where it comes from"),
@@ -539,6 +598,10 @@ _COMPUTING: dict[type, Callable] = {
     DensityConfig: _density,
     EigenpairsConfig: _eigenpairs,
     AlignmentConfig: _alignment,
+    InterpolateConfig: _interpolate,
+    SurfaceConfig: _surface,
+    MapConfig: _map,
+    TrackConfig: _track,
     TrainConfig: _train,
     DemoConfig: _demo,
 }

@@ -283,6 +283,187 @@ class AlignmentConfig(CurvatureConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PointsConfig(ComputingConfig):
+    """Many points of parameter space, shared out over the ranks."""
+
+    ranks_per_point: int = 1
+    """Ranks that share the data of one point; groups of so many ranks take different points."""
+    memory: str | None = None
+    """Memory that may be used beyond the model and the data, such as 4GiB. Default: a share of what
+    is available."""
+    dry_run: bool = False
+    """Print how many points there are, how they will be computed and for how long, and stop."""
+
+    @property
+    def memory_bytes(self) -> int | None:
+        """``memory`` in bytes."""
+        return None if self.memory is None else _bytes(self.memory)
+
+    def check(self) -> None:
+        """Refuse values that no run can use; InputError names the option."""
+        super().check()
+        _positive(self, "ranks_per_point")
+        if self.memory is not None:
+            _bytes(self.memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValuesConfig(PointsConfig):
+    """Loss and accuracy at many points."""
+
+    test: bool = False
+    """Evaluate on the test split of the zoo's data set too."""
+
+    def check(self) -> None:
+        """Refuse values that no run can use; InputError names the option."""
+        super().check()
+        if self.test and (self.problem is not None or self.split == "test"):
+            raise InputError(
+                "--test adds the test split of a zoo data set to its train split; leave it out "
+                "with --problem or --split test"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolateConfig(ValuesConfig):
+    """Loss and accuracy between checkpoints: on a line, over a triangle or a rectangle."""
+
+    out: Path = Path("interpolation.h5")
+    """The result file."""
+    between: tuple[Path, ...] = ()
+    """Checkpoints: two for a line, three for a triangle (barycentric), four for a rectangle
+    (bilinear). What is not in theta, such as running statistics, is that of --checkpoint, or else
+    of the first."""
+    num_points: int | None = None
+    """Points on the line, or on each side of a grid. Default: 50, of a grid 25."""
+    low: float = 0.0
+    """First coordinate; the first checkpoint is at 0, the second at 1. Beyond them is allowed."""
+    high: float = 1.0
+    """Last coordinate."""
+    by_distance: bool = False
+    """Of a line: coordinates are distances |theta - theta2| from the second checkpoint, towards the
+    first, in units of the parameters."""
+
+    def check(self) -> None:
+        """Refuse values that no run can use; InputError names the option."""
+        super().check()
+        _positive(self, "num_points")
+        if not 2 <= len(self.between) <= 4:
+            raise InputError(
+                f"--between names {len(self.between)} checkpoints; expected two (a line), three (a "
+                "triangle) or four (a rectangle): --between first.pt last.pt"
+            )
+        if self.by_distance and len(self.between) > 2:
+            raise InputError("--by-distance is for a line: name two checkpoints by --between")
+        _ascending(self, "low", "high")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlaneConfig(PointsConfig):
+    """A grid of points theta + x d1 + y d2 around the parameters."""
+
+    directions: tuple[str, ...] = ("random", "random")
+    """One direction or two, each of: random; gradient; largest or smallest, an eigenvector of the
+    Hessian; or a checkpoint's file, the difference to it."""
+    normalization: Literal["filter", "layer", "weight", "none"] = "filter"
+    """Of random directions: each filter (a row of a dense layer), layer or weight scaled to the
+    norm of that of the parameters (Li et al. 2018)."""
+    ignore: Literal["both", "bias", "norm", "none"] = "both"
+    """What random directions leave alone: biases, parameters of normalization layers, or both."""
+    seed: int = 0
+    """Seed of the random directions."""
+    x_points: int = 25
+    """Points along the first direction."""
+    y_points: int | None = None
+    """Points along the second direction. Default: as many."""
+    x_low: float = -1.0
+    """First coordinate along the first direction."""
+    x_high: float = 1.0
+    """Last coordinate along the first direction."""
+    y_low: float | None = None
+    """First coordinate along the second direction. Default: X_LOW."""
+    y_high: float | None = None
+    """Last coordinate along the second direction. Default: X_HIGH."""
+
+    def check(self) -> None:
+        """Refuse values that no run can use; InputError names the option."""
+        super().check()
+        _positive(self, "x_points", "y_points")
+        _seeds(self, "seed")
+        if not 1 <= len(self.directions) <= 2:
+            raise InputError(
+                f"--directions names {len(self.directions)}; expected one, or two for a plane: "
+                "--directions random random"
+            )
+        _ascending(self, "x_low", "x_high")
+        if self.y_low is not None or self.y_high is not None:
+            _ascending(self, "y_low", "y_high", self.x_low, self.x_high)
+
+    @property
+    def axes(self) -> tuple[tuple[float, float, int], ...]:
+        """(first, last, points) along each direction."""
+        x = self.x_low, self.x_high, self.x_points
+        given = self.y_low, self.y_high, self.y_points
+        y = tuple(first if second is None else second for first, second in zip(x, given))
+        return (x, y)[: len(self.directions)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurfaceConfig(PlaneConfig, ValuesConfig):
+    """Loss and accuracy on a line or a plane around the parameters."""
+
+    out: Path = Path("surface.h5")
+    """The result file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapConfig(PlaneConfig, CurvatureConfig):
+    """Smallest and largest eigenvalue, signed, at each point of a plane: how convex is it?"""
+
+    out: Path = Path("map.h5")
+    """The result file."""
+    tol: float = 1e-5
+    """An eigenvalue is accepted when its residual is at most TOL times the largest |eigenvalue|:
+    the ratio |smallest / largest| is then right to TOL, and usually to its square."""
+    max_products: int = 500
+    """Products that may be spent on one point; one that needs more is recorded as not converged."""
+
+    def check(self) -> None:
+        """Refuse values that no run can use; InputError names the option."""
+        super().check()
+        _positive(self, "max_products")
+        _tolerance(self.tol)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackConfig(ValuesConfig):
+    """The way of a training run through its checkpoints: loss, distances, principal components."""
+
+    out: Path = Path("track.h5")
+    """The result file."""
+    checkpoints: tuple[Path, ...] = ()
+    """Checkpoints in the order of training, three or more. What is not in theta, such as running
+    statistics, is that of --checkpoint, or else of the last."""
+    eigenvalues: bool = False
+    """The smallest and the largest eigenvalue of the Hessian at each checkpoint too."""
+    tol: float = 1e-5
+    """With --eigenvalues: accepted are residuals of at most TOL times the largest |eigenvalue|."""
+    max_products: int = 500
+    """With --eigenvalues: products that may be spent on one checkpoint."""
+
+    def check(self) -> None:
+        """Refuse values that no run can use; InputError names the option."""
+        super().check()
+        if len(self.checkpoints) < 3:
+            raise InputError(
+                f"--checkpoints names {len(self.checkpoints)}; expected three or more, in the "
+                "order of training: --checkpoints nets/epoch-*.pt"
+            )
+        _positive(self, "max_products")
+        _tolerance(self.tol)
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train a zoo model by minibatch gradient descent, writing a checkpoint every few epochs."""
 
@@ -482,6 +663,23 @@ def _finite(config: Any, *names: str) -> None:
         value = getattr(config, name)
         if value is not None and not 0 <= value < math.inf:
             raise InputError(f"--{_dashed(name)} {value}: expected a finite number, 0 or more")
+
+
+def _ascending(
+    config: Any, low: str, high: str, default_low: float = 0.0, default_high: float = 0.0
+) -> None:
+    first, last = getattr(config, low), getattr(config, high)
+    first, last = default_low if first is None else first, default_high if last is None else last
+    if not -math.inf < first <= last < math.inf:
+        raise InputError(
+            f"--{_dashed(low)} {first} and --{_dashed(high)} {last}: expected finite numbers, the "
+            "first not above the last"
+        )
+
+
+def _tolerance(tol: float) -> None:
+    if not 0 < tol < 1:
+        raise InputError(f"--tol {tol}: expected a number between 0 and 1")
 
 
 def _seeds(config: Any, *names: str) -> None:

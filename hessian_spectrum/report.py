@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +13,16 @@ from hessian_spectrum.measure import EigenPairs, SpectralMeasure
 
 if TYPE_CHECKING:
     from hessian_spectrum.evaluator import Evaluator
+    from hessian_spectrum.findings import Trajectory
     from hessian_spectrum.planner import Estimate
+    from hessian_spectrum.point_planner import PointTrial
+    from hessian_spectrum.points import PointPlan, Points
     from hessian_spectrum.store import Run
+    from hessian_spectrum.surfaces import Curve, Surface
 
 
 LONG = 20  # entries of a table that are better read from --json
+SHOWN = 100  # entries of an array; larger ones are described
 _PLACES = {"device": "on the device", "host": "in the host's memory", "disk": "on disk"}
 
 
@@ -47,6 +53,112 @@ def estimate(
     ]
     for name, reason in estimate.refused.items():
         lines.append(f"  not by {name}: {reason}")
+    return "\n".join(lines)
+
+
+def points_estimate(
+    points: Points,
+    plan: PointPlan,
+    trials: Sequence[PointTrial],
+    num_groups: int,
+    evaluator: Evaluator,
+) -> str:
+    """What values at many points will cost, before they are computed."""
+    count, ev = len(points), evaluator
+    group = _groups(num_groups, ev)
+    seconds = min((trial.seconds for trial in trials), default=None)
+    took = "time unknown"
+    if seconds is not None:
+        took = f"about {_time(seconds * count * ev.num_samples / num_groups / ev.world.size)}"
+    how = [f"{plan.together} in one call" if plan.together > 1 else "one by one"]
+    how += ["first layers by linearity"] if plan.superposed else []
+    how += [f"minibatches of {plan.batch_size}"] if plan.batch_size else []
+    how += ["images in channels-last order"] if plan.channels_last else []
+    itemsize = ev.dtype.itemsize
+    size = len(points.vectors) * ev.n * itemsize + plan.chunk * ev.n * (8 + itemsize)
+    return (
+        f"{count:,} points of {ev.n:,} parameters on {ev.num_samples:,.0f} samples, {group}: "
+        f"{took}\n"
+        f"{min(plan.chunk, count)} points share a pass ({', '.join(how)}); a rank needs "
+        f"{_bytes(size)} for parameter vectors"
+    )
+
+
+def map_estimate(estimate: Estimate, count: int, num_groups: int, evaluator: Evaluator) -> str:
+    """What eigenvalues at many points will cost, before they are computed."""
+    ev, seconds = evaluator, estimate.seconds * count / num_groups
+    return (
+        f"{count:,} points of {ev.n:,} parameters on {ev.num_samples:,.0f} samples, "
+        f"{_groups(num_groups, ev)}: with {estimate.products} products at each about "
+        f"{_time(seconds)}\n"
+        f"products by {estimate.plan.mode}; a rank needs {_bytes(estimate.basis)} for Krylov "
+        f"vectors and {_bytes(estimate.working)} for products, of {_bytes(estimate.budget)}"
+    )
+
+
+def _groups(num_groups: int, evaluator: Evaluator) -> str:
+    ranks = f"{evaluator.world.size} rank(s)"
+    return ranks if num_groups == 1 else f"{num_groups} groups of {ranks}"
+
+
+def curvature_map(result: Surface) -> str:
+    """A map of eigenvalues in a few lines."""
+    v = result.values
+    known = np.isfinite(v["smallest"])
+    lines = [f"points                   {result.loss.size}, with {int(known.sum())} computed"]
+    for name, label in (
+        ("largest", "largest eigenvalue"),
+        ("smallest", "smallest eigenvalue"),
+        ("ratio", "|smallest / largest|"),
+        ("products", "products at a point"),
+    ):
+        found = v[name][known]
+        if found.size:
+            lines.append(
+                f"{label:<24} {found.min():.6g} to {found.max():.6g}   "
+                f"(median {np.median(found):.4g})"
+            )
+    open_ = int((v["converged"][known] == 0).sum())
+    if open_:
+        lines.append(
+            f"not converged            {open_} points: more --max-products, or a larger --tol"
+        )
+    if result.num_invalid:
+        lines.append(f"not finite               {result.num_invalid} points")
+    return "\n".join(lines)
+
+
+def values(result: Curve | Surface | Trajectory, center: dict[str, float]) -> str:
+    """A curve, a surface or a trajectory in a few lines."""
+    lines = [f"loss at the parameters   {center['loss']:.6g}"]
+    axes = next(names for names in (("t",), ("a", "b"), ("steps",)) if hasattr(result, names[0]))
+    for name, array in result.values.items():
+        finite = array[np.isfinite(array)]
+        if not finite.size:
+            continue
+        lowest = np.unravel_index(np.where(np.isfinite(array), array, np.inf).argmin(), array.shape)
+        place = ", ".join(
+            f"{axis} = {getattr(result, axis)[i]:.4g}" for axis, i in zip(axes, lowest)
+        )
+        label = name.replace("_", " ")
+        lines.append(
+            f"{label:<24} {finite.min():.6g} to {finite.max():.6g}   (smallest at {place})"
+        )
+    if hasattr(result, "barrier") and len(result.t) > 2:
+        lines.append(
+            f"barrier of the loss      {result.barrier():.6g}   (above the line of its ends)"
+        )
+    loss = np.asarray(result.values["loss"])
+    if not np.isfinite(loss).all():
+        invalid = int((~np.isfinite(loss)).sum())
+        lines.append(f"not finite               {invalid} of {loss.size} points")
+    if hasattr(result, "explained_variance"):
+        shares = ", ".join(f"{share:.1%}" for share in result.explained_variance[:2])
+        lines += [
+            f"distance from the start  {result.distance_from_start[-1]:.6g}",
+            f"off the straight line    {result.beta.max():.6g} at most",
+            f"principal components     {shares} of the variance",
+        ]
     return "\n".join(lines)
 
 
@@ -224,7 +336,26 @@ def _shape(result: SpectralMeasure | EigenPairs | Alignment | dict) -> Any:
         return f"batch sizes {sizes}, at most {result.num_batches} minibatches of each"
     if isinstance(result, EigenPairs):
         return f"{len(result)} eigenvalues, {int(result.converged.sum())} converged"
-    return {name: v.tolist() if hasattr(v, "tolist") else v for name, v in result.items()}
+    if not isinstance(result, Mapping):
+        return _fields(result)
+    return {name: _plain(v) for name, v in result.items()}
+
+
+def _fields(result: Any) -> dict[str, Any]:
+    """Of a result with named arrays: their shapes, and what was evaluated."""
+    found = {}
+    for name, value in vars(result).items():
+        if isinstance(value, np.ndarray):
+            found[name] = f"array of shape {value.shape}"
+        elif name == "values":
+            found[name] = ", ".join(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if not hasattr(value, "tolist"):
+        return value
+    return value.tolist() if np.size(value) <= SHOWN else f"array of shape {np.shape(value)}"
 
 
 def _indented(fields: dict[str, Any], depth: int = 1) -> list[str]:

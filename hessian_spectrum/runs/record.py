@@ -159,22 +159,22 @@ class Record:
 
     def write(self, *results: Result, finished: bool, **labelled: Result) -> None:
         """Replace the result file by these results, on rank 0; called by every rank."""
+        on_first_rank(self.world, lambda: self.write_here(*results, finished=finished, **labelled))
 
-        def write() -> None:
-            self.lock.require()
-            store.save(
-                self.config.out,
-                *results,
-                config={"command": self.command, **to_dict(self.config_used())},
-                plan=self.plan(),
-                provenance={**self.origin, **self.work()},
-                finished=finished,
-                overwrite=True,
-                values=self.values,
-                **labelled,
-            )
-
-        on_first_rank(self.world, write)
+    def write_here(self, *results: Result, finished: bool, **labelled: Result) -> None:
+        """As ``write``, called by rank 0 alone."""
+        self.lock.require()
+        store.save(
+            self.config.out,
+            *results,
+            config={"command": self.command, **to_dict(self.config_used())},
+            plan=self.plan(),
+            provenance={**self.origin, **self.work()},
+            finished=finished,
+            overwrite=True,
+            values=self.values,
+            **labelled,
+        )
 
     def config_used(self) -> ComputingConfig:
         """With what was chosen: as --config it gives the same computation."""
@@ -201,7 +201,7 @@ class Record:
         evaluator, products = self.evaluator, {}
         if self.product_plan:
             products = {
-                "operator": self.config.operator,
+                "operator": getattr(self.config, "operator", "hessian"),
                 "products": dataclasses.asdict(self.product_plan),
                 "basis": self.place,
             }

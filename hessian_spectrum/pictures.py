@@ -1,0 +1,61 @@
+"""Which picture of a curve, a surface or a trajectory: by its view, and by the file's name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hessian_spectrum import plotting, surface_export, surface_views
+from hessian_spectrum.errors import InputError
+from hessian_spectrum.findings import Trajectory
+from hessian_spectrum.surfaces import Curve, Surface
+
+KINDS = {"surface": Surface, "curve": Curve, "trajectory": Trajectory}
+VIEWS = {
+    "contour": surface_views.contour_figure,
+    "heat": surface_views.heat_figure,
+    "relief": surface_views.relief_figure,
+}
+
+
+def save(
+    result: Curve | Surface | Trajectory,
+    out: Path,
+    view: str | None = None,
+    value: str | None = None,
+    title: str | None = None,
+) -> None:
+    """Draw it: .html is an interactive page, .vts for ParaView, anything else a picture.
+
+    Args:
+        view: of a surface; default: contour, but heat of a map's ratio.
+        value: what of it; default: ratio where there is one, else loss.
+
+    Raises:
+        InputError: a view or a kind of file that it does not have.
+    """
+    kind = type(result).__name__.lower()
+    if isinstance(result, Surface) and result.shape[1] == 1:
+        result = result.row()
+    is_surface = isinstance(result, Surface)
+    if not is_surface and (view is not None or out.suffix in (".html", ".vts")):
+        raise InputError(
+            f"{f'--view {view}' if view else out} is for a surface, and this is a {kind} along a "
+            "line; leave it out"
+        )
+    if view is not None and view not in VIEWS:
+        raise InputError(f"--view {view} of a surface: expected one of {', '.join(VIEWS)}")
+    if isinstance(result, Trajectory):
+        plotting.save_figure(surface_views.trajectory_figure(result, title), out)
+        return
+    value = value or ("ratio" if "ratio" in result.values else "loss")
+    result.values[value]  # refused by name
+    if not is_surface:
+        figure = surface_views.curve_figure(result, value, title=title)
+        plotting.save_figure(figure, out)
+    elif out.suffix == ".html":
+        surface_export.save_page(result, out, value, title=title)
+    elif out.suffix == ".vts":
+        surface_export.save_vtk(result, out, value)
+    else:
+        view = view or ("heat" if value == "ratio" or 1 in result.shape else "contour")
+        plotting.save_figure(VIEWS[view](result, value, title=title), out)

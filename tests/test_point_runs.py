@@ -1,0 +1,339 @@
+"""Runs of many points: whole, interrupted, resumed, on any number of ranks the same table."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import dense_hessian
+from test_distributed import TORCHRUN, launch
+from test_evaluator import data, mlp
+from torch import nn
+from torch.nn import functional as F
+
+import hessian_spectrum as hs
+from hessian_spectrum import cli
+from hessian_spectrum.config import InterpolateConfig, MapConfig, SurfaceConfig, TrackConfig
+from hessian_spectrum.lock import LockLost
+from hessian_spectrum.runs import maps, points, surfaces
+from hessian_spectrum.signals import Interrupted, StopRequest
+
+COMMANDS = {
+    SurfaceConfig: surfaces.surface,
+    MapConfig: maps.curvature_map,
+    InterpolateConfig: surfaces.interpolate,
+    TrackConfig: surfaces.track,
+}
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "run.h5"
+
+
+def problem(loss_fn=F.cross_entropy, **options):
+    torch.manual_seed(0)
+    return {"model": mlp(), "loss_fn": loss_fn, "data": data(), "batch_size": 4, **options}
+
+
+def compute(config, stop=None, arguments=None):
+    COMMANDS[type(config)](config, arguments or problem(), hs.World(), stop or StopRequest())
+    return stored(config.out)
+
+
+def stored(out):
+    """The finished result's arrays, by name."""
+    with hs.open(out) as run:
+        assert run.finished
+        assert "values/progress" not in run
+        return dict(next(run[kind] for kind in ("surface", "curve") if kind in run).values)
+
+
+def surface(out, **options):
+    # 35 points, a chunk of 8: five tasks. Minutes of 0: the file is replaced after each.
+    fields = {"x_points": 7, "y_points": 5, "checkpoint_minutes": 0.0}
+    return SurfaceConfig(out=out, **{**fields, **options})
+
+
+def curvature_map(out, **options):
+    fields = {"x_points": 3, "y_points": 4, "checkpoint_minutes": 0.0, "hvp": "reverse"}
+    return MapConfig(out=out, **{**fields, **options})
+
+
+def same(found, expected):
+    assert found.keys() == expected.keys()
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+class StopAfter(StopRequest):
+    """A signal as soon as that many points are in the file."""
+
+    def __init__(self, out, count):
+        self.out, self.count = out, count
+        super().__init__()
+
+    @property
+    def name(self):
+        if not self.out.exists():
+            return None
+        return "SIGTERM" if progress(self.out)["done"].sum() >= self.count else None
+
+    @name.setter
+    def name(self, value):
+        assert value is None
+
+
+def progress(out):
+    with hs.open(out) as run:
+        assert not run.finished
+        return run["values/progress"]
+
+
+# -- the numbers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("x", "y"), [(7, 5), (1, 1), (3, 1)])
+def test_a_surface_is_the_loss_on_its_grid(out, x, y):
+    found = compute(surface(out, x_points=x, y_points=y, seed=3))
+    ev = hs.Evaluator(**problem())
+    along = hs.directions.random(ev, seed=3)
+    axes = [np.linspace(-1, 1, k) if k > 1 else np.array([-1.0]) for k in (x, y)]
+    for i, j in np.ndindex(x, y):
+        a, b = axes[0][i], axes[1][j]
+        theta = along.origin + a * along.vectors[0] + b * along.vectors[1]
+        assert found["loss"][i, j] == pytest.approx(ev.loss(theta).item(), rel=1e-12)
+
+
+def test_a_map_is_both_ends_of_the_dense_hessian(out):
+    samples = data()
+    found = compute(curvature_map(out))
+    ev = hs.Evaluator(**problem())
+    along = hs.directions.random(ev)
+    model = ev.model
+    for i, a in enumerate(np.linspace(-1, 1, 3)):
+        for j, b in enumerate(np.linspace(-1, 1, 4)):
+            theta = along.origin + a * along.vectors[0] + b * along.vectors[1]
+            nn.utils.vector_to_parameters(theta, model.parameters())
+            whole = dense_hessian(model, lambda m: F.cross_entropy(m(samples[0]), samples[1]))
+            exact = torch.linalg.eigvalsh(whole).numpy()
+            scale = np.abs(exact).max()
+            for name, value in (("smallest", exact[0]), ("largest", exact[-1])):
+                assert abs(found[name][i, j] - value) <= found[f"{name}_residual"][i, j] + 1e-12
+                assert abs(found[name][i, j] - value) <= 1e-8 * scale  # measured: 1e-10
+                assert found[f"{name}_residual"][i, j] <= 1e-5 * scale
+            ratio = abs(exact[0] / exact[-1])
+            assert abs(found["ratio"][i, j] - ratio) <= found["ratio_error"][i, j] + 1e-12
+    assert found["converged"].all()
+
+
+def exploding(outputs, y):
+    """Not finite where a minibatch's loss is large."""
+    loss = F.cross_entropy(outputs, y)
+    return loss + torch.where(loss > 1.6, torch.inf, 0.0)
+
+
+@pytest.mark.parametrize("config", [surface, curvature_map])
+def test_points_that_overflow_are_recorded_and_the_run_goes_on(out, config):
+    options = {"x_low": -2.0, "x_high": 2.0}
+    found = compute(config(out, **options), arguments=problem(exploding))
+    sane = compute(config(out, overwrite=True, **options))
+    invalid = ~np.isfinite(found["loss"])
+    assert 0 < invalid.sum() < invalid.size
+    for name in {"loss", "accuracy", "smallest", "largest", "ratio"} & found.keys():
+        valid = found[name][~invalid]
+        assert np.isfinite(valid).all()
+        # A path that a hole interrupts starts from other vectors.
+        np.testing.assert_allclose(valid, sane[name][~invalid], rtol=1e-4, atol=1e-6)
+    if "largest" in found:
+        assert np.isnan(found["largest"][invalid]).all()
+
+
+# -- interrupted and resumed ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("directions", [("random", "random"), ("gradient", "largest"), ("random",)])
+def test_a_resumed_surface_is_the_straight_one(out, directions):
+    straight = compute(surface(out.with_name("straight.h5"), directions=directions))
+    stops = 0
+    while True:
+        config = surface(out, directions=directions, resume=stops > 0)
+        before = progress(out)["done"].sum() if stops else 0
+        try:
+            found = compute(config, StopAfter(out, before + 1))
+            break
+        except Interrupted as stopped:
+            assert stopped.agreed
+            stops += 1
+            kept = progress(out)
+            # Only whole chunks are computed, none twice.
+            assert kept["done"].sum() == min(before + 8, straight["loss"].size)
+            assert np.isnan(kept["rows"][~kept["done"]]).all()
+    assert stops == (straight["loss"].size - 1) // 8
+    same(found, straight)
+    with hs.open(out) as run:
+        assert run.provenance["passes"] >= stops + 1
+
+
+def test_a_resumed_map_goes_on_with_the_next_point(out):
+    straight = compute(curvature_map(out.with_name("straight.h5")))
+    with pytest.raises(Interrupted):
+        compute(curvature_map(out), StopAfter(out, 5))
+    done = progress(out)["done"]
+    assert done.sum() == 5
+    found = compute(curvature_map(out, resume=True))
+    for name in ("loss", "smallest", "largest"):
+        np.testing.assert_allclose(found[name], straight[name], rtol=1e-7)
+        # What was done was not done again.
+        np.testing.assert_array_equal(found[name].ravel()[done], straight[name].ravel()[done])
+
+
+def twice(outputs, y):
+    return 2 * F.cross_entropy(outputs, y)
+
+
+def test_what_another_run_left_is_refused(out):
+    with pytest.raises(Interrupted):
+        compute(surface(out), StopAfter(out, 1))
+    before = out.read_bytes()
+    for message, config, arguments in (
+        ("--seed was 0 and is now 1", surface(out, seed=1), None),
+        ("--x-points was 7 and is now 8", surface(out, x_points=8), None),
+        ("is not what an interrupted map has left", curvature_map(out), None),
+        (
+            "the loss was .* and is now",
+            surface(out),
+            problem(lambda o, y: 2 * F.cross_entropy(o, y)),
+        ),
+    ):
+        with pytest.raises(hs.InputError, match=message):
+            compute(dataclasses.replace(config, resume=True), arguments=arguments)
+        assert out.read_bytes() == before
+    compute(surface(out, resume=True))
+    with pytest.raises(hs.InputError, match="is finished: there is nothing to resume"):
+        compute(surface(out, resume=True))
+
+
+def test_checkpoints_that_have_changed_are_refused(out, tmp_path):
+    names = [tmp_path / f"{i}.pt" for i in range(2)]
+    for seed, name in enumerate(names):
+        torch.manual_seed(seed)
+        torch.save(mlp().state_dict(), name)
+    config = InterpolateConfig(out=out, between=tuple(names), checkpoint_minutes=0.0)
+    with pytest.raises(Interrupted):
+        compute(config, StopAfter(out, 1))
+    torch.save(mlp().state_dict(), names[1])
+    with pytest.raises(hs.InputError, match="the points are not those of the interrupted run"):
+        compute(dataclasses.replace(config, resume=True))
+
+
+def test_a_failure_leaves_what_was_finished(out, monkeypatch):
+    calls = []
+    real = surfaces.evaluate
+
+    def failing(*args, **options):
+        calls.append(args)
+        if len(calls) == 4:  # the first asks for names only
+            raise RuntimeError("out of luck")
+        return real(*args, **options)
+
+    monkeypatch.setattr(surfaces, "evaluate", failing)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        compute(surface(out, checkpoint_minutes=60.0))
+    assert progress(out)["done"].sum() == 16
+
+
+def test_a_lost_lock_ends_the_run(out, monkeypatch):
+    real = points.PointRecord.commit
+
+    def commit(record, finished):
+        real(record, finished)
+        out.with_name("run.h5.lock").unlink()
+
+    monkeypatch.setattr(points.PointRecord, "commit", commit)
+    with pytest.raises(LockLost):
+        compute(surface(out))
+
+
+# -- the command line, on ranks ------------------------------------------------------------------
+
+MODEL = ["--model", "mlp-64-6-10", "--dataset", "digits", "--limit", "60", "--dtype", "float64"]
+SURFACE = ["surface", *MODEL, "--x-points", "9", "--y-points", "4", "--batch-size", "16"]
+MAP = [
+    "map",
+    *MODEL,
+    "--x-points",
+    "3",
+    "--y-points",
+    "5",
+    "--batch-size",
+    "16",
+    "--hvp",
+    "reverse",
+]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("alone")
+    for name, words in (("surface", SURFACE), ("map", MAP)):
+        assert cli.main([*words, "--out", str(folder / f"{name}.h5")]) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("ranks", "per_point"), [(3, 1), (2, 2)])
+def test_surfaces_on_ranks(ranks, per_point, alone, tmp_path):
+    words = [*SURFACE, "--ranks-per-point", str(per_point), "--out", "run.h5"]
+    launch([*TORCHRUN, str(ranks), "-m", "hessian_spectrum", *words], tmp_path)
+    found, expected = stored(tmp_path / "run.h5"), stored(alone / "surface.h5")
+    if per_point == 1:
+        same(found, expected)  # every bit, whoever computed it
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-12)
+    with hs.open(tmp_path / "run.h5") as run:
+        assert (run.plan["groups"], run.plan["ranks_per_point"]) == (ranks // per_point, per_point)
+
+
+def killed(words, folder, ranks, after):
+    """SIGKILL to all, once that many points are in the file."""
+    start = [*TORCHRUN, str(ranks)] if ranks > 1 else [sys.executable]
+    command = [*start, "-m", "hessian_spectrum", *words]
+    with subprocess.Popen(command, cwd=folder, start_new_session=True) as process:
+        end = time.monotonic() + 120
+        while time.monotonic() < end and process.poll() is None:
+            if (folder / "run.h5").exists() and progress_or_none(folder / "run.h5", after):
+                break
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def progress_or_none(out, after):
+    with hs.open(out) as run:
+        return run.finished or run["values/progress"]["done"].sum() >= after
+
+
+def test_a_map_killed_on_three_ranks_and_resumed_on_two_is_the_map(alone, tmp_path):
+    words = [*MAP, "--out", "run.h5", "--checkpoint-minutes", "0"]
+    killed(words, tmp_path, 3, after=4)
+    with hs.open(tmp_path / "run.h5") as run:
+        finished = run.finished
+    if not finished:
+        launch([*TORCHRUN, "2", "-m", "hessian_spectrum", *words, "--resume"], tmp_path)
+    found, expected = stored(tmp_path / "run.h5"), stored(alone / "map.h5")
+    for name in ("loss", "smallest", "largest", "ratio"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6)
+    np.testing.assert_array_equal(found["loss"], expected["loss"])
+
+
+def test_dry_run_says_what_it_would_cost(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*SURFACE, "--dry-run", "--directions", "gradient", "largest"]) == 0
+    assert "36 points of 460 parameters on 60 samples, 1 rank(s): about" in capsys.readouterr().out
+    assert cli.main([*MAP, "--dry-run"]) == 0
+    assert "15 points of 460 parameters on 60 samples" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
