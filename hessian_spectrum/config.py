@@ -195,6 +195,10 @@ class DensityConfig(CurvatureConfig):
     sigma2: float | None = None
     """Variance of the Gaussian smoothing that errors are stated for, and the target is meant for.
     Default: (width of the spectrum / 500)^2."""
+    data_groups: int | None = None
+    """Also state how far answers would differ on other data of this kind and size (query,
+    data_error), by leaving out each of so many random groups of the samples, 8 to 20: a jackknife,
+    as many products again."""
     keep_state: Literal["auto", "always", "never"] = "auto"
     """Keep the Krylov vectors of a finished run in OUT.d, so that --resume with more NUM_STEPS or
     NUM_PRODUCTS, or a smaller TARGET_ERROR, extends it. auto: where they take less than 2 GiB."""
@@ -203,6 +207,13 @@ class DensityConfig(CurvatureConfig):
         """Refuse values that no run can use; InputError names the option."""
         super().check()
         _positive(self, "num_probes", "num_steps", "num_products")
+        if self.data_groups is not None:
+            if self.data_groups < 2:
+                raise InputError(f"--data-groups {self.data_groups}: expected 2 or more")
+            if self.estimator == "lean":
+                raise InputError(
+                    "--data-groups with --estimator lean, which keeps no Krylov vectors; use block"
+                )
         for name in ("target_error", "sigma2"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:

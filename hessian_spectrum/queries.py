@@ -41,9 +41,10 @@ OF_PAIRS = {
 def ask(
     measure: SpectralMeasure, query: str, numbers: tuple[float, ...], sigma2: float | None = None
 ) -> dict[str, Any]:
-    """``{"query", "arguments", "value", "standard_error", "interval"}``; what is unknown is None.
+    """``{"query", "arguments", "value", "standard_error", "interval", "data_error"}``.
 
-    ``interval`` holds the ends of the 95 % confidence interval.
+    ``interval`` holds the ends of the 95 % confidence interval, ``data_error`` the standard error
+    over data sets of this size. What is unknown is None.
 
     Raises:
         InputError: a query that does not exist, or numbers that it does not take.
@@ -56,12 +57,14 @@ def ask(
     value = member(*numbers, **options) if callable(member) else member
     error = float(measure.standard_error(query, *numbers, **options))
     interval = measure.interval(query, *numbers, **options)
+    data_error = float(measure.data_error(query, *numbers, **options))
     return {
         "query": query,
         "arguments": list(numbers),
         "value": float(value),
         "standard_error": None if math.isnan(error) else error,
         "interval": None if math.isnan(error) else interval.tolist(),
+        "data_error": None if math.isnan(data_error) else data_error,
     }
 
 
@@ -150,9 +153,13 @@ def sentence(answer: dict[str, Any]) -> str:
         return f"{text}, {low:.8g} to {high:.8g} by the residuals{sign}"
     error = answer["standard_error"]
     if error is None:
-        return text + " (one probe: error unknown)"
-    low, high = answer["interval"]
-    return f"{text}, 95 % interval {low:.6g} to {high:.6g} (standard error {error:.2g})"
+        text += " (one probe: error unknown)"
+    else:
+        low, high = answer["interval"]
+        text += f", 95 % interval {low:.6g} to {high:.6g} (standard error {error:.2g})"
+    if answer["data_error"] is not None:
+        text += f"; over data sets of this size it varies by {answer['data_error']:.2g}"
+    return text
 
 
 def _table(layers: dict[str, dict[str, Any]]) -> str:

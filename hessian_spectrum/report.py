@@ -280,9 +280,11 @@ def _density_error(
 
 def _error(measure: SpectralMeasure, query: str, *args: float, unit: str = "") -> str:
     low, high = measure.interval(query, *args) * (100 if unit == "%" else 1)
+    text = f"95%: {low:.6g}{unit} to {high:.6g}{unit}"
     if math.isnan(low):
-        return "one probe: error unknown"
-    return f"95%: {low:.6g}{unit} to {high:.6g}{unit}"
+        text = "one probe: error unknown"
+    varies = measure.data_error(query, *args) * (100 if unit == "%" else 1)
+    return text if math.isnan(varies) else f"{text}; other data: +- {varies:.2g}{unit}"
 
 
 def _bytes(count: float) -> str:

@@ -5,6 +5,7 @@
     /                       attributes schema, schema_version, created (UTC), finished
     /config, plan, provenance       JSON texts
     /density/LABEL          attributes n, scatter; nodes, weights, residuals, certified, probe
+    /density/LABEL/without_groups   nodes, weights, shares without each group of samples, if any
     /density/LABEL/rules    what the recurrences knew: T, first, out, padded; shapes, tolerance
     /curve, surface, directions, trajectory, functional, asymmetry, averaging/LABEL
                             the fields of surfaces.py's and findings.py's results; about: JSON
@@ -35,6 +36,7 @@ import numpy as np
 from hessian_spectrum import field_schema
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.gradient_alignment import ARRAYS, Alignment
+from hessian_spectrum.jackknife import Replicates
 from hessian_spectrum.measure import EigenPairs, SpectralMeasure
 from hessian_spectrum.quadrature import BlockRule
 from hessian_spectrum.shards import LazyRows, ShardedVectors, ShardFolder
@@ -140,6 +142,8 @@ def _write_density(group: h5py.Group, measure: SpectralMeasure) -> None:
     _axes(certified, node=node)
     if measure.rules:
         _write_rules(group.create_group("rules"), measure.rules)
+    if measure.replicates:
+        _write_replicates(group.create_group("without_groups"), measure.replicates)
 
 
 def _write_rules(group: h5py.Group, rules: Sequence[BlockRule]) -> None:
@@ -160,6 +164,16 @@ def _write_rules(group: h5py.Group, rules: Sequence[BlockRule]) -> None:
     _array(group, "shapes", shapes, "order of T, shape of first, shape of out, steps")
     tolerance = [rule.tolerance for rule in rules]
     _array(group, "tolerance", tolerance, "what is shorter is rounding or noise", "eigenvalue")
+
+
+def _write_replicates(group: h5py.Group, found: Replicates) -> None:
+    share = _array(group, "shares", found.shares, "a group's part of the data's weight", "1")
+    share.make_scale("group")
+    meaning = "approximate eigenvalues without each group of samples, ascending"
+    nodes = _array(group, "nodes", found.nodes, meaning, "eigenvalue")
+    weights = _array(group, "weights", found.weights, "share of a node for each probe", "1")
+    _axes(nodes, group=share, node=None)
+    _axes(weights, group=share, probe=None, node=None)
 
 
 def _write_eigenpairs(group: h5py.Group, pairs: EigenPairs) -> None:
@@ -299,8 +313,12 @@ def _read_density(group: h5py.Group) -> SpectralMeasure:
     arrays = {name: _data(group, name)[()] for name in names}
     rules = _read_rules(group["rules"]) if "rules" in group else ()
     try:
-        scatter = float(group.attrs.get("scatter", 1.0))
-        return SpectralMeasure(n=int(group.attrs["n"]), rules=rules, scatter=scatter, **arrays)
+        known = {"rules": rules, "scatter": float(group.attrs.get("scatter", 1.0))}
+        if "without_groups" in group:
+            parts = group["without_groups"]
+            names = ("nodes", "weights", "shares")
+            known["replicates"] = Replicates(*(_data(parts, name)[()] for name in names))
+        return SpectralMeasure(n=int(group.attrs["n"]), **known, **arrays)
     except InputError as error:
         raise InputError(f"is damaged: {group.name}: {error}") from None
 

@@ -90,8 +90,9 @@ def spectral_density(
     num_probes, num_steps = choose(
         operator.n, estimator, num_probes, num_steps, num_products, target_error
     )
+    groups = []
     if data_groups is not None:
-        without_samples.check(operator, estimator, data_groups)
+        groups = without_samples.groups_of(operator, estimator, data_groups, seed)
     if state is None:
         state = start(operator, estimator, num_probes, num_steps, seed, basis)
     while state.num_steps < num_steps and not is_finished(state):
@@ -101,10 +102,11 @@ def spectral_density(
         if on_step:
             on_step(state)
     found = measure(state, operator)
-    if data_groups is None:
+    if not groups:
         return found
-    without = without_samples.replicates(operator, state, found, data_groups, seed, on_group)
-    return replace(found, replicates=without)
+    return replace(
+        found, replicates=without_samples.replicates(operator, state, found, groups, on_group)
+    )
 
 
 def start(

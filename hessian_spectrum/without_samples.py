@@ -8,7 +8,7 @@ d (z^T A^p z) = sum over i of (A^i z)^T dA (A^(p - 1 - i) z).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +18,7 @@ from torch import Tensor
 from hessian_spectrum.certified import held_out_weights
 from hessian_spectrum.curvature import Curvature, GradientCovariance
 from hessian_spectrum.errors import InputError
+from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.jackknife import Replicates
 from hessian_spectrum.krylov.block import BlockSpace
 from hessian_spectrum.krylov.lanczos import Recurrences
@@ -28,8 +29,14 @@ from hessian_spectrum.quadrature import Array
 from hessian_spectrum.subsets import random_groups
 
 
-def check(operator: SymmetricOperator, estimator: str, num_groups: int) -> None:
-    """InputError where samples cannot be left out of this operator."""
+def groups_of(
+    operator: SymmetricOperator, estimator: str, num_groups: int, seed: int = 0
+) -> list[Evaluator]:
+    """The groups of samples that can be left out of this operator, before anything is computed.
+
+    Raises:
+        InputError: there are no such groups, or nothing that they could be left out of.
+    """
     if not isinstance(operator, Curvature):
         raise InputError(
             f"data_groups with a {type(operator).__name__}; expected a Hessian or another matrix "
@@ -40,32 +47,28 @@ def check(operator: SymmetricOperator, estimator: str, num_groups: int) -> None:
         raise InputError(
             "data_groups with estimator='lean', which keeps no Krylov vectors; use 'block'"
         )
-    if not isinstance(num_groups, (int, np.integer)) or num_groups < 2:
-        raise InputError(f"data_groups={num_groups}: expected a whole number, 2 or more")
+    return random_groups(operator.evaluator, num_groups, seed)
 
 
 def replicates(
     operator: Curvature,
     state: State,
     measure: SpectralMeasure,
-    num_groups: int,
-    seed: int = 0,
+    groups: Sequence[Evaluator],
     on_group: Callable[[], None] | None = None,
 ) -> Replicates:
-    """``measure`` without each of ``num_groups`` random groups of samples, at the same parameters.
+    """``measure`` without each of these groups of samples, at the same parameters.
 
     Args:
         state: at its end; ``measure`` is its own.
-        seed: of the groups.
+        groups: of ``groups_of``.
         on_group: called after each group, on every rank.
 
     Cost: a product with each Krylov vector, as many as the recurrences took, each group's over its
     own samples only: as many passes over the data as there were steps. O(N^3) for each group.
     """
-    whole = _Reduced(operator, state, measure)
-    groups = random_groups(operator.evaluator, num_groups, seed)
+    whole, reduced = _Reduced(operator, state, measure), []
     operator.forget()  # the groups' maps take the place of what was kept
-    reduced = []
     for group in groups:
         reduced.append(_Reduced(operator.on(group), state))
         if on_group:

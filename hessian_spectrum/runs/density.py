@@ -76,7 +76,7 @@ def density(
 def _density(config: DensityConfig, record: DensityRecord, stop: StopRequest) -> None:
     world, evaluator = record.world, record.evaluator
     state = record.resumed_state()
-    num_probes, num_steps = record.sizes
+    config, (num_probes, num_steps) = record.config, record.sizes
     record.values = values = first_order(evaluator)
     record.leave_if(stop)
     operator = OPERATORS[config.operator](evaluator)
@@ -101,7 +101,11 @@ def _density(config: DensityConfig, record: DensityRecord, stop: StopRequest) ->
         latest = state
         bar.update()
         finished = state.num_steps == num_steps or spectrum.is_finished(state)
-        record.checkpoint(stop, lambda: record.save(state, operator), finished, flags)
+        done = finished and not config.data_groups
+        record.checkpoint(stop, lambda: record.save(state, operator), done, flags)
+
+    def on_group() -> None:
+        record.checkpoint(stop, lambda: record.save(latest, operator), finished=False)
 
     try:
         with bar:
@@ -113,10 +117,12 @@ def _density(config: DensityConfig, record: DensityRecord, stop: StopRequest) ->
                 estimator=config.estimator,
                 target_error=config.target_error,
                 sigma2=config.sigma2 if config.target_error else None,
+                data_groups=config.data_groups,
                 basis=record.basis_place,
                 state=state,
                 on_step=on_step,
                 flags=flags,
+                on_group=on_group,
             )
     except FloatingPointError:
         if latest is not None and latest.num_steps:
@@ -158,7 +164,7 @@ def _estimate(
         operator.evaluator,
         operator.theta,
         num_probes,
-        num_steps,
+        2 * num_steps if config.data_groups else num_steps,
         kept=spectrum.vectors_kept(operator.n, config.estimator, num_probes, num_steps),
         form=operator.form,
         mode=config.hvp,
@@ -175,6 +181,7 @@ class DensityRecord(Record):
     free_fields = Record.free_fields | {
         *("num_products", "num_steps", "target_error", "sigma2", "keep_state"),  # how far to go
         "num_probes",  # compared with what was chosen
+        "data_groups",  # may be asked for later
     }
 
     def __init__(
@@ -214,6 +221,13 @@ class DensityRecord(Record):
                 f"cannot resume: --num-probes was {probes} and is now {config.num_probes}; leave "
                 "it out, or use --overwrite to start again"
             )
+        groups = saved["config"].get("data_groups")
+        if config.data_groups not in (None, groups) and groups is not None:
+            raise InputError(
+                f"cannot resume: --data-groups was {groups} and is now {config.data_groups}; leave "
+                "it out, or use --overwrite to start again"
+            )
+        self.config = dataclasses.replace(config, data_groups=config.data_groups or groups)
         steps = plan["num_steps"]
         if not (config.num_steps is config.num_products is config.target_error is None):
             steps = _sizes(config, self.evaluator.n, probes)[1]
@@ -223,6 +237,8 @@ class DensityRecord(Record):
         """Refuse to resume a finished run that would not get further."""
         out, done = self.config.out, saved["num_steps"]
         if not out.exists() or (self.sizes[1] > done and not saved["exhausted"]):
+            return
+        if self.config.data_groups and not saved["config"].get("data_groups"):
             return
         with store.open(out) as run:
             finished = run.finished
