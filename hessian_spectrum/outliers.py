@@ -126,7 +126,9 @@ def rescaled(result: Result, unit: float) -> Result:
         for rule in result.rules
     )
     nodes, residuals = result.nodes / unit, result.residuals / unit
-    return replace(result, nodes=nodes, residuals=residuals, rules=rules)
+    parts = result.replicates
+    parts = parts and replace(parts, nodes=parts.nodes / unit)
+    return replace(result, nodes=nodes, residuals=residuals, rules=rules, replicates=parts)
 
 
 # -- eigenvectors --------------------------------------------------------------------------------
@@ -200,6 +202,7 @@ def refined(measure: SpectralMeasure, pairs: EigenPairs) -> SpectralMeasure:
         weights=np.hstack([np.full((probes, k), 1 / measure.n), inner])[:, order],
         residuals=np.concatenate([residuals, measure.residuals[rest]])[order],
         certified=np.concatenate([np.ones(k, bool), measure.certified[rest]])[order],
+        replicates=None,  # what these pairs would be on other data is not known
     )
 
 

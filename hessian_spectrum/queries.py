@@ -37,6 +37,8 @@ OF_PAIRS = {
     "log_determinant": ("DAMPING",),
 }
 
+DEFAULTS = {"negative_fraction": (0.0,), "log_determinant": (0.0,)}  # of the last arguments
+
 
 def ask(
     measure: SpectralMeasure, query: str, numbers: tuple[float, ...], sigma2: float | None = None
@@ -49,7 +51,7 @@ def ask(
     Raises:
         InputError: a query that does not exist, or numbers that it does not take.
     """
-    _check(ARGUMENTS, query, numbers, "density")
+    numbers = _checked(ARGUMENTS, query, numbers, "density")
     if sigma2 is not None and query != "density":
         raise InputError(f"--sigma2 with {query}: only density is smoothed; leave --sigma2 out")
     options = {"sigma2": sigma2} if query == "density" else {}
@@ -89,7 +91,7 @@ def ask_pairs(
         InputError: a query that does not exist, numbers that it does not take, or something that
             it needs is missing.
     """
-    _check(OF_PAIRS, query, numbers, "eigenpairs")
+    numbers = _checked(OF_PAIRS, query, numbers, "eigenpairs")
     answer: dict[str, Any] = {"query": query, "arguments": list(numbers)}
     if query == "log_determinant":
         if measure is None:
@@ -122,14 +124,19 @@ def _participation(pairs: EigenPairs, sizes: Mapping[str, int] | None) -> dict[s
     }
 
 
-def _check(known: dict[str, tuple], query: str, numbers: tuple[float, ...], kind: str) -> None:
+def _checked(
+    known: dict[str, tuple], query: str, numbers: tuple[float, ...], kind: str
+) -> tuple[float, ...]:
+    """The query's numbers, with its defaults."""
     if query not in known:
         raise InputError(f"no query {query!r} of {kind}; expected one of {', '.join(known)}")
-    names = known[query]
-    if len(numbers) != len(names):
+    names, defaults = known[query], DEFAULTS.get(query, ())
+    least = len(names) - len(defaults)
+    if not least <= len(numbers) <= len(names):
         raise InputError(
             f"{query} takes {len(names)} numbers ({' '.join(names) or 'none'}), got {len(numbers)}"
         )
+    return (*numbers, *defaults[len(numbers) - least :])
 
 
 def _whole(k: float) -> int:

@@ -59,6 +59,8 @@ def compute(world):
         results[f"points, {label}"] = of_points(samples, world)
         results[f"alignment, {label}"] = of_alignment(data(samples), samples, world)
     results["alignment, stream"] = of_alignment(Stream(), 10, world)  # batches are dealt in turn
+    for estimator in ("block", "slq"):
+        results[f"groups, {estimator}"] = of_groups(estimator, world)
     matrix = with_spectrum(torch.tensor([-1.0, 0.0, 0.5, 2.0, 2.0]))  # fewer rows than 2 a rank
     measure = hs.spectral_density(hs.Dense(matrix, world), 4, 5)
     results["dense"] = {"moments": [measure.moment(p) for p in range(6)]}
@@ -90,6 +92,18 @@ def described(measure):
         "density": measure.density(t, 1e-2).tolist(),
         "truncation": [measure.truncation("mass", -1, x) for x in (-0.05, 0.01, 0.3)],
         "error": list(measure.density_error(1e-2)),
+    }
+
+
+def of_groups(estimator, world):
+    """Samples are left out by what they are, whichever rank has them."""
+    operator = hessian(next(iter(NETWORKS)), 10, world)
+    measure = hs.spectral_density(operator, 3, 6, 1, estimator=estimator, data_groups=2)
+    asked = [("trace",), ("moment", 2), ("moment", 3), ("effective_dimension", 0.1)]
+    return {
+        "nodes": measure.replicates.nodes.flatten().tolist(),
+        "shares": measure.replicates.shares.tolist(),
+        "errors": [measure.data_error(*query) for query in asked],
     }
 
 

@@ -505,3 +505,42 @@ def test_a_finished_result_outlives_a_full_disk_and_a_kill_while_its_state_is_ke
     (out.with_name("run.h5.d") / "basis-half.tmp").touch()
     refused(out, problem(), "its Krylov vectors were not kept", num_steps=STEPS + 1)
     measure_of(out)
+
+
+# -- without groups of the samples -----------------------------------------------------------------
+
+
+def replicates(out):
+    with hs.open(out) as run:
+        assert run.finished
+        return run["density"].replicates
+
+
+def test_groups_are_left_out_in_an_interrupted_run_as_in_a_straight_one_and_later(out, tmp_path):
+    (tmp_path / "straight").mkdir()
+    straight = tmp_path / "straight" / "run.h5"
+    density(straight, problem(), data_groups=2)
+    expected = replicates(straight)
+
+    asked = iter(range(10**6))
+
+    def after_the_first_group():  # a look after each of the steps, and one after each group
+        return "SIGTERM" if next(asked) >= STEPS else None
+
+    with pytest.raises(Interrupted):
+        density(out, problem(), StopAfterOneSave(out, after_the_first_group), data_groups=2)
+    with hs.open(out) as run:
+        assert not run.finished and run["density"].replicates is None
+        assert run.plan["num_steps"] == STEPS
+    density(out, problem(), resume=True)  # the groups are part of what was begun
+    for name in ("nodes", "weights", "shares"):
+        np.testing.assert_array_equal(getattr(replicates(out), name), getattr(expected, name))
+    refused(out, problem(), "is finished, and it has 12 steps", data_groups=2)
+    refused(out, problem(), "--data-groups was 2 and is now 3", data_groups=3)
+
+    density(out, problem(), overwrite=True)
+    assert replicates(out) is None
+    density(out, problem(), resume=True, data_groups=2)
+    np.testing.assert_array_equal(replicates(out).weights, expected.weights)
+    with hs.open(out) as run:
+        assert run.config["data_groups"] == 2
