@@ -43,7 +43,7 @@ FORMATS = {"time": "{:.2f}", "error": "{:.5f}", "ratio": "{:.1f}"}
 
 @dataclass(frozen=True, kw_only=True)
 class Config(ProblemConfig):
-    num_products: tuple[int, ...] = (90, 180, 360)
+    num_products: tuple[int, ...] = (90, 120, 180, 360)
     """Budgets of ours; probes and steps are chosen."""
     num_probes: int = 10
     """Of the peers."""
@@ -132,7 +132,8 @@ def ours(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.SpectralM
     evaluator = hs.Evaluator(**work.arguments)
     operator = hs.Hessian(evaluator)
     estimate = planner.plan(evaluator, operator.theta, num_probes, num_steps, form=operator.form)
-    return hs.spectral_density(operator.planned(estimate.plan), num_probes, num_steps, seed)
+    operator = operator.planned(estimate.plan, estimate.first)
+    return hs.spectral_density(operator, num_probes, num_steps, seed)
 
 
 def pyhessian(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.SpectralMeasure:

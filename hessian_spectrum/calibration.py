@@ -107,12 +107,17 @@ class Bench:
         if self.evaluator.device.type == "cuda":
             torch.cuda.synchronize(self.evaluator.device)
 
-    def single(self) -> float:
-        """Seconds of one product by reverse over reverse, its graph included."""
+    def single(self) -> tuple[float, int]:
+        """Seconds, and bytes at the peak, of one product by reverse over reverse with its graph."""
         v = self.vectors(1)
-        return self.run(
-            lambda part, theta: self.seconds(lambda: self.make("reverse", part, theta)(v))
-        )
+
+        def measured(part: Part, theta: Tensor) -> tuple[float, int]:
+            with PeakMemory(self.evaluator.device) as used:
+                self.make("reverse", part, theta)(v)
+                self.synchronize()
+            return self.seconds(lambda: self.make("reverse", part, theta)(v)), used.peak
+
+        return self.run(measured)
 
 
 def calibrate(
@@ -129,34 +134,48 @@ def calibrate(
     return bench.run(_calibrate, bench, num_probes, mode, room)
 
 
-def memory(bench: Bench, mode: str, count: int) -> tuple[int, int]:
-    """Bytes at the peak of ``count`` products, and bytes kept; nothing is timed."""
+@dataclass(frozen=True)
+class Use:
+    """A mode's linear map of one minibatch, and the memory that it took; nothing is timed."""
 
-    def products(part: Part, theta: Tensor) -> tuple[int, int]:
+    peak: int  # bytes at the peak of forming and applying it
+    kept: int  # bytes that it holds
+    products: Products
+
+
+def use(bench: Bench, mode: str, count: int) -> Use | None:
+    """A mode's map, after its products with ``count`` vectors; None where they do not exist, or
+    differ from those of reverse over reverse by more than the root of the rounding.
+
+    Raises:
+        RuntimeError: out of memory.
+    """
+
+    def tried(part: Part, theta: Tensor) -> Use | None:
         vectors = bench.vectors(count)
         with PeakMemory(bench.evaluator.device) as used:
-            kept = bench.make(mode, part, theta)
-            kept(vectors)
+            products = bench.make(mode, part, theta)
+            found = products(vectors)
             bench.synchronize()
-        return used.peak, used.kept
+        if mode != "reverse":
+            expected = bench.make("reverse", part, theta)(vectors[:1])
+            if not _error(found[:1], expected) <= bench.eps**0.5:
+                return None
+        return Use(used.peak, used.kept, products)
 
-    return bench.run(products)
+    try:
+        return bench.run(tried)
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        if mode == "reverse" or is_out_of_memory(error):
+            raise
+        return None
 
 
 def agrees(bench: Bench, mode: str) -> bool:
     """Whether a mode's products are those of reverse over reverse, to the root of the rounding."""
-
-    def difference(part: Part, theta: Tensor) -> float:
-        probe = bench.vectors(1)
-        return _error(
-            bench.make(mode, part, theta)(probe), bench.make("reverse", part, theta)(probe)
-        )
-
-    if mode == "reverse":
-        return True
     try:
-        return bench.run(difference) <= bench.eps**0.5
-    except (RuntimeError, NotImplementedError, ValueError):
+        return mode == "reverse" or use(bench, mode, 1) is not None
+    except RuntimeError:
         return False
 
 

@@ -15,7 +15,7 @@ from hessian_spectrum.forms import COVARIANCE, GAUSS_NEWTON, HESSIAN, Form
 from hessian_spectrum.linearization import Linearization, ProductPlan
 from hessian_spectrum.operators import SymmetricOperator
 from hessian_spectrum.parts import Part
-from hessian_spectrum.products import gradient
+from hessian_spectrum.products import Products, gradient
 from hessian_spectrum.second_derivative import (
     SAMPLES,
     check_jacobian,
@@ -49,11 +49,15 @@ class Curvature(SymmetricOperator):
         self._check()
         self._local = Linearization(evaluator, self.theta, self.plan, self.form)
 
-    def planned(self, plan: ProductPlan) -> Curvature:
-        """The same matrix, its products formed as ``plan`` says."""
+    def planned(self, plan: ProductPlan, first: Products | None = None) -> Curvature:
+        """The same matrix, its products formed as ``plan`` says.
+
+        Args:
+            first: ``Estimate.first``: what was formed to be measured need not be formed again.
+        """
         other = copy.copy(self)
         other.plan = plan
-        other._local = Linearization(self.evaluator, self.theta, plan, self.form)
+        other._local = Linearization(self.evaluator, self.theta, plan, self.form, first)
         return other
 
     def on(self, evaluator: Evaluator) -> Curvature:

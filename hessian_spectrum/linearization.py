@@ -43,10 +43,18 @@ class Linearization:
 
     Cost of a call: one pass over this rank's minibatches; each minibatch's first-order graph is
     formed once for all k vectors, or, where the plan keeps it, once for all calls.
+
+    Args:
+        first: the first minibatch's map, where it was formed as the plan says already.
     """
 
     def __init__(
-        self, evaluator: Evaluator, theta: Tensor, plan: ProductPlan, form: Form = HESSIAN
+        self,
+        evaluator: Evaluator,
+        theta: Tensor,
+        plan: ProductPlan,
+        form: Form = HESSIAN,
+        first: Products | None = None,
     ):
         if plan.precision:
             check_precision(plan.precision, evaluator.device)
@@ -54,6 +62,7 @@ class Linearization:
         self.statistics = evaluator.statistics(theta)
         self.theta = theta.to(plan.dtype or theta.dtype)
         self._kept: list[Products] | None = None
+        self._first = first if plan.keep else None
         self._sum: Tensor | None = None  # of all entries of the latest product
 
     @property
@@ -86,7 +95,8 @@ class Linearization:
         made = []
         for part in self.evaluator.parts(self.statistics, self.plan.batch_size, self.plan.dtype):
             self.evaluator.counts.graphs += 1
-            products = MODES[self.plan.mode](part, self.theta, self.form)
+            products, self._first = self._first, None
+            products = products or MODES[self.plan.mode](part, self.theta, self.form)
             if self.plan.keep:
                 made.append(products)
             yield products

@@ -76,7 +76,7 @@ class PeakMemory:
 def young_heap() -> Iterator[None]:
     """Garbage collections inside look at what is made inside only: a full one takes longer than
     many a product, and every ``PeakMemory`` makes two."""
-    gc.collect()
+    gc.collect(1)  # what was made of late; all would take as long as a short run's plan
     gc.freeze()
     try:
         yield

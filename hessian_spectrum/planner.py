@@ -18,7 +18,7 @@ from hessian_spectrum.forms import HESSIAN, Form
 from hessian_spectrum.kernels import check_precision
 from hessian_spectrum.linearization import ProductPlan
 from hessian_spectrum.memory import available, young_heap
-from hessian_spectrum.products import MODES
+from hessian_spectrum.products import MODES, Products
 
 MEMORY_SHARE = 0.8  # of what is available, unless the user says otherwise
 BASIS_SHARE = 0.5  # of the memory: Krylov vectors that take more go to the next larger place
@@ -43,6 +43,8 @@ class Estimate:
     calibrated: bool  # False: a default, and a guess of the time
     trials: tuple[Trial, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)  # modes left out, and why
+    # Of this rank's first minibatch, where the plan keeps it and it was formed to be measured
+    first: Products | None = field(default=None, compare=False)
 
 
 def plan(
@@ -86,7 +88,7 @@ def plan(
     basis = kept * layout.chunk * itemsize
     vectors = 4 * num_probes * layout.n * itemsize  # gathered, products, their sum, a minibatch's
     evaluator.statistics(theta)  # of all ranks; remembered for what the first does alone
-    result, error = None, None
+    first, result, error = None, None, None
     if world.rank == 0:
         try:
             budget = memory or int(MEMORY_SHARE * available(world))
@@ -97,7 +99,7 @@ def plan(
                 measured = _measured(
                     evaluator, theta, form, num_probes, num_steps, mode, start, room
                 )
-            result = (budget, place, *measured)
+            first, result = measured[-1], (budget, place, *measured[:-1])
         except Exception as refused:
             error = refused
     world.raise_together(error)
@@ -114,6 +116,7 @@ def plan(
         calibrated=bool(trials),
         trials=trials,
         refused=refused,
+        first=first,
     )
 
 
@@ -147,11 +150,11 @@ def _measured(
     mode: str | None,
     start: ProductPlan,
     room: int,
-) -> tuple[ProductPlan, int, float, tuple[Trial, ...], dict[str, str]]:
-    """(plan, bytes, seconds, trials, modes left out) for this rank's share."""
+) -> tuple[ProductPlan, int, float, tuple[Trial, ...], dict[str, str], Products | None]:
+    """(plan, bytes, seconds, trials, modes left out, first map) for this rank's share."""
     whole = next((batch for batch in evaluator.batches if evaluator.weight(batch)), None)
     if whole is None:  # this rank has no data: nothing to measure, nothing to wait for
-        return start, 0, 0.0, (), {}
+        return start, 0, 0.0, (), {}, None
     size = leading_size(whole)
     limit = size
     if evaluator.can_be_cut(whole):
@@ -163,14 +166,16 @@ def _measured(
         count = evaluator.num_minibatches * parts
         try:
             bench = Bench(evaluator, theta, start.precision, batch_size, form)
-            single = bench.single()
+            single, peak = bench.single()
             guess = num_probes * num_steps * count * single
             # Calibration forms some forty products, and more in modes that batch; recording takes
             # seconds.
             cost = 5.0 + (40 + 4 * num_probes) * single
             if guess < WORTH * min(cost, LONGEST):
-                chosen, working = _default(bench, mode, count, num_probes, num_steps, room)
-                return chosen, working, guess, (), {}
+                chosen, working, first = _default(
+                    bench, peak, mode, count, num_probes, num_steps, room
+                )
+                return chosen, working, guess, (), {}, first
             # Other ranks wait for this one, and give it up after some minutes.
             share = math.ceil(cost / LONGEST) if evaluator.can_be_cut(whole) else 1
             samples = math.ceil((batch_size or size) / share)
@@ -202,17 +207,26 @@ def _measured(
             "for it; use a smaller --batch-size or more --memory"
         )
     seconds, working, chosen = min(options, key=lambda option: option[0])
-    return chosen, working, seconds, tuple(trials), refused
+    return chosen, working, seconds, tuple(trials), refused, None
 
 
 def _default(
-    bench: Bench, mode: str | None, count: int, num_probes: int, num_steps: int, room: int
-) -> tuple[ProductPlan, int]:
-    """(plan, bytes) of a run too short to be calibrated: a linearization, kept, where it fits.
+    bench: Bench,
+    peak: int,
+    mode: str | None,
+    count: int,
+    num_probes: int,
+    num_steps: int,
+    room: int,
+) -> tuple[ProductPlan, int, Products | None]:
+    """(plan, bytes, first map) of a run too short to be calibrated: a linearization, kept, where
+    it fits.
 
     Decided without a clock, so that the same command takes the same plan.
+
+    Args:
+        peak: bytes of a product by reverse over reverse.
     """
-    peak = calibration.memory(bench, "reverse", 1)[0]
     convolves = any(len(shape) == 4 for shape in bench.evaluator.layout.shapes)
     candidates = [mode] if mode else ["reverse"]
     if mode is None and num_steps >= MANY_STEPS:
@@ -222,14 +236,15 @@ def _default(
         expected = calibration.EXPECTED.get(name, lambda k: 1)(chunk) * peak
         if name != candidates[-1] and expected > room:
             continue
-        if not calibration.agrees(bench, name):
+        used = calibration.use(bench, name, chunk)
+        if used is None:
             continue
-        working, kept = calibration.memory(bench, name, chunk)
-        keep = working + (count - 1) * kept <= room
+        keep = used.peak + (count - 1) * used.kept <= room
         if name == candidates[-1] or keep:
             together = chunk if chunk < num_probes and name != "reverse" else None
             plan = ProductPlan(name, together, bench.batch_size, keep, bench.precision)
-            return plan, working + keep * (count - 1) * kept
+            working = used.peak + keep * (count - 1) * used.kept
+            return plan, working, used.products if keep else None
     raise InputError(
         f"products by {mode} do not work for this model; leave --hvp out, or use reverse"
     )

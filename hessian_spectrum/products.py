@@ -86,11 +86,12 @@ def linearize(loss: Loss, theta: Tensor, form: Form = HESSIAN) -> Products:
     def products(vectors: Tensor) -> Tensor:
         k = len(vectors)
         with torch.no_grad():
-            if k not in ready:
-                if len(ready) == KEPT_SIZES:
-                    del ready[next(iter(ready))]
-                ready[k] = _for_rows(single, vectors)
-            return ready[k](vectors)
+            if k in ready:
+                return ready[k](vectors)
+            if len(ready) == KEPT_SIZES:
+                del ready[next(iter(ready))]
+            ready[k], out = _for_rows(single, vectors)
+            return out
 
     return products
 
@@ -118,23 +119,32 @@ def linearized(
     graph.scale_kernels()
     graph.join_equal_constants()
     graph.widen_products()
-    return _checked(graph.module(), v, recorded.out)
+    return _checked(graph.module(), v, recorded.out)[0]
 
 
-def _for_rows(single: Callable[[Tensor], Tensor], vectors: Tensor) -> Products:
-    """The map of this many rows; recorded through vmap, it has none of vmap's cost a call."""
+def _for_rows(single: Callable[[Tensor], Tensor], vectors: Tensor) -> tuple[Products, Tensor]:
+    """The map of this many rows, and its products with these.
+
+    Recorded through vmap, it has none of vmap's cost a call.
+    """
     if len(vectors) == 1:
-        module = _recorded_again(single, vectors[0])
-        return lambda rows: module(rows[0])[None]
+        module, out = _recorded_again(single, vectors[0])
+        return lambda rows: module(rows[0])[None], out[None]
     try:
         return _recorded_again(vmap(single), vectors)
     except RuntimeError as error:  # an operation that vmap does not know
         if is_out_of_memory(error):
             raise
-        return lambda rows: torch.stack([single(row) for row in rows])
+        return _one_by_one(single), _one_by_one(single)(vectors)
 
 
-def _recorded_again(function: Callable[[Tensor], Tensor], v: Tensor) -> Callable[[Tensor], Tensor]:
+def _one_by_one(single: Callable[[Tensor], Tensor]) -> Products:
+    return lambda rows: torch.stack([single(row) for row in rows])
+
+
+def _recorded_again(
+    function: Callable[[Tensor], Tensor], v: Tensor
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     recorded = record(function, v)
     graph = Simplifier(recorded)
     graph.join_equal_constants()
@@ -147,13 +157,15 @@ def _recorded_again(function: Callable[[Tensor], Tensor], v: Tensor) -> Callable
 
 def _checked(
     module: Callable[[Tensor], Tensor], v: Tensor, expected: Tensor
-) -> Callable[[Tensor], Tensor]:
-    """The map, if it gives the product that it was recorded from."""
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """The map, if it gives the product that it was recorded from, and that product as it gives it:
+    the same bits as in every later call."""
     with torch.no_grad():
-        error = (module(v) - expected).norm().item()
+        out = module(v)
+    error = (out - expected).norm().item()
     if not error <= torch.finfo(v.dtype).eps ** 0.5 * expected.norm().item():
         raise RuntimeError(f"the recorded linearization is wrong by {error:.1e}")
-    return module
+    return module, out
 
 
 MODES: dict[str, Callable[..., Products]] = {

@@ -46,6 +46,7 @@ def test_a_short_run_is_not_calibrated():
     estimate = make_plan(evaluator())
     assert not estimate.calibrated
     assert estimate.plan == hs.ProductPlan("linearize", keep=True)
+    assert estimate.first is not None
     assert (estimate.products, estimate.passes) == (40, 10)
     few = make_plan(evaluator(), steps=planner.MANY_STEPS - 1)  # recording would not pay
     assert few.plan == hs.ProductPlan("reverse", keep=True)
@@ -54,7 +55,9 @@ def test_a_short_run_is_not_calibrated():
 
 def test_a_short_run_keeps_nothing_that_does_not_fit(monkeypatch):
     kept, peak = 1 << 20, 8 << 20
-    monkeypatch.setattr(calibration, "memory", lambda bench, mode, count: (peak, kept))
+    used = calibration.Use(peak, kept, torch.zeros_like)
+    monkeypatch.setattr(calibration, "use", lambda bench, mode, count: used)
+    monkeypatch.setattr(calibration.Bench, "single", lambda bench: (0.0, peak))
     monkeypatch.setattr(calibration, "bytes_of_a_sample", lambda *_: 1.0)
     ev = evaluator()
     small = (1 << 20) / 2 + 4 * 4 * ev.n * 8 + 4 * 11 * ev.n * 8
@@ -66,7 +69,8 @@ def test_a_short_run_keeps_nothing_that_does_not_fit(monkeypatch):
 
 
 def test_a_short_run_of_a_model_that_cannot_be_linearized_is_by_reverse(monkeypatch):
-    monkeypatch.setattr(calibration, "agrees", lambda bench, mode: mode == "reverse")
+    use = calibration.use
+    monkeypatch.setattr(calibration, "use", lambda *a: use(*a) if a[1] == "reverse" else None)
     assert make_plan(evaluator()).plan == hs.ProductPlan("reverse", keep=True)
     with pytest.raises(hs.InputError, match="products by forward do not work"):
         make_plan(evaluator(), mode="forward")
@@ -289,3 +293,21 @@ def test_a_long_calibration_is_made_on_fewer_samples_and_scaled(always, monkeypa
     assert share >= 3
     assert share == pytest.approx(round(share))
     assert whole.build == pytest.approx(small.build * share)
+
+
+def test_what_was_formed_to_be_measured_is_used_and_gives_the_same_bits(monkeypatch):
+    """A minibatch's map is formed once, not once for the plan and again for the run."""
+    ev, formed, linearize = evaluator(), [], products.linearize
+
+    def counted(*arguments):
+        formed.append(1)
+        return linearize(*arguments)
+
+    monkeypatch.setitem(products.MODES, "linearize", counted)
+    estimate, H = make_plan(ev), hs.Hessian(ev)
+    v = torch.randn(4, ev.n, dtype=torch.float64)  # as many rows as it was planned for
+    found = H.planned(estimate.plan, estimate.first).products(v)
+    assert len(formed) == ev.num_minibatches
+    planned = H.planned(estimate.plan)
+    for _ in range(2):  # recorded in the first call
+        assert torch.equal(planned.products(v), found)

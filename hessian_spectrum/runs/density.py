@@ -81,15 +81,11 @@ def _density(config: DensityConfig, record: DensityRecord, stop: StopRequest) ->
     record.leave_if(stop)
     operator = OPERATORS[config.operator](evaluator)
     if state is None:
-        estimate = _estimate(config, operator, num_probes, num_steps)
-        record.product_plan, record.place = estimate.plan, estimate.place
-        print_estimate(estimate, evaluator, values, _is_open(config), sys.stderr)
-    else:
-        record.require_same_values()
-    operator = operator.planned(record.product_plan)
-    if state is None:
+        operator = _planned(record, operator)
         values["product_repeat_error"] = spectrum.repeat_error(operator, config.seed)
     else:
+        record.require_same_values()
+        operator = operator.planned(record.product_plan)
         values["product_repeat_error"] = record.saved_values["product_repeat_error"]
     record.leave_if(stop)
 
@@ -134,6 +130,15 @@ def _density(config: DensityConfig, record: DensityRecord, stop: StopRequest) ->
         ends = spectrum.extremes(measure)
         print(report.density(measure, ends, values, config.sigma2, config.target_error))
         print(f"written to {config.out}")
+
+
+def _planned(record: DensityRecord, operator: Curvature) -> Curvature:
+    """The operator of a new run, as the planner says."""
+    estimate = _estimate(record.config, operator, *record.sizes)
+    record.product_plan, record.place = estimate.plan, estimate.place
+    open_end = _is_open(record.config)
+    print_estimate(estimate, record.evaluator, record.values, open_end, sys.stderr)
+    return operator.planned(estimate.plan, estimate.first)
 
 
 def _is_open(config: DensityConfig) -> bool:
