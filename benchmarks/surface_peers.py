@@ -17,8 +17,8 @@ On one network, in turn, some grid points a round, all in float32 and without ac
   graph). Its data set are tensors in memory: no image is decoded or transformed.
 
 With one thread, seconds are those of the processor (other programs may share it); with more, of the
-clock. A ratio compares a round with ours of the same round. The losses of ours and of the plain loop at
-the same points must agree.
+clock. A ratio compares a round with ours of the same round. The losses of ours and of the plain
+loop at the same points must agree.
 """
 
 from __future__ import annotations

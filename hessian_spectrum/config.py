@@ -236,8 +236,12 @@ class EigenpairsConfig(CurvatureConfig):
     max_products: int | None = None
     """Stop there, converged or not; --resume with more goes on. Default: 2,000 and a hundred for
     each pair."""
-    block_size: int = 2
-    """Vectors multiplied together. What a block of two shows once is known to be single."""
+    copies: bool = True
+    """Do not look for further copies of eigenvalues: fewer products, but of one that is multiple
+    some copies may be missing."""
+    block_size: int | None = None
+    """Vectors multiplied together. Default: 2, in which what shows once is single; without copies
+    1."""
     basis_size: int | None = None
     """Krylov vectors held at once, before a restart. Default: 300 and ten for each pair, or what
     the memory takes."""

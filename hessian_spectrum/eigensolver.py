@@ -40,7 +40,7 @@ WANTED_ROOM = 10
 LEAST_ROOM = 4  # blocks beside the wanted ones
 MOST = 2000  # products, and a hundred for each eigenpair
 WANTED_MOST = 100
-LOOKS = 50  # a space is looked at when it has grown by this part: it takes O(r^3)
+LOOKS = 25  # a space is looked at when it has grown by this part: it takes O(r^3)
 STILL = 1e-2  # of the given vectors' length: what a warm start adds to them at random
 WARM_STEPS = 8  # at least, from a warm start
 COMBINATIONS = 2  # products that check all residuals together
@@ -57,6 +57,7 @@ class Goal:
     tol: float  # of residuals, relative to the largest |theta|
     max_products: int
     seed: int
+    copies: bool = True  # are they looked for?
 
 
 def eigenpairs(
@@ -66,7 +67,8 @@ def eigenpairs(
     tol: float = 1e-6,
     *,
     seed: int = 0,
-    block_size: int = BLOCK,
+    copies: bool = True,
+    block_size: int | None = None,
     basis_size: int | None = None,
     max_products: int | None = None,
     start: Tensor | np.ndarray | BlockSpace | None = None,
@@ -94,8 +96,10 @@ def eigenpairs(
         which: "largest", "smallest" (most negative), "both", or "magnitude".
         tol: a pair has converged where its residual is at most tol times the largest |theta|.
         seed: of the random vectors, below 2^64.
-        block_size: b. 1 takes the fewest products, and is checked for second copies by another
-            random vector at the end.
+        copies: False: do not look for copies of eigenvalues, as SciPy's eigsh does not; of one that
+            is multiple, or in a cluster narrower than ``tol``, some may be missing.
+        block_size: b. Default: 2, which shows that what appears once is single; without ``copies``
+            1, which takes the fewest products.
         basis_size: Krylov vectors that may be held at once. Default: 300, and ten for each pair.
         max_products: stop there, converged or not. Default: 2,000, and a hundred for each pair.
         start: vectors (j, n) near the wanted ones, whole, to start from; or what ``on_step`` of
@@ -117,8 +121,9 @@ def eigenpairs(
     twice the eigenvectors; four small reductions and one broadcast a step.
     """
     _check(operator, tol, seed, start)
+    block_size = default_block(copies) if block_size is None else block_size
     capacity, most = sizes(operator.n, k, which, block_size, basis_size, max_products)
-    goal = Goal(k, which, tol, most, seed)
+    goal = Goal(k, which, tol, most, seed, copies)
     space = state or first(operator, goal, block_size, capacity, start, basis)
     while True:
         space, found = advance(operator, space, goal)
@@ -273,7 +278,9 @@ def _choice(
     invariant = space.width == 0
     if enough and (worst <= max(goal.tol * pairs.scale, floor) or invariant):
         explored = invariant or space.steps >= space.fresh_at + space.patience
-        missing = may_miss_copies(pairs, goal.which, goal.k, space.starts, 10 * eps * pairs.scale)
+        missing = goal.copies and may_miss_copies(
+            pairs, goal.which, goal.k, space.starts, 10 * eps * pairs.scale
+        )
         if explored and not missing:
             return FINISHED, None
         # A restart drops what is left of the residuals: they stay below the tolerance.
@@ -325,6 +332,11 @@ def sizes(
         )
     room = ROOM + WANTED_ROOM * pairs if basis_size is None else basis_size
     return min(room, n + block_size), max_products or MOST + WANTED_MOST * pairs
+
+
+def default_block(copies: bool) -> int:
+    """How many vectors are multiplied together."""
+    return BLOCK if copies else 1
 
 
 def least_basis(n: int, k: int, which: Which, block_size: int) -> int:

@@ -95,6 +95,15 @@ def test_copies_are_found_whatever_the_block_size(block_size):
     assert np.abs(pairs.values - values[:6]).max() <= 1e-12
 
 
+def test_copies_that_are_not_looked_for_save_products_and_may_be_missing():
+    values = spectrum(-0.5, -0.5, -0.5, -0.3)
+    careful, quick = Counted(with_spectrum(values)), Counted(with_spectrum(values))
+    assert np.abs(hs.eigenpairs(careful, 4, "smallest", 1e-8).values - values[:4]).max() <= 1e-12
+    pairs = hs.eigenpairs(quick, 4, "smallest", 1e-8, copies=False)
+    assert quick.count < careful.count
+    assert np.abs(pairs.values[:, None] - values).min(1).max() <= 1e-12  # eigenvalues all the same
+
+
 def test_a_space_that_shows_an_eigenvalue_once_for_each_start_may_miss_copies():
     values, zero = np.array([-2.0, -2.0, -1.0, 0.0]), np.zeros((4, 1))
     found = ritz(np.diag(values), zero, np.zeros(4), 10)

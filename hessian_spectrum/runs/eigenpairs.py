@@ -84,7 +84,7 @@ def _eigenpairs(config: EigenpairsConfig, record: EigenpairsRecord, stop: StopRe
         values["product_repeat_error"] = spectrum.repeat_error(operator, config.seed)
         given = together(world, lambda: _given(config.start, evaluator, world))
         space = eigensolver.first(
-            operator, record.goal, config.block_size, record.room, given, record.basis_place
+            operator, record.goal, _block(config), record.room, given, record.basis_place
         )
     else:
         values["product_repeat_error"] = record.saved_values["product_repeat_error"]
@@ -120,22 +120,26 @@ def _room(config: EigenpairsConfig, evaluator: Evaluator) -> int:
     layout, world = evaluator.layout, evaluator.world
     budget = config.memory_bytes or planner.MEMORY_SHARE * planner.available(world)
     fitting = int(planner.BASIS_SHARE * budget / (layout.chunk * evaluator.dtype.itemsize))
-    least = eigensolver.least_basis(evaluator.n, config.k, config.which, config.block_size)
+    least = eigensolver.least_basis(evaluator.n, config.k, config.which, _block(config))
     return world.gather_objects(max(least, min(size, fitting)))[0]
+
+
+def _block(config: EigenpairsConfig) -> int:
+    return config.block_size or eigensolver.default_block(config.copies)
 
 
 def _sizes(config: EigenpairsConfig, n: int) -> tuple[int, int]:
     return eigensolver.sizes(
-        n, config.k, config.which, config.block_size, config.basis_size, config.max_products
+        n, config.k, config.which, _block(config), config.basis_size, config.max_products
     )
 
 
 def _estimate(config: EigenpairsConfig, operator: Curvature, room: int) -> planner.Estimate:
-    most = _sizes(config, operator.n)[1] // config.block_size
+    most = _sizes(config, operator.n)[1] // _block(config)
     return planner.plan(
         operator.evaluator,
         operator.theta,
-        config.block_size,
+        _block(config),
         max(1, min(EXPECTED_STEPS, most)),
         kept=room,
         form=operator.form,
@@ -191,7 +195,7 @@ class EigenpairsRecord(Record):
     def __init__(self, config, world, evaluator, lock, started, room: int):
         super().__init__(config, world, evaluator, lock, started)
         most = _sizes(config, evaluator.n)[1]
-        self.goal = Goal(config.k, config.which, config.tol, most, config.seed)
+        self.goal = Goal(config.k, config.which, config.tol, most, config.seed, config.copies)
         self.room = room
         self.states = RecurrenceStore(self.folder, world)
 
@@ -259,4 +263,4 @@ class EigenpairsRecord(Record):
         self.states.save(space, operator.layout, header)
 
     def plan(self) -> dict[str, Any]:
-        return {"block_size": self.config.block_size, "basis_size": self.room, **super().plan()}
+        return {"block_size": _block(self.config), "basis_size": self.room, **super().plan()}
