@@ -29,6 +29,7 @@ from hessian_spectrum.errors import InputError
 from hessian_spectrum.memory import available
 
 READ_TWICE = 32  # samples: a flip of every second one escapes with a chance of 2^-32
+LOOKED_AT = 4  # batches of a stream that are read twice
 KEEP_SHARE = 0.25  # of the free memory of the device: data that fits into it stays there
 
 
@@ -305,8 +306,8 @@ class _Lists(Sampler):
 
 
 def _stream_reader(loader: DataLoader, dealer: _Dealer):
-    first = [tree_leaves(_first_batch(loader, seed)) for seed in (0, 1)]
-    if first[0] == [None]:
+    first = [tree_leaves(_first_batches(loader, seed)) for seed in (0, 1)]
+    if not first[0]:
         raise InputError("the data is empty: 0 batches; expected at least one sample")
     if not _same(*first):
         raise InputError(
@@ -316,11 +317,11 @@ def _stream_reader(loader: DataLoader, dealer: _Dealer):
     return lambda: islice(_iterate(loader), dealer.rank, None, dealer.size)
 
 
-def _first_batch(loader: DataLoader, seed: int) -> Any:
+def _first_batches(loader: DataLoader, seed: int) -> list[Any]:
     """Read under another random state each time: what draws numbers must show it."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        return next(iter(loader), None)
+        return list(islice(loader, LOOKED_AT))
 
 
 def _iterate(loader: DataLoader) -> Iterator[Any]:

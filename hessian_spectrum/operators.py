@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import TypeVar
 
@@ -15,6 +16,9 @@ from hessian_spectrum.errors import InputError
 from hessian_spectrum.layout import Layout
 
 Matrix = TypeVar("Matrix", Tensor, np.ndarray)
+
+
+SYMMETRIC = 1000  # units of rounding of the largest entry by which A and A^T may differ
 
 
 class SymmetricOperator(ABC):
@@ -81,11 +85,28 @@ class SymmetricOperator(ABC):
 
 
 class Dense(SymmetricOperator):
-    """A matrix that is stored whole, shape (n, n), on every rank; each multiplies its columns."""
+    """A matrix that is stored whole, shape (n, n), on every rank; each multiplies its columns.
+
+    Raises:
+        InputError: it is not square, not symmetric to rounding, or not finite.
+    """
 
     def __init__(self, matrix: Tensor, world: World | None = None):
         if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
             raise InputError(f"matrix of shape {tuple(matrix.shape)}; expected a square one")
+        if not matrix.is_floating_point() or not len(matrix):
+            raise InputError(
+                f"matrix of {matrix.dtype}, {len(matrix)} rows; expected real numbers in floating "
+                "point, and at least one row"
+            )
+        size, uneven = (part.abs().max().item() for part in (matrix, matrix - matrix.T))
+        if not math.isfinite(size):
+            raise InputError("matrix holds a NaN or an infinity; expected finite entries")
+        if uneven > SYMMETRIC * torch.finfo(matrix.dtype).eps * size:
+            raise InputError(
+                f"matrix is not symmetric: entries that should be equal differ by {uneven:.2g}, "
+                f"where the largest is {size:.2g}; pass (A + A.T) / 2 if that is meant"
+            )
         self.layout = Layout.of_size(len(matrix), world or World(device=matrix.device))
         self.dtype = matrix.dtype
         self._columns = matrix[:, self.layout.start : self.layout.stop]

@@ -121,9 +121,9 @@ class ShardFolder:
         written. Cost: reads every shard that it lists.
 
         Raises:
-            InputError: there are manifests, but all of them are damaged.
+            InputError: there are manifests, but all of them are damaged, or what they list is.
         """
-        reasons = []
+        reasons, culprit = [], "the manifest"
         for name in (LATEST, PREVIOUS):
             if not (self.folder / name).exists():
                 continue
@@ -132,17 +132,23 @@ class ShardFolder:
                 missing = set(required) - set(_dict(manifest))
                 if missing:
                     raise InputError(f"{', '.join(sorted(missing))} is missing")
-                for entry in _entries(manifest):
-                    self.verify(entry)
+                entries = _entries(manifest)
             except (OSError, ValueError) as error:  # InputError and JSON's are ValueErrors
                 reasons.append(f"{name}: {error}")
+                continue
+            try:
+                for entry in entries:
+                    self.verify(entry)
+            except (OSError, ValueError) as error:
+                culprit = "a shard"
+                reasons.append(str(error))
                 continue
             if reasons:
                 warnings.warn(f"going back to {name}, because {reasons[0]}", stacklevel=2)
             return manifest
         if reasons:
             raise InputError(
-                f"{self.folder}: nothing to resume from: the manifest is damaged: "
+                f"{self.folder}: nothing to resume from: {culprit} is damaged: "
                 f"{'; '.join(reasons)}; remove the folder to start again"
             )
         return None

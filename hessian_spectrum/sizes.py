@@ -65,6 +65,11 @@ def choose(
         given = {"num_probes": num_probes, "num_steps": num_steps, "num_products": num_products}
         said = ", ".join(f"{name}={value}" for name, value in given.items() if value)
         raise InputError(f"{said}: that takes {least} products or more; leave one of them out")
+    if None not in (num_probes, num_steps, num_products) and least != num_products:
+        raise InputError(
+            f"num_probes={num_probes}, num_steps={num_steps}, num_products={num_products}: these "
+            f"are {least} products; leave one of them out"
+        )
     probes_given, steps_given = num_probes is not None, num_steps is not None
     products = num_products or (PRODUCTS if target_error is None else MOST)
     if num_probes is None:

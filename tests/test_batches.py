@@ -180,6 +180,20 @@ def test_a_digest_counts_samples_that_occur_twice_and_ignores_their_order():
     assert digest_of(x, y) != digest_of(*spoiled(0, 0.0))
 
 
+class LateStream(IterableDataset):
+    """In a fixed order at first."""
+
+    def __iter__(self):
+        x, y = data()
+        order = torch.cat([torch.arange(2 * SIZE), 2 * SIZE + torch.randperm(N - 2 * SIZE)])
+        return zip(x[order], y[order])
+
+
+def test_a_stream_that_is_fixed_in_its_first_batches_only_is_refused():
+    with pytest.raises(hs.InputError, match="begin with different batches"):
+        batches.deal(LateStream(), SIZE, hs.World(), torch.float64)
+
+
 class EagerStream(IterableDataset):
     """Draws when an iteration begins, not at its first sample."""
 

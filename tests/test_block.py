@@ -103,9 +103,10 @@ def test_equal_probes_count_once():
 
 
 def test_a_product_that_is_not_finite_is_an_error():
-    matrix = torch.full((4, 4), math.nan, dtype=torch.float64)
+    operator = hs.Dense(torch.eye(4, dtype=torch.float64))
+    operator._columns[:] = math.nan
     with pytest.raises(FloatingPointError, match="block step 1"):
-        space_of(matrix, 2, 2)
+        hs.spectral_density(operator, 2, 2)
 
 
 @pytest.mark.parametrize("steps", [0, 13, 2.5])

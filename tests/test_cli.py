@@ -110,6 +110,8 @@ def test_plot_draws_each_view_and_refuses_options_that_it_would_ignore(inside, c
     fails(capsys, [*plot, "--floor", "1"], "--floor with --view density: expected --view log")
     pairs = [*plot, "--result", "eigenpairs", "--view", "log"]
     fails(capsys, pairs, "--view log: eigenpairs has the views eigenvalues, participation")
+    pairs = [*plot, "--result", "eigenpairs", "--sigma2", "1"]
+    fails(capsys, pairs, "--sigma2 with --view eigenvalues: expected --view density or certified")
     assert not (inside / "other.png").exists()
 
 

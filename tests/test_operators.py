@@ -307,8 +307,30 @@ def test_what_cannot_be_solved_is_refused():
         with pytest.raises(hs.InputError) as error:
             hs.solve(a, b, **options)
         assert message in str(error.value)
+    a._columns[0, 0] = math.nan
     with pytest.raises(FloatingPointError):
-        hs.solve(hs.Dense(torch.full((2, 2), math.nan).double()), torch.ones(2))
+        hs.solve(a, torch.ones(2))
+
+
+@pytest.mark.parametrize(
+    "matrix, message",
+    [
+        (torch.ones(2, 3), "expected a square one"),
+        (torch.tensor([[1.0, 2.0], [2.1, 1.0]]), "not symmetric: .* differ by 0.1"),
+        (torch.full((2, 2), math.nan), "a NaN or an infinity"),
+        (torch.full((2, 2), math.inf), "a NaN or an infinity"),
+        (torch.eye(2).long(), "expected real numbers"),
+        (torch.eye(0), "at least one row"),
+    ],
+)
+def test_a_matrix_that_is_no_symmetric_one_is_refused(matrix, message):
+    with pytest.raises(hs.InputError, match=message):
+        hs.Dense(matrix)
+
+
+def test_a_matrix_that_is_symmetric_to_rounding_is_taken():
+    a = torch.randn(60, 60, generator=torch.Generator().manual_seed(0))
+    hs.Dense(a @ torch.diag(torch.linspace(-1, 1, 60)) @ a.T)  # differs by some 50 roundings
 
 
 # -- refusals -----------------------------------------------------------------------------------

@@ -480,6 +480,7 @@ def test_a_target_ends_a_run_as_soon_as_it_is_reached_and_a_smaller_one_extends_
     second, _ = measure_of(out)
     assert second.density_error(1e-2).total <= 0.05
     assert second.rules[0].num_steps > first.rules[0].num_steps
+    refused(out, problem(), "has reached --target-error 0.05: 0.2", target_error=0.2, **free)
 
 
 def test_a_killed_run_that_had_saved_its_last_state_is_finished_without_a_product(out):

@@ -106,6 +106,10 @@ def test_sizes_are_plain_integers_whatever_they_were_given_as():
             "num_probes=5, num_steps=4, num_products=19: that takes 20 products or more; leave",
         ),
         (
+            {"num_probes": 5, "num_steps": 4, "num_products": 21},
+            "num_probes=5, num_steps=4, num_products=21: these are 20 products; leave one",
+        ),
+        (
             {"num_probes": 20, "num_products": 19},
             "num_probes=20, num_products=19: that takes 20 products or more",
         ),

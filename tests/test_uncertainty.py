@@ -223,6 +223,21 @@ def test_a_count_is_in_doubt_at_both_its_ends_and_an_energy_by_the_square(estima
     assert measure.truncation("negative_fraction", 0.02) == pytest.approx(below)
 
 
+def test_bounds_hold_without_reorthogonalization_and_close_in_spite_of_ghosts():
+    """Each probe's own mass, after 60 steps in which every outlier came back many times."""
+    values = np.sort(np.r_[np.linspace(-0.01, 0.01, 300), OUTLIERS])
+    measure = hs.spectral_density(Diagonal(values), 4, 60, estimator="lean")
+    rule = measure.rules[0]
+    assert (np.abs(measure.nodes - OUTLIERS[0]) < 1e-6).sum() > 1  # ghosts
+    z = gaussian_probes(Layout.of_size(len(values)), range(4), 0, torch.float64).numpy() ** 2
+    z /= z.sum(axis=1, keepdims=True)
+    for x in (-0.3, -0.005, 0.0, 0.003, 0.1, 0.4, 0.9, 2.5):
+        exact, (low, high) = z[:, values < x].sum(axis=1), rule.bracket(x)
+        assert (low <= exact + 1e-9).all() and (exact <= high + 1e-9).all()
+        if abs(x) > 0.05:  # between eigenvalues that are resolved
+            assert (high - low).max() < 1e-6
+
+
 def test_a_closed_interval_has_a_node_at_its_lower_end():
     rules = [legendre(5)]
     measure = SpectralMeasure.of_rules(rules, N)

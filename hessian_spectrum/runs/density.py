@@ -241,9 +241,10 @@ class DensityRecord(Record):
     def _require_extension(self, saved: dict[str, Any]) -> None:
         """Refuse to resume a finished run that would not get further."""
         out, done = self.config.out, saved["num_steps"]
+        self._require_smaller_target(saved)
         if not out.exists() or (self.sizes[1] > done and not saved["exhausted"]):
             return
-        if self.config.data_groups and not saved["config"].get("data_groups"):
+        if self._asks_for_groups(saved):
             return
         with store.open(out) as run:
             finished = run.finished
@@ -253,6 +254,22 @@ class DensityRecord(Record):
                 f"{out} is finished, and {why}: extend it by more --num-steps or --num-products, "
                 "or compute it again with --overwrite"
             )
+
+    def _require_smaller_target(self, saved: dict[str, Any]) -> None:
+        """A run that ended at its target has nothing to do for one that is no smaller."""
+        target, before = self.config.target_error, saved["config"]["target_error"]
+        ended_early = saved["num_steps"] < saved["plan"]["num_steps"] and not saved["exhausted"]
+        if None in (target, before) or not self.config.out.exists() or not ended_early:
+            return
+        with store.open(self.config.out) as run:
+            if run.finished and target >= before and not self._asks_for_groups(saved):
+                raise InputError(
+                    f"{self.config.out} is finished, and has reached --target-error {before:g}: "
+                    f"{target:g} asks for no more; name a smaller one to extend it"
+                )
+
+    def _asks_for_groups(self, saved: dict[str, Any]) -> bool:
+        return bool(self.config.data_groups and not saved["config"].get("data_groups"))
 
     def save(self, state: State, operator: SymmetricOperator) -> None:
         """Everything finished so far: the state, to go on from, and its measure, to look at."""
