@@ -103,9 +103,9 @@ class QueryConfig:
     query: tyro.conf.Positional[Query]
     """mass A B, count A B, energy A B (closed intervals), quantile Q, moment P, density T,
     effective_dimension DAMPING, negative_fraction [THRESHOLD], log_determinant [DAMPING],
-    trace or frobenius_norm. Of eigenpairs: eigenvalue K (the K-th largest), smallest (its sign),
-    outlier_ratio K (lambda_1 / lambda_K), condition_number DAMPING, normalized K (in units of
-    lambda_K), participation (by layer), log_determinant DAMPING (with a density)."""
+    trace or frobenius_norm. Of eigenpairs: eigenvalue K (the K-th largest), smallest (with its
+    sign), outlier_ratio K (lambda_1 / lambda_K), condition_number DAMPING, normalized K (in units
+    of lambda_K), participation (by layer), log_determinant DAMPING (with a density)."""
     numbers: tyro.conf.Positional[tuple[float, ...]] = ()
     """The query's arguments."""
     result: str | None = None
