@@ -27,6 +27,19 @@ def mpirun(ranks):
     return [program, "-n", str(ranks), sys.executable]
 
 
+def srun(ranks):
+    if shutil.which("srun") is None or "SLURM_CONF" not in os.environ:
+        pytest.skip("no SLURM here, or SLURM_CONF does not say where")
+    return ["srun", f"--ntasks={ranks}", sys.executable]
+
+
+LAUNCHERS = {
+    "torchrun": lambda ranks: [*TORCHRUN, str(ranks)],
+    "mpi": mpirun,
+    "slurm": srun,
+}
+
+
 def launch(command, cwd, expected=0):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
@@ -104,11 +117,18 @@ def test_slurms_short_form_of_tasks_is_one_number_a_node(text, tasks):
 
 
 @pytest.mark.parametrize(
-    ("launcher", "ranks"), [("torchrun", 2), ("torchrun", 3), ("torchrun", 4), ("mpi", 2)]
+    ("launcher", "ranks"),
+    [
+        *[("torchrun", 2), ("torchrun", 3), ("torchrun", 4), ("mpi", 2)],
+        *[pytest.param("mpi", ranks, marks=pytest.mark.slow) for ranks in (3, 4)],
+        *[
+            pytest.param("slurm", ranks, marks=[pytest.mark.slow, pytest.mark.slurm])
+            for ranks in (2, 3, 4)
+        ],
+    ],
 )
 def test_every_number_is_that_of_one_process(launcher, ranks, worker, alone, saved, tmp_path):
-    start = [*TORCHRUN, str(ranks)] if launcher == "torchrun" else mpirun(ranks)
-    launch([*start, str(WORKER), str(tmp_path), str(saved[0])], tmp_path)
+    launch([*LAUNCHERS[launcher](ranks), str(WORKER), str(tmp_path), str(saved[0])], tmp_path)
     several = json.loads((tmp_path / "results.json").read_text())
 
     assert several["world"] == [ranks, launcher]
