@@ -263,7 +263,7 @@ def _on_ranks(config: Any) -> int:
         if said:
             _say_once(said, first)
         if world is not None:
-            distributed.finish()
+            distributed.finish(world)
     return code
 
 

@@ -197,8 +197,10 @@ def start(device: str | None = None, timeout: timedelta = TIMEOUT) -> World:
     return World(rank, size, local_rank, launcher, place, local_size, presence)
 
 
-def finish() -> None:
+def finish(world: World | None = None) -> None:
     """Leave the process group, if there is one."""
+    if world is not None and world.presence:
+        world.presence.stop()
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from contextlib import suppress
@@ -29,9 +30,17 @@ class Presence:
         self._store = store.clone()
         self._store.set_timeout(timedelta(seconds=LISTEN))
         self.rank, self.size, self.keeper = rank, size, keeper
-        self._beats = 0
+        self._beats, self._end = 0, threading.Event()
         self._beat()
-        threading.Thread(target=self._go_on, name="presence", daemon=True).start()
+        self._thread = threading.Thread(target=self._go_on, name="presence", daemon=True)
+        self._thread.start()
+        # The interpreter must not end while the thread is in the store's C++.
+        atexit.register(self.stop)
+
+    def stop(self) -> None:
+        """No more signs of life; as this process ends in order."""
+        self._end.set()
+        self._thread.join()
 
     def silent(self) -> list[int]:
         """The ranks without a sign of life for ``LISTEN`` seconds, which this call takes."""
@@ -69,8 +78,7 @@ class Presence:
 
     def _go_on(self) -> None:
         with suppress(RuntimeError):  # the store goes with its keeper at the job's end
-            while True:
-                time.sleep(BEAT)
+            while not self._end.wait(BEAT):
                 self._beat()
 
     @staticmethod
