@@ -52,6 +52,8 @@ def test_the_gradient_of_the_mean_over_the_curve_is_that_of_its_definition():
     (slope,) = torch.autograd.grad(total, bend)
     assert torch.allclose(after.first_moment, 0.1 * slope, rtol=1e-12)
     assert after.loss == pytest.approx(total.item(), rel=1e-12)
+    # Each step has other t: where nothing moves the loss differs all the same.
+    assert connect.step(ev, after, lr=0.0, num_samples=3, seed=5).loss != after.loss
 
 
 def test_a_search_that_is_continued_takes_the_same_steps():

@@ -222,6 +222,22 @@ def test_sequences_count_targets_that_are_not_ignored():
         assert evaluate(ev, Points.of(ev.theta[None]), plan=plan)["accuracy"] == [expected]
 
 
+def test_an_ignored_label_that_is_a_class_does_not_count():
+    torch.manual_seed(1)
+    model, (x, y) = mlp(), images(11)
+    ev = hs.Evaluator(model, nn.CrossEntropyLoss(ignore_index=1), (x, y), batch_size=4)
+    right, kept = model(x).argmax(1) == y, y != 1
+    assert (right & ~kept).any()  # else nothing is shown
+    found = evaluate(ev, Points.of(ev.theta[None]))["accuracy"]
+    assert found == [(right & kept).sum().item() / kept.sum().item()]
+
+
+def test_chunks_are_cut_at_their_multiples_wherever_a_range_begins():
+    cut = points._chunks(6, 17, PointPlan(chunk=4))
+    assert cut == [range(6, 8), range(8, 12), range(12, 16), range(16, 17)]
+    assert points._chunks(8, 8, PointPlan(chunk=4)) == []
+
+
 def test_regressions_have_no_accuracy():
     model = nn.Linear(3, 1).double()
     ev = hs.Evaluator(model, nn.MSELoss(), (torch.ones(4, 3), torch.ones(4, 1)))
