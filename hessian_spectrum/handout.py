@@ -7,21 +7,20 @@ next, and a letter box for what was found. No group waits for another one before
 from __future__ import annotations
 
 import json
-import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from hessian_spectrum.distributed import RankLost
 from hessian_spectrum.mesh import Mesh
 
-BEAT = 5.0  # seconds between signs of life
-SILENT = 60.0  # seconds without one after which a group is taken for dead
 POLL = 0.02, 0.5  # seconds between looks while waiting, at first and at last
+PATIENCE = 30.0  # seconds of waiting before a look at who is alive
+LOOKS = 6  # in which a rank is silent before it is taken for lost: it may be in a long call
 
 
 class Handout:
@@ -89,24 +88,6 @@ class Handout:
 
     # -- the end ---------------------------------------------------------------------------------
 
-    @contextmanager
-    def alive(self) -> Iterator[None]:
-        """Inside, this group gives signs of life; called by every rank."""
-        done = threading.Event()
-
-        def beat() -> None:
-            # The store may be gone before this thread is.
-            with suppress(RuntimeError):
-                while not done.wait(BEAT):
-                    self._store.add(f"beat/{self.mesh.group}", 1)
-
-        if self.mesh.leads and self.mesh.num_groups > 1:
-            threading.Thread(target=beat, daemon=True).start()
-        try:
-            yield
-        finally:
-            done.set()
-
     def wait(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Until all groups are here: by looking, since collectives give up after some minutes.
 
@@ -114,33 +95,33 @@ class Handout:
             meanwhile: called between looks.
 
         Raises:
-            RuntimeError: a group has given no sign of life for a minute.
+            RankLost: a rank of a group that is not here has given no sign of life for a while.
         """
         if self.mesh.leads:
             self._store.set(f"here/{self.mesh.group}", "yes")
-        absent = set(range(self.mesh.num_groups))
-        pause, heard = POLL[0], {group: (-1, time.monotonic()) for group in absent}
+        absent, pause = set(range(self.mesh.num_groups)), POLL[0]
+        look = time.monotonic() + PATIENCE
         while True:
             absent -= {group for group in absent if self._store.check([f"here/{group}"])}
             meanwhile()
             if not absent:
                 return
-            self._require_alive(absent, heard)
+            if time.monotonic() > look:
+                self._require_alive(absent)
+                look = time.monotonic() + PATIENCE
             time.sleep(pause)
             pause = min(1.2 * pause, POLL[1])
 
-    def _require_alive(self, absent: set[int], heard: dict[int, tuple[int, float]]) -> None:
-        now = time.monotonic()
-        for group in absent:
-            beats = self._store.add(f"beat/{group}", 0)
-            if beats != heard[group][0]:
-                heard[group] = beats, now
-            elif now - heard[group][1] > SILENT:
-                rank = group * self.mesh.data.size
-                raise RuntimeError(
-                    f"rank {rank} of {self.mesh.world.size} has given no sign of life for "
-                    f"{SILENT:.0f} s: is its process gone?"
-                )
+    def _require_alive(self, absent: set[int]) -> None:
+        """Some seconds while all is well, and half a minute where a rank is silent."""
+        world, suspects = self.mesh.world, None
+        for _ in range(LOOKS):
+            silent = world.presence.silent() if world.presence else []
+            silent = {rank for rank in silent if rank // self.mesh.data.size in absent}
+            suspects = silent if suspects is None else suspects & silent
+            if not suspects:
+                return
+        raise RankLost(f"rank {min(suspects)} of {world.size} has given no sign of life")
 
 
 def _store(mesh: Mesh) -> dist.Store:

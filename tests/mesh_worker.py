@@ -14,7 +14,6 @@ from test_evaluator import NETWORKS, data
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum import handout
 from hessian_spectrum.handout import Handout
 from hessian_spectrum.mesh import Mesh
 
@@ -51,36 +50,22 @@ def loss(world):
 def handed_out(mesh, count=TASKS, stop_at=None):
     """[task, group] in the order of arrival on rank 0, for each rank what it had, and the times."""
     tasks, mine, received = Handout(mesh, count), [], []
-    with tasks.alive():
-        started = time.monotonic()
-        while (task := tasks.next(stopping=bool(mine) and mine[-1] == stop_at)) is not None:
-            mine.append(task)
-            if task == SLOW:
-                time.sleep(0.6)
-            time.sleep(0.02)
-            tasks.send([task, mesh.group])
-            if mesh.world.rank == 0:
-                received += tasks.received()
-        left = time.monotonic() - started
-        tasks.wait(lambda: received.extend(tasks.received()) if mesh.world.rank == 0 else None)
+    started = time.monotonic()
+    while (task := tasks.next(stopping=bool(mine) and mine[-1] == stop_at)) is not None:
+        mine.append(task)
+        if task == SLOW:
+            time.sleep(0.6)
+        time.sleep(0.02)
+        tasks.send([task, mesh.group])
+        if mesh.world.rank == 0:
+            received += tasks.received()
+    left = time.monotonic() - started
+    tasks.wait(lambda: received.extend(tasks.received()) if mesh.world.rank == 0 else None)
     return {
         "received": received,
         "mine": mesh.world.gather_objects(mine),
         "left": mesh.world.gather_objects(left),
     }
-
-
-def silent(mesh):
-    """The last group never comes: what the others hear, and after how long."""
-    handout.BEAT, handout.SILENT = 0.1, 1.0
-    tasks, told, started = Handout(mesh, 1), None, time.monotonic()
-    if mesh.group < mesh.num_groups - 1 or mesh.num_groups == 1:
-        with tasks.alive():
-            try:
-                tasks.wait()
-            except RuntimeError as error:
-                told = str(error)
-    return mesh.world.gather_objects([told, time.monotonic() - started])
 
 
 def refused(world):
@@ -103,7 +88,6 @@ def main():
         "fewer than groups": handed_out(mesh, 1),
         "none": handed_out(mesh, 0),
         "stopped": handed_out(mesh, 400, stop_at=3),
-        "silent": silent(mesh),
     }
     if world.rank == 0:
         (folder / "results.json").write_text(json.dumps(results))

@@ -337,3 +337,105 @@ def test_dry_run_says_what_it_would_cost(capsys, tmp_path, monkeypatch):
     assert cli.main([*MAP, "--dry-run"]) == 0
     assert "15 points of 460 parameters on 60 samples" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Three of a short walk."""
+    folder = tmp_path_factory.mktemp("walk")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.Tanh(), nn.Linear(6, 10))
+    names = []
+    for i in range(3):
+        names.append(str(folder / f"epoch-{i}.pt"))
+        state = in_zoo_names(model)
+        torch.save(state, names[-1])
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.1 * torch.randn_like(p))
+    return names
+
+
+def in_zoo_names(model):
+    """The state of the zoo's model, in its names."""
+    from hessian_spectrum import zoo
+
+    small = zoo.load_dataset("digits", limit=10)
+    own = zoo.model_for(small, "mlp-64-6-10", "tanh", 0)
+    return dict(zip(own.state_dict(), model.state_dict().values()))
+
+
+def test_interpolations_on_the_command_line(checkpoints, tmp_path, capsys):
+    out = str(tmp_path / "line.h5")
+    words = ["interpolate", *MODEL, "--num-points", "5", "--low", "-0.5", "--high", "1.5"]
+    assert cli.main([*words, "--between", *checkpoints[:2], "--test", "--out", out]) == 0
+    assert "barrier of the loss" in capsys.readouterr().out
+    with hs.open(out) as run:
+        curve = run["curve"]
+    assert curve.t.tolist() == [-0.5, 0.0, 0.5, 1.0, 1.5]
+    assert set(curve.values) == {"loss", "accuracy", "test_loss", "test_accuracy"}
+    # At the ends of the line stand the checkpoints themselves.
+    alone = ["surface", *MODEL, "--x-points", "1", "--x-low", "0", "--directions", "random"]
+    for i in range(2):
+        path = str(tmp_path / f"{i}.h5")
+        assert cli.main([*alone, "--checkpoint", checkpoints[i], "--out", path]) == 0
+        with hs.open(path) as run:
+            assert run["surface"].loss.item() == curve.loss[2 * i + 1]
+    for corners, shape in ((3, (5, 5)), (4, (5, 5))):
+        between = [*checkpoints, checkpoints[0]][:corners]
+        path = str(tmp_path / f"{corners}-corners.h5")
+        assert cli.main([*words, "--between", *between, "--out", path]) == 0
+        with hs.open(path) as run:
+            assert run["surface"].shape == shape
+            assert run["surface"].loss[1, 1] == curve.loss[1]  # (0, 0) is the first of them
+    distance = [*words, "--by-distance", "--between", *checkpoints[:2], "--out"]
+    assert cli.main([*distance, str(tmp_path / "distance.h5")]) == 0
+    with hs.open(tmp_path / "distance.h5") as run:
+        assert run["curve"].loss[1] == curve.loss[3]  # at distance 0 is the second
+
+
+def test_a_track_has_the_eigenvalues_of_each_checkpoint(checkpoints, tmp_path):
+    words = ["track", *MODEL, "--checkpoints", *checkpoints, "--eigenvalues", "--hvp-dtype"]
+    with pytest.raises(SystemExit):  # an option of maps
+        cli.main([*words, "float32"])
+    out = tmp_path / "track.h5"
+    assert cli.main([*words[:-1], "--out", str(out)]) == 0
+    with hs.open(out) as run:
+        track = run["trajectory"]
+    assert track.alpha[0] == 0
+    assert track.alpha[-1] == pytest.approx(1)
+    for i, name in enumerate(checkpoints):
+        path = str(tmp_path / f"map-{i}.h5")
+        one = ["map", *MODEL, "--x-points", "1", "--x-low", "0", "--directions", "random"]
+        assert cli.main([*one, "--checkpoint", name, "--out", path]) == 0
+        with hs.open(path) as run:
+            found = run["surface"]
+        assert found.loss.item() == track.values["loss"][i]
+        for end in ("smallest", "largest"):
+            assert track.values[end][i] == pytest.approx(found.values[end].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ([], "surface.png"),
+        (["--view", "relief", "--value", "accuracy"], "relief.pdf"),
+        ([], "surface.vts"),
+    ],
+)
+def test_pictures_of_surfaces(words, name, alone, tmp_path):
+    out = tmp_path / name
+    assert cli.main(["plot", str(alone / "surface.h5"), *words, "--out", str(out)]) == 0
+    assert out.stat().st_size > 1000
+
+
+def test_pictures_that_do_not_fit_are_refused(alone, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "a.png")]
+    for words, message in (
+        (["--view", "log"], "--view log of a surface: expected one of contour, heat, relief"),
+        (["--value", "ratio"], "no 'ratio' was evaluated; there is: accuracy, loss"),
+        (["--sigma2", "1"], "--sigma2 with --view contour"),
+    ):
+        assert cli.main(["plot", str(alone / "surface.h5"), *words, *out]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.main(["plot", str(alone / "map.h5"), *out]) == 0  # the ratio

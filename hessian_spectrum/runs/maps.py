@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,7 @@ def curvature_map(
         return maps.map_task(ev, vectors.chosen(config, ev, computed), grid)
 
     on_first_rank(world, check)
-    mesh = Mesh.of(world, config.ranks_per_point)
+    mesh = Mesh.of(world, config.ranks_per_point, timedelta(minutes=config.timeout_minutes))
     ev = together(world, lambda: Evaluator(**arguments, world=mesh.data))
     if config.dry_run:
         task = make(vectors.stand_ins(config, ev))

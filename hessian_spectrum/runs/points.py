@@ -202,7 +202,7 @@ def run(record: PointRecord, job: Job, stop: StopRequest, progress: dict | None)
     tasks = [[i for i in task if not done[i]] for task in job.tasks]
     tasks = [task for task in tasks if task]
     handout = Handout(record.mesh, len(tasks))
-    with record.bar(job.num_points, int(done.sum()), "point") as bar, handout.alive():
+    with record.bar(job.num_points, int(done.sum()), "point") as bar:
         collect = _collector(record, handout, bar)
         try:
             _work(record, job, tasks, handout, stop, collect)

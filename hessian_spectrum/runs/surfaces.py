@@ -7,6 +7,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def _values(
         check_output(config, "")
 
     on_first_rank(world, check)
-    mesh = Mesh.of(world, config.ranks_per_point)
+    mesh = Mesh.of(world, config.ranks_per_point, timedelta(minutes=config.timeout_minutes))
     ev = together(world, lambda: Evaluator(**arguments, world=mesh.data))
     test = _test(config, arguments, mesh)
     if config.dry_run:
