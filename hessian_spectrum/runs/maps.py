@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -75,7 +76,7 @@ def planned(config: CurvatureConfig | TrackConfig, mesh: Mesh, ev: Evaluator) ->
         if mesh.group > 0:
             return None
         name = getattr(config, "operator", "hessian")
-        return planner.plan(
+        estimate = planner.plan(
             ev,
             ev.theta,
             1,
@@ -86,6 +87,7 @@ def planned(config: CurvatureConfig | TrackConfig, mesh: Mesh, ev: Evaluator) ->
             precision=getattr(config, "hvp_dtype", None),
             memory=config.memory_bytes,
         )
+        return replace(estimate, first=None)  # of one theta, and not to be sent
 
     return mesh.world.gather_objects(together(mesh.world, measured))[0]
 
