@@ -40,6 +40,7 @@ _HOME = {
     "World": "distributed",
     "alignment": "analyses.alignment",
     "eigenpairs": "eigensolver",
+    "eigenpairs_near": "interior",
     "along_ray": "analyses.interpolate",
     "along_trajectory": "analyses.trajectory",
     "asymmetry": "analyses.valleys",

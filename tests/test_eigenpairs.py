@@ -232,3 +232,29 @@ def test_products_that_are_not_finite_are_an_error():
     broken = Counted(with_spectrum(BULK), lambda rows: rows * float("nan"))
     with pytest.raises(FloatingPointError, match="not finite"):
         hs.eigenpairs(broken, 2)
+
+
+# -- inside the spectrum -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [0.03, 0.6, -0.5])
+def test_pairs_nearest_to_a_number_inside_the_spectrum(shift):
+    values = np.concatenate([np.linspace(-0.1, 0.1, 36), [-0.4, 0.5, 0.58, 1.3]])
+    matrix = with_spectrum(values)
+    pairs = hs.eigenpairs_near(hs.Dense(matrix), shift, 2, tol=1e-7)
+    nearest = np.sort(values[np.argsort(np.abs(values - shift))[:2]])
+    assert pairs.converged.all()
+    assert np.abs(pairs.values - nearest).max() <= 1e-10
+    assert (misfits(matrix, pairs) <= 2 * pairs.residuals + 1e-14).all()
+
+
+def test_solutions_that_fall_short_are_not_called_converged():
+    pairs = hs.eigenpairs_near(
+        hs.Dense(with_spectrum(SPECTRA["even"])), 0.001, 2, tol=1e-9, max_steps=3, max_solves=12
+    )
+    assert not pairs.converged.any()
+
+
+def test_a_shift_that_is_no_number_is_refused():
+    with pytest.raises(hs.InputError, match="shift=nan"):
+        hs.eigenpairs_near(hs.Dense(with_spectrum(BULK)), float("nan"))

@@ -286,7 +286,9 @@ def alone(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize(("ranks", "per_point"), [(3, 1), pytest.param(2, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("ranks", "per_point"), [(3, 1), pytest.param(2, 2, marks=pytest.mark.slow)]
+)
 def test_surfaces_on_ranks(ranks, per_point, alone, tmp_path):
     words = [*SURFACE, "--ranks-per-point", str(per_point), "--out", "run.h5"]
     launch([*TORCHRUN, str(ranks), "-m", "hessian_spectrum", *words], tmp_path)
