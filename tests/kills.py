@@ -186,7 +186,7 @@ def row(name: str, trials: list[Trial]) -> str:
         sum(t.resumed for t in trials),
         same,
     ]
-    worst = max(t.error for t in trials)
+    worst = max((t.error for t in trials), default=0.0)
     return f"{name:12}" + "".join(f"{count:>10}" for count in counts) + f"{worst:>10.0e}"
 
 
@@ -211,15 +211,20 @@ def run(args: argparse.Namespace) -> bool:
         kind, dice = KINDS[name], random.Random(args.seed)
         with tempfile.TemporaryDirectory(prefix="kills-") as folder:
             expected = straight(kind, Path(folder))
-            trials = []
-            for number in range(args.kills):
-                trials.append(trial(kind, expected, Path(folder), args, dice, number))
-                last = trials[-1]
-                if not (last.readable and last.resumed and last.error <= TOLERANCE):
-                    perfect = False
-                    print(last, (Path(folder) / f"{number}.log").read_text()[-3000:], flush=True)
+            trials: list[Trial] = []
+            with suppress(KeyboardInterrupt):  # the table of those so far
+                for number in range(args.kills):
+                    trials.append(trial(kind, expected, Path(folder), args, dice, number))
+                    perfect &= is_perfect(trials[-1])
+                    if not is_perfect(trials[-1]):
+                        log = (Path(folder) / f"{number}.log").read_text()
+                        print(trials[-1], log[-3000:], flush=True)
             print(row(name, trials), flush=True)
     return perfect
+
+
+def is_perfect(trial: Trial) -> bool:
+    return trial.readable and trial.resumed and trial.error <= TOLERANCE
 
 
 if __name__ == "__main__":

@@ -1,0 +1,313 @@
+"""Strong and weak scaling on the ranks there are, where the time goes, and what a model says.
+
+Each number of ranks in processes of its own, under torchrun. A step's time is split into products,
+the two large exchanges, the small reductions, orthogonalization and writing; the model's parameters
+(step_model.py) are measured by themselves, and its steps are put beside the measured ones. Then it
+is carried to 1,024 GPUs::
+
+    python benchmarks/scaling.py --ranks 1 2 --out scaling.png
+    python benchmarks/scaling.py --replicated          # sharded against a basis on every rank
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from contextlib import contextmanager
+from pathlib import Path
+
+import step_model
+from step_model import Cost, Machine, Problem
+
+KINDS = ("product", "exchange", "reductions", "orthogonalization", "writing")
+
+
+# -- one rank ----------------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds by kind: what runs inside another kind is not counted twice."""
+
+    def __init__(self):
+        self.seconds, self._inside = defaultdict(float), []
+
+    @contextmanager
+    def timing(self, kind):
+        before = time.perf_counter()
+        self._inside.append(0.0)
+        yield
+        took = time.perf_counter() - before
+        self.seconds[kind] += took - self._inside.pop()
+        if self._inside:
+            self._inside[-1] += took
+
+    def wrap(self, kind, function):
+        def timed(*args, **kwargs):
+            with self.timing(kind):
+                return function(*args, **kwargs)
+
+        return timed
+
+
+def worker(args) -> None:
+    """Run by torchrun: measures steps, and writes what it found on the first rank."""
+    import torch
+
+    import hessian_spectrum as hs
+    from hessian_spectrum import distributed
+    from hessian_spectrum.krylov import block
+    from hessian_spectrum.probes import gaussian_probes
+    from hessian_spectrum.recurrence_store import RecurrenceStore
+
+    torch.set_num_threads(1)
+    world = hs.distributed.start("cpu")
+    torch.manual_seed(0)
+    samples = args.samples * (world.size if args.weak else 1)
+    x, y = torch.randn(samples, args.width), torch.arange(samples) % 10
+    hidden = torch.nn.Linear(args.width, args.hidden), torch.nn.Tanh()
+    model = torch.nn.Sequential(*hidden, torch.nn.Linear(args.hidden, 10))
+    ev = hs.Evaluator(
+        model, torch.nn.CrossEntropyLoss(), (x, y), batch_size=args.batch_size, world=world
+    )
+    operator = hs.Hessian(ev, plan=hs.ProductPlan("linearize", keep=True))
+    probes = gaussian_probes(operator.layout, range(args.block), 0, operator.dtype)
+    operator.products(probes)  # kept maps are made
+    if args.replicate:
+        return replicated(args, world, operator, probes)
+
+    machine = measured_machine(world, operator.n, args.block)
+    clock = Clock()
+    World = type(world)
+    World.sum = clock.wrap("reductions", World.sum)
+    World.all_gather_rows = clock.wrap("exchange", World.all_gather_rows)
+    World.reduce_scatter_rows = clock.wrap("exchange", World.reduce_scatter_rows)
+    type(operator).products = clock.wrap("product", type(operator).products)
+    space = block.start(operator, probes, args.steps)
+    clock.seconds.clear()
+    distributed.World.barrier(world)
+    with tempfile.TemporaryDirectory() as folder:
+        place = world.gather_objects(folder)[0]
+        store, before = RecurrenceStore(Path(place) / "state", world), time.perf_counter()
+        for _ in range(args.steps):
+            with clock.timing("orthogonalization"):
+                space = block.step(operator, space)
+        total = time.perf_counter() - before
+        with clock.timing("writing"):
+            store.save(space, operator.layout, {})
+        world.barrier()
+    each = {kind: clock.seconds[kind] / args.steps for kind in KINDS}
+    # A rank that is early waits in an exchange for the last: the least is what it takes.
+    found = world.gather_objects(each)
+    mean = {kind: sum(f[kind] for f in found) / world.size for kind in KINDS}
+    result = {
+        "ranks": world.size,
+        "step": total / args.steps,
+        **mean,
+        "n": operator.n,
+        "machine": machine,
+        "basis": max(world.gather_objects(space.basis.numel() * space.basis.itemsize)),
+    }
+    if world.rank == 0:
+        Path(args.result).write_text(json.dumps(result))
+    hs.distributed.finish(world)
+
+
+def measured_machine(world, n, b) -> dict:
+    """Latency, bandwidth and flops of this machine's ranks, each measured by itself."""
+    import torch
+
+    def seconds(action, repeats):
+        action()
+        world.barrier()
+        before = time.perf_counter()
+        for _ in range(repeats):
+            action()
+        return (time.perf_counter() - before) / repeats
+
+    tiny, rows = torch.zeros(8, dtype=torch.float64), torch.zeros(b, -(-n // world.size))
+    latency = seconds(lambda: world.sum(tiny), 100)
+    large = seconds(lambda: world.all_gather_rows(rows), 10)
+    sent = (world.size - 1) * rows.numel() * rows.itemsize
+    basis, some = torch.randn(5 * b, rows.shape[1]), torch.randn(b, rows.shape[1])
+    projections = seconds(lambda: some - (some @ basis.T) @ basis, 5)
+    return {
+        "latency": latency / max(1.0, math.log2(world.size)),
+        "bandwidth": sent / max(large - latency, 1e-9) if world.size > 1 else float("inf"),
+        "flops": 4 * 5 * b * b * rows.shape[1] / projections,
+    }
+
+
+def replicated(args, world, operator, probes) -> None:
+    """The same recurrence with the whole basis on every rank: one all-reduce a step."""
+    import resource
+
+    import torch
+
+    from hessian_spectrum import distributed
+    from hessian_spectrum.krylov import block
+
+    def peak():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+    before, start = peak(), time.perf_counter()
+    if args.replicate == "sharded":
+        space = block.start(operator, probes, args.steps)
+        for _ in range(args.steps):
+            space = block.step(operator, space)
+        size = space.basis.numel() * space.basis.itemsize
+    else:
+        whole = operator.layout.gather(probes)
+        rows = args.block * (args.steps + 1)
+        basis = torch.zeros(rows, operator.n)
+        basis[: args.block] = torch.linalg.qr(whole.T)[0].T
+        for k in range(args.steps):
+            held = basis[: (k + 1) * args.block]
+            r = operator._local(held[-args.block :])
+            world.sum(r)
+            for _ in range(2):
+                r = r - (r @ held.T) @ held
+            basis[(k + 1) * args.block : (k + 2) * args.block] = torch.linalg.qr(r.T)[0].T
+        size = basis.numel() * basis.itemsize
+    seconds = (time.perf_counter() - start) / args.steps
+    result = {"form": args.replicate, "step": seconds, "basis": size, "peak": peak() - before}
+    if world.rank == 0:
+        Path(args.result).write_text(json.dumps(result))
+    distributed.finish(world)
+
+
+# -- all of them --------------------------------------------------------------------------------
+
+
+def launched(args, ranks: int, *options: str) -> dict:
+    """What the first of that many ranks found."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        sizes = ["samples", "width", "hidden", "block", "steps", "batch_size"]
+        words = [w for s in sizes for w in (f"--{s.replace('_', '-')}", str(getattr(args, s)))]
+        job = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        job += ["--nproc-per-node", str(ranks), __file__, "--result", str(result), *words, *options]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(job, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr[-3000:])
+        return json.loads(result.read_text())
+
+
+def table(title: str, found: list[dict], model: list[Cost]) -> None:
+    print(f"\n{title}: milliseconds a step, mean over the ranks; writing: of a save, by step\n")
+    print("| ranks | step |", " | ".join(KINDS), "| model | basis, MB a rank |")
+    print("|---|---|" + "---|" * (len(KINDS) + 2))
+    for f, cost in zip(found, model):
+        parts = " | ".join(f"{1e3 * f[kind]:.1f}" for kind in KINDS)
+        model_text = f"{1e3 * cost.total:.1f}"
+        size = f"{f['basis'] / 1e6:.1f}"
+        print(f"| {f['ranks']} | {1e3 * f['step']:.1f} | {parts} | {model_text} | {size} |")
+
+
+def compared(args, weak: bool) -> None:
+    """Measured steps beside the model's, whose parameters were measured by themselves."""
+    options = ("--weak",) if weak else ()
+    found = [launched(args, ranks, *options) for ranks in args.ranks]
+    product = found[0]["product"] / args.block * found[0]["ranks"]
+    costs = []
+    for f in found:
+        more = f["ranks"] if weak else 1
+        problem = Problem(
+            n=f["n"],
+            product=product * more,
+            samples=args.samples * more,
+            block=args.block,
+            steps=args.steps,
+        )
+        costs.append(step_model.step(problem, Machine(**f["machine"]), f["ranks"]))
+    table("weak scaling" if weak else "strong scaling", found, costs)
+    for f in found[1:]:
+        machine = f["machine"]
+        print(
+            f"{f['ranks']} ranks: {1e6 * machine['latency']:.0f} us a small reduction, "
+            f"{machine['bandwidth'] / 1e9:.2f} GB/s, {machine['flops'] / 1e9:.1f} Gflop/s"
+        )
+
+
+def figure(path: Path) -> None:
+    """Seconds a step on 1 to 1,024 GPUs, by the model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    cases = {
+        "ResNet-50 on ImageNet": step_model.resnet50(),
+        "transformer, 1e9 parameters, 1e7 tokens": step_model.transformer(),
+    }
+    drawn, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    for axis, (title, problem) in zip(axes, cases.items()):
+        costs = step_model.carried(problem)
+        ranks = [count for count, _ in costs]
+        axis.loglog(ranks, [cost.total for _, cost in costs], "k", lw=2, label="step")
+        for kind in ("product", "exchange", "reductions", "orthogonalization"):
+            axis.loglog(ranks, [getattr(c, kind) or float("nan") for _, c in costs], label=kind)
+        axis.set(title=title, xlabel="GPUs", ylim=(1e-4, None))
+        axis.grid(alpha=0.3)
+        print(f"\n{title}: model, block of {problem.block}, {problem.steps} steps\n")
+        print("| GPUs | s a step | of it products | run, minutes | basis, GB a rank |")
+        print("|---|---|---|---|---|")
+        for count, cost in costs:
+            if count in (1, 8, 64, 256, 1024):
+                minutes = cost.total * problem.steps / 60
+                size = step_model.basis_bytes(problem, count) / 1e9
+                share = cost.product / cost.total
+                print(f"| {count} | {cost.total:.3g} | {share:.0%} | {minutes:.3g} | {size:.3g} |")
+    axes[0].set_ylabel("seconds a step")
+    axes[1].legend(fontsize=8)
+    drawn.tight_layout()
+    drawn.savefig(path, dpi=80)
+
+
+def side_by_side(args) -> None:
+    print(
+        "\n| basis on 2 ranks | MB a rank | peak above the start, MB | ms a step |"
+        "\n|---|---|---|---|"
+    )
+    for form in ("sharded", "replicated"):
+        f = launched(args, 2, "--replicate", form)
+        peak = f["peak"] / 1e6
+        print(f"| {form} | {f['basis'] / 1e6:.1f} | {peak:.0f} | {1e3 * f['step']:.1f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--samples", type=int, default=4000, help="of each rank, if weak")
+    parser.add_argument("--width", type=int, default=784)
+    parser.add_argument("--hidden", type=int, default=400)
+    parser.add_argument("--block", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--batch-size", type=int, default=500)
+    parser.add_argument("--out", type=Path, default=Path("scaling.png"))
+    parser.add_argument("--replicated", action="store_true", help="only: sharded or replicated")
+    parser.add_argument("--model-only", action="store_true", help="only the figure and its table")
+    parser.add_argument("--weak", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--replicate", help=argparse.SUPPRESS)
+    parser.add_argument("--result", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.result:
+        return worker(args)
+    if not args.model_only:
+        side_by_side(args)
+        if not args.replicated:
+            compared(args, weak=False)
+            compared(args, weak=True)
+    if not args.replicated:
+        figure(args.out)
+
+
+if __name__ == "__main__":
+    main()
