@@ -90,8 +90,8 @@ def minibatch_gradients(
     except Exception as failed:
         error = failed
     world.raise_together(error)
-    shares = evaluator.total_weight / world.sum(weights)  # a Part is divided by the whole weight
-    shares[shares.isinf()] = torch.nan
+    # A Part is divided by the whole weight. Without any weight: 0 times infinity.
+    shares = evaluator.total_weight / world.sum(weights)
     local = layout.reduce(total) * shares.to(theta)[:, None]
     return local.add_(theta[layout.start : layout.stop], alpha=evaluator.weight_decay)
 

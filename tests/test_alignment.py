@@ -154,7 +154,8 @@ def test_samples_are_the_same_however_they_are_read_and_gathered(memory):
         torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-14)
 
 
-def test_batches_of_several_shapes_are_not_joined():
+@pytest.mark.parametrize("named", [True, False])
+def test_batches_of_several_shapes_are_not_joined(named):
     """Sentences padded to the longest of their batch, and their names."""
     torch.manual_seed(0)
     lengths = [3, 5, 2, 6, 4, 4, 3]
@@ -162,7 +163,7 @@ def test_batches_of_several_shapes_are_not_joined():
 
     def collate(samples):
         words = nn.utils.rnn.pad_sequence([w for w, _ in samples], True, padding_value=0)
-        return {"words": words, "names": [name for _, name in samples]}
+        return {"words": words, **({"names": [name for _, name in samples]} if named else {})}
 
     embedding = nn.Embedding(9, 3).double()
 

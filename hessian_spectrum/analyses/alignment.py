@@ -180,19 +180,18 @@ def _measured(operator: Curvature, gradients: Tensor, top: _Top) -> np.ndarray:
     world = operator.layout.world
     squares = world.sum(_squares(gradients))
     usable = squares.isfinite() & (squares > 0)
-    unit = gradients * torch.where(usable, squares.rsqrt(), 0.0).to(gradients)[:, None]
-    unit[~usable] = 0.0  # NaN times 0, which a batched product must not see
+    unit = gradients * squares.rsqrt().to(gradients)[:, None]
+    unit = torch.where(usable[:, None], unit, 0.0)  # a batched product must not see NaN
     along = (unit * operator.products(unit)).sum(1, dtype=torch.float64)
     found = torch.stack([_squares(unit), along], dim=1)
     if top.vectors is not None:
         found = torch.cat([found, (unit @ top.vectors.T).double()], dim=1)
     found = world.sum(found)
-    # The first is 1, but for rounding.
+    # The first is 1, but for rounding; or 0, and the others NaN.
     rows = torch.cat(
         [squares.sqrt()[:, None], found[:, 1:2] / found[:, :1], found[:, 2:] / found[:, :1].sqrt()],
         dim=1,
     )
-    rows[~usable, 1:] = torch.nan
     return rows.cpu().numpy()
 
 
