@@ -14,6 +14,7 @@ from conftest import ROOT
 
 import hessian_spectrum as hs
 from hessian_spectrum import distributed
+from hessian_spectrum.cli import main
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 WORKER = Path(__file__).with_name("ranks_worker.py")
@@ -158,23 +159,29 @@ ZOO = ["density", "--model", "mlp-64-6-10", "--dataset", "digits", "--limit", "5
 RUN = [*ZOO, "--dtype", "float64", "--num-probes", "3", "--num-steps", "20", "--batch-size", "16"]
 
 
-def test_the_command_line_under_torchrun_and_mpirun(tmp_path):
-    program = ["-m", "hessian_spectrum", *RUN, "--out"]
-    launch([sys.executable, *program, "alone.h5"], tmp_path)
-    launch([*TORCHRUN, "3", *program, "torchrun.h5"], tmp_path)
-    launch([*mpirun(2), *program, "mpi.h5"], tmp_path)
-    with hs.open(tmp_path / "alone.h5") as run:
-        expected = run["density"]
-    t = expected.grid(1e-5, 3000)
-    peak = expected.density(t, 1e-5).max()
-    for name, size in (("torchrun", 3), ("mpi", 2)):
-        with hs.open(tmp_path / f"{name}.h5") as run:
-            assert (run.provenance["world_size"], run.provenance["launcher"]) == (size, name)
-            difference = np.abs(run["density"].density(t, 1e-5) - expected.density(t, 1e-5))
-        assert difference.max() <= 1e-9 * peak  # measured: 1e-13
-    # One line of error, from one rank.
-    failed = launch([*mpirun(2), *program, "mpi.h5"], tmp_path, expected=2)
-    assert failed.stderr.count("exists already") == 1
+@pytest.fixture(scope="module")
+def run_alone(tmp_path_factory):
+    """The density that one process writes."""
+    path = tmp_path_factory.mktemp("alone") / "alone.h5"
+    assert main([*RUN, "--out", str(path)]) == 0
+    with hs.open(path) as run:
+        return run["density"]
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("torchrun", 3), ("mpi", 2)])
+def test_the_command_line_under_torchrun_and_mpirun(name, ranks, run_alone, tmp_path):
+    start = [*TORCHRUN, str(ranks)] if name == "torchrun" else mpirun(ranks)
+    program = [*start, "-m", "hessian_spectrum", *RUN, "--out", "run.h5"]
+    launch(program, tmp_path)
+    t = run_alone.grid(1e-5, 3000)
+    expected = run_alone.density(t, 1e-5)
+    with hs.open(tmp_path / "run.h5") as run:
+        assert (run.provenance["world_size"], run.provenance["launcher"]) == (ranks, name)
+        difference = np.abs(run["density"].density(t, 1e-5) - expected)
+    assert difference.max() <= 1e-9 * expected.max()  # measured: 1e-13
+    if name == "mpi":  # one line of error, from one rank
+        failed = launch(program, tmp_path, expected=2)
+        assert failed.stderr.count("exists already") == 1
 
 
 def test_silent_singletons_are_refused(monkeypatch):
