@@ -175,6 +175,8 @@ def test_only_converged_pairs_from_the_ends_inwards_are_taken():
     assert found.mass(4.0, 4.0) > 0.9 / len(SPECTRUM)
     assert set(found.nodes) >= {-0.5, 4.0}
     assert 1.0 not in found.nodes and -0.3 not in found.nodes
+    hidden = replace(pairs, converged=np.array([False, True, True, True, True]))
+    assert -0.3 not in outliers.refined(measure, hidden).nodes  # -0.5 might be anywhere beyond it
     told = outliers.refined(measure, replace(pairs, num_lower=2))
     np.testing.assert_array_equal(told.nodes, found.nodes)
     one_end = outliers.refined(measure, ends(0))
