@@ -53,7 +53,7 @@ def curvature_map(
         a Surface with the values "loss", "smallest", "largest", their residuals (an eigenvalue lies
         within), "ratio", "ratio_error" (a bound), "converged" (1 or 0) and "products".
 
-    Cost: 15 to 40 products a point, memory for 81 vectors.
+    Cost: some 15 to 50 products a point (README), memory for 81 vectors.
     """
     task = map_task(ev, directions, grid)
     rows = np.full((len(task.points), len(COLUMNS)), np.nan)
