@@ -11,7 +11,8 @@ On one network, in turn, some grid points a round, all in float32 and without ac
 - loss-landscapes (``pip install --no-deps --target peers loss-landscapes``): ``random_plane`` with
   filter normalization and steps = side; all the data are one batch for the perceptron, as in its
   documentation. A ResNet's activations of 2,048 images with their graph take many GiB: there its
-  metric takes minibatches, without a graph, which is faster too.
+  metric takes minibatches, without a graph, which is faster too, and directions are not normalized
+  (its filter normalization divides by zero there).
 - plain loop: as the code of Li et al. (2018) does, for each point weights + a d0 + b d1 are set in
   the model, and the loss is added up over a DataLoader that is read again (batches of 128, no
   graph). Its data set are tensors in memory: no image is decoded or transformed.
@@ -192,7 +193,8 @@ def _package(problem: Problem, config: Config) -> Method:
                     total += self.loss_fn(model_wrapper.forward(x), y).item() * len(y)
             return total / len(self.target)
 
-    kind = metrics.Loss if config.network == "mlp" else InMinibatches
+    is_mlp = config.network == "mlp"
+    kind = metrics.Loss if is_mlp else InMinibatches
     metric = kind(problem.loss_fn, problem.inputs, problem.targets)
     model = copy.deepcopy(problem.model).eval()
 
@@ -201,7 +203,11 @@ def _package(problem: Problem, config: Config) -> Method:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loss_landscapes.random_plane(
-                model, metric, steps=config.side, normalization="filter", deepcopy_model=True
+                model,
+                metric,
+                steps=config.side,
+                normalization="filter" if is_mlp else None,
+                deepcopy_model=True,
             )
 
     return run

@@ -41,7 +41,7 @@ class Part:
         loss, outputs = self._evaluator.batch_evaluated(theta, self._batch, self._constants)
         return loss * self._share, outputs
 
-    def network_outputs(self, theta: dict[str, Tensor]) -> Any:
+    def network_outputs(self, theta: Tensor | dict[str, Tensor]) -> Any:
         """What the network returns, as it is."""
         return self._evaluator.batch_outputs(theta, self._batch, self._constants)
 
@@ -65,6 +65,11 @@ class Part:
     @property
     def batch(self) -> Any:
         return self._batch
+
+    def first_sample(self) -> Part:
+        """The part of the first sample; all of it where the minibatch cannot be divided."""
+        halves = split(self._batch, 1)
+        return Part(self._evaluator, halves[0] if halves else self._batch, self._constants)
 
     def in_channels_last(self) -> Part:
         """The same part; images in channels-last order, which convolutions on CPUs prefer."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from hessian_spectrum import normalization
 from hessian_spectrum.batches import leading_size
 from hessian_spectrum.errors import InputError, is_out_of_memory
 from hessian_spectrum.evaluator import Evaluator
@@ -46,10 +47,11 @@ def plan(
 ) -> tuple[PointPlan, tuple[PointTrial, ...]]:
     """The fastest way found to evaluate these points, and the trials that it was chosen from.
 
-    On the first minibatch: one by one; with smaller minibatches and images in channels-last order
-    where the network has convolutions; many points in one call, also with first layers superposed
-    where rounding allows it (``Points.cancellation``). A trial is made only while all the points
-    would take 20 times as long as the trial. The first rank that has data decides for all.
+    On the first minibatch: one by one; where the network has convolutions, with smaller
+    minibatches, images in channels-last order and BatchNorm folded; many points in one call, also
+    with first layers superposed where rounding allows it (``Points.cancellation``). A trial is made
+    only while all the points would take 20 times as long as the trial. The first rank that has data
+    decides for all.
 
     Args:
         memory: bytes that may be used beyond those in use; default: half of what is available.
@@ -105,6 +107,10 @@ class _Bench:
                 if size < self.size:
                     samples = min(self.size, max(size, TRIAL_SAMPLES))
                     self._try(replace(loop, channels_last=True, batch_size=size), 2, samples)
+        best = min(self.trials, key=lambda trial: trial.seconds).plan
+        if normalization.layers(self.ev.model) and not self.ev.is_whole:
+            samples = min(self.size, max(best.batch_size or 0, TRIAL_SAMPLES))
+            self._try(replace(best, folded=True), 2, samples)
 
     def _try_together(self, most: int) -> None:
         superposed = self.points.cancellation() <= CANCELLATION

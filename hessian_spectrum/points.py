@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from hessian_spectrum import together
+from hessian_spectrum import folding, together
 from hessian_spectrum.batches import leading_size
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.evaluator import Evaluator
@@ -114,6 +115,7 @@ class PointPlan:
     batch_size: int | None = None  # larger minibatches are cut to it; None: as they are
     channels_last: bool = False  # images in the order that convolutions on CPUs prefer
     superposed: bool = False  # first dense layers by linearity: see together.py
+    folded: bool = False  # BatchNorm with fixed statistics into convolutions: see folding.py
 
     def __post_init__(self):
         if not 1 <= self.together <= self.chunk:
@@ -309,15 +311,18 @@ def _pass(
     statistics = ev.statistics(theta[0]) if statistics is None else statistics
     weights = torch.from_numpy(points.weights[first : first + len(theta)]).to(theta)
     vectors = points.vectors if plan.superposed else None
-    with ev.evaluation_mode():
-        for part in ev.parts(statistics, None if ev.is_whole else plan.batch_size):
+    with ev.evaluation_mode(), ExitStack() as stack:
+        parts = ev.parts(statistics, None if ev.is_whole else plan.batch_size)
+        for i, part in enumerate(parts):
             part = part.in_channels_last() if plan.channels_last else part
+            if plan.folded and i == 0:
+                stack.enter_context(folding.folded(folding.pairs(ev, part, theta[0])))
             known: list[Tensor] = []
-            for i in range(0, len(theta), plan.together):
-                rows = slice(i, min(i + plan.together, len(theta)))
+            for j in range(0, len(theta), plan.together):
+                rows = slice(j, min(j + plan.together, len(theta)))
                 if plan.together == 1:
                     # Not under no_grad: a loss may contain derivatives by the inputs.
-                    found = tree_map(_alone, part.evaluated(theta[i]))
+                    found = tree_map(_alone, part.evaluated(theta[j]))
                 else:
                     found = together.evaluated(ev, part, theta[rows], weights[rows], vectors, known)
                 yield part, rows, *found

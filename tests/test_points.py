@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum import point_planner, points
+from hessian_spectrum import folding, point_planner, points
 from hessian_spectrum.point_tasks import PointTask, compute
 from hessian_spectrum.points import PointPlan, Points, evaluate, ranges
 
@@ -223,13 +223,51 @@ def test_sequences_count_targets_that_are_not_ignored():
 
 
 def test_an_ignored_label_that_is_a_class_does_not_count():
-    torch.manual_seed(1)
     model, (x, y) = mlp(), images(11)
-    ev = hs.Evaluator(model, nn.CrossEntropyLoss(ignore_index=1), (x, y), batch_size=4)
-    right, kept = model(x).argmax(1) == y, y != 1
-    assert (right & ~kept).any()  # else nothing is shown
+    y = model(x).argmax(1)
+    ignored = int(y[0])
+    y[1::2] = (y[1::2] + 1) % 3
+    loss_fn = nn.CrossEntropyLoss(ignore_index=ignored)
+    ev = hs.Evaluator(model, loss_fn, (x, y), batch_size=4)
+    right, kept = model(x).argmax(1) == y, y != ignored
     found = evaluate(ev, Points.of(ev.theta[None]))["accuracy"]
     assert found == [(right & kept).sum().item() / kept.sum().item()]
+
+
+def residual():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(2, 2, 3, padding=1, bias=i > 0) for i in range(3))
+            self.na, self.nb = nn.BatchNorm2d(2), nn.BatchNorm2d(2, affine=False)
+            self.nc = nn.BatchNorm2d(2)
+            self.head = nn.Linear(2, 3)
+            for norm in (self.na, self.nb, self.nc):
+                norm.running_mean.normal_()
+                norm.running_var.uniform_(0.5, 2.0)
+
+        def forward(self, x):
+            x = self.nb(self.b(self.na(self.a(x)).relu()))
+            y = self.c(x)  # goes into its BatchNorm and around it
+            return self.head((self.nc(y) + y).mean((2, 3)))
+
+    return Residual().double()
+
+
+@pytest.mark.parametrize("batch_norm", ["eval", "recalibrate", "train"])
+def test_batch_norm_is_folded_only_where_nothing_else_sees_what_it_is_given(batch_norm):
+    model = residual()
+    options = {"batch_size": 4, "batch_norm": batch_norm}
+    ev = hs.Evaluator(model, F.cross_entropy, images(9, 2, 5), **options)
+    some = plane(ev, 3)
+    found = evaluate(ev, some, plan=PointPlan(folded=True, channels_last=True))
+    np.testing.assert_allclose(found["loss"], ev.loss(some.rows(0, 3)), rtol=1e-11)
+    with ev.evaluation_mode():
+        part = next(ev.parts(ev.statistics(ev.theta)))
+        pairs = folding.pairs(ev, part, ev.theta)
+    expected = {} if batch_norm == "train" else {model.a: model.na, model.b: model.nb}
+    assert pairs == expected
+    assert "forward" not in vars(model.a)
 
 
 def test_chunks_are_cut_at_their_multiples_wherever_a_range_begins():
