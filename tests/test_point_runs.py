@@ -180,13 +180,21 @@ def test_a_resumed_surface_is_the_straight_one(out, directions):
         assert run.provenance["passes"] >= stops + 1
 
 
-def test_a_resumed_map_goes_on_with_the_next_point(out):
+def test_a_resumed_map_goes_on_with_the_next_point(out, monkeypatch):
     straight = compute(curvature_map(out.with_name("straight.h5")))
     with pytest.raises(Interrupted):
         compute(curvature_map(out), StopAfter(out, 5))
     done = progress(out)["done"]
     assert done.sum() == 5
+    real, visited = maps.maps.along, []
+
+    def along(ev, points, path, **options):
+        visited.extend(path)
+        return real(ev, points, path, **options)
+
+    monkeypatch.setattr(maps.maps, "along", along)
     found = compute(curvature_map(out, resume=True))
+    assert sorted(visited) == np.flatnonzero(~done).tolist()
     for name in ("loss", "smallest", "largest"):
         np.testing.assert_allclose(found[name], straight[name], rtol=1e-7)
         # What was done was not done again.
