@@ -233,9 +233,10 @@ class SpectralMeasure:
         """Standard error of an answer over data sets of this size, at the same parameters.
 
         By the jackknife over random groups of samples (jackknife.py), which are taken to be
-        independent draws from a population. Noise of the probes and truncation are not in it; where
-        they are larger than what the groups change (counts inside an unresolved bulk) it is too
-        large by a factor of two to three, elsewhere by up to one and a half. With K groups it has
+        independent draws from a population. Noise of the probes and truncation are not in it. As
+        jackknives are it is too large rather than too small, by a factor of up to 1.6 in
+        benchmarks/data_error.py, and more for counts inside a bulk that few steps leave unresolved.
+        With K groups it has
         K - 1 degrees of freedom. NaN where it cannot be known: without ``replicates``.
         """
         args = self._arguments(query, args, kwargs)

@@ -259,7 +259,8 @@ class DensityRecord(Record):
         """A run that ended at its target has nothing to do for one that is no smaller."""
         target, before = self.config.target_error, saved["config"]["target_error"]
         ended_early = saved["num_steps"] < saved["plan"]["num_steps"] and not saved["exhausted"]
-        if None in (target, before) or not self.config.out.exists() or not ended_early:
+        same = None not in (target, before) and self.config.sigma2 == saved["config"]["sigma2"]
+        if not (same and ended_early and self.config.out.exists()):
             return
         with store.open(self.config.out) as run:
             if run.finished and target >= before and not self._asks_for_groups(saved):
