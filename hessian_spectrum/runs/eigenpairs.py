@@ -72,14 +72,15 @@ def _eigenpairs(config: EigenpairsConfig, record: EigenpairsRecord, stop: StopRe
     space = record.resumed_state()
     record.values = values = first_order(evaluator)
     record.leave_if(stop)
-    operator = OPERATORS[config.operator](evaluator)
+    operator, formed = OPERATORS[config.operator](evaluator), None
     if space is None:
         estimate = _estimate(config, operator, record.room)
         record.product_plan, record.place = estimate.plan, estimate.place
+        formed = estimate.first
         print_estimate(estimate, evaluator, values, most=True, file=sys.stderr)
     else:
         record.require_same_values()
-    operator = operator.planned(record.product_plan)
+    operator = operator.planned(record.product_plan, formed)
     if space is None:
         values["product_repeat_error"] = spectrum.repeat_error(operator, config.seed)
         given = together(world, lambda: _given(config.start, evaluator, world))
