@@ -105,6 +105,14 @@ def code_of(number: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if found else None
 
 
+def code_of_any(numbers: list[int]) -> int | None:
+    """0 where one has ended, without taking its exit code away; None while all run."""
+    for number in numbers:
+        if os.waitid(os.P_PID, number, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return 0
+    return None
+
+
 def ended(numbers: list[int], within: float) -> list[int | None]:
     """Exit codes; what still runs then is killed, and has none."""
     deadline, codes = time.monotonic() + within, dict.fromkeys(numbers)
@@ -132,11 +140,14 @@ def trial(kind: Kind, expected, folder: Path, args, dice: random.Random, number:
     out, log = folder / f"{number}.h5", folder / f"{number}.log"
     pause = args.seconds / kind.passes
     jobs = start(words_of(kind, out, pause), args.ranks, log)
+    manifest = Path(f"{out}.d") / "manifest.json"
+    while not manifest.exists() and not out.exists() and code_of_any(jobs) is None:
+        time.sleep(0.001)  # before that there is nothing to lose
     before, how = time.monotonic(), "commit" if number % 2 else "instant"
-    wait = dice.uniform(0.02, 1.0) * args.seconds
+    wait = dice.uniform(0.0, 0.8) * args.seconds
     while time.monotonic() - before < wait:
         time.sleep(0.001)
-    while how == "commit" and not written(out) and time.monotonic() - before < 3 * args.seconds:
+    while how == "commit" and not written(out) and code_of_any(jobs) is None:
         pass  # a file is there for a millisecond
     seconds, victim = time.monotonic() - before, dice.randrange(args.ranks)
     alive = code_of(jobs[victim]) is None
