@@ -27,13 +27,15 @@ class Slow(nn.Sequential):
         return super().forward(x)
 
 
-def make(pause=0.0, quick=0, pids="", nan_on=None, good=0):
+def make(pause=None, quick=0, pids="", nan_on=None, good=0):
     """Says its process's number in the folder ``pids``, by rank."""
     if pids:
         (Path(pids) / f"{RANK}.pid").write_text(str(os.getpid()))
     torch.manual_seed(0)
     model = Slow(nn.Linear(10, 20), nn.Tanh(), nn.Linear(20, 5)).double()
-    model.pause, model.quick = pause, quick
+    # From the environment where a resumed run, which must be given the same words, is to be quick.
+    model.pause = float(os.environ.get("PAUSE", 0.0)) if pause is None else pause
+    model.quick = quick
     if nan_on == RANK:
         model.good = good
     x, y = torch.randn(48, 10, dtype=torch.float64), torch.arange(48) % 5

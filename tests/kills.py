@@ -127,8 +127,9 @@ def ended(numbers: list[int], within: float) -> list[int | None]:
 
 
 def words_of(kind: Kind, out: Path, pause: float) -> list[str]:
-    slow = ["--problem-arg", f"pause={pause}", "quick=40"]
-    return [*kind.words, *COMMON, *slow, "--resume", "--out", str(out)]
+    """The command line; the pause is for the processes that are forked next."""
+    os.environ["PAUSE"] = str(pause)  # a resumed run must be given the same words
+    return [*kind.words, *COMMON, "--problem-arg", "quick=40", "--resume", "--out", str(out)]
 
 
 def written(out: Path) -> list[Path]:
