@@ -215,7 +215,8 @@ def test_noisy_products_leave_the_measure_unbiased():
     exact = SPECTRA["outliers"]
     measures = [hs.spectral_density(Noisy(exact, seed), 6, 10, seed) for seed in range(60)]
     found = [[m.count(0.2, 4), m.count(-1, -0.2), m.trace] for m in measures]
-    check_mean(found, [7, 1, sum(exact)], slack=1e-5)  # the square of the noise is 1e-4
+    # No theorem forbids a bias of the order of the noise's square, 1e-4; measured: 3e-6.
+    check_mean(found, [7, 1, sum(exact)], slack=1e-5)
     # The square of the noise is in A^2: a ten thousandth of it, and more where A is small.
     assert np.mean([m.moment(2) for m in measures]) == pytest.approx(np.mean(exact**2), rel=1e-3)
     assert min(m.residuals.min() for m in measures) > 1e-3
