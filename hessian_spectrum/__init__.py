@@ -70,9 +70,9 @@ _HOME = {
     "triangles": "analyses.interpolate",
 }
 _MODULES = {
-    *("directions", "distributed", "paths", "plotting", "store", "surface_export", "surface_views"),
+    *("directions", "distributed", "outliers", "paths", "plotting", "store"),
+    *("surface_export", "surface_views"),
 }
-_MODULES = {"distributed", "outliers", "plotting", "store"}
 
 __all__ = ["__version__", *sorted(_HOME), *sorted(_MODULES)]
 

@@ -30,6 +30,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
+        self._deferred = self._raised = False  # of an earlier computation, which failed
         before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         try:
             yield self

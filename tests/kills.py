@@ -30,11 +30,12 @@ import numpy as np
 import hessian_spectrum as hs
 import hessian_spectrum.problems
 import hessian_spectrum.runs.density
-import hessian_spectrum.runs.eigenpairs  # all that a job imports, once
+import hessian_spectrum.runs.eigenpairs
+import hessian_spectrum.runs.surfaces  # all that a job imports, once
 from hessian_spectrum.cli import main
 
 PROBLEM = Path(__file__).with_name("faulty.py")
-COMMON = ["--problem", f"{PROBLEM}:make", "--batch-size", "8", "--hvp", "forward"]
+COMMON = ["--problem", f"{PROBLEM}:make", "--batch-size", "8"]
 COMMON += ["--checkpoint-minutes", "0", "--timeout-minutes", "1", "--device", "cpu"]
 TOLERANCE = 1e-9  # relative to the largest entry: the resumed run has another number of ranks
 
@@ -52,11 +53,16 @@ class Kind:
 
 
 KINDS = {
-    "density": Kind(("density", "--num-probes", "3", "--num-steps", "16"), density, 50),
+    "density": Kind(
+        ("density", "--num-probes", "3", "--num-steps", "16", "--hvp", "forward"), density, 50
+    ),
     "eigenpairs": Kind(
-        ("eigenpairs", "--k", "3", "--which", "largest", "--tol", "1e-11"),
+        ("eigenpairs", "--k", "3", "--which", "largest", "--tol", "1e-11", "--hvp", "forward"),
         lambda run: run["eigenpairs"].values,
         100,
+    ),
+    "surface": Kind(
+        ("surface", "--x-points", "41", "--y-points", "31"), lambda run: run["surface"].loss, 2500
     ),
 }
 
