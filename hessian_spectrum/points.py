@@ -183,7 +183,9 @@ def outputs(
     Yields (outputs, batch), outputs (points, B, ...). With ``batch_norm="recalibrate"`` the outputs
     of all minibatches are held at once, and every rank must take part.
     """
-    plan = plan or PointPlan()
+    # Who is given a minibatch's outputs may evaluate others before the next: what a pass changes in
+    # the model and in torch must not last until then.
+    plan = replace(plan or PointPlan(), folded=False)
     points = points.to(ev.device, ev.dtype)
     theta = points.rows(start, stop)
     if ev.batch_norm == "recalibrate":
@@ -195,7 +197,13 @@ def outputs(
             yield _joined([out for out, _ in same]), same[0][1]
         return
     held: list[Any] = []
-    for part, rows, _, out in _pass(ev, points, start, theta, plan):
+    items = _items(ev, points, start, theta, plan, ev.statistics(theta[0]))
+    while True:
+        with ev.evaluation_mode():
+            item = next(items, None)
+        if item is None:
+            return
+        part, rows, _, out = item
         held.append(out)
         if rows.stop == len(theta):
             yield _joined(held), part.batch
@@ -303,15 +311,28 @@ def _pass(
     plan: PointPlan,
     statistics: dict[str, Tensor] | None = None,
 ) -> Iterator[tuple[Part, slice, Tensor, Any]]:
+    """``_items`` in evaluation mode, which lasts until the last: to be read at once."""
+    statistics = ev.statistics(theta[0]) if statistics is None else statistics
+    with ev.evaluation_mode():
+        yield from _items(ev, points, first, theta, plan, statistics)
+
+
+def _items(
+    ev: Evaluator,
+    points: Points,
+    first: int,
+    theta: Tensor,
+    plan: PointPlan,
+    statistics: dict[str, Tensor],
+) -> Iterator[tuple[Part, slice, Tensor, Any]]:
     """(part, rows, losses, outputs) for each minibatch and, in it, for rows of theta in turn.
 
     Args:
         theta: points first, first + 1, ..., (p, n).
     """
-    statistics = ev.statistics(theta[0]) if statistics is None else statistics
     weights = torch.from_numpy(points.weights[first : first + len(theta)]).to(theta)
     vectors = points.vectors if plan.superposed else None
-    with ev.evaluation_mode(), ExitStack() as stack:
+    with ExitStack() as stack:
         parts = ev.parts(statistics, None if ev.is_whole else plan.batch_size)
         for i, part in enumerate(parts):
             part = part.in_channels_last() if plan.channels_last else part

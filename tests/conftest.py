@@ -9,16 +9,30 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from torch import nn
+from torch import backends, nn
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(os.environ.get("HESSIAN_SPECTRUM_DATA", ROOT.parent / "shared" / "data"))
+
+
+FLOAT32 = (
+    *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
+    *(backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn),
+)
 
 
 @pytest.fixture(autouse=True)
 def _seed(monkeypatch, tmp_path_factory):
     torch.manual_seed(0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def _torch_is_found_as_it_was():
+    """Whatever a test computes, torch's switches are not left turned."""
+    before = [kernel.fp32_precision for kernel in FLOAT32]
+    yield
+    assert [kernel.fp32_precision for kernel in FLOAT32] == before
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import dense_hessian
+from conftest import FLOAT32, dense_hessian
 from test_evaluator import CLASSES, relative
 from torch import backends, nn
 from torch.backends import cuda, mha
@@ -124,10 +124,6 @@ def failing(outputs, y):
     raise ValueError("no loss")
 
 
-FLOAT32 = (
-    *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
-    *(backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn),
-)
 SETTINGS = {  # what a user may have set, by torch's older or newer switches
     "nothing": lambda: None,
     "high": lambda: torch.set_float32_matmul_precision("high"),
