@@ -118,7 +118,8 @@ def eigenpairs(
         FloatingPointError: a product is not finite.
 
     Cost: products as needed, and two at the end; basis_size n / P entries on each of P ranks, and
-    twice the eigenvectors; four small reductions and one broadcast a step.
+    twice the eigenvectors; two or three small reductions a step, and one more exchange, of what the
+    first rank decides.
     """
     _check(operator, tol, seed, start)
     block_size = default_block(copies) if block_size is None else block_size
@@ -146,7 +147,7 @@ def first(
 ) -> RitzSpace:
     """The space before its first step."""
     if isinstance(given, BlockSpace):
-        return restarted.of_block_space(given, capacity)
+        return restarted.of_block_space(given, capacity, operator.layout.world, place)
     layout, dtype = operator.layout, operator.dtype
     rows = gaussian_probes(layout, range(block_size), goal.seed, dtype, operator.device)
     if given is None:

@@ -115,6 +115,17 @@ def test_a_densitys_krylov_space_is_gone_on_with(out):
         assert going_on < file.provenance["products"]
 
 
+def test_a_krylov_space_of_another_matrix_is_refused(out):
+    space = out.with_name("density.h5")
+    options = {"num_probes": 4, "num_steps": 5, "hvp": "reverse"}
+    density(DensityConfig(out=space, operator="gauss-newton", **options), problem(), hs.World())
+    with pytest.raises(hs.InputError, match=r"another matrix .*--operator was 'gauss-newton'"):
+        run(out, start=space)
+    with pytest.raises(hs.InputError, match=r"another matrix .*the loss was"):
+        run(out, start=space, operator="gauss-newton", arguments=problem(weight_decay=0.1))
+    assert not out.exists()
+
+
 def test_a_start_that_is_none_is_refused(out):
     run(out, vectors=False)
     with pytest.raises(hs.InputError, match="holds neither eigenvectors nor"):
@@ -132,6 +143,8 @@ def test_vectors_too_large_for_the_file_are_written_as_shards_and_read_lazily(ou
         lazy = file["eigenpairs"].vectors
         assert isinstance(lazy, schema.ShardedVectors)
         assert np.array_equal(lazy[1], pairs_of(straight).vectors[1])
+    with pytest.raises(hs.InputError, match="finished: there is nothing to resume"):
+        run(out, resume=True)
 
 
 def test_a_saved_space_goes_on_where_it_was(tmp_path):

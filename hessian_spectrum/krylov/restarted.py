@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hessian_spectrum.distributed import Flags
+from hessian_spectrum.distributed import Flags, World
 from hessian_spectrum.krylov.basis import Place, allocate_together
 from hessian_spectrum.krylov.block import BlockSpace
 from hessian_spectrum.krylov.noise import asymmetry, not_finite
@@ -74,12 +74,15 @@ def start(
     return RitzSpace(basis, np.zeros((0, 0)), empty, np.zeros(0), starts=len(rows))
 
 
-def of_block_space(space: BlockSpace, capacity: int, place: Place = "device") -> RitzSpace:
+def of_block_space(
+    space: BlockSpace, capacity: int, world: World, place: Place = "device"
+) -> RitzSpace:
     """What a density run has found: its Krylov space, to go on from. No products."""
     order, width = space.order, space.sizes[-1]
     coupling = np.zeros((order, width))
     coupling[order - len(space.off[-1]) :] = space.off[-1]
-    basis = space.basis.new_zeros(max(capacity, order + width), space.basis.shape[1])
+    shape = max(capacity, order + width), space.basis.shape[1]
+    basis = allocate_together(shape, space.basis, world, place)
     basis[: order + width] = space.basis[: order + width]
     return RitzSpace(
         basis,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hessian_spectrum import eigensolver, planner, report, schema, spectrum, store
-from hessian_spectrum.config import EigenpairsConfig
+from hessian_spectrum.config import CurvatureConfig, EigenpairsConfig
 from hessian_spectrum.curvature import Curvature
 from hessian_spectrum.distributed import World
 from hessian_spectrum.eigensolver import Goal
@@ -32,13 +32,16 @@ from hessian_spectrum.runs.record import (
     first_order,
     on_first_rank,
     print_estimate,
+    require_same_values,
     require_unfinished,
+    same_run,
     together,
     writing,
 )
 from hessian_spectrum.shards import ShardedVectors
 from hessian_spectrum.signals import StopRequest
 
+FREE = Record.free_fields
 EXPECTED_STEPS = 100  # of a run whose length nobody knows
 
 
@@ -83,7 +86,7 @@ def _eigenpairs(config: EigenpairsConfig, record: EigenpairsRecord, stop: StopRe
     operator = operator.planned(record.product_plan, formed)
     if space is None:
         values["product_repeat_error"] = spectrum.repeat_error(operator, config.seed)
-        given = together(world, lambda: _given(config.start, evaluator, world))
+        given = together(world, lambda: _given(config.start, record))
         space = eigensolver.first(
             operator, record.goal, _block(config), record.room, given, record.basis_place
         )
@@ -151,11 +154,11 @@ def _estimate(config: EigenpairsConfig, operator: Curvature, room: int) -> plann
     )
 
 
-def _given(path: Path | None, evaluator: Evaluator, world: World) -> np.ndarray | BlockSpace | None:
+def _given(path: Path | None, record: EigenpairsRecord) -> np.ndarray | BlockSpace | None:
     """What an earlier run found: its eigenvectors, or the Krylov space of its density."""
     if path is None:
         return None
-    n = evaluator.n
+    n = record.evaluator.n
     with store.open(path) as run:
         pairs = run["eigenpairs"] if "eigenpairs" in run else None
         if pairs is not None and pairs.vectors is not None:
@@ -165,33 +168,39 @@ def _given(path: Path | None, evaluator: Evaluator, world: World) -> np.ndarray 
                     f"expected {n}, as many as there are parameters"
                 )
             return np.asarray(pairs.vectors)
-    return _space_of(path, evaluator.layout, evaluator, world)
+    return _space_of(path, record)
 
 
-def _space_of(path: Path, layout: Layout, evaluator: Evaluator, world: World) -> BlockSpace:
-    states = RecurrenceStore(Path(f"{path}.d"), world)
-    saved = states.manifest(("digests", "num_steps", "problem"))
+def _space_of(path: Path, record: EigenpairsRecord) -> BlockSpace:
+    """Of the same matrix: vectors may be of another one, a Krylov space may not."""
+    evaluator, states = record.evaluator, RecurrenceStore(Path(f"{path}.d"), record.world)
+    saved, now = states.manifest(HEADER), record.header()
     if saved is None or saved["kind"] != BlockSpace.__name__ or saved["coefficients"]["lean"]:
         raise InputError(
             f"--start {path}: holds neither eigenvectors nor, beside it, the Krylov space of a "
             "block density (density --keep-state always)"
         )
-    now = {"parameters": evaluator.n, "dtype": str(evaluator.dtype)}
-    if any(saved["problem"][name] != value for name, value in now.items()) or (
-        saved["digests"] != evaluator.digests()
-    ):
+    shared = {field.name for field in dataclasses.fields(CurvatureConfig)} - {"seed", *FREE}
+    for header in (saved, now):
+        header["config"] = {name: header["config"].get(name) for name in shared}
+    try:
+        same_run(saved, now, frozenset())
+        require_same_values(saved["values"], now["values"], evaluator.dtype)
+    except InputError as error:
+        why = str(error).removeprefix("cannot resume: ").split(";")[0]
         raise InputError(
-            f"--start {path}: its Krylov space is of another problem; a space can be gone on with "
-            "only for the same model, parameters, data and dtype"
-        )
-    return states.load(saved, layout, evaluator.dtype, saved["num_steps"])
+            f"--start {path}: its Krylov space is of another matrix ({why}); start from its "
+            "eigenvectors, or without"
+        ) from None
+    done = len(saved["coefficients"]["diagonal"])
+    return states.load(saved, evaluator.layout, evaluator.dtype, done)
 
 
 class EigenpairsRecord(Record):
     """Writes the pairs (rank 0) and the state of the Krylov space (every rank)."""
 
     command = "eigenpairs"
-    free_fields = Record.free_fields | {"max_products", "tol", "basis_size"}
+    free_fields = FREE | {"max_products", "tol"}
 
     def __init__(self, config, world, evaluator, lock, started, room: int):
         super().__init__(config, world, evaluator, lock, started)
@@ -205,6 +214,7 @@ class EigenpairsRecord(Record):
         if not self.config.resume:
             on_first_rank(self.world, self.states.remove)
             return None
+        on_first_rank(self.world, self._require_open)
         saved = self.states.manifest(HEADER)
         if saved is None:
             on_first_rank(self.world, lambda: require_unfinished(self.config, ""))
@@ -218,6 +228,14 @@ class EigenpairsRecord(Record):
         )
         on_first_rank(self.world, self.states.shards.sweep)  # what a killed run half wrote
         return space
+
+    def _require_open(self) -> None:
+        """Refuse a run whose pairs have all converged, also where vectors stand beside it."""
+        if self.config.out.exists():
+            with store.open(self.config.out) as run:
+                done = run.finished and run["eigenpairs"].converged.all()
+            if done:
+                require_unfinished(self.config, "")
 
     def save(self, space: RitzSpace, operator: SymmetricOperator) -> None:
         """Everything finished so far: the space, to go on from, and its pairs, to look at."""

@@ -97,15 +97,7 @@ class Record:
 
     def require_same_values(self) -> None:
         """The loss may have changed where no digest tells: in the problem file's code."""
-        tolerance = torch.finfo(self.evaluator.dtype).eps ** 0.6  # another number of ranks rounds
-        for name, before in self.saved_values.items():
-            now = self.values.get(name, before)
-            if abs(now - before) > tolerance * max(abs(now), abs(before)):
-                raise InputError(
-                    f"cannot resume: the {name.replace('_', ' ')} was {before:.9g} and is now "
-                    f"{now:.9g}; restore the model, the loss and the data, or use --overwrite to "
-                    "start again"
-                )
+        require_same_values(self.saved_values, self.values, self.evaluator.dtype)
 
     # -- between steps ---------------------------------------------------------------------------
 
@@ -314,6 +306,19 @@ def same_run(saved: dict, now: dict, free_fields: frozenset[str]) -> None:
             raise InputError(
                 f"cannot resume: {name.replace('_', ' ')} was {saved['problem'][name]} and is now "
                 f"{value}; restore the problem, or use --overwrite to start again"
+            )
+
+
+def require_same_values(before: dict, now: dict, dtype: torch.dtype) -> None:
+    """InputError unless what both hold, such as the loss, is the same to rounding."""
+    tolerance = torch.finfo(dtype).eps ** 0.6  # another number of ranks rounds
+    for name, value in before.items():
+        again = now.get(name, value)
+        if abs(again - value) > tolerance * max(abs(again), abs(value)):
+            raise InputError(
+                f"cannot resume: the {name.replace('_', ' ')} was {value:.9g} and is now "
+                f"{again:.9g}; restore the model, the loss and the data, or use --overwrite to "
+                "start again"
             )
 
 
