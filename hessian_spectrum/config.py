@@ -13,7 +13,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from hessian_spectrum.errors import InputError
-from hessian_spectrum.krylov.ritz import Which
+from hessian_spectrum.krylov.ritz import K, Which
 from hessian_spectrum.sizes import Estimator
 
 Activation = Literal["tanh", "relu"]
@@ -229,6 +229,8 @@ class EigenpairsConfig(CurvatureConfig):
     """The result file."""
     k: int = 10
     """Eigenpairs; with --which both, at each end."""
+    k_smallest: int | None = None
+    """With --which both: at the lower end. Default: K."""
     which: Which = "both"
     """largest; smallest (most negative); both; magnitude."""
     tol: float = 1e-6
@@ -254,9 +256,18 @@ class EigenpairsConfig(CurvatureConfig):
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
         super().check()
-        _positive(self, "k", "max_products", "block_size", "basis_size")
+        _positive(self, "k", "k_smallest", "max_products", "block_size", "basis_size")
+        if self.k_smallest is not None and self.which != "both":
+            raise InputError(
+                f"--k-smallest {self.k_smallest}: expected with --which both; it is {self.which}"
+            )
         if not 0 <= self.tol < 1:
             raise InputError(f"--tol {self.tol}: expected a number from 0 to 1")
+
+    @property
+    def wanted(self) -> K:
+        """What ``hs.eigenpairs`` takes as k."""
+        return self.k if self.k_smallest is None else (self.k_smallest, self.k)
 
 
 @dataclass(frozen=True, kw_only=True)

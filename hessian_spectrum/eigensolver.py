@@ -20,8 +20,10 @@ from hessian_spectrum.krylov.restarted import RitzSpace
 from hessian_spectrum.krylov.ritz import (
     WHICH,
     Array,
+    K,
     Ritz,
     Which,
+    counts,
     kept,
     may_miss_copies,
     num_lower,
@@ -52,7 +54,7 @@ AGREES = 2.0  # residuals may be so much larger than the recurrence says
 class Goal:
     """What is asked for."""
 
-    k: int
+    k: K
     which: Which
     tol: float  # of residuals, relative to the largest |theta|
     max_products: int
@@ -62,7 +64,7 @@ class Goal:
 
 def eigenpairs(
     operator: SymmetricOperator,
-    k: int = 6,
+    k: K = 6,
     which: Which = "both",
     tol: float = 1e-6,
     *,
@@ -92,7 +94,8 @@ def eigenpairs(
     they are larger, each pair gets a product of its own, and its residual is what that says.
 
     Args:
-        k: how many; with "both" at each end. At most the operator's size.
+        k: how many, at most the operator's size; with "both" at each end, or (at the lower end, at
+            the upper one).
         which: "largest", "smallest" (most negative), "both", or "magnitude".
         tol: a pair has converged where its residual is at most tol times the largest |theta|.
         seed: of the random vectors, below 2^64.
@@ -270,7 +273,7 @@ def _choice(
     space: RitzSpace, pairs: Ritz, goal: Goal, eps: float
 ) -> tuple[int, NDArray[np.intp] | None]:
     best = wanted(goal.which, goal.k, pairs.values)
-    enough = len(best) == min(_count(goal.k, goal.which), pairs.order)
+    enough = len(best) == min(sum(counts(goal.which, goal.k)), pairs.order)
     if space.products >= goal.max_products or space.order >= pairs.order:
         return FINISHED, None
     # What is smaller is noise of the products: more of them would show nothing new.
@@ -296,16 +299,12 @@ def _choice(
     return (RESTART, fitting) if space.is_full else (GO_ON, None)
 
 
-def _count(k: int, which: Which) -> int:
-    return k * (2 if which == "both" else 1)
-
-
 # -- input ---------------------------------------------------------------------------------------
 
 
 def sizes(
     n: int,
-    k: int,
+    k: K,
     which: Which,
     block_size: int = BLOCK,
     basis_size: int | None = None,
@@ -316,16 +315,21 @@ def sizes(
     Raises:
         InputError: a number is of no use.
     """
-    names = ("k", "block_size", "basis_size", "max_products")
-    for name, value in zip(names, (k, block_size, basis_size, max_products)):
+    if which not in WHICH:
+        raise InputError(f"which={which!r}: expected one of {', '.join(WHICH)}")
+    if isinstance(k, tuple) and (which != "both" or len(k) != 2):
+        raise InputError(
+            f"k={k} with which={which!r}: expected a number, or (lower, upper) of both"
+        )
+    numbers = {"k": k} if not isinstance(k, tuple) else dict(zip(("k[0]", "k[1]"), k))
+    numbers |= {"block_size": block_size, "basis_size": basis_size, "max_products": max_products}
+    for name, value in numbers.items():
         whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
         if value is not None and (not whole or value < 1):
             raise InputError(f"{name}={value}: expected a whole number, 1 or more")
-    if k > n:
+    if max(counts(which, k)) > n:
         raise InputError(f"k={k} exceeds the operator's size {n}; use k <= {n}")
-    if which not in WHICH:
-        raise InputError(f"which={which!r}: expected one of {', '.join(WHICH)}")
-    pairs, least = _count(k, which), least_basis(n, k, which, block_size)
+    pairs, least = sum(counts(which, k)), least_basis(n, k, which, block_size)
     if basis_size is not None and basis_size < least:
         raise InputError(
             f"basis_size={basis_size}: {pairs} pairs by blocks of {block_size} take at least "
@@ -340,9 +344,9 @@ def default_block(copies: bool) -> int:
     return BLOCK if copies else 1
 
 
-def least_basis(n: int, k: int, which: Which, block_size: int) -> int:
+def least_basis(n: int, k: K, which: Which, block_size: int) -> int:
     """The fewest Krylov vectors that k pairs can be found with."""
-    return min(_count(k, which) + LEAST_ROOM * block_size, n + block_size)
+    return min(sum(counts(which, k)) + LEAST_ROOM * block_size, n + block_size)
 
 
 def _check(operator: SymmetricOperator, tol: float, seed: int, start: Any) -> None:

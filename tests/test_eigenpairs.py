@@ -75,6 +75,16 @@ def test_as_many_as_there_are(which, k):
     assert np.abs(pairs.values - exact(values, which, k)).max() <= 1e-13
 
 
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("k", [(1, 6), (5, 2), (3, N - 2)])
+def test_other_numbers_at_the_two_ends(name, k):
+    values = np.sort(SPECTRA[name])
+    pairs = hs.eigenpairs(hs.Dense(with_spectrum(values)), k, tol=1e-8)
+    expected = values if sum(k) > N else np.r_[values[: k[0]], values[N - k[1] :]]
+    assert np.abs(pairs.values - expected).max() <= 1e-12 * np.abs(values).max()
+    assert pairs.num_lower == k[0]
+
+
 def test_scaling_the_loss_scales_the_answer_and_nothing_else():
     matrix = with_spectrum(SPECTRA["outliers"])
     found = {}
@@ -215,6 +225,10 @@ def test_a_density_run_is_gone_on_with_not_computed_again():
     ("options", "said"),
     [
         ({"k": 0}, "k=0: expected a whole number"),
+        ({"k": (3, 0)}, r"k\[1\]=0: expected a whole number"),
+        ({"k": (3, 4), "which": "largest"}, "expected a number, or"),
+        ({"k": (3, 4, 5)}, "expected a number, or"),
+        ({"k": (3, N + 1)}, "exceeds the operator's size"),
         ({"k": N + 1}, "exceeds the operator's size"),
         ({"which": "top"}, "which='top'"),
         ({"tol": -1}, "tol=-1"),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Which = Literal["largest", "smallest", "both", "magnitude"]
 WHICH = get_args(Which)
+K = int | tuple[int, int]  # with "both" at each end, or at the lower and at the upper one
 
 NEAR = 10  # residuals: eigenvalues no farther apart than this may be one
 
@@ -44,34 +45,41 @@ def ritz(h: Array, coupling: Array, leak: Array, n: int) -> Ritz:
     return Ritz(values, s, np.sqrt(squares), n)
 
 
-def ends(which: Which, k: int, values: Array) -> list[NDArray[np.intp]]:
+def counts(which: Which, k: K) -> list[int]:
+    """How many are wanted, of each end."""
+    if which != "both":
+        return [k]
+    return list(k) if isinstance(k, tuple) else [k, k]
+
+
+def ends(which: Which, k: K, values: Array) -> list[NDArray[np.intp]]:
     """Indices of what is wanted, at each end from the outermost inwards."""
     inward = np.arange(len(values))
-    k = min(k, len(values))
+    numbers = counts(which, k)
     match which:
         case "largest":
-            return [inward[::-1][:k]]
+            return [inward[::-1][: numbers[0]]]
         case "smallest":
-            return [inward[:k]]
+            return [inward[: numbers[0]]]
         case "magnitude":
-            return [np.argsort(-np.abs(values), kind="stable")[:k]]
-    low = inward[:k]
-    return [low, np.setdiff1d(inward[::-1][:k], low)[::-1]]
+            return [np.argsort(-np.abs(values), kind="stable")[: numbers[0]]]
+    low = inward[: numbers[0]]
+    return [low, np.setdiff1d(inward[::-1][: numbers[1]], low)[::-1]]
 
 
-def wanted(which: Which, k: int, values: Array) -> NDArray[np.intp]:
+def wanted(which: Which, k: K, values: Array) -> NDArray[np.intp]:
     """Indices of what is wanted, ascending."""
     return np.sort(np.concatenate(ends(which, k, values)))
 
 
-def num_lower(which: Which, k: int, values: Array) -> int:
+def num_lower(which: Which, k: K, values: Array) -> int:
     """How many of the wanted ``values`` are of the lower end; the others are of the upper one."""
     if which == "magnitude":  # all that are as large: the negative ones are the smallest there are
         return int(np.count_nonzero(values < 0))
-    return {"largest": 0, "smallest": len(values)}.get(which, min(k, len(values)))
+    return {"largest": 0, "smallest": len(values)}.get(which, min(counts(which, k)[0], len(values)))
 
 
-def may_miss_copies(found: Ritz, which: Which, k: int, starts: int, floor: float) -> bool:
+def may_miss_copies(found: Ritz, which: Which, k: K, starts: int, floor: float) -> bool:
     """May an eigenvalue have more copies than were found, so that the wanted list is another?
 
     A space that was started from s random vectors holds min(s, multiplicity) copies of each
@@ -94,7 +102,7 @@ def may_miss_copies(found: Ritz, which: Which, k: int, starts: int, floor: float
     return False
 
 
-def kept(found: Ritz, which: Which, k: int, room: int) -> NDArray[np.intp]:
+def kept(found: Ritz, which: Which, k: K, room: int) -> NDArray[np.intp]:
     """Indices, ascending, of at most ``room`` Ritz pairs to go on with: the wanted, and as many
     more of both ends.
 

@@ -124,7 +124,7 @@ def _room(config: EigenpairsConfig, evaluator: Evaluator) -> int:
     layout, world = evaluator.layout, evaluator.world
     budget = config.memory_bytes or planner.MEMORY_SHARE * planner.available(world)
     fitting = int(planner.BASIS_SHARE * budget / (layout.chunk * evaluator.dtype.itemsize))
-    least = eigensolver.least_basis(evaluator.n, config.k, config.which, _block(config))
+    least = eigensolver.least_basis(evaluator.n, config.wanted, config.which, _block(config))
     return world.gather_objects(max(least, min(size, fitting)))[0]
 
 
@@ -134,7 +134,7 @@ def _block(config: EigenpairsConfig) -> int:
 
 def _sizes(config: EigenpairsConfig, n: int) -> tuple[int, int]:
     return eigensolver.sizes(
-        n, config.k, config.which, _block(config), config.basis_size, config.max_products
+        n, config.wanted, config.which, _block(config), config.basis_size, config.max_products
     )
 
 
@@ -205,7 +205,7 @@ class EigenpairsRecord(Record):
     def __init__(self, config, world, evaluator, lock, started, room: int):
         super().__init__(config, world, evaluator, lock, started)
         most = _sizes(config, evaluator.n)[1]
-        self.goal = Goal(config.k, config.which, config.tol, most, config.seed, config.copies)
+        self.goal = Goal(config.wanted, config.which, config.tol, most, config.seed, config.copies)
         self.room = room
         self.states = RecurrenceStore(self.folder, world)
 
