@@ -239,7 +239,11 @@ def _on_ranks(config: Any) -> int:
             from hessian_spectrum import distributed
 
             silence = timedelta(minutes=getattr(config, "timeout_minutes", 10.0))
-            world = distributed.start(getattr(config, "device", "cpu"), silence)
+
+            def give_up(lost: Any) -> None:
+                _end_job(lost, None, lost.world, hasattr(config, "resume"))
+
+            world = distributed.start(getattr(config, "device", "cpu"), silence, give_up)
             first = world.rank == 0
             _COMPUTING[type(config)](config, world, stop)
             code, said = DONE, None
@@ -255,6 +259,7 @@ def _on_ranks(config: Any) -> int:
                 distributed.leave(world, code)
         except BaseException as error:
             code, said = FAILED, _failure(error, config)
+            world = world or getattr(error, "world", None)  # of a rank that could not join
             if world is not None and world.size > 1:
                 _end_job(error, said, world, hasattr(config, "resume"))
             if said is None:

@@ -10,10 +10,10 @@ import os
 import re
 import subprocess
 import sys
-import zlib
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -22,21 +22,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hessian_spectrum.errors import InputError
-from hessian_spectrum.presence import Presence
+from hessian_spectrum.joining import NotMet, Seat, join, roll_call
+from hessian_spectrum.presence import Presence, RankLost
 
 TIMEOUT = timedelta(minutes=10)  # a rank that is silent for longer is taken for dead
-
-# What launchers say about the number of processes they started, whether or not we use them.
-SIZE_HINTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-MPI_HINTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS")
+PATIENCE = 1.0  # seconds that others are left to say what this rank would say too
 
 # torch 2.13 renames two collectives and warns about the old names, the only ones in 2.11.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-
-
-class RankLost(RuntimeError):
-    """A collective failed: another rank has died, hangs, or has left with an error of its own."""
 
 
 @dataclass(frozen=True)
@@ -152,49 +146,80 @@ class Flags:
         self.heard = [count > 0 for count in counts.tolist()]
 
 
-def start(device: str | None = None, timeout: timedelta = TIMEOUT) -> World:
+def start(
+    device: str | None = None,
+    timeout: timedelta = TIMEOUT,
+    give_up: Callable[[NotMet], None] | None = None,
+) -> World:
     """Join the job that this process was launched in: torchrun, mpirun, srun, or none.
 
     Args:
         device: "cpu", "cuda" or "cuda:1"; default: a GPU if there is one.
-        timeout: how long a collective waits for a silent rank before it fails.
+        timeout: how long a collective waits for a silent rank before it fails; so long, too, do
+            the ranks wait for each other here.
+        give_up: where the wait is inside the MPI library, which raises nothing: called with the
+            error, in a thread, to end this process. Default: says it, and leaves with code 75.
 
     Raises:
         InputError: the launcher started several processes that do not know of each other
             (they would all be rank 0 and write the same file), or more ranks than GPUs.
+        NotMet: some ranks have not come in time; which, where it can be known.
+        RankLost: a rank was lost while the process group was made.
     """
     if dist.is_initialized():
         return World.current()
-    env = os.environ
-    rank, size, local_rank, local_size, launcher, store = 0, 1, 0, 1, "alone", None
-    keeper = None
-    if "RANK" in env and "WORLD_SIZE" in env and "MASTER_ADDR" in env:
-        launcher = "torchrun"
-        rank, size, local_rank, local_size, store, keeper = _join_torchrun(timeout)
-    elif any(hint in env for hint in MPI_HINTS):
-        rank, size, local_rank, local_size, store = _join_mpi(timeout)
-        launcher, keeper = ("mpi" if size > 1 else "alone"), 0
-    if size == 1 and launcher == "alone" and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        if "SLURM_PROCID" in env and not any(hint in env for hint in MPI_HINTS):
-            launcher = "slurm"
-            rank, size, local_rank, local_size, store, keeper = _join_slurm(timeout)
-    if launcher != "torchrun":
-        _refuse_singletons(size)
-    place = resolve_device(device, local_rank, local_size)
-    presence = None
-    if size > 1:
-        if place.type == "cuda":
-            torch.cuda.set_device(place)
-        dist.init_process_group(
-            "nccl" if place.type == "cuda" else "gloo",
-            store=dist.PrefixStore("group", store),
-            rank=rank,
-            world_size=size,
-            timeout=timeout,
-        )
-        presence = Presence(dist.PrefixStore("presence", store), rank, size, keeper)
-        dist.barrier()  # all have given a sign of life
-    return World(rank, size, local_rank, launcher, place, local_size, presence)
+    give_up = give_up or _give_up
+    try:
+        seat = join(timeout, lambda lost: give_up(_with_world(lost)))
+    except NotMet as lost:
+        _with_world(lost)
+        raise
+    if seat.size == 1:
+        place = resolve_device(device, seat.local_rank, seat.local_size)
+        return World(seat.rank, 1, seat.local_rank, seat.launcher, place, seat.local_size)
+    presence = Presence(dist.PrefixStore("presence", seat.store), seat.rank, seat.size, seat.keeper)
+    world = replace(_world_of(seat), presence=presence)
+    try:
+        roll_call(seat, timeout)
+        world = replace(world, device=resolve_device(device, seat.local_rank, seat.local_size))
+        _make_group(world, seat.store, timeout)
+    except RankLost as lost:
+        lost.world = world
+        raise
+    return world
+
+
+def _make_group(world: World, store: dist.Store, timeout: timedelta) -> None:
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    _call(
+        dist.init_process_group,
+        "nccl" if world.device.type == "cuda" else "gloo",
+        store=dist.PrefixStore("group", store),
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timeout,
+    )
+    world.barrier()  # all have given a sign of life
+
+
+def _world_of(seat: Seat) -> World:
+    return World(seat.rank, seat.size, seat.local_rank, seat.launcher, local_size=seat.local_size)
+
+
+def _with_world(lost: NotMet) -> NotMet:
+    lost.world = _world_of(lost.seat)
+    return lost
+
+
+def _give_up(lost: NotMet) -> None:
+    print(f"rank {lost.seat.rank}: {lost}", file=sys.stderr, flush=True)
+    os._exit(75)
+
+
+def new_group(ranks: Sequence[int], timeout: timedelta) -> Any:
+    """A process group of these ranks; called by every rank, for every group."""
+    return _call(dist.new_group, ranks, timeout=timeout)
 
 
 def finish(world: World | None = None) -> None:
@@ -222,7 +247,8 @@ def leave(world: World, code: int, silent: Sequence[int] = ()) -> None:
     if world.launcher == "mpi":
         from mpi4py import MPI
 
-        MPI.COMM_WORLD.Abort(code)
+        if MPI.Is_initialized():
+            MPI.COMM_WORLD.Abort(code)
     if world.launcher == "slurm" and silent:
         step = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
         with suppress(OSError):
@@ -235,6 +261,8 @@ def why_lost(world: World, error: RankLost) -> tuple[str | None, list[int]]:
 
     None: another rank says it, or has said why it left. Takes some seconds.
     """
+    if isinstance(error, NotMet):
+        return _why_not_met(world, error), list(error.missing)
     silent = world.presence.silent() if world.presence else []
     if world.presence and not world.presence.speaks_first():
         return None, silent
@@ -246,6 +274,15 @@ def why_lost(world: World, error: RankLost) -> tuple[str | None, list[int]]:
         f"{who} of {world.size} {verb} not answer: killed (out of memory?), frozen, or on a node "
         f"that is lost; rank {world.rank} saw that {error}"
     ), silent
+
+
+def _why_not_met(world: World, error: NotMet) -> str | None:
+    if world.presence:
+        return str(error) if world.presence.speaks_first() else None
+    # They have no way to tell each other: most launchers end the job with the first that leaves.
+    if world.rank != min(set(range(world.size)) - set(error.missing), default=world.rank):
+        time.sleep(PATIENCE)
+    return str(error)
 
 
 def resolve_device(
@@ -269,72 +306,13 @@ def resolve_device(
     return device if device.index is not None else torch.device("cuda", local_rank)
 
 
-def _call(collective: Callable, *args: Any, group: Any) -> None:
+def _call(collective: Callable, *args: Any, **options: Any) -> Any:
     try:
-        collective(*args, group=group)
+        return collective(*args, **options)
     except RuntimeError as error:
         # Without the place in torch's sources, and its advice.
         reason = re.sub(r"^\[[^]]*\] ", "", str(error)).split(". ")[0].splitlines()[0]
         raise RankLost(f"{collective.__name__} failed ({reason})") from error
-
-
-def _join_torchrun(timeout: timedelta) -> tuple:
-    env = os.environ
-    rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
-    local = int(env.get("LOCAL_RANK", rank)), int(env.get("LOCAL_WORLD_SIZE", size))
-    if size == 1:
-        return rank, size, *local, None, None
-    store, _, _ = next(dist.rendezvous("env://", rank, size, timeout=timeout))
-    # torchrun's own process may keep the store over restarts, with the addresses of the dead.
-    store = dist.PrefixStore(f"attempt-{env.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
-    keeper = None if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
-    return rank, size, *local, store, keeper
-
-
-def _join_mpi(timeout: timedelta) -> tuple:
-    from mpi4py import MPI
-
-    comm = MPI.COMM_WORLD
-    rank, size = comm.Get_rank(), comm.Get_size()
-    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
-    local = node.Get_rank(), node.Get_size()
-    if size == 1:
-        return rank, size, *local, None
-    # Port 0 lets the system choose: no race between jobs for a fixed port.
-    store, host = None, MPI.Get_processor_name()
-    if rank == 0:
-        store = dist.TCPStore(host, 0, size, True, timeout, wait_for_workers=False)
-    host, port = comm.bcast((host, store.port) if store else None)
-    store = store or dist.TCPStore(host, port, size, False, timeout)
-    return rank, size, *local, store
-
-
-def _join_slurm(timeout: timedelta) -> tuple:
-    env = os.environ
-    nodes = env["SLURM_STEP_NODELIST"]
-    names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True)
-    host = (names.stdout.split() or [nodes])[0]
-    reserved = env.get("SLURM_STEP_RESV_PORTS")
-    job = f"{env.get('SLURM_JOB_ID')}.{env.get('SLURM_STEP_ID')}".encode()
-    port = int(reserved.split("-")[0]) if reserved else 20000 + zlib.crc32(job) % 20000
-    rank, size = int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
-    local_rank = int(env["SLURM_LOCALID"])
-    # Rank 0 may be on another node than the first of the list: the store lives on the first.
-    is_master = env["SLURM_NODEID"] == "0" and local_rank == 0
-    store = dist.TCPStore(host, port, size, is_master, timeout, wait_for_workers=False)
-    tasks = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", ""))
-    node = int(env["SLURM_NODEID"])
-    local_size = tasks[node] if node < len(tasks) else local_rank + 1
-    if is_master:
-        store.set("keeper", str(rank))
-    keeper = int(store.get("keeper"))
-    return rank, size, local_rank, local_size, store, keeper
-
-
-def _tasks_per_node(text: str) -> list[int]:
-    """SLURM's short form: "2(x3),1" -> [2, 2, 2, 1]."""
-    groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
-    return [int(tasks) for tasks, times in groups for _ in range(int(times or 1))]
 
 
 def _portable(error: Exception) -> tuple[type[Exception], str]:
@@ -345,14 +323,3 @@ def _portable(error: Exception) -> tuple[type[Exception], str]:
     if isinstance(error, (OSError, FloatingPointError)):
         return kind if kind.__module__ == "builtins" else OSError, str(error)
     return RuntimeError, f"{kind.__name__}: {error}"
-
-
-def _refuse_singletons(size: int) -> None:
-    for hint in SIZE_HINTS:
-        started = int(os.environ.get(hint, 1))
-        if size == 1 and started > 1:
-            raise InputError(
-                f"{hint}={started}, but this process is alone in its world: {started} copies "
-                "would write the same file; start with mpirun or torchrun, or use an srun --mpi "
-                "plugin that fits the MPI library"
-            )

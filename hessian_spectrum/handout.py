@@ -34,7 +34,7 @@ class Handout:
         self.mesh, self.count = mesh, count
         # A name of its own: counters of an earlier handout are still in the store.
         name = mesh.world.gather_objects(uuid.uuid4().hex if mesh.world.rank == 0 else None)[0]
-        self._store = dist.PrefixStore(f"handout/{name}", _store(mesh))
+        self._store = _Store(dist.PrefixStore(f"handout/{name}", _default_store(mesh)))
         self._read = 0
 
     # -- each group ------------------------------------------------------------------------------
@@ -124,7 +124,25 @@ class Handout:
         raise RankLost(f"rank {min(suspects)} of {world.size} has given no sign of life")
 
 
-def _store(mesh: Mesh) -> dist.Store:
+class _Store:
+    """A store's operations; RankLost where nobody serves it any more."""
+
+    def __init__(self, store: dist.Store):
+        self._store = store
+
+    def __getattr__(self, name: str) -> Callable:
+        operation = getattr(self._store, name)
+
+        def called(*args: Any) -> Any:
+            try:
+                return operation(*args)
+            except RuntimeError as error:
+                raise RankLost(f"the ranks' store failed ({str(error).splitlines()[0]})") from error
+
+        return called
+
+
+def _default_store(mesh: Mesh) -> dist.Store:
     """The store of the default process group; one process has its own."""
     if mesh.world.size == 1:
         return dist.HashStore()

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
-import torch.distributed as dist
-
-from hessian_spectrum.distributed import TIMEOUT, World
+from hessian_spectrum.distributed import TIMEOUT, World, new_group
 from hessian_spectrum.errors import InputError
 
 
@@ -51,7 +49,7 @@ class Mesh:
         if 1 < ranks_per_point < size:
             # Every rank makes every group: torch.distributed wants it so.
             groups = [
-                dist.new_group(range(first, first + ranks_per_point), timeout=timeout)
+                new_group(range(first, first + ranks_per_point), timeout)
                 for first in range(0, size, ranks_per_point)
             ]
             group = groups[mine]

@@ -7,12 +7,19 @@ import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
+from typing import Any
 
 import torch.distributed as dist
 
 BEAT = 1.0  # seconds between signs of life
 LISTEN = 3.5  # seconds without one: dead, frozen, or on a node that is lost
 LAST = 5.0  # seconds that the rank which keeps the store waits for the others' last words
+
+
+class RankLost(RuntimeError):
+    """Another rank has died, hangs, or has left with an error of its own."""
+
+    world: Any = None  # of a rank that could not join: what is known of its job, to leave it by
 
 
 class Presence:

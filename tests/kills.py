@@ -98,10 +98,14 @@ def forked(words: list[str], rank: int, size: int, port: int, log: Path) -> int:
         os._exit(code)
 
 
-def start(words: list[str], size: int, log: Path) -> list[int]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def start(words: list[str], size: int, log: Path) -> list[int]:
+    port = free_port()
     return [forked(words, rank, size, port, log) for rank in range(size)]
 
 

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT
 
 import hessian_spectrum as hs
-from hessian_spectrum import distributed
+from hessian_spectrum import distributed, joining
 from hessian_spectrum.cli import main
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -114,7 +114,7 @@ def check_failures(heard, ranks):
     ("text", "tasks"), [("2(x3),1", [2, 2, 2, 1]), ("4", [4]), ("1,3(x2)", [1, 3, 3]), ("", [])]
 )
 def test_slurms_short_form_of_tasks_is_one_number_a_node(text, tasks):
-    assert distributed._tasks_per_node(text) == tasks
+    assert joining._tasks_per_node(text) == tasks
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_the_command_line_under_torchrun_and_mpirun(name, ranks, run_alone, tmp_
 def test_silent_singletons_are_refused(monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     monkeypatch.setenv("PMIX_RANK", "0")  # an MPI launcher that mpi4py's library does not know
-    monkeypatch.setattr(distributed, "_join_mpi", lambda timeout: (0, 1, 0, 1, None))
+    monkeypatch.setattr(joining, "_join_mpi", lambda *_: joining.Seat())
     with pytest.raises(hs.InputError, match="SLURM_STEP_NUM_TASKS=4, but this process is alone"):
         distributed.start("cpu")
 

@@ -1,5 +1,6 @@
 """Ranks that die, hang or bring NaNs: the job ends soon, and one line names the rank."""
 
+import json
 import os
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
-from test_distributed import TORCHRUN, mpirun
+from test_distributed import TORCHRUN, launch, mpirun
 
 import hessian_spectrum as hs
 
@@ -134,3 +135,47 @@ def test_a_rank_that_hangs_ends_the_job(launcher, victim, tmp_path):
     text = check_end(launcher, tmp_path, victim, signal.SIGSTOP, within)
     (line,) = said(text)
     assert f"rank {victim} of 3 does not answer: killed (out of memory?), frozen" in line
+
+
+@pytest.fixture(scope="module")
+def joining(tmp_path_factory):
+    """What became of ranks that do not come, or are lost before all have met."""
+    folder = tmp_path_factory.mktemp("joining")
+    launch([sys.executable, str(PROBLEM.with_name("joining_worker.py")), str(folder)], folder)
+    return json.loads((folder / "joining.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("case", "lines", "who"),
+    [
+        ("1 never comes", 1, "rank 1 of 3 has not come within 2.4 s: killed, never started"),
+        ("0 never comes", 2, "rank 0 of 3 does not answer at 127.0.0.1:"),  # nobody to ask
+        ("only 2 comes", 1, "rank 0 of 3 does not answer at 127.0.0.1:"),
+        ("1 is killed", 1, "rank 1 of 3 does not answer: killed (out of memory?)"),
+        ("0 is killed", 1, "rank 0 of 3 does not answer: killed (out of memory?)"),
+        ("2 is frozen", 1, "rank 2 of 3 does not answer: killed (out of memory?), frozen"),
+        ("0 is killed at its first task", 1, "rank 0 of 3 does not answer: killed"),
+    ],
+)
+def test_ranks_that_have_not_met_wait_no_longer_than_they_were_told(joining, case, lines, who):
+    found = joining[case]
+    assert set(found["codes"]) == {75} and found["code"] == "75"
+    text = found["said"].splitlines()
+    assert len(text) - 2 * ("task" in case) == lines, text  # before its tasks: what they cost
+    assert all(f"hessian-spectrum: {who}" in line for line in text[-lines:])
+    assert found["seconds"] < 2 * 2.4 + ANSWER + SLACK  # measured: 4 and 9
+
+
+@pytest.mark.parametrize("instead", ["sleep 60", "exit 3"])
+def test_a_rank_that_mpi_waits_for_in_vain_ends_the_job(instead, tmp_path):
+    """One that never calls MPI: the library waits for ever, and keeps Python's other threads."""
+    script = f'if [ "$PMI_RANK$OMPI_COMM_WORLD_RANK" = 1 ]; then {instead}; else exec "$@"; fi'
+    job = [*mpirun(2)[:-1], "sh", "-c", script, "sh", sys.executable, *command(tmp_path)]
+    job[job.index("--timeout-minutes") + 1] = str(1 / 60)
+    before, code = time.monotonic(), tmp_path / "code"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HESSIAN_SPECTRUM_EXIT": str(code)}
+    done = subprocess.run(job, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0 and code.read_text() == "75"
+    (line,) = said(done.stderr)
+    assert "the 2 ranks have not met in MPI within 1 s: one was killed" in line
+    assert time.monotonic() - before < 1 + SLACK  # measured: 4
