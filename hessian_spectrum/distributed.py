@@ -100,6 +100,15 @@ class World:
         _call(dist.all_gather_object, values, value, group=self.group)
         return values
 
+    def from_first(self, value: Any) -> Any:
+        """The first rank's small Python value, on every rank."""
+        if self.size == 1:
+            return value
+        first = 0 if self.group is None else dist.get_global_rank(self.group, 0)
+        values = [value]
+        _call(dist.broadcast_object_list, values, src=first, group=self.group)
+        return values[0]
+
     def any(self, flag: bool) -> bool:
         """True on every rank if it is on one."""
         if self.size == 1:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hessian_spectrum.distributed import World
+from hessian_spectrum.distributed import Flags, World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.krylov import restarted
 from hessian_spectrum.krylov.basis import Place
@@ -45,6 +45,7 @@ WANTED_MOST = 100
 LOOKS = 25  # a space is looked at when it has grown by this part: it takes O(r^3)
 STILL = 1e-2  # of the given vectors' length: what a warm start adds to them at random
 WARM_STEPS = 8  # at least, from a warm start
+CERTAIN = 1e-12  # above this, no processor's rounding decides whether a residual is small
 COMBINATIONS = 2  # products that check all residuals together
 TOGETHER = 8  # vectors whose residuals are computed at once
 AGREES = 2.0  # residuals may be so much larger than the recurrence says
@@ -121,8 +122,9 @@ def eigenpairs(
         FloatingPointError: a product is not finite.
 
     Cost: products as needed, and two at the end; basis_size n / P entries on each of P ranks, and
-    twice the eigenvectors; two or three small reductions a step, and one more exchange, of what the
-    first rank decides.
+    twice the eigenvectors; two or three small reductions a step. At restarts and at the end one
+    exchange more, of what the first rank decides; for a ``tol`` below 1e-12 wherever the space is
+    looked at.
     """
     _check(operator, tol, seed, start)
     block_size = default_block(copies) if block_size is None else block_size
@@ -165,14 +167,24 @@ def first(
 
 
 def advance(
-    operator: SymmetricOperator, space: RitzSpace, goal: Goal
+    operator: SymmetricOperator, space: RitzSpace, goal: Goal, flags: Flags | None = None
 ) -> tuple[RitzSpace, Found | None]:
-    """One step, and what it leads to: a restart, a new random vector, or the end with its pairs."""
+    """One step, and what it leads to: a restart, a new random vector, or the end with its pairs.
+
+    Args:
+        flags: what ranks tell each other in this step.
+    """
+    world = operator.layout.world
     if space.width:
-        space = restarted.step(operator, space)
+        space = restarted.step(operator, space, flags)
+    elif flags:  # no product, and nothing to travel with
+        flags.hear(world.sum_together(flags.answers())[0])
     if not _is_looked_at(space, goal):
         return space, None
-    choice, found, on = _decided(space, operator, goal)
+    seen = _seen(space, operator, goal)
+    if seen[0] == GO_ON and goal.tol >= CERTAIN:
+        return space, None
+    choice, found, on = world.from_first(seen)
     if choice == FINISHED:
         return space, found
     if choice == RESTART:
@@ -187,7 +199,7 @@ def advance(
 
 def current(operator: SymmetricOperator, space: RitzSpace, goal: Goal) -> EigenPairs:
     """The wanted pairs so far, with the residuals that the recurrence knows; no products."""
-    _, found, _ = _decided(space, operator, goal)
+    found = operator.layout.world.from_first(_seen(space, operator, goal)[1])
     floor = torch.finfo(operator.dtype).eps * found.scale
     residuals = np.maximum(found.residuals, floor)
     converged = residuals <= goal.tol * found.scale
@@ -229,7 +241,11 @@ def _misfits(
     return lengths.cpu().numpy()
 
 
-# -- decisions: by the first rank, for all --------------------------------------------------------
+# -- decisions ------------------------------------------------------------------------------------
+#
+# Dense algebra may round, or choose signs, in another way on another processor. Each rank sees for
+# itself, from numbers that are the same on all, whether there is anything to decide: a residual is
+# compared with what is far above rounding. What is then gone on with, the first rank says.
 
 GO_ON, FINISHED, RESTART, REFRESH = range(4)
 
@@ -251,22 +267,16 @@ def _is_looked_at(space: RitzSpace, goal: Goal) -> bool:
     return space.steps % max(1, space.order // (LOOKS * space.width)) == 0
 
 
-def _decided(
+def _seen(
     space: RitzSpace, operator: SymmetricOperator, goal: Goal
 ) -> tuple[int, Found, Array | None]:
-    """What to do, the wanted pairs, and the coordinates of the pairs to go on with.
-
-    Dense algebra may round, or choose signs, in another way on another processor.
-    """
-    world, mine = operator.layout.world, None
-    if world.rank == 0:
-        pairs = ritz(space.h, space.coupling, space.leak, operator.n)
-        choice, indices = _choice(space, pairs, goal, torch.finfo(operator.dtype).eps)
-        best = wanted(goal.which, goal.k, pairs.values)
-        parts = pairs.values[best], pairs.coordinates[:, best], pairs.residuals[best]
-        on = None if indices is None else pairs.coordinates[:, indices]
-        mine = choice, Found(*parts, pairs.scale), on
-    return world.gather_objects(mine)[0]
+    """What to do, the wanted pairs, and the coordinates of the pairs to go on with."""
+    pairs = ritz(space.h, space.coupling, space.leak, operator.n)
+    choice, indices = _choice(space, pairs, goal, torch.finfo(operator.dtype).eps)
+    best = wanted(goal.which, goal.k, pairs.values)
+    parts = pairs.values[best], pairs.coordinates[:, best], pairs.residuals[best]
+    on = None if indices is None else pairs.coordinates[:, indices]
+    return choice, Found(*parts, pairs.scale), on
 
 
 def _choice(

@@ -15,9 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum import distributed
+import hessian_spectrum.runs.eigenpairs
+from hessian_spectrum import distributed, eigensolver, runs
+from hessian_spectrum.config import EigenpairsConfig
 from hessian_spectrum.krylov import block, lanczos
 from hessian_spectrum.probes import gaussian_probes
+from hessian_spectrum.signals import StopRequest
 
 B, STEPS = 3, 6
 
@@ -29,10 +32,15 @@ def network(tensors):
     return nn.Sequential(*body, nn.Linear(6, 5)).double()
 
 
-def hessian(tensors, world):
+def problem(tensors):
     torch.manual_seed(0)
     x, y = torch.randn(10, 6, dtype=torch.float64), torch.arange(10) % 5
-    ev = hs.Evaluator(network(tensors), F.cross_entropy, (x, y), batch_size=3, world=world)
+    data = {"loss_fn": F.cross_entropy, "data": (x, y), "batch_size": 3}
+    return {"model": network(tensors), **data}
+
+
+def hessian(tensors, world):
+    ev = hs.Evaluator(**problem(tensors), world=world)
     assert len(ev.layout.names) == tensors
     return hs.Hessian(ev)
 
@@ -50,7 +58,8 @@ class Counted:
         distributed._all_gather = self._noting("all_gather", gather, 0)
         distributed._reduce_scatter = self._noting("reduce_scatter", scatter, 1)
         dist.all_reduce = self._noting("all_reduce", reduce, 0)
-        for name in ("all_gather_object", "broadcast", "barrier", "all_to_all", "gather", "send"):
+        others = ("all_gather_object", "broadcast", "barrier", "all_to_all", "gather", "send")
+        for name in (*others, "broadcast_object_list"):
             setattr(dist, name, self._noting("other", getattr(dist, name), None))
 
     def _noting(self, kind, collective, argument):
@@ -79,6 +88,29 @@ def steps(operator, module, counted, flags, probes=B, num_steps=STEPS):
     return found, state
 
 
+def eigenpair_steps(words, folder, world, counted):
+    """For each step of a run of the command: all that was sent from its beginning to the next."""
+    found, advance = [], eigensolver.advance
+
+    def noted(operator, space, goal, flags):
+        if found:
+            found[-1]["sent"] = counted.taken()
+        counted.taken()
+        after, pairs = advance(operator, space, goal, flags)
+        same = pairs is None and after.restarts == space.restarts and after.starts == space.starts
+        before = {"before": space.order + space.width, "width": space.width}
+        found.append({**before, "ordinary": same, "n": operator.n})
+        return after, pairs
+
+    eigensolver.advance = noted
+    run = runs.eigenpairs.eigenpairs
+    config = EigenpairsConfig(**words, out=folder / "pairs.h5", checkpoint_minutes=1000.0)
+    run(config, problem(2), world, StopRequest())
+    eigensolver.advance = advance
+    found[-1]["sent"] = counted.taken()
+    return found
+
+
 def main():
     world = hs.distributed.start("cpu")
     counted = Counted()
@@ -98,6 +130,8 @@ def main():
     spectrum = torch.tensor([0.0] * 20 + [1.0, 2.0, 2.0, 2.0])
     exhausted, state = steps(hs.Dense(with_spectrum(spectrum), world), block, counted, None, 3, 24)
     results["exhausted"] = {"steps": exhausted, "sizes": state.sizes}
+    words = {"k": 2, "tol": 1e-8, "hvp": "reverse", "basis_size": 14}
+    results["eigenpairs"] = eigenpair_steps(words, Path(sys.argv[1]), world, counted)
     if world.rank == 0:
         (Path(sys.argv[1]) / "collectives.json").write_text(json.dumps(results))
     world.barrier()

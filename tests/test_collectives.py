@@ -59,3 +59,24 @@ def test_a_block_that_loses_rank_takes_one_reduction_more(found):
     for number, (step, size, after) in enumerate(zip(steps, sizes, sizes[1:])):
         expected = 2 + (after < size) + (number == 0)
         assert len(step["sent"]["all_reduce"]) == expected
+
+
+def test_eigenpairs_send_no_more_in_an_ordinary_step(found):
+    """Of a whole run: flags travel with the second reduction; ranks ask only at restarts."""
+    steps, first = found["eigenpairs"], True
+    ordinary = [step for step in steps if step["ordinary"]]
+    assert len(ordinary) > 10 and not steps[-1]["ordinary"]  # which ends the run
+    assert any(not step["ordinary"] for step in steps[:-1])  # restarts
+    for step in ordinary:
+        sent, b = step["sent"], step["width"]
+        large = [RANKS * b * -(-step["n"] // RANKS) * FLOAT]
+        assert set(sent) == {"all_gather", "reduce_scatter", "all_reduce"}
+        assert sent["all_gather"] == sent["reduce_scatter"] == large
+        small = sent["all_reduce"]
+        if first:  # the products' noise, once
+            small, first = small[1:], False
+        projection = (b * step["before"] + b * b) * FLOAT
+        assert small == [projection, projection + 2 * FLOAT]
+    for step in steps[:-1]:
+        if not step["ordinary"]:
+            assert len(step["sent"]["other"]) == 1 and len(step["sent"]["all_reduce"]) <= 4

@@ -94,15 +94,16 @@ def _eigenpairs(config: EigenpairsConfig, record: EigenpairsRecord, stop: StopRe
         values["product_repeat_error"] = record.saved_values["product_repeat_error"]
     record.leave_if(stop)
 
-    found = None
+    found, flags = None, record.flags(stop)
     try:
         with record.bar(None, space.products, "product") as bar:
             while found is None:
                 before = space.products
-                space, found = eigensolver.advance(operator, space, record.goal)
+                space, found = eigensolver.advance(operator, space, record.goal, flags)
                 bar.update(space.products - before)
+                finished = found is not None
                 record.checkpoint(
-                    stop, lambda now=space: record.save(now, operator), found is not None
+                    stop, lambda now=space: record.save(now, operator), finished, flags
                 )
     except FloatingPointError:
         if space.order:
