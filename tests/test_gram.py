@@ -82,6 +82,31 @@ def test_no_more_than_there_is_room_for_are_kept_and_they_are_the_longest():
     assert np.linalg.svd(out, compute_uv=False) == pytest.approx(np.logspace(0, -3, K)[:4])
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_large_block_keeps_as_many_rows_as_its_rank(seed):
+    """Shifted factors lengthen rounding: what counts is the length that is measured after them."""
+    rows = block_of([*np.ones(10), *np.zeros(70)], seed)
+    q, out = orthogonal.orthonormal(rows, hs.World(), N)
+    assert len(q) == 10  # 80 without
+    assert (torch.from_numpy(out) @ q - rows).abs().max() < 1e-14  # measured: 1e-15
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_that_are_nearly_in_the_basis_are_of_unit_length(seed):
+    """Rounding along the basis, of short rows much, is taken from their Gram matrix."""
+    torch.manual_seed(seed)
+    eps, dim = torch.finfo(torch.float32).eps, 300
+    basis = torch.linalg.qr(torch.randn(N, dim).double())[0].T.float()
+    outside = block_of(np.full(K, 1600 * eps * dim**0.5), seed)  # short, but not for a third pass
+    outside -= outside @ basis.double().T @ basis.double()
+    rows = (outside + torch.randn(K, dim).double() @ basis.double()).float()
+    q = orthogonal.extension(rows, basis, hs.World(), 0.0, 0.0, N).rows
+    assert len(q) == K
+    every = torch.cat([basis, q]).double()
+    loss = (every @ every.T - torch.eye(len(every))).abs().max().item()
+    assert loss < 10 * eps  # measured: 1 eps; 90 eps and more without
+
+
 def test_a_third_pass_is_made_where_directions_are_short_and_only_there():
     assert [
         orthonormalized(block_of(x), torch.zeros(0, N).double())[3] for x in BLOCKS.values()

@@ -113,9 +113,10 @@ def orthonormalized(
     second = algebra.shifted_cholesky(gram, EPS)
     p, lengths, z = algebra.singular(product(first, second))
     rows = torch.from_numpy(z.T.copy()).to(rows) @ _solved(second, rows)
-    rows, again, gram = _projected(rows, basis, world)
+    # What lies along the basis now is what rounding left there before the rows were lengthened: of
+    # what was given it is eps, as the products' own rounding, and not counted.
+    rows, _, gram = _projected(rows, basis, world)
     out = p * lengths
-    c = c + product(out, again)
     # The shift lengthened what is short: what counts is the length that was measured.
     real = lengths * np.sqrt(gram.diagonal().clip(min=0.0))
     kept, third = algebra.independent(gram, np.flatnonzero(real > tolerance), most)
