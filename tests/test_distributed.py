@@ -122,9 +122,10 @@ def test_slurms_short_form_of_tasks_is_one_number_a_node(text, tasks):
     [
         *[("torchrun", 2), ("torchrun", 3), ("torchrun", 4), ("mpi", 2)],
         *[pytest.param("mpi", ranks, marks=pytest.mark.slow) for ranks in (3, 4)],
+        pytest.param("slurm", 2, marks=pytest.mark.slurm),
         *[
             pytest.param("slurm", ranks, marks=[pytest.mark.slow, pytest.mark.slurm])
-            for ranks in (2, 3, 4)
+            for ranks in (3, 4)
         ],
     ],
 )
