@@ -13,8 +13,9 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -34,7 +35,7 @@ from hessian_spectrum.config import (
     TrackConfig,
     TrainConfig,
 )
-from hessian_spectrum.errors import InputError, is_out_of_memory
+from hessian_spectrum.errors import InputError, Warned, is_out_of_memory
 from hessian_spectrum.parsing import parse
 
 DONE, FAILED, USAGE, START_AGAIN = 0, 1, 2, 75
@@ -234,7 +235,7 @@ def _on_ranks(config: Any) -> int:
     # Where a rank is lost, torch's own threads print their stacks beside the one line that says so.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     world, first = None, _first_by_environment()
-    with signals.StopRequest().listening() as stop:
+    with signals.StopRequest().listening() as stop, _warnings_on_one_line(first):
         try:
             from hessian_spectrum import distributed
 
@@ -543,6 +544,24 @@ def _title(run: Any) -> str:
     )
     operator = config.get("operator", "hessian")
     return what if operator == "hessian" else f"{what}, {operator}"
+
+
+@contextmanager
+def _warnings_on_one_line(first: bool) -> Iterator[None]:
+    """Our own warnings, without the line of code that gave them; of the first rank only."""
+    before = warnings.showwarning
+
+    def show(message: Any, category: type, *where: Any) -> None:
+        if category is not Warned:
+            before(message, category, *where)
+        elif first:
+            _say(str(message))
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def _say_once(text: str, first: bool) -> None:

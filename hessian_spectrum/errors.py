@@ -11,6 +11,10 @@ class InputError(ValueError):
     """
 
 
+class Warned(UserWarning):
+    """Something that the user should know; the command line prints it on one line."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """A machine's limit, not the input's fault.
 

@@ -52,7 +52,9 @@ class WriterLock:
         self._stop.set()
         self._thread.join()
         if self.held:
-            self.path.unlink(missing_ok=True)
+            # Where it cannot be removed, the run has ended with a better reason; it becomes stale.
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
 
     @property
     def held(self) -> bool:
@@ -181,4 +183,5 @@ def _now(folder: Path) -> float:
     except OSError:
         return time.time()
     finally:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from hessian_spectrum.atomic import replacing, sync
-from hessian_spectrum.errors import InputError
+from hessian_spectrum.errors import InputError, Warned
 
 LATEST, PREVIOUS = "manifest.json", "manifest.previous.json"
 SUFFIX = ".safetensors"
@@ -63,7 +63,7 @@ class ShardFolder:
             try:
                 save_file(arrays, temporary)
             except SafetensorError as error:  # a full disk, among others
-                raise OSError(f"{path}: cannot be written ({error})") from None
+                raise _system_error(error, path) from None
             digest, size = _sha256(temporary), temporary.stat().st_size
         return {
             "file": path.name,
@@ -144,7 +144,8 @@ class ShardFolder:
                 reasons.append(str(error))
                 continue
             if reasons:
-                warnings.warn(f"going back to {name}, because {reasons[0]}", stacklevel=2)
+                why = f"going back to {name}, because {reasons[0]}"
+                warnings.warn(why, Warned, stacklevel=2)
             return manifest
         if reasons:
             raise InputError(
@@ -271,6 +272,14 @@ class ShardedVectors(LazyRows):
                 return file.get_slice("vectors")[index : index + 1][0]
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def _system_error(error: SafetensorError, path: Path) -> OSError:
+    """With the number that the library puts into its text."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if number is None:
+        return OSError(f"{path}: cannot be written ({error})")
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
 
 
 def _dict(manifest: object) -> dict:

@@ -7,6 +7,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -45,10 +46,11 @@ def save(
 
     Raises:
         InputError: the path is not usable, or a result is not something that can be stored.
+        OSError: the file cannot be written; the old one is as it was.
 
     Memory: the size of the file, once.
     """
-    check_output(path, overwrite=overwrite)
+    _check_place(path, overwrite=overwrite)  # a disk that fails now is no mistake of the input
     stored = schema.by_key(results, labelled)
     texts = {
         name: schema.to_json(name, value)
@@ -160,13 +162,7 @@ def check_output(path: str | os.PathLike, *, overwrite: bool = False, resume: bo
         InputError: ``path`` exists and neither flag is given, is a folder, or its folder is
             missing or not writable.
     """
-    path = Path(os.path.realpath(path))
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; expected the name of a file, such as run.h5")
-    if path.exists() and not (overwrite or resume):
-        raise InputError(f"{path}: exists already; choose another name, resume it or overwrite it")
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
+    path = _check_place(path, overwrite=overwrite, resume=resume)
     # Permission bits do not tell: root ignores them, and file systems are mounted read-only.
     probe = path.parent / f".{uuid.uuid4().hex[:12]}.tmp"
     try:
@@ -174,7 +170,19 @@ def check_output(path: str | os.PathLike, *, overwrite: bool = False, resume: bo
     except OSError as error:
         raise InputError(f"{path}: cannot write in {path.parent} ({error.strerror})") from None
     finally:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that is read-only refuses that, too
+            probe.unlink(missing_ok=True)
+
+
+def _check_place(path: str | os.PathLike, *, overwrite: bool, resume: bool = False) -> Path:
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected the name of a file, such as run.h5")
+    if path.exists() and not (overwrite or resume):
+        raise InputError(f"{path}: exists already; choose another name, resume it or overwrite it")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
+    return path
 
 
 def _has_signature(path: Path) -> bool:

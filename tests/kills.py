@@ -12,6 +12,7 @@ command with --resume must finish, on one process, and give the numbers of an un
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import os
 import random
 import signal
@@ -37,6 +38,7 @@ from hessian_spectrum.cli import main
 PROBLEM = Path(__file__).with_name("faulty.py")
 COMMON = ["--problem", f"{PROBLEM}:make", "--batch-size", "8"]
 COMMON += ["--checkpoint-minutes", "0", "--timeout-minutes", "1", "--device", "cpu"]
+HANGS = signal.SIGUSR2  # a job that still runs when it should have ended says where
 TOLERANCE = 1e-9  # relative to the largest entry: the resumed run has another number of ranks
 
 
@@ -90,6 +92,7 @@ def forked(words: list[str], rank: int, size: int, port: int, log: Path) -> int:
         out = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(out, 1)
         os.dup2(out, 2)
+        faulthandler.register(HANGS, file=2)
         if size > 1:
             os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size))
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -130,7 +133,11 @@ def ended(numbers: list[int], within: float) -> list[int | None]:
         for number in (n for n, code in codes.items() if code is None):
             codes[number] = code_of(number)
         time.sleep(0.02)
-    for number in (n for n, code in codes.items() if code is None):
+    late = [number for number, code in codes.items() if code is None]
+    for number in late:
+        os.kill(number, HANGS)
+    time.sleep(0.5 if late and within else 0)
+    for number in late:
         os.kill(number, signal.SIGKILL)
         os.waitpid(number, 0)
     return list(codes.values())
@@ -250,6 +257,7 @@ def is_perfect(trial: Trial) -> bool:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also in a shell's background
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--kills", type=int, default=50, help="of each kind")

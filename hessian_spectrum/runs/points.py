@@ -72,7 +72,11 @@ def saved_run(config: PointsConfig, command: str, world: World) -> Saved | None:
 
 
 def _read(config: PointsConfig, command: str) -> Saved:
-    with store.open(config.out) as run:
+    try:
+        opened = store.open(config.out)
+    except InputError as error:
+        raise InputError(f"{error}; restore it, or use --overwrite to start again") from None
+    with opened as run:
         if run.config.get("command") != command or PROGRESS not in run:
             raise InputError(
                 f"{run.path} is not what an interrupted {command} has left: there is nothing to "
