@@ -83,7 +83,7 @@ def run(words, out, action=None):
     job = forked([*words, *COMMON, "--out", str(out)], 0, 1, 0, log)
     if action:
         store.save = real
-    (code,) = ended([job], 60)
+    (code,) = ended([job], 300)
     said = log.read_text()
     log.unlink()
     return code, said

@@ -38,6 +38,9 @@ from hessian_spectrum.cli import main
 PROBLEM = Path(__file__).with_name("faulty.py")
 COMMON = ["--problem", f"{PROBLEM}:make", "--batch-size", "8"]
 COMMON += ["--checkpoint-minutes", "0", "--timeout-minutes", "1", "--device", "cpu"]
+# Seconds in which the others end: a minute (--timeout-minutes), and of many points another one, of
+# listening for a group that is lost; on a machine with other work to do.
+LEFT = 240
 HANGS = signal.SIGUSR2  # a job that still runs when it should have ended says where
 TOLERANCE = 1e-9  # relative to the largest entry: the resumed run has another number of ranks
 
@@ -171,7 +174,7 @@ def trial(kind: Kind, expected, folder: Path, args, dice: random.Random, number:
     alive = code_of(jobs[victim]) is None
     with suppress(ProcessLookupError):
         os.kill(jobs[victim], signal.SIGKILL)
-    others = ended([job for i, job in enumerate(jobs) if i != victim], 90)
+    others = ended([job for i, job in enumerate(jobs) if i != victim], LEFT)
     if alive:
         os.waitpid(jobs[victim], 0)
     saved, readable = Path(f"{out}.d").exists() or out.exists(), True
@@ -181,7 +184,7 @@ def trial(kind: Kind, expected, folder: Path, args, dice: random.Random, number:
             with hs.open(out) as run:
                 readable = bool(run.config)
     finished = out.exists() and readable and is_finished(out)
-    codes = [0] if finished else ended(start(words_of(kind, out, 0), 1, log), 120)
+    codes = [0] if finished else ended(start(words_of(kind, out, 0), 1, log), LEFT)
     error = np.inf
     with suppress(Exception), hs.open(out) as run:
         found = kind.numbers(run)

@@ -179,3 +179,17 @@ def test_a_rank_that_mpi_waits_for_in_vain_ends_the_job(instead, tmp_path):
     (line,) = said(done.stderr)
     assert "the 2 ranks have not met in MPI within 1 s: one was killed" in line
     assert time.monotonic() - before < 1 + SLACK  # measured: 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["density", "eigenpairs", "surface"])
+def test_a_few_kills_lose_nothing(kind):
+    """``python tests/kills.py --kills 50`` prints the table of many."""
+    script = str(PROBLEM.with_name("kills.py"))
+    job = [sys.executable, script, "--kinds", kind, "--kills", "4", "--seconds", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(job, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    name, kills, _, _, _, readable, resumed, equal, worst = done.stdout.splitlines()[-1].split()
+    assert (name, kills, readable, resumed, equal) == (kind, "4", "4", "4", "4")
+    assert float(worst) < 1e-9
