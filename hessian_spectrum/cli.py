@@ -336,12 +336,14 @@ def _interpolate(config: InterpolateConfig, world: Any, stop: Any) -> None:
 def _surface(config: SurfaceConfig, world: Any, stop: Any) -> None:
     from hessian_spectrum.runs.surfaces import surface
 
+    config = _at(config, *config.checkpoints[-1:])
     surface(*_loaded(config, world), world, stop)
 
 
 def _map(config: MapConfig, world: Any, stop: Any) -> None:
     from hessian_spectrum.runs.maps import curvature_map
 
+    config = _at(config, *config.checkpoints[-1:])
     curvature_map(*_loaded(config, world), world, stop)
 
 
@@ -352,7 +354,7 @@ def _track(config: TrackConfig, world: Any, stop: Any) -> None:
     track(*_loaded(config, world), world, stop)
 
 
-def _at(config: Any, checkpoint: Path) -> Any:
+def _at(config: Any, checkpoint: Path | None = None) -> Any:
     """At this checkpoint, unless another one was chosen."""
     return config if config.checkpoint else dataclasses.replace(config, checkpoint=checkpoint)
 
@@ -439,7 +441,8 @@ def _plot(config: PlotConfig) -> None:
         result = _stored(run, key)
         if isinstance(result, tuple(pictures.KINDS.values())):
             _view_options(config, config.view or "contour")
-            pictures.save(result, out, config.view, config.value, _title(run))
+            path = run.get("trajectory") if key.partition("/")[0] == "surface" else None
+            pictures.save(result, out, config.view, config.value, _title(run), path)
             print(f"written to {out}")
             return
         views = plotting.VIEWS_OF.get(store.schema.split_key(key)[0], {})

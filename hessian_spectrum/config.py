@@ -384,13 +384,20 @@ class InterpolateConfig(ValuesConfig):
         _ascending(self, "low", "high")
 
 
+WINDOW = (-1.0, 1.0)  # coordinates along a direction
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlaneConfig(PointsConfig):
     """A grid of points theta + x d1 + y d2 around the parameters."""
 
     directions: tuple[str, ...] = ("random", "random")
     """One direction or two, each of: random; gradient; largest or smallest, an eigenvector of the
-    Hessian; or a checkpoint's file, the difference to it."""
+    Hessian; or a checkpoint's file, the difference to it. Or components: the plane of the first two
+    principal components of CHECKPOINTS, unit vectors."""
+    checkpoints: tuple[Path, ...] = ()
+    """With --directions components: checkpoints in the order of training, three or more. The last is
+    the origin of the plane; the way through them is stored, and drawn on the contours."""
     normalization: Literal["filter", "layer", "weight", "none"] = "filter"
     """Of random directions: each filter (a row of a dense layer), layer or weight scaled to the
     norm of that of the parameters (Li et al. 2018)."""
@@ -402,10 +409,11 @@ class PlaneConfig(PointsConfig):
     """Points along the first direction."""
     y_points: int | None = None
     """Points along the second direction. Default: as many."""
-    x_low: float = -1.0
-    """First coordinate along the first direction."""
-    x_high: float = 1.0
-    """Last coordinate along the first direction."""
+    x_low: float | None = None
+    """First coordinate along the first direction. Default: -1; of components, so that all
+    checkpoints are seen."""
+    x_high: float | None = None
+    """Last coordinate along the first direction. Default: 1; of components as X_LOW."""
     y_low: float | None = None
     """First coordinate along the second direction. Default: X_LOW."""
     y_high: float | None = None
@@ -416,22 +424,51 @@ class PlaneConfig(PointsConfig):
         super().check()
         _positive(self, "x_points", "y_points")
         _seeds(self, "seed")
-        if not 1 <= len(self.directions) <= 2:
+        if self.checkpoints or "components" in self.directions:
+            self._check_components()
+        elif not 1 <= len(self.directions) <= 2:
             raise InputError(
                 f"--directions names {len(self.directions)}; expected one, or two for a plane: "
                 "--directions random random"
             )
-        _ascending(self, "x_low", "x_high")
-        if self.y_low is not None or self.y_high is not None:
-            _ascending(self, "y_low", "y_high", self.x_low, self.x_high)
+        (x_low, x_high, _), *_ = self.axes(WINDOW, WINDOW)
+        is_plane = "components" in self.directions  # whose other ends are not known yet
+        _ascending(self, "x_low", "x_high", *(() if is_plane else WINDOW))
+        _ascending(self, "y_low", "y_high", *(() if is_plane else (x_low, x_high)))
+
+    def _check_components(self) -> None:
+        if self.directions != ("components",) or len(self.checkpoints) < 3:
+            raise InputError(
+                f"--directions {' '.join(self.directions)} and {len(self.checkpoints)} "
+                "--checkpoints: expected --directions components with three checkpoints or more, "
+                "and --checkpoints with nothing else"
+            )
+        if self.checkpoint not in (None, self.checkpoints[-1]):
+            raise InputError(
+                f"--checkpoint {self.checkpoint}: the origin of components is the last of "
+                f"--checkpoints, {self.checkpoints[-1]}; leave --checkpoint out"
+            )
 
     @property
-    def axes(self) -> tuple[tuple[float, float, int], ...]:
-        """(first, last, points) along each direction."""
-        x = self.x_low, self.x_high, self.x_points
-        given = self.y_low, self.y_high, self.y_points
-        y = tuple(first if second is None else second for first, second in zip(x, given))
-        return (x, y)[: len(self.directions)]
+    def is_line(self) -> bool:
+        return len(self.directions) == 1 and "components" not in self.directions
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Points along both directions; of one direction, 1 along the second."""
+        y_points = self.x_points if self.y_points is None else self.y_points
+        return self.x_points, 1 if self.is_line else y_points
+
+    def axes(self, *defaults: tuple[float, float]) -> list[tuple[float, float, int]]:
+        """(first, last, points) along each direction; ``defaults``: the ends that were left out."""
+        given = [(self.x_low, self.x_high), (self.y_low, self.y_high)]
+        if "components" not in self.directions:
+            given[1] = tuple(x if y is None else y for x, y in zip(*given))
+        found = [
+            (*(d if g is None else g for g, d in zip(ends, default)), count)
+            for ends, default, count in zip(given, defaults, self.shape)
+        ]
+        return found[:1] if self.is_line else found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -691,15 +728,14 @@ def _finite(config: Any, *names: str) -> None:
             raise InputError(f"--{_dashed(name)} {value}: expected a finite number, 0 or more")
 
 
-def _ascending(
-    config: Any, low: str, high: str, default_low: float = 0.0, default_high: float = 0.0
-) -> None:
-    first, last = getattr(config, low), getattr(config, high)
-    first, last = default_low if first is None else first, default_high if last is None else last
-    if not -math.inf < first <= last < math.inf:
+def _ascending(config: Any, low: str, high: str, *defaults: float) -> None:
+    """``defaults``: for ends that are None; without any, two given ends are compared."""
+    ends = [getattr(config, low), getattr(config, high)]
+    ends = [d if e is None else e for e, d in zip(ends, defaults or (None, None))]
+    if None not in ends and not -math.inf < ends[0] <= ends[1] < math.inf:
         raise InputError(
-            f"--{_dashed(low)} {first} and --{_dashed(high)} {last}: expected finite numbers, the "
-            "first not above the last"
+            f"--{_dashed(low)} {ends[0]} and --{_dashed(high)} {ends[1]}: expected finite numbers, "
+            "the first not above the last"
         )
 
 

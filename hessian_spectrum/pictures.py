@@ -23,12 +23,14 @@ def save(
     view: str | None = None,
     value: str | None = None,
     title: str | None = None,
+    path: Trajectory | None = None,
 ) -> None:
     """Draw it: .html is an interactive page, .vts for ParaView, anything else a picture.
 
     Args:
         view: of a surface; default: contour, but heat of a map's ratio.
         value: what of it; default: ratio where there is one, else loss.
+        path: drawn on contours, of a surface along its principal components.
 
     Raises:
         InputError: a view or a kind of file that it does not have.
@@ -58,4 +60,5 @@ def save(
         surface_export.save_vtk(result, out, value)
     else:
         view = view or ("heat" if value == "ratio" or 1 in result.shape else "contour")
-        plotting.save_figure(VIEWS[view](result, value, title=title), out)
+        options = {"path": path} if view == "contour" else {}
+        plotting.save_figure(VIEWS[view](result, value, title=title, **options), out)

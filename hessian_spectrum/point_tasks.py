@@ -25,6 +25,7 @@ Values = Mapping[str, np.ndarray]  # by name, (p,)
 class PointTask:
     points: Points
     finish: Callable[[Values], Any]  # the values at all points -> the result
+    beside: tuple[Any, ...] = ()  # results that are known already, of other kinds
 
 
 def compute(

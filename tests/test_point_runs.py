@@ -404,6 +404,45 @@ def test_interpolations_on_the_command_line(checkpoints, tmp_path, capsys):
         assert run["curve"].loss[1] == curve.loss[3]  # at distance 0 is the second
 
 
+def test_a_plane_of_components_follows_the_checkpoints(checkpoints, tmp_path, capsys):
+    """The last is the origin; each lies at its coordinates, within the window; all is stored."""
+    out, picture = str(tmp_path / "plane.h5"), str(tmp_path / "plane.png")
+    words = [*MODEL, "--directions", "components", "--checkpoints", *checkpoints]
+    assert cli.main(["surface", *words, "--x-points", "3", "--out", out]) == 0
+    with hs.open(out) as run:
+        plane, way = run["surface"], run["trajectory"]
+        kept = run["values/directions"]["vectors"]
+    assert plane.shape == (3, 3)
+    ends = np.array([plane.a[[0, -1]], plane.b[[0, -1]]]).T
+    extent = way.coordinates.max(0) - way.coordinates.min(0)
+    np.testing.assert_allclose(ends[0], way.coordinates.min(0) - 0.1 * extent)
+    np.testing.assert_allclose(ends[1], way.coordinates.max(0) + 0.1 * extent)
+    shares = [recipe["explained_variance"] for recipe in plane.about["directions"]]
+    assert shares == way.explained_variance[:2].tolist()
+    assert sum(shares) == pytest.approx(1)  # three points lie in a plane
+    thetas = [torch.cat([p.flatten() for p in torch.load(c).values()]) for c in checkpoints]
+    for theta, place in zip(thetas, way.coordinates):
+        np.testing.assert_allclose(thetas[-1].numpy() + place @ kept, theta.numpy(), atol=1e-5)
+    # At the place of the first checkpoint stands its loss.
+    (a, b), one = way.coordinates[0], str(tmp_path / "one.h5")
+    window = [f"--x-low={a}", f"--x-high={a}", f"--y-low={b}", f"--y-high={b}"]
+    assert cli.main(["map", *words, *window, "--x-points", "1", "--out", one]) == 0
+    first = ["surface", *MODEL, "--checkpoint", checkpoints[0], "--x-points", "1", "--x-low", "0"]
+    alone = str(tmp_path / "alone.h5")
+    assert cli.main([*first, "--directions", "random", "--out", alone]) == 0
+    with hs.open(one) as run, hs.open(alone) as other:
+        assert run["surface"].loss.item() == pytest.approx(other["surface"].loss.item(), rel=1e-5)
+    assert cli.main(["plot", out, "--out", picture]) == 0
+    capsys.readouterr()
+    for wrong, message in (
+        (["--checkpoint", checkpoints[0]], "leave --checkpoint out"),
+        (["--directions", "random"], "--checkpoints with nothing else"),
+    ):
+        code = cli.main(["surface", *words, *wrong, "--out", str(tmp_path / "wrong.h5")])
+        assert code == 2
+        assert message in capsys.readouterr().err
+
+
 def test_a_track_has_the_eigenvalues_of_each_checkpoint(checkpoints, tmp_path):
     words = ["track", *MODEL, "--checkpoints", *checkpoints, "--eigenvalues", "--hvp-dtype"]
     with pytest.raises(SystemExit):  # an option of maps

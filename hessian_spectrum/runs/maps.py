@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hessian_spectrum import paths, planner, report
+from hessian_spectrum import planner, report
 from hessian_spectrum.analyses import curvature_map as maps
 from hessian_spectrum.config import CurvatureConfig, MapConfig, TrackConfig
 from hessian_spectrum.distributed import World
@@ -41,8 +41,7 @@ def curvature_map(
         check_output(config, "")
 
     def make(computed: torch.Tensor) -> PointTask:
-        grid = [paths.window(*axis) for axis in config.axes]
-        return maps.map_task(ev, vectors.chosen(config, ev, computed), grid)
+        return vectors.plane_task(config, ev, computed, maps.map_task)
 
     on_first_rank(world, check)
     mesh = Mesh.of(world, config.ranks_per_point, timedelta(minutes=config.timeout_minutes))
@@ -56,7 +55,7 @@ def curvature_map(
         computed = vectors.settled(config, ev, mesh, saved)
         task = together(world, lambda: make(computed))
         record = PointRecord("map", config, mesh, ev, lock, started, vectors.digest(task))
-        record.keep(computed)
+        record.keep(computed, task.beside)
         record.go_on(saved, stop)
         if not saved:
             estimate = planned(config, mesh, ev)
@@ -110,14 +109,14 @@ def rows_along(
 
 def _job(config: MapConfig, task: PointTask, ev: Evaluator, record: PointRecord) -> Job:
     rows = rows_along(config, ev, task.points, record)
-    ends = [y for *_, y in config.axes]
-    shape = (ends[0], ends[1] if len(ends) > 1 else 1)
 
     def compute(path: Sequence[int]) -> Iterator[Piece]:
         for index, row in rows(path):
             yield [index], row[None]
 
-    return Job(maps.COLUMNS, maps.segments(shape, record.how["length"]), compute, task.finish)
+    return Job(
+        maps.COLUMNS, maps.segments(config.shape, record.how["length"]), compute, task.finish
+    )
 
 
 def _length(count: int, mesh: Mesh) -> int:

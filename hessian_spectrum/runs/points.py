@@ -121,6 +121,7 @@ class PointRecord(Record):
         self.done: NDArray[np.bool_] | None = None  # (p,)
         self.spent = {"products": 0, "passes": 0}  # by all groups
         self.vectors: Array | None = None  # on rank 0, to be stored
+        self.beside: tuple[Result, ...] = ()
 
     # -- going on --------------------------------------------------------------------------------
 
@@ -164,8 +165,10 @@ class PointRecord(Record):
             self.spent[name] += found[name]
         return len(indices)
 
-    def keep(self, vectors: Tensor) -> None:
-        """Store these, (k, n), with the result: they cannot be made again to the last bit."""
+    def keep(self, vectors: Tensor, beside: tuple[Result, ...] = ()) -> None:
+        """Store with the result vectors (k, n), which cannot be made again to the last bit, and
+        results that are known already."""
+        self.beside = beside
         if len(vectors) and self.world.rank == 0:
             self.vectors = vectors.cpu().numpy()
 
@@ -178,7 +181,7 @@ class PointRecord(Record):
         beside = {} if finished else {PROGRESS: {"done": self.done, "rows": self.rows}}
         if self.vectors is not None:
             beside[VECTORS] = {"vectors": self.vectors}
-        self.write_here(self.result(), finished=finished, **beside)
+        self.write_here(self.result(), *self.beside, finished=finished, **beside)
         self.last_save = time.monotonic()
 
     # -- what the file says ----------------------------------------------------------------------

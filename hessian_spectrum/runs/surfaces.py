@@ -15,7 +15,6 @@ import torch
 
 from hessian_spectrum import paths, point_planner, problems, report
 from hessian_spectrum.analyses import interpolate as between
-from hessian_spectrum.analyses import surface as plane
 from hessian_spectrum.analyses import trajectory
 from hessian_spectrum.analyses.curvature_map import COLUMNS
 from hessian_spectrum.config import InterpolateConfig, SurfaceConfig, TrackConfig, ValuesConfig
@@ -59,8 +58,7 @@ def surface(
     """Values on a line or a plane around the parameters."""
 
     def make(ev: Evaluator, computed: torch.Tensor) -> PointTask:
-        grid = [paths.window(*axis) for axis in config.axes]
-        return plane.surface_task(ev, vectors.chosen(config, ev, computed), grid)
+        return vectors.plane_task(config, ev, computed)
 
     _values("surface", config, arguments, world, stop, make)
 
@@ -101,7 +99,7 @@ def _values(
         computed = vectors.settled(config, ev, mesh, saved)
         task = together(world, lambda: make(ev, computed))
         record = PointRecord(command, config, mesh, ev, lock, started, vectors.digest(task))
-        record.keep(computed)
+        record.keep(computed, task.beside)
         record.go_on(saved, stop)
         if saved:
             plan = PointPlan(**record.how["points"])

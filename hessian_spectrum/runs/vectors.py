@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from hessian_spectrum import directions, zoo
-from hessian_spectrum.config import PlaneConfig
+from hessian_spectrum import directions, paths, zoo
+from hessian_spectrum.analyses import surface, trajectory
+from hessian_spectrum.config import WINDOW, PlaneConfig
 from hessian_spectrum.curvature import Hessian
 from hessian_spectrum.directions import IGNORABLE, Directions
 from hessian_spectrum.evaluator import Evaluator
+from hessian_spectrum.findings import Trajectory
 from hessian_spectrum.krylov.extremes import extremes
 from hessian_spectrum.mesh import Mesh
 from hessian_spectrum.point_tasks import PointTask
@@ -22,7 +26,9 @@ from hessian_spectrum.runs.points import Saved
 from hessian_spectrum.runs.record import together
 
 ENDS = {"smallest": 0, "largest": 1}  # of the Hessian's spectrum
-COMPUTED = ("gradient", *ENDS)  # kept as vectors, not made again
+# How many vectors each is, that are kept and not made again.
+COMPUTED = {"gradient": 1, "smallest": 1, "largest": 1, "components": 2}
+MARGIN = 0.1  # of a trajectory's extent, beyond it on each side of a plane
 TOL = 1e-5  # of an eigenvector's residual
 IGNORED = {"both": IGNORABLE, "bias": ("bias",), "norm": ("norm",), "none": ()}
 
@@ -40,8 +46,42 @@ def of_checkpoints(ev: Evaluator, paths: Sequence[Path]) -> Tensor:
     return torch.stack(rows)
 
 
-def chosen(config: PlaneConfig, ev: Evaluator, computed: Tensor) -> Directions:
-    """Those that --directions names; ``computed``, (k, n): the ones that have to be, in order."""
+def plane(
+    config: PlaneConfig, ev: Evaluator, computed: Tensor
+) -> tuple[Directions, list[np.ndarray], Trajectory | None]:
+    """Directions that --directions names, coordinates along each, and what the plane follows.
+
+    Args:
+        computed: (k, n), those that have to be, in order.
+    """
+    if "components" not in config.directions:
+        grid = [paths.window(*axis) for axis in config.axes(WINDOW, WINDOW)]
+        return _chosen(config, ev, computed), grid, None
+    followed = _followed(config, ev, computed)
+    low, high = followed.coordinates.min(0), followed.coordinates.max(0)
+    extent = MARGIN * (high - low)
+    defaults = zip((low - extent).tolist(), (high + extent).tolist())
+    recipes = tuple(
+        {"kind": "principal component", "index": i, "explained_variance": float(share)}
+        for i, share in enumerate(followed.explained_variance[:2])
+    )
+    grid = [paths.window(*axis) for axis in config.axes(*defaults)]
+    return Directions(ev.theta, computed, recipes), grid, followed
+
+
+def plane_task(
+    config: PlaneConfig,
+    ev: Evaluator,
+    computed: Tensor,
+    make: Callable[[Evaluator, Directions, list[np.ndarray]], PointTask] = surface.surface_task,
+) -> PointTask:
+    """The points of the plane, and beside them what it follows."""
+    along, grid, followed = plane(config, ev, computed)
+    task = make(ev, along, grid)
+    return task if followed is None else dataclasses.replace(task, beside=(followed,))
+
+
+def _chosen(config: PlaneConfig, ev: Evaluator, computed: Tensor) -> Directions:
     theta, rows = ev.theta, iter(computed)
     found = []
     for i, name in enumerate(config.directions):
@@ -55,8 +95,18 @@ def chosen(config: PlaneConfig, ev: Evaluator, computed: Tensor) -> Directions:
     return found[0] if len(found) == 1 else found[0].joined(found[1])
 
 
+def _followed(config: PlaneConfig, ev: Evaluator, components: Tensor) -> Trajectory:
+    """The way through the checkpoints, in coordinates along these vectors, (2, n)."""
+    rows = of_checkpoints(ev, config.checkpoints)
+    coordinates = (rows - rows[-1]).double() @ components.double().T
+    found = trajectory.trajectory(rows)
+    return dataclasses.replace(found, coordinates=coordinates.cpu().numpy())
+
+
 def computed(config: PlaneConfig, ev: Evaluator) -> Tensor:
-    """(k, n), unit vectors: the gradient, eigenvectors of the Hessian."""
+    """(k, n), unit vectors: the gradient, eigenvectors of the Hessian, components."""
+    if "components" in config.directions:
+        return trajectory.principal_directions(ev, of_checkpoints(ev, config.checkpoints)).vectors
     names = [name for name in config.directions if name in COMPUTED]
     found = {}
     if "gradient" in names:
@@ -70,7 +120,9 @@ def computed(config: PlaneConfig, ev: Evaluator) -> Tensor:
 
 def stand_ins(config: Any, ev: Evaluator) -> Tensor:
     """As many unit vectors, to plan with: no products."""
-    count = sum(name in COMPUTED for name in getattr(config, "directions", ()))
+    if "components" in getattr(config, "directions", ()):
+        return computed(config, ev)  # which takes none
+    count = sum(COMPUTED.get(name, 0) for name in getattr(config, "directions", ()))
     return torch.eye(count, ev.n, dtype=ev.dtype, device=ev.device)
 
 
