@@ -6,6 +6,7 @@ shifted by it, as Li et al.'s code does. Products are counted through one operat
 of both are computed afterwards, and values compared.
 
     python benchmarks/map_products.py --network digits --grid 9
+    python benchmarks/map_products.py --network digits --grid 51 --paths 8    # evenly spread
     python benchmarks/map_products.py --network mnist --grid 9 --data-root DATA --checkpoint c.pt
 """
 
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--grid", type=int, default=9)
+    parser.add_argument("--paths", type=int, help="look at so many only")
     parser.add_argument("--span", type=float, default=1.0)
     parser.add_argument("--tol", type=float, nargs="+", default=[1e-5])
     args = parser.parse_args()
@@ -91,18 +93,23 @@ def main() -> None:
     axis = np.linspace(-args.span, args.span, args.grid)
     task = map_task(ev, along, (axis, axis))
     plan = hs.ProductPlan("linearize", keep=True)
-    print(f"{args.network} {args.activation}, n = {ev.n}, {args.grid} x {args.grid} points")
+    paths = segments((args.grid, args.grid), LENGTH)
+    if args.paths:
+        paths = [paths[i] for i in np.linspace(0, len(paths) - 1, args.paths).astype(int)]
+    points = sum(map(len, paths))
+    of = f"{points} of {args.grid} x {args.grid} points"
+    print(f"{args.network} {args.activation}, n = {ev.n}, {of}")
     print(
         "| tolerance | ours, cold | ours, warm | SciPy | ours / SciPy | worst residuals | values |"
     )
     print("|---|---|---|---|---|---|---|")
     for tol in args.tol:
-        print(row(ev, task, plan, tol, args.grid), flush=True)
+        print(row(ev, task, plan, tol, paths), flush=True)
 
 
-def row(ev: hs.Evaluator, task, plan: hs.ProductPlan, tol: float, side: int) -> str:
+def row(ev: hs.Evaluator, task, plan: hs.ProductPlan, tol: float, paths: list[list[int]]) -> str:
     counts, worst, difference = [], np.zeros(2), 0.0
-    for path in segments((side, side), LENGTH):
+    for path in paths:
         known = None
         for index in path:
             operator = hs.Hessian(ev, task.points.rows(index, index + 1)[0], plan)

@@ -396,8 +396,8 @@ class PlaneConfig(PointsConfig):
     Hessian; or a checkpoint's file, the difference to it. Or components: the plane of the first two
     principal components of CHECKPOINTS, unit vectors."""
     checkpoints: tuple[Path, ...] = ()
-    """With --directions components: checkpoints in the order of training, three or more. The last is
-    the origin of the plane; the way through them is stored, and drawn on the contours."""
+    """With --directions components: checkpoints in the order of training, three or more. The last
+    is the origin of the plane; the way through them is stored, and drawn on the contours."""
     normalization: Literal["filter", "layer", "weight", "none"] = "filter"
     """Of random directions: each filter (a row of a dense layer), layer or weight scaled to the
     norm of that of the parameters (Li et al. 2018)."""

@@ -49,6 +49,16 @@ def test_a_warm_start_that_cannot_see_the_ends_finds_them():
     check(extremes(hs.Dense(diagonal), warm, tol=1e-6), -0.7, 2.0, 1e-6)
 
 
+@pytest.mark.parametrize("new", [-0.8, 2.3])
+def test_a_new_end_is_found_from_exact_old_ones(new):
+    """An eigenvalue that came up orthogonal to both old eigenvectors, which are still exact."""
+    values = EIGENVALUES.clone()
+    values[30] = new
+    ends = torch.eye(len(values), dtype=torch.float64)[[0, -1]]
+    warm = Extremes(np.array([-0.7, 2.0]), np.zeros(2), ends, 0, True)
+    check(extremes(hs.Dense(torch.diag(values)), warm), min(new, -0.7), max(new, 2.0), 1e-5)
+
+
 def test_restarts_bound_the_memory():
     found = extremes(hs.Dense(with_spectrum(EIGENVALUES)), tol=1e-4, max_steps=8)
     check(found, -0.7, 2.0, 1e-4)

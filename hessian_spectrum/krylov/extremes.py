@@ -19,7 +19,6 @@ Array = NDArray[np.float64]
 
 # Of a warm start, beside vectors of length 1: an eigenvector that they cannot see is seen by it.
 RANDOM_SHARE = 0.1
-SLOWER = 3.0  # weight of the end nearer to 0, which takes longer, in a warm start
 STEPS = 80  # before a space is started again from its two Ritz vectors
 
 
@@ -40,9 +39,7 @@ class Extremes:
     @property
     def combined(self) -> Tensor:
         """(1, n_local), a start for both."""
-        weights = torch.ones(2, 1, dtype=self.vectors.dtype, device=self.vectors.device)
-        weights[int(np.abs(self.values).argmin())] = SLOWER
-        return (weights * self.vectors).sum(0, keepdim=True)
+        return self.vectors.sum(0, keepdim=True)
 
 
 def extremes(
@@ -57,7 +54,10 @@ def extremes(
     """Lanczos from one vector until both ends have converged.
 
     One vector, the sum of what is known of both ends: a block of two would reach half the degree
-    with the same number of products.
+    with the same number of products. Tried on maps and found to be no better, or worse: other
+    weights of the two, or of the random part; more Ritz vectors of the neighbour; extrapolation
+    over two or three neighbours, of eigenvectors or of the matrices' low-rank parts; Davidson's
+    method from the two vectors, plain or preconditioned by the neighbour's Ritz pairs.
 
     Args:
         warm: of a matrix nearby; None: a random start.
