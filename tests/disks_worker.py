@@ -5,6 +5,7 @@ unshare --mount --map-root-user python disks_worker.py FOLDER
 FOLDER becomes a small file system. Jobs are forked from this process, which has imported all.
 """
 
+import dataclasses
 import json
 import os
 import signal
@@ -21,7 +22,7 @@ import hessian_spectrum.problems
 import hessian_spectrum.runs.density
 import hessian_spectrum.runs.eigenpairs
 import hessian_spectrum.runs.surfaces  # all that a job imports, once
-from hessian_spectrum import store
+from hessian_spectrum import point_planner, store
 
 PROBLEM = Path(__file__).with_name("faulty.py")
 COMMON = ["--problem", f"{PROBLEM}:make", "--problem-arg", "pause=0", "--batch-size", "8"]
@@ -94,10 +95,23 @@ def contents(folder):
 
 
 def same(out, straight):
+    """Every bit; points to rounding, which depends on a plan that each run measures for itself."""
     with suppress(Exception):
+        exact = "surface" not in hs.open(out)
         pairs = zip(numbers(out), numbers(straight))
-        return all(np.array_equal(a, b) for a, b in pairs)
+        return all(
+            np.array_equal(a, b) if exact else np.allclose(a, b, rtol=1e-12) for a, b in pairs
+        )
     return False
+
+
+def in_small_tasks(*args, **options):
+    """As the planner says, but a few points at a time: there is something to save in between."""
+    plan, trials = planned(*args, **options)
+    return dataclasses.replace(plan, chunk=8, together=min(plan.together, 8)), trials
+
+
+planned = point_planner.plan
 
 
 def failed_and_resumed(words, out, straight, action, repair):
@@ -178,6 +192,7 @@ def cases_of(kind, top):
 
 def main():
     top = Path(sys.argv[1])
+    point_planner.plan = in_small_tasks
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(top)], check=True)
     print(json.dumps({kind: cases_of(kind, top) for kind in KINDS}))
 

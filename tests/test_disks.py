@@ -7,12 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from disks_worker import COMMON, KINDS, OFTEN, ROOMS, SAVES, SELDOM, numbers
+from disks_worker import COMMON, KINDS, OFTEN, ROOMS, SAVES, SELDOM, in_small_tasks, same
 
 import hessian_spectrum as hs
-from hessian_spectrum import store
+from hessian_spectrum import point_planner, store
 from hessian_spectrum.cli import main
 
 WORKER = Path(__file__).with_name("disks_worker.py")
@@ -41,7 +40,7 @@ def error(said):
 def check_goes_on(case):
     code, said = case["again"]
     assert code == 0 and "hessian-spectrum:" not in said
-    assert case["same"]  # every bit of an uninterrupted run's numbers
+    assert case["same"]  # as an uninterrupted run's numbers
     assert case["readable"] and not case["half written"]
 
 
@@ -103,7 +102,7 @@ def test_where_nothing_whole_is_left_it_is_said_and_nothing_is_touched(found, ki
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_file_that_may_not_grow_is_an_error_of_the_system(kind, tmp_path, monkeypatch, capfd):
+def test_a_file_that_may_not_grow_is_an_error_of_the_system(kind, tmp_path, monkeypatch, capsys):
     """As on a full disk, by the limit on the size of a process's files; needs no mount."""
     limits, real, count = resource.getrlimit(resource.RLIMIT_FSIZE), store.save, []
 
@@ -116,15 +115,15 @@ def test_a_file_that_may_not_grow_is_an_error_of_the_system(kind, tmp_path, monk
     words = [*KINDS[kind], *COMMON, "--out", str(tmp_path / "run.h5")]
     with monkeypatch.context() as patch:
         patch.setattr(store, "save", save)
+        patch.setattr(point_planner, "plan", in_small_tasks)
         try:
             code = main([*words, *OFTEN])
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert code == 1
-    assert "OSError: [Errno 27] File too large: '" in error(capfd.readouterr().err)
+    assert "OSError: [Errno 27] File too large: '" in error(capsys.readouterr().err)
     with hs.open(tmp_path / "run.h5") as run:
         assert not run.finished
     assert main([*words, *SELDOM, "--resume"]) == 0
     assert main([*words[:-1], str(tmp_path / "straight.h5")]) == 0
-    pairs = zip(numbers(tmp_path / "run.h5"), numbers(tmp_path / "straight.h5"))
-    assert all(np.array_equal(a, b) for a, b in pairs)
+    assert same(tmp_path / "run.h5", tmp_path / "straight.h5")
