@@ -369,6 +369,19 @@ class InterpolateConfig(ValuesConfig):
     by_distance: bool = False
     """Of a line: coordinates are distances |theta - theta2| from the second checkpoint, towards the
     first, in units of the parameters."""
+    curve: Literal["straight", "bezier", "polygon"] = "straight"
+    """Between two checkpoints: a straight line, or a curve that is searched for first, along which
+    the mean loss is low (Garipov et al. 2018)."""
+    num_bends: int = 1
+    """Of a curve: points between its ends that are searched for."""
+    num_steps: int = 100
+    """Of a curve: steps of Adam."""
+    points_per_step: int = 4
+    """Of a curve: its points in a step, each a loss and a gradient of all the data."""
+    lr: float = 0.01
+    """Of a curve: about how far a parameter moves in a step."""
+    seed: int = 0
+    """Of a curve: of the points in each step."""
 
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
@@ -382,6 +395,16 @@ class InterpolateConfig(ValuesConfig):
         if self.by_distance and len(self.between) > 2:
             raise InputError("--by-distance is for a line: name two checkpoints by --between")
         _ascending(self, "low", "high")
+        _positive(self, "num_bends", "num_steps", "points_per_step")
+        _seeds(self, "seed")
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"--lr {self.lr}: expected a number above 0")
+        whole = (self.low, self.high, self.by_distance) == (0.0, 1.0, False)
+        if self.curve != "straight" and (len(self.between) > 2 or not whole):
+            raise InputError(
+                f"--curve {self.curve} leads from one checkpoint to another: name two by "
+                "--between, and leave out --low, --high and --by-distance"
+            )
 
 
 WINDOW = (-1.0, 1.0)  # coordinates along a direction

@@ -125,8 +125,9 @@ class Asymmetry:
     def is_asymmetric(self, r: float, p: float, c: float, zeta: float) -> Array:
         """Is u (r, p, c, zeta)-asymmetric? (directions,), by the distances that were looked at.
 
-        d L(w + l u) / d l < p and d L(w - l u) / d l > c p for all l in (zeta, r); p > 0, c > 1
-        (He, Huang and Yuan 2019, definition 1). For the other side, ask for -u.
+        d L(w + l u) / d l < p and d L(w - l u) / d l > c p for all l in (zeta, r), where p > 0,
+        c > 1 and r > zeta > 0: an asymmetric direction of w (He, Huang and Yuan 2019); a minimum
+        that has one is an asymmetric valley. For the other side, ask for -u.
         """
         if not (p > 0 and c > 1 and r > zeta > 0):
             raise InputError(

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +18,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum import cli
+from hessian_spectrum import cli, zoo
 from hessian_spectrum.config import InterpolateConfig, MapConfig, SurfaceConfig, TrackConfig
 from hessian_spectrum.lock import LockLost
-from hessian_spectrum.runs import maps, points, surfaces
+from hessian_spectrum.runs import maps, points, surfaces, vectors
 from hessian_spectrum.signals import Interrupted, StopRequest
 
 COMMANDS = {
@@ -402,6 +403,73 @@ def test_interpolations_on_the_command_line(checkpoints, tmp_path, capsys):
     assert cli.main([*distance, str(tmp_path / "distance.h5")]) == 0
     with hs.open(tmp_path / "distance.h5") as run:
         assert run["curve"].loss[1] == curve.loss[3]  # at distance 0 is the second
+
+
+CURVE = {"curve": "bezier", "num_points": 5, "num_steps": 6, "lr": 0.05, "seed": 2}
+
+
+def test_a_curve_is_searched_for_on_the_command_line(checkpoints, tmp_path, capsys):
+    """The same bends as in Python; the ends are the checkpoints; stopped and resumed the same."""
+    between = [Path(name) for name in checkpoints[:2]]
+    words = [*MODEL, "--between", *checkpoints[:2], "--out", str(tmp_path / "straight.h5")]
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in CURVE.items()]
+    assert cli.main(["interpolate", *words, *options]) == 0
+    assert "barrier of the loss" in capsys.readouterr().out
+    with hs.open(tmp_path / "straight.h5") as run:
+        curve, bends = run["curve"], run["values/directions"]["vectors"]
+    assert curve.about["path"] == "bezier"
+    assert curve.about["num_steps"] == 6
+
+    def loaded():
+        data = zoo.load_dataset("digits", limit=60)
+        model = zoo.model_for(data, "mlp-64-6-10", "tanh", 0)
+        zoo.load_checkpoint(model, between[0])
+        return {
+            "model": model,
+            "loss_fn": nn.CrossEntropyLoss(),
+            "data": data.tensors,
+            "dtype": torch.float64,
+        }
+
+    ev = hs.Evaluator(**loaded())
+    ends = vectors.of_checkpoints(ev, between)
+    names = ("num_steps", "lr", "seed", "num_points")
+    found = hs.connect(ev, *ends, **{name: CURVE[name] for name in names})
+    np.testing.assert_allclose(bends[:1], found.bends.bends.numpy(), rtol=1e-12)
+    np.testing.assert_allclose(curve.loss, found.curve.loss, rtol=1e-12)
+
+    class After(StopRequest):
+        """A signal after so many looks: in the search first, then among the points."""
+
+        looks = 0
+
+        @property
+        def name(self):
+            self.looks += 1
+            return "SIGTERM" if self.looks > 3 else None
+
+        @name.setter
+        def name(self, value):
+            assert value is None
+
+    config = InterpolateConfig(out=tmp_path / "again.h5", between=tuple(between), **CURVE)
+    steps = []
+    while True:
+        try:
+            resumed = dataclasses.replace(config, resume=bool(steps))
+            surfaces.interpolate(resumed, loaded(), hs.World(), After())
+            break
+        except Interrupted:
+            with hs.open(config.out) as run:
+                steps.append(run.plan["how"]["search"]["num_steps"])
+    assert steps[0] < 6 and steps == sorted(steps) and len(steps) > 1
+    with hs.open(config.out) as run:
+        np.testing.assert_allclose(run["curve"].loss, curve.loss, rtol=1e-12)
+        np.testing.assert_array_equal(run["values/directions"]["vectors"], bends)
+    assert cli.main(["plot", str(config.out), "--out", str(tmp_path / "curve.png")]) == 0
+    for wrong in (["--low", "-1"], ["--between", checkpoints[2]], ["--by-distance"]):
+        assert cli.main(["interpolate", *words, "--curve", "polygon", *wrong, "--overwrite"]) == 2
+        assert "--curve polygon leads from one checkpoint" in capsys.readouterr().err
 
 
 def test_a_plane_of_components_follows_the_checkpoints(checkpoints, tmp_path, capsys):

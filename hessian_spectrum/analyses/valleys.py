@@ -132,7 +132,7 @@ def averaging_bias(
     """Where SGD's iterates and their average lie of a minimum, along directions.
 
     In an asymmetric valley iterates spend more time on the flat side, so that their average (SWA)
-    is biased towards it (He, Huang and Yuan 2019, section 4). The standard error of the mean is by
+    is biased towards it (He, Huang and Yuan 2019). The standard error of the mean is by
     batch means, of about sqrt(t) consecutive batches, since iterates are correlated.
 
     Args:

@@ -24,7 +24,7 @@ from hessian_spectrum.mesh import Mesh
 from hessian_spectrum.point_planner import PointTrial
 from hessian_spectrum.point_tasks import PointTask
 from hessian_spectrum.points import PointPlan, evaluate, ranges
-from hessian_spectrum.runs import maps, vectors
+from hessian_spectrum.runs import curves, maps, vectors
 from hessian_spectrum.runs.points import TASKS, Job, Piece, PointRecord, run, saved_run
 from hessian_spectrum.runs.record import check_output, on_first_rank, together, writing
 from hessian_spectrum.signals import StopRequest
@@ -38,6 +38,8 @@ def interpolate(
     """From checkpoints to values between them; see ``density`` for arguments and errors."""
 
     def make(ev: Evaluator, _: Any) -> PointTask:
+        if config.curve != "straight":
+            return curves.task(config, ev, curves.start(config, ev))
         corners = list(vectors.of_checkpoints(ev, config.between))
         num_points = config.num_points or (50 if len(corners) == 2 else 25)
         at = paths.window(config.low, config.high, num_points)
@@ -111,6 +113,12 @@ def _values(
                 record.product_plan, record.place = estimate.plan, estimate.place
             _estimate(task, plan, trials, mesh, ev, sys.stderr)
         job = _job(task, plan, ev, test)
+        if getattr(config, "curve", "straight") != "straight":
+
+            def job_of(task: PointTask) -> Job:
+                return _job(task, plan, ev, test)
+
+            job = curves.search(config, arguments, record, saved, stop, job_of)
         if getattr(config, "eigenvalues", False):
             job = _with_eigenvalues(job, maps.rows_along(config, ev, task.points, record))
         run(record, job, stop, saved and saved.progress)
