@@ -52,7 +52,7 @@ def start(launcher, folder, *options):
 
 def strike(process, folder, victim, number):
     """Send it to that rank as soon as the run has something to go on from."""
-    while not (folder / "run.h5.d" / "manifest.json").exists():
+    while not (folder / "run.h5").exists():  # the state was saved before it
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
     os.kill(int((folder / f"{victim}.pid").read_text()), number)
