@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import atexit
+import queue
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -38,6 +40,7 @@ class Presence:
         self._store.set_timeout(timedelta(seconds=LISTEN))
         self.rank, self.size, self.keeper = rank, size, keeper
         self._beats, self._end = 0, threading.Event()
+        self._is_lost = False  # the store
         self._beat()
         self._thread = threading.Thread(target=self._go_on, name="presence", daemon=True)
         self._thread.start()
@@ -47,15 +50,15 @@ class Presence:
     def stop(self) -> None:
         """No more signs of life; as this process ends in order."""
         self._end.set()
-        self._thread.join()
+        self._thread.join(LISTEN)
 
     def silent(self) -> list[int]:
         """The ranks without a sign of life for ``LISTEN`` seconds, which this call takes."""
         try:
             keys = [self._key(rank) for rank in range(self.size)]
-            before = self._store.multi_get(keys)
+            before = self._ask(self._store.multi_get, keys)
             time.sleep(LISTEN)
-            after = self._store.multi_get(keys)
+            after = self._ask(self._store.multi_get, keys)
         except RuntimeError:  # nobody serves the store
             return [] if self.keeper in (None, self.rank) else [self.keeper]
         pairs = enumerate(zip(before, after))
@@ -64,20 +67,50 @@ class Presence:
     def speaks_first(self) -> bool:
         """Has no rank claimed yet to say why the job ends? Claims it."""
         try:
-            return self._store.add("said", 1) == 1
+            return self._ask(self._store.add, "said", 1) == 1
         except RuntimeError:  # the keeper is gone: the next rank speaks for it
-            return self.keeper is not None and self.rank == (self.keeper + 1) % self.size
+            first = self.keeper is not None and self.rank == (self.keeper + 1) % self.size
+            if not first:
+                time.sleep(LISTEN)  # whoever leaves may end the job, with what was not yet said
+            return first
 
     def leave(self, silent: int = 0) -> None:
         """Before this process ends: the rank that keeps the store goes last."""
         with suppress(RuntimeError):
-            self._store.add("left", 1)
+            self._ask(self._store.add, "left", 1)
             waited = 0.0
             while self.rank == self.keeper and waited < LAST:
-                if self._store.add("left", 0) >= self.size - silent:
+                if self._ask(self._store.add, "left", 0) >= self.size - silent:
                     break
                 time.sleep(0.1)
                 waited += 0.1
+
+    def _ask(self, question: Callable, *words: Any) -> Any:
+        """What the store says. Its time-out is of no use where its keeper is frozen: torch then
+        waits for the keeper's word that the wait is over.
+
+        Raises:
+            RuntimeError: the store is lost, or has not answered for ``LISTEN`` seconds.
+        """
+        answers: queue.SimpleQueue = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                answers.put((question(*words), None))
+            except RuntimeError as error:
+                answers.put((None, error))
+
+        if self._is_lost:
+            raise RuntimeError("the ranks' store is lost")
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            answer, error = answers.get(timeout=LISTEN)
+        except queue.Empty:
+            answer, error = None, RuntimeError("the ranks' store does not answer")
+        if error:
+            self._is_lost = True
+            raise error
+        return answer
 
     def _beat(self) -> None:
         self._beats += 1
