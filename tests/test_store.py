@@ -525,7 +525,7 @@ def test_a_full_disk_is_an_error_of_the_system_and_leaves_no_part_of_a_shard(fol
     commit(folder, 0)
     before = only(folder.folder)
     monkeypatch.setattr(shards, "save_file", full)
-    refused("basis-.*: cannot be written .*No space left", commit, folder, "basis", error=OSError)
+    refused("No space left on device: .*-basis-", commit, folder, "basis", error=OSError)
     assert only(folder.folder) == before
     assert folder.manifest()["step"] == 0
 

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from hessian_spectrum import store
 from hessian_spectrum.config import PointsConfig
 from hessian_spectrum.distributed import World
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.handout import Handout
 from hessian_spectrum.mesh import Mesh
-from hessian_spectrum.runs.record import Record, on_first_rank, together
+from hessian_spectrum.runs.record import Record, on_first_rank, reopened, together
 from hessian_spectrum.schema import Result
 from hessian_spectrum.signals import StopRequest
 
@@ -72,11 +71,7 @@ def saved_run(config: PointsConfig, command: str, world: World) -> Saved | None:
 
 
 def _read(config: PointsConfig, command: str) -> Saved:
-    try:
-        opened = store.open(config.out)
-    except InputError as error:
-        raise InputError(f"{error}; restore it, or use --overwrite to start again") from None
-    with opened as run:
+    with reopened(config.out) as run:
         if run.config.get("command") != command or PROGRESS not in run:
             raise InputError(
                 f"{run.path} is not what an interrupted {command} has left: there is nothing to "

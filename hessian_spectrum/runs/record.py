@@ -277,12 +277,20 @@ def check_output(config: ComputingConfig, unresumable: str) -> None:
 def require_unfinished(config: ComputingConfig, why: str) -> None:
     """A finished run without its state cannot go on, and must not be computed over."""
     if config.out.exists():
-        with store.open(config.out) as run:
+        with reopened(config.out) as run:
             if run.finished:
                 raise InputError(
                     f"{config.out} is finished: there is nothing to resume{why}; use --overwrite "
                     "to compute it again"
                 )
+
+
+def reopened(path: Path) -> store.Run:
+    """What a run has left, to go on from; InputError says what to do if it cannot be read."""
+    try:
+        return store.open(path)
+    except InputError as error:
+        raise InputError(f"{error}; restore it, or use --overwrite to start again") from None
 
 
 def same_run(saved: dict, now: dict, free_fields: frozenset[str]) -> None:
