@@ -198,8 +198,11 @@ def _world():
     from mpi4py import MPI
 
     if not MPI.Is_initialized():
-        library, level = ctypes.CDLL(MPI.__file__), ctypes.c_int()
-        library.MPI_Init_thread(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(level))
+        start = getattr(ctypes.CDLL(MPI.__file__), "MPI_Init_thread", None)
+        if start is None:  # an mpi4py that finds its library in another way
+            MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        else:
+            start(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int()))
     return MPI.COMM_WORLD
 
 

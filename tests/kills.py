@@ -67,7 +67,7 @@ KINDS = {
         100,
     ),
     "surface": Kind(
-        ("surface", "--x-points", "41", "--y-points", "31"), lambda run: run["surface"].loss, 2500
+        ("surface", "--x-points", "41", "--y-points", "31"), lambda run: run["surface"].loss, 500
     ),
 }
 
