@@ -203,13 +203,13 @@ def density(
     return "\n".join(line for line in lines if line)
 
 
-def eigenpairs(pairs: EigenPairs, values: dict[str, float], products: int) -> str:
-    """The pairs in a table, largest first, each with its residual."""
+def eigenpairs(pairs: EigenPairs, values: dict[str, float], products: int, arithmetic: str) -> str:
+    """The pairs in a table, largest first, each with its residual; ``arithmetic`` of products."""
     done = int(pairs.converged.sum())
     lines = [
         f"loss {values['loss']:.6g}, gradient norm {values['gradient_norm']:.3g}; "
         f"{done} of {len(pairs)} pairs converged with {products:,} products",
-        "eigenvalue       an eigenvalue lies within",
+        f"eigenvalue       an eigenvalue lies within (of the matrix in {arithmetic} arithmetic)",
     ]
     for value, residual, converged in zip(*_descending(pairs)):
         lines.append(f"{value:<16.9g} {residual:.1e}{'' if converged else '   not converged'}")

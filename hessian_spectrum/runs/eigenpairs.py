@@ -113,7 +113,8 @@ def _eigenpairs(config: EigenpairsConfig, record: EigenpairsRecord, stop: StopRe
     pairs, rows = eigensolver.believed(operator, space, record.goal, found)
     record.finish(space, pairs, rows, operator)
     if world.rank == 0:
-        print(report.eigenpairs(pairs, values, space.products))
+        arithmetic = config.hvp_dtype or str(evaluator.dtype).removeprefix("torch.")
+        print(report.eigenpairs(pairs, values, space.products, arithmetic))
         print(f"written to {config.out}")
 
 
