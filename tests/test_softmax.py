@@ -1,15 +1,16 @@
 """Cross entropy over many classes: torch's own numbers, from few copies of the logits."""
 
+import numpy as np
 import pytest
 import torch
 from kinds import KINDS, oracle
 from test_evaluator import relative
 from torch import nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 import hessian_spectrum as hs
 from hessian_spectrum import softmax
-from hessian_spectrum.memory import PeakMemory
 from hessian_spectrum.products import MODES
 
 
@@ -88,10 +89,19 @@ def test_two_tensors_as_large_as_the_logits_are_kept():
     ev = hs.Evaluator(Head(), nn.CrossEntropyLoss(), (x, y), batch_size=tokens)
     logits = 4 * tokens * classes
     hessian = hs.Hessian(ev, plan=hs.ProductPlan("reverse", keep=True))
-    with PeakMemory(ev.device) as loss:
-        ev.loss()
-    with PeakMemory(ev.device) as product:
-        hessian.products(torch.randn(1, ev.n))
-    assert loss.peak < 1.8 * logits  # torch's own: 2.0
-    assert product.kept < 2.5 * logits  # 3.0
-    assert product.peak < 7 * logits  # 8.1
+    loss_peak, _ = _allocated(ev.loss)
+    product_peak, kept = _allocated(lambda: hessian.products(torch.randn(1, ev.n)))
+    assert loss_peak < 1.2 * logits  # torch's own: 2.0
+    assert kept < 2.1 * logits  # 3.0
+    assert product_peak < 4.5 * logits  # 8.1
+
+
+def _allocated(work) -> tuple[int, int]:
+    """Bytes of tensors beyond those at the start, at the peak and at the end, as torch's own
+    allocator counts them: the resident set would count what the C library holds free as well."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = work()
+    events = (e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]")
+    held = np.cumsum([e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())])
+    del result
+    return int(held.max()), int(held[-1])
