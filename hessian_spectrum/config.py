@@ -238,6 +238,10 @@ class EigenpairsConfig(CurvatureConfig):
     max_products: int | None = None
     """Stop there, converged or not; --resume with more goes on. Default: 2,000 and a hundred for
     each pair."""
+    certify: bool = False
+    """Give each pair a product in float64 at the end, which takes several times as long as one in
+    float32: its value and its residual are then those of the matrix in float64. Without, two such
+    products tell what float32 adds to all residuals together."""
     copies: bool = True
     """Do not look for further copies of eigenvalues: fewer products, but of one that is multiple
     some copies may be missing."""

@@ -70,8 +70,19 @@ class Curvature(SymmetricOperator):
         other._local = Linearization(evaluator, self.theta, self.plan, self.form)
         return other
 
+    def in_float64(self) -> Curvature:
+        """The same matrix by products in float64, of vectors in float64, one at a time.
+
+        Samples, statistics of BatchNorm that are computed again, and the mean of a covariance are
+        as the evaluator's own arithmetic has them.
+        """
+        if self.dtype == torch.float64 and self.plan.precision in (None, "float64"):
+            return self
+        other = self.planned(ProductPlan(batch_size=self.plan.batch_size, precision="float64"))
+        other.dtype = torch.float64
+        return other
+
     def forget(self) -> None:
-        """Drop what is kept between products; the next one forms it again."""
         self._local.forget()
 
     def products(self, vectors: Tensor) -> Tensor:
@@ -216,6 +227,12 @@ class GradientCovariance(Curvature):
     def on(self, evaluator: Evaluator) -> GradientCovariance:
         other = super().on(evaluator)
         other._find_mean()
+        return other
+
+    def in_float64(self) -> GradientCovariance:
+        other = super().in_float64()
+        if other.centered:
+            other.mean = other.mean.double()
         return other
 
     def _find_mean(self) -> None:

@@ -47,7 +47,8 @@ STILL = 1e-2  # of the given vectors' length: what a warm start adds to them at 
 WARM_STEPS = 8  # at least, from a warm start
 CERTAIN = 1e-12  # above this, no processor's rounding decides whether a residual is small
 COMBINATIONS = 2  # products that check all residuals together
-TOGETHER = 8  # vectors whose residuals are computed at once
+TOGETHER = 8  # vectors that get products of their own at once
+GRAINS = 10  # units of rounding of the largest eigenvalue: what a product is good to
 AGREES = 2.0  # residuals may be so much larger than the recurrence says
 
 
@@ -75,6 +76,7 @@ def eigenpairs(
     basis_size: int | None = None,
     max_products: int | None = None,
     start: Tensor | np.ndarray | BlockSpace | None = None,
+    certify: bool = False,
     vectors: bool = True,
     basis: Place = "device",
     state: RitzSpace | None = None,
@@ -92,9 +94,9 @@ def eigenpairs(
 
     **Residuals** are |A v - theta v| as the recurrence computed it, asymmetry of the products
     included. At the end products of random combinations of all pairs are compared with them; where
-    they are larger, each pair gets a product of its own, and its residual is what that says.
-    They are of the matrix as its products are formed: the rounding of float32 moves eigenvalues of
-    a deep network by about 1e-5 of the largest, which only products in float64 can tell.
+    they are larger, each pair gets a product of its own, and its residual is what that says. Of a
+    curvature matrix in float32 two such products are formed in float64 too: by how much they
+    differ, for all pairs together, is counted in each residual, though most will have less of it.
 
     Args:
         k: how many, at most the operator's size; with "both" at each end, or (at the lower end, at
@@ -110,6 +112,8 @@ def eigenpairs(
         max_products: stop there, converged or not. Default: 2,000, and a hundred for each pair.
         start: vectors (j, n) near the wanted ones, whole, to start from; or what ``on_step`` of
             ``spectral_density`` was given last, whose Krylov space is gone on with.
+        certify: every pair gets a product in float64 of its own: its value is the Rayleigh quotient
+            and its residual |A v - value v|, both in float64.
         vectors: return them, whole, (pairs, n), on every rank.
         basis: where Krylov vectors live: "device", "host", or a folder on a disk.
         state: what to go on from, as ``on_step`` was given it.
@@ -123,10 +127,10 @@ def eigenpairs(
         InputError: an argument is of no use; no room on the disk.
         FloatingPointError: a product is not finite.
 
-    Cost: products as needed, and two at the end; basis_size n / P entries on each of P ranks, and
-    twice the eigenvectors; two or three small reductions a step. At restarts and at the end one
-    exchange more, of what the first rank decides; for a ``tol`` below 1e-12 wherever the space is
-    looked at.
+    Cost: products as needed, two at the end, and of float32 four (``certify``: one for each pair);
+    basis_size n / P entries on each of P ranks, and twice the eigenvectors; two or three small
+    reductions a step. At restarts and at the end one exchange more, of what the first rank decides;
+    for a ``tol`` below 1e-12 wherever the space is looked at.
     """
     _check(operator, tol, seed, start)
     block_size = default_block(copies) if block_size is None else block_size
@@ -139,7 +143,7 @@ def eigenpairs(
             break
         if on_step:
             on_step(space)
-    pairs, rows = believed(operator, space, goal, found)
+    pairs, rows, _ = believed(operator, space, goal, found, certify)
     whole = operator.layout.gather(rows).cpu().numpy() if vectors else None
     return replace(pairs, vectors=whole)
 
@@ -210,37 +214,106 @@ def current(operator: SymmetricOperator, space: RitzSpace, goal: Goal) -> EigenP
 
 
 def believed(
-    operator: SymmetricOperator, space: RitzSpace, goal: Goal, found: Found
-) -> tuple[EigenPairs, Tensor]:
-    """The wanted pairs after a look at their products, and this rank's entries of their vectors."""
-    world, values, residuals = operator.layout.world, found.values, found.residuals
+    operator: SymmetricOperator,
+    space: RitzSpace,
+    goal: Goal,
+    found: Found,
+    certify: bool = False,
+    on_products: Callable[[int], None] = lambda count: None,
+) -> tuple[EigenPairs, Tensor, float]:
+    """The wanted pairs after a look at their products.
+
+    Args:
+        on_products: called with their number after each few products in float64, on every rank.
+
+    Returns:
+        (pairs, this rank's entries of their vectors, what float32 adds to each residual).
+    """
+    world, values, added = operator.layout.world, found.values, 0.0
     rows = restarted.vectors(space, found.coordinates).to(operator.device)
     rows /= _norms(rows, world).to(rows)[:, None]
-    floor = torch.finfo(operator.dtype).eps * found.scale
-    residuals = np.maximum(residuals, floor)
-    signs = np.random.default_rng(goal.seed).choice([-1.0, 1.0], (COMBINATIONS, len(values)))
-    together = _misfits(operator, rows, values, signs)
-    if (together > AGREES * np.sqrt((residuals**2).sum())).any():
-        parts = [slice(i, i + TOGETHER) for i in range(0, len(values), TOGETHER)]
-        each = [_misfits(operator, rows[part], values[part]) for part in parts]
-        residuals = np.maximum(np.concatenate(each), floor)
+    if certify:
+        operator.forget()
+        values, residuals = _rayleigh(operator.in_float64(), rows, found.scale, on_products)
+        order = np.argsort(values, kind="stable")
+        values, residuals, rows = values[order], residuals[order], rows[torch.from_numpy(order)]
+    else:
+        residuals = _looked_at(operator, rows, found, goal.seed)
+        if operator.in_float64() is not operator:
+            added = arithmetic_error(operator, rows, goal.seed)
+            on_products(COMBINATIONS)
+            residuals = np.hypot(residuals, added)
     converged = residuals <= goal.tol * found.scale
     lower = num_lower(goal.which, goal.k, values)
-    return EigenPairs(values, residuals, converged, num_lower=lower), rows
+    return EigenPairs(values, residuals, converged, num_lower=lower), rows, added
 
 
-def _misfits(
-    operator: SymmetricOperator, rows: Tensor, values: Array, combinations: Array | None = None
-) -> Array:
-    """|A u - theta u| of each row, or of sums of rows with these coefficients."""
-    scaled = rows * torch.from_numpy(values).to(rows)[:, None]
-    if combinations is not None:
-        mix = torch.from_numpy(combinations).to(rows)
-        rows, scaled = mix @ rows, mix @ scaled
-    lengths = _norms(operator.products(rows) - scaled, operator.layout.world)
-    if not lengths.isfinite().all():
+def _looked_at(operator: SymmetricOperator, rows: Tensor, found: Found, seed: int) -> Array:
+    """|A v - theta v| of each row: as the recurrence has it, where two products agree with that.
+
+    Of u = sum_i s_i v_i / r_i with random signs s the misfit has the mean square
+    sum_i |A v_i - theta_i v_i|^2 / r_i^2, k if the residuals r are right: a small one that is wrong
+    is seen beside large ones.
+    """
+    values, eps = found.values, torch.finfo(operator.dtype).eps
+    residuals = np.maximum(found.residuals, eps * found.scale)
+    # A product is good to some units of rounding. 1: of a matrix that is zero.
+    units = np.maximum(residuals, GRAINS * eps * (found.scale or 1.0))
+    mix = _signs(seed, len(values)) / units
+    u, expected = (torch.from_numpy(m).to(rows) @ rows for m in (mix, mix * values))
+    misfits = _norms(_products(operator, u) - expected, operator.layout.world)
+    if misfits.max().item() <= AGREES * len(values) ** 0.5:
+        return residuals
+    each = []
+    for part in _parts(len(rows)):
+        expected = rows[part] * torch.from_numpy(values[part]).to(rows)[:, None]
+        each.append(_norms(_products(operator, rows[part]) - expected, operator.layout.world))
+    return np.maximum(torch.cat(each).cpu().numpy(), eps * found.scale)
+
+
+def arithmetic_error(operator: SymmetricOperator, rows: Tensor, seed: int) -> float:
+    """By how much products in float64 differ, sqrt(sum_i |e_i|^2) for all rows together.
+
+    The larger of two random sums of the rows, whose squared error has that mean: no e_i is larger.
+    """
+    u = torch.from_numpy(_signs(seed, len(rows))).to(rows) @ rows
+    product, exact = _products(operator, u).double(), operator.in_float64()
+    operator.forget()  # there may be no room for both
+    error = _norms(_products(exact, u.to(exact.dtype)) - product, exact.layout.world)
+    return error.max().item()
+
+
+def _rayleigh(
+    exact: SymmetricOperator, rows: Tensor, scale: float, on_products: Callable[[int], None]
+) -> tuple[Array, Array]:
+    """(rho = v A v^T, |v A - rho v|) of each row."""
+    world, found = exact.layout.world, []
+    for part in _parts(len(rows)):
+        v = rows[part].to(exact.dtype)
+        v /= _norms(v, world).to(v)[:, None]
+        product = _products(exact, v)
+        rho = world.sum((v * product).double().sum(1))
+        lengths = _norms(product - rho.to(v)[:, None] * v, world)
+        found.append(torch.stack([rho, lengths]).cpu().numpy())
+        on_products(len(v))
+    values, residuals = np.concatenate(found, axis=1)
+    return values, np.maximum(residuals, torch.finfo(exact.dtype).eps * scale)
+
+
+def _products(operator: SymmetricOperator, rows: Tensor) -> Tensor:
+    found = operator.products(rows)
+    if not operator.layout.world.sum(found.double().sum()).isfinite():
         raise FloatingPointError(f"a product with the operator is not finite in {operator.dtype}")
-    return lengths.cpu().numpy()
+    return found
+
+
+def _signs(seed: int, k: int) -> Array:
+    """Coefficients of random combinations of k rows."""
+    return np.random.default_rng(seed).choice([-1.0, 1.0], (COMBINATIONS, k))
+
+
+def _parts(k: int) -> list[slice]:
+    return [slice(i, i + TOGETHER) for i in range(0, k, TOGETHER)]
 
 
 # -- decisions ------------------------------------------------------------------------------------

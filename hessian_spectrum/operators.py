@@ -35,6 +35,13 @@ class SymmetricOperator(ABC):
     def products(self, vectors: Tensor) -> Tensor:
         """V -> V A for rows V, shape (k, n_local) -> (k, n_local). Called by every rank."""
 
+    def in_float64(self) -> SymmetricOperator:
+        """The same matrix by products in float64, where such can be formed; otherwise itself."""
+        return self
+
+    def forget(self) -> None:  # noqa: B027 (most keep nothing)
+        """Drop what is kept between products, where something is; the next one forms it again."""
+
     def not_finite_on(self) -> list[int]:
         """The ranks whose part of the latest product was not finite, where that is known.
 

@@ -203,16 +203,22 @@ def density(
     return "\n".join(line for line in lines if line)
 
 
-def eigenpairs(pairs: EigenPairs, values: dict[str, float], products: int, arithmetic: str) -> str:
-    """The pairs in a table, largest first, each with its residual; ``arithmetic`` of products."""
+def eigenpairs(pairs: EigenPairs, values: dict[str, float], products: int) -> str:
+    """The pairs in a table, largest first, each with its residual."""
     done = int(pairs.converged.sum())
     lines = [
         f"loss {values['loss']:.6g}, gradient norm {values['gradient_norm']:.3g}; "
         f"{done} of {len(pairs)} pairs converged with {products:,} products",
-        f"eigenvalue       an eigenvalue lies within (of the matrix in {arithmetic} arithmetic)",
+        "eigenvalue       an eigenvalue lies within",
     ]
     for value, residual, converged in zip(*_descending(pairs)):
         lines.append(f"{value:<16.9g} {residual:.1e}{'' if converged else '   not converged'}")
+    error = values["arithmetic_error"]
+    if error:
+        lines.append(
+            f"products in float64 differ by {error:.1e} for all pairs together, which is counted "
+            "in each; --certify tells how much each has"
+        )
     if done < len(pairs):
         lines.append("  more --max-products with --resume, or a larger --tol, for the others")
     return "\n".join(lines)

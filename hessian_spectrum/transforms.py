@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from itertools import accumulate
@@ -25,6 +26,17 @@ class _Transform(SymmetricOperator):
                 f"hs.Hessian(evaluator)"
             )
         self.base, self.layout, self.dtype = base, base.layout, base.dtype
+
+    def in_float64(self) -> SymmetricOperator:
+        base = self.base.in_float64()
+        if base is self.base:
+            return self
+        other = copy.copy(self)
+        other.base, other.dtype = base, base.dtype
+        return other
+
+    def forget(self) -> None:
+        self.base.forget()
 
     def not_finite_on(self) -> list[int]:
         return self.base.not_finite_on()
@@ -141,8 +153,9 @@ class Deflated(_Transform):
         return self._project(self.base.products(self._project(vectors)))
 
     def _project(self, vectors: Tensor) -> Tensor:
-        along = self.layout.world.sum((vectors @ self._rows.T).double()).to(vectors)
-        return vectors - along @ self._rows
+        rows = self._rows.to(vectors)
+        along = self.layout.world.sum((vectors @ rows.T).double()).to(vectors)
+        return vectors - along @ rows
 
 
 class Preconditioned(_Transform):

@@ -1,9 +1,12 @@
 """Extreme eigenpairs against dense ones: both ends, copies, restarts, noise, too little of all."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from conftest import with_spectrum
+from torch import nn
 
 import hessian_spectrum as hs
 from hessian_spectrum.krylov.ritz import WHICH, may_miss_copies, ritz, wanted
@@ -191,6 +194,80 @@ def test_single_precision_states_its_own_residuals():
     assert pairs.converged.all() and pairs.vectors.dtype == np.float32
     assert np.abs(pairs.values - exact(SPECTRA["outliers"], "both", 3)).max() <= 1e-6
     assert (misfits(matrix, pairs) <= 2 * pairs.residuals).all()
+
+
+class Rounded(Counted):
+    """Products by a matrix that is not quite the one they are said to be of, as in float32."""
+
+    def __init__(self, matrix, error):
+        super().__init__(matrix + error * with_spectrum(np.linspace(-1, 1, N), seed=3))
+        self.exact = Counted(matrix)
+
+    def in_float64(self):
+        return self.exact
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-8])
+def test_what_the_arithmetic_moves_is_counted_in_every_residual(tol):
+    """Symmetric rounding: the recurrence cannot see it, whatever it has converged to."""
+    matrix = with_spectrum(SPECTRA["outliers"])
+    operator = Rounded(matrix, 1e-4)
+    pairs = hs.eigenpairs(operator, 3, tol=tol)
+    true = misfits(matrix, pairs)
+    assert (true > 3e-5).all() and (true <= 1.001 * pairs.residuals).all()
+    assert (pairs.residuals <= 10 * np.linalg.norm(true)).all()
+    assert pairs.converged.all() == (tol == 1e-2) and operator.exact.count == 2
+    for value, residual in zip(pairs.values, pairs.residuals):
+        assert np.abs(SPECTRA["outliers"] - value).min() <= residual
+
+
+def test_a_small_residual_that_is_wrong_is_seen_beside_large_ones():
+    matrix = with_spectrum(SPECTRA["outliers"])
+    operator = Counted(matrix)
+    top = torch.linalg.eigh(matrix)[1][:, -1]
+
+    def turn(state):  # before the last product: the largest eigenvalue's vector is none any more
+        if state.products == 22:
+            bent = torch.outer(top, matrix[0])
+            operator.matrix = matrix + 1e-5 * (bent + bent.T)
+
+    pairs = hs.eigenpairs(operator, (5, 1), tol=1e-12, max_products=24, on_step=turn)
+    true = misfits(operator.matrix, pairs)
+    assert true[-1] < 1e-3 * true[:-1].max() and not pairs.converged.any()
+    assert (true <= 2 * pairs.residuals).all()
+
+
+def test_certified_pairs_have_the_values_and_residuals_of_float64():
+    matrix = with_spectrum(SPECTRA["outliers"])
+    operator = Rounded(matrix, 1e-4)
+    pairs = hs.eigenpairs(operator, 5, tol=1e-3, certify=True)
+    v = pairs.vectors
+    assert operator.exact.count == 10 and pairs.converged.all()
+    assert np.abs(pairs.values - ((v @ matrix.numpy()) * v).sum(1)).max() <= 1e-14
+    assert np.abs(misfits(matrix, pairs) - pairs.residuals).max() <= 1e-14
+    # Of second order in the error: the eigenvalues themselves moved by 1e-4.
+    assert np.abs(pairs.values - exact(SPECTRA["outliers"], "both", 5))[[0, -1]].max() <= 1e-6
+
+
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
+@pytest.mark.parametrize("certify", [False, True])
+def test_residuals_of_a_float32_network_hold_in_float64(precision, certify):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
+    problem = model, nn.CrossEntropyLoss(), (torch.randn(40, 6), torch.randint(0, 4, (40,)))
+    single, double = (hs.Evaluator(*problem, dtype=d) for d in (torch.float32, torch.float64))
+    dense = hs.Hessian(double) @ torch.eye(double.n, dtype=torch.float64)
+    hessian = hs.Hessian(single, plan=hs.ProductPlan(precision=precision))
+    pairs = hs.eigenpairs(hessian, 3, tol=1e-3, certify=certify)
+    assert pairs.vectors.dtype == np.float32
+    pairs = dataclasses.replace(pairs, vectors=pairs.vectors.astype(np.float64))
+    values = torch.linalg.eigvalsh(dense).numpy()
+    floor = 2e-7 * np.abs(values).max()  # vectors are rounded once more when they are returned
+    assert (misfits(dense, pairs) <= 1.01 * pairs.residuals + floor).all()
+    for value, residual in zip(pairs.values, pairs.residuals):
+        assert np.abs(values - value).min() <= residual + floor
+    if certify and precision is None:
+        assert np.abs(pairs.values - values[[0, 1, 2, -3, -2, -1]]).max() <= 1e-6
 
 
 def test_a_tolerance_below_the_rounding_ends_and_says_no():

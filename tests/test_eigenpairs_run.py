@@ -43,7 +43,9 @@ def dense():
     return H @ torch.eye(H.n, dtype=H.dtype)
 
 
-@pytest.mark.parametrize("options", [{}, {"basis_size": 15, "k": 2}, {"block_size": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"basis_size": 15, "k": 2}, {"block_size": 1}, {"certify": True}]
+)
 def test_interrupted_and_resumed_gives_the_bits_of_a_straight_run(out, options):
     straight = out.with_name("straight.h5")
     run(straight, **options)
@@ -78,6 +80,20 @@ def test_what_a_bound_on_products_left_open_is_resumed_with_more(out):
     assert pairs_of(out).converged.all()
     with pytest.raises(hs.InputError, match="finished: there is nothing to resume"):
         run(out, resume=True)
+
+
+def test_what_float32_adds_is_stored_and_said(out, capsys):
+    """In bfloat16, which adds more: nothing converges until each pair has its own residual."""
+    low = {"arguments": problem(dtype=torch.float32), "hvp_dtype": "bfloat16", "tol": 1e-2}
+    run(out, **low)
+    said, found = capsys.readouterr().out, pairs_of(out)
+    with hs.open(out) as file:
+        error = file["values"]["arithmetic_error"]
+    assert 0 < error and f"products in float64 differ by {error:.1e}" in said
+    certified = out.with_name("certified.h5")
+    run(certified, certify=True, **low)
+    assert (pairs_of(certified).residuals < found.residuals).all()
+    assert "products in float64" not in capsys.readouterr().out
 
 
 def test_another_question_cannot_be_resumed(out):

@@ -476,3 +476,35 @@ def test_recurrent_layers_have_products_in_every_mode_in_float32(kind):
         product = hs.Hessian(ev, plan=hs.ProductPlan(mode)) @ v
         assert relative(product.double(), exact @ v.double()) < 1e-5, mode  # measured: 4e-7
     assert "forward" not in vars(model.recurrence)
+
+
+@pytest.mark.parametrize("make", [hs.Hessian, hs.GaussNewton, hs.GradientCovariance])
+def test_products_in_float64_are_those_of_an_evaluator_in_float64(make):
+    torch.manual_seed(0)
+    both = {"model": mlp().float(), "samples": (data()[0].float(), data()[1])}
+    single, double = (evaluator(**both, dtype=d) for d in (torch.float32, torch.float64))
+    eye = torch.eye(double.n, dtype=torch.float64)
+    expected = make(double) @ eye
+    operator = make(single, plan=hs.ProductPlan("linearize", keep=True))
+    assert relative(operator @ eye.float(), expected.float()) > 1e-9
+    # Its mean gradient, of which a covariance has the square, is as float32 finds it.
+    tolerance = 1e-6 if make is hs.GradientCovariance else 1e-13
+    assert relative(operator.in_float64() @ eye, expected) < tolerance
+    assert operator.dtype == torch.float32 and make(double).in_float64().dtype == torch.float64
+
+
+def test_operators_made_of_others_are_formed_in_float64_with_them():
+    torch.manual_seed(0)
+    both = {"model": mlp().float(), "samples": (data()[0].float(), data()[1])}
+    single, double = (
+        hs.Hessian(evaluator(**both, dtype=d)) for d in (torch.float32, torch.float64)
+    )
+    eye, one = torch.eye(double.n, dtype=torch.float64), torch.eye(1, double.n)
+    for make in (
+        lambda base: hs.Shifted(base, 0.5),
+        lambda base: hs.Deflated(base, one),
+        lambda base: hs.Preconditioned(base, torch.full((base.n,), 4.0)),
+        lambda base: hs.Shifted(hs.Shifted(base, 0.25), 0.25),
+    ):
+        assert relative(make(single).in_float64() @ eye, make(double) @ eye) < 1e-13
+    assert hs.Shifted(double, 0.5).in_float64().dtype == torch.float64

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from hessian_spectrum import eigensolver, planner, report, schema, spectrum, store
 from hessian_spectrum.config import CurvatureConfig, EigenpairsConfig
@@ -110,12 +111,29 @@ def _eigenpairs(config: EigenpairsConfig, record: EigenpairsRecord, stop: StopRe
             record.save(space, operator)
         raise
     values["product_noise"] = space.noise
-    pairs, rows = eigensolver.believed(operator, space, record.goal, found)
+    pairs, rows, values["arithmetic_error"] = _believed(record, operator, space, found, stop)
     record.finish(space, pairs, rows, operator)
     if world.rank == 0:
-        arithmetic = config.hvp_dtype or str(evaluator.dtype).removeprefix("torch.")
-        print(report.eigenpairs(pairs, values, space.products, arithmetic))
+        print(report.eigenpairs(pairs, values, space.products))
         print(f"written to {config.out}")
+
+
+def _believed(
+    record: EigenpairsRecord,
+    operator: Curvature,
+    space: RitzSpace,
+    found: eigensolver.Found,
+    stop: StopRequest,
+) -> tuple[EigenPairs, Tensor, float]:
+    certify = record.config.certify
+    total = len(found.values) if certify else eigensolver.COMBINATIONS
+    with record.bar(total, 0, "product in float64") as bar:
+
+        def on_products(count: int) -> None:
+            bar.update(count)
+            record.checkpoint(stop, lambda: record.save(space, operator), finished=False)
+
+        return eigensolver.believed(operator, space, record.goal, found, certify, on_products)
 
 
 def _room(config: EigenpairsConfig, evaluator: Evaluator) -> int:
@@ -202,7 +220,7 @@ class EigenpairsRecord(Record):
     """Writes the pairs (rank 0) and the state of the Krylov space (every rank)."""
 
     command = "eigenpairs"
-    free_fields = FREE | {"max_products", "tol"}
+    free_fields = FREE | {"max_products", "tol", "certify"}
 
     def __init__(self, config, world, evaluator, lock, started, room: int):
         super().__init__(config, world, evaluator, lock, started)
