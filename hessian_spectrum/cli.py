@@ -138,6 +138,9 @@ class PlotConfig:
     density of the rest. Eigenpairs: eigenvalues with their residuals; participation, in which
     layers eigenvectors live. A surface: contour, lines of the same value; heat, a cell for each
     point; relief, in three dimensions. Default: the first, but heat of a map's ratio."""
+    beside: tuple[Path, ...] = ()
+    """Further result files: the surfaces of all side by side, in the same colours, each under its
+    file's name."""
     value: str | None = None
     """What of a surface or curve: loss, accuracy, test_loss; of a map ratio, smallest, largest.
     Default: loss, of a map ratio."""
@@ -439,6 +442,12 @@ def _plot(config: PlotConfig) -> None:
         kinds = (*plotting.VIEWS_OF, *pictures.KINDS)
         key = config.result or next((kind for kind in kinds if kind in run), kinds[0])
         result = _stored(run, key)
+        if config.beside:
+            _view_options(config, config.view or "contour")
+            surfaces = {config.file.stem: result, **_surfaces(config.beside, key)}
+            pictures.save_beside(surfaces, out, config.view, config.value)
+            print(f"written to {out}")
+            return
         if isinstance(result, tuple(pictures.KINDS.values())):
             _view_options(config, config.view or "contour")
             path = run.get("trajectory") if key.partition("/")[0] == "surface" else None
@@ -458,6 +467,17 @@ def _plot(config: PlotConfig) -> None:
         figure = views[view](result, title=_title(run), **options)
         plotting.save_figure(figure, out)
     print(f"written to {out}")
+
+
+def _surfaces(files: Sequence[Path], key: str) -> dict[str, Any]:
+    """The results of other files, by the files' names."""
+    from hessian_spectrum import store
+
+    found = {}
+    for file in files:
+        with store.open(file) as run:
+            found[file.stem] = _stored(run, key)
+    return found
 
 
 def _sizes(run: Any) -> dict[str, int]:

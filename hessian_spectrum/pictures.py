@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from hessian_spectrum import plotting, surface_export, surface_views
 from hessian_spectrum.errors import InputError
@@ -15,6 +17,25 @@ VIEWS = {
     "heat": surface_views.heat_figure,
     "relief": surface_views.relief_figure,
 }
+
+
+def save_beside(
+    results: Mapping[str, Any], out: Path, view: str | None = None, value: str | None = None
+) -> None:
+    """Draw several surfaces side by side; arguments and errors as for ``save``."""
+    for name, result in results.items():
+        if not isinstance(result, Surface):
+            kind = type(result).__name__.lower()
+            raise InputError(f"--beside: {name} holds a {kind}; expected a surface or a map")
+    first = next(iter(results.values()))
+    value = value or ("ratio" if "ratio" in first.values else "loss")
+    view = view or ("heat" if value == "ratio" else "contour")
+    if view not in ("heat", "contour"):
+        raise InputError(f"--view {view} with --beside: expected contour or heat")
+    if out.suffix in (".html", ".vts"):
+        raise InputError(f"{out} with --beside: expected a picture; leave --beside out")
+    figure = surface_views.panels_figure(results, value, cells=view == "heat")
+    plotting.save_figure(figure, out)
 
 
 def save(

@@ -9,7 +9,10 @@ from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import LogNorm, Normalize
+from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
@@ -87,16 +90,55 @@ def contour_figure(
     finite = np.isfinite(z)
     norm = _norm(z[finite], log)
     if finite.any():
-        levels = _levels(z[finite], norm)
-        masked = np.ma.masked_invalid(z).T
-        filled = axes.contourf(surface.a, surface.b, masked, levels, norm=norm, cmap=MAP)
-        axes.contour(surface.a, surface.b, masked, levels[::3], colors="white", linewidths=0.4)
+        filled = _draw_contours(axes, surface, name, norm)
         figure.colorbar(filled, ax=axes, label=name, format="%.3g")
         _mark_minimum(axes, surface, name)
     _hatch_invalid(axes, surface, ~finite)
     if path is not None:
         _draw_path(axes, path)
     return _finish(figure, axes, surface, title)
+
+
+def panels_figure(
+    surfaces: Mapping[str, Surface],
+    name: str = "loss",
+    log: bool | None = None,
+    cells: bool = False,
+) -> Figure:
+    """Several surfaces side by side, two in a row, in the same colours.
+
+    Args:
+        surfaces: by the titles of their panels.
+        log: as for ``contour_figure``.
+        cells: a coloured cell a grid point, as ``heat_figure``, instead of contours.
+    """
+    surfaces = dict(surfaces)
+    if not surfaces:
+        raise InputError("no surfaces to draw; expected one or more")
+    for surface in surfaces.values():
+        _require_two(surface)
+    values = np.concatenate([surface.values[name].ravel() for surface in surfaces.values()])
+    norm = _norm(values[np.isfinite(values)], log)
+    rows, columns = -(-len(surfaces) // 2), min(2, len(surfaces))
+    figure = Figure(figsize=(4.4 * columns + 1, 4.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    for axes in panels.flat[len(surfaces) :]:
+        axes.set_visible(False)
+    for axes, (label, surface) in zip(panels.flat, surfaces.items()):
+        finite = np.isfinite(surface.values[name])
+        if cells:
+            _draw_cells(axes, surface, name, norm)
+        elif finite.any():
+            _draw_contours(axes, surface, name, norm)
+            _mark_minimum(axes, surface, name)
+        _hatch_invalid(axes, surface, ~finite)
+        axes.set_title(label, loc="left", fontsize=11)
+    for axes in panels[-1]:
+        axes.set_xlabel(_axis_name(surface, 0))
+    for axes in panels[:, 0]:
+        axes.set_ylabel(_axis_name(surface, 1))
+    figure.colorbar(ScalarMappable(norm, MAP), ax=panels, label=name, format="%.3g")
+    return figure
 
 
 def heat_figure(
@@ -107,13 +149,7 @@ def heat_figure(
     z = surface.values[name]
     finite = np.isfinite(z)
     if finite.any():
-        drawn = axes.pcolormesh(
-            _edges(surface.a),
-            _edges(surface.b),
-            np.ma.masked_invalid(z).T,
-            norm=_norm(z[finite], log),
-            cmap=MAP,
-        )
+        drawn = _draw_cells(axes, surface, name, _norm(z[finite], log))
         figure.colorbar(drawn, ax=axes, label=name, format="%.3g")
     _hatch_invalid(axes, surface, ~finite)
     return _finish(figure, axes, surface, title)
@@ -239,7 +275,7 @@ def _norm(values: Array, log: bool | None) -> Normalize:
     return LogNorm(low, high) if wide else Normalize(low, high)
 
 
-def _levels(values: Array, norm: Normalize) -> Array:
+def _levels(norm: Normalize) -> Array:
     low, high = norm.vmin, norm.vmax
     if isinstance(norm, LogNorm):
         return np.geomspace(low, high, LEVELS)
@@ -249,6 +285,20 @@ def _levels(values: Array, norm: Normalize) -> Array:
 def _panel() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7, 5.6), layout="constrained")
     return figure, figure.subplots()
+
+
+def _draw_contours(axes: Axes, surface: Surface, name: str, norm: Normalize) -> QuadContourSet:
+    """Of a surface with finite values, in ``norm``'s colours."""
+    z = np.ma.masked_invalid(surface.values[name]).T
+    levels = _levels(norm)
+    drawn = axes.contourf(surface.a, surface.b, z, levels, norm=norm, cmap=MAP)
+    axes.contour(surface.a, surface.b, z, levels[::3], colors="white", linewidths=0.4)
+    return drawn
+
+
+def _draw_cells(axes: Axes, surface: Surface, name: str, norm: Normalize) -> QuadMesh:
+    z = np.ma.masked_invalid(surface.values[name]).T
+    return axes.pcolormesh(_edges(surface.a), _edges(surface.b), z, norm=norm, cmap=MAP)
 
 
 def _mark_minimum(axes: Axes, surface: Surface, name: str) -> None:

@@ -555,4 +555,14 @@ def test_pictures_that_do_not_fit_are_refused(alone, tmp_path, capsys):
     ):
         assert cli.main(["plot", str(alone / "surface.h5"), *words, *out]) == 2
         assert message in capsys.readouterr().err
-    assert cli.main(["plot", str(alone / "map.h5"), *out]) == 0  # the ratio
+    beside = [str(alone / "surface.h5"), "--beside", str(alone / "map.h5")]
+    for words, message in (
+        (["--view", "relief"], "--view relief with --beside: expected contour or heat"),
+        (["--value", "ratio"], "no 'ratio' was evaluated"),
+        (["--sigma2", "1"], "--sigma2 with --view contour"),
+        (["--result", "curve"], "holds no 'curve'"),
+    ):
+        assert cli.main(["plot", *beside, *words, *out]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.main(["plot", *beside, *out]) == 0
+    assert cli.main(["plot", str(alone / "map.h5"), "--overwrite", *out]) == 0  # the ratio

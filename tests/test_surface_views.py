@@ -14,7 +14,7 @@ from matplotlib.colors import LogNorm
 from test_curves import spiral
 
 import hessian_spectrum as hs
-from hessian_spectrum import surface_export, surface_views
+from hessian_spectrum import pictures, surface_export, surface_views
 from hessian_spectrum.plotting import save_figure
 from hessian_spectrum.surfaces import Curve, Surface
 
@@ -56,6 +56,32 @@ def test_colours_are_logarithmic_where_values_span_decades():
     with pytest.raises(hs.InputError, match="expected positive ones"):
         surface_views.heat_figure(wide, "accuracy", log=True)
     surface_views.contour_figure(wide, "accuracy")  # all values are equal
+
+
+@pytest.mark.parametrize("cells", [False, True])
+def test_panels_of_several_surfaces_share_their_colours(cells):
+    deep = bowl()
+    flat = Surface([-1, 0, 1], [-1, 1], {"loss": [[3, 4], [5, 6], [7, np.nan]]})
+    lost = Surface([-1, 1], [-1, 1], {"loss": np.full((2, 2), np.inf)})
+    figure = surface_views.panels_figure({"deep": deep, "flat": flat, "lost": lost}, cells=cells)
+    panels = [axes for axes in figure.axes if axes.get_title(loc="left")]
+    assert [axes.get_title(loc="left") for axes in panels] == ["deep", "flat", "lost"]
+    norms = [axes.collections[0].norm for axes in panels[:2]]
+    low, high = deep.values["loss"].min(), deep.values["loss"].max()
+    assert all(isinstance(norm, LogNorm) for norm in norms)
+    assert all((norm.vmin, norm.vmax) == (low, high) for norm in norms)
+    assert [len(axes.patches) for axes in panels] == [0, 1, 4]
+    with pytest.raises(hs.InputError, match="no surfaces"):
+        surface_views.panels_figure({})
+    with pytest.raises(hs.InputError, match="has no area"):
+        surface_views.panels_figure({"a": Surface([0], [0], {"loss": [[1.0]]})})
+
+
+def test_what_is_no_surface_is_not_drawn_beside_one(tmp_path):
+    with pytest.raises(hs.InputError, match="line holds a curve; expected a surface"):
+        pictures.save_beside({"bowl": bowl(), "line": bowl().row()}, tmp_path / "a.png")
+    with pytest.raises(hs.InputError, match="expected a picture"):
+        pictures.save_beside({"bowl": bowl(), "again": bowl()}, tmp_path / "a.html")
 
 
 def test_cells_that_are_not_finite_are_hatched_and_not_filled():
