@@ -82,7 +82,7 @@ def child(config: Config) -> dict:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        from hessian_spectrum.config import with_fields
+        from hessian_spectrum.config_files import with_fields
 
         options = with_fields(Config, json.loads(sys.argv[2]), Path("--child"))
         print(json.dumps(child(Config(**options))))

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import re
-import reprlib
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
+from hessian_spectrum.config_checks import (
+    above_zero,
+    ascending,
+    finite,
+    positive,
+    seeds,
+    size_in_bytes,
+    tolerance,
+)
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.krylov.ritz import K, Which
 from hessian_spectrum.sizes import Estimator
@@ -95,9 +101,9 @@ class ProblemConfig:
         for text in self.problem_arg:
             if "=" not in text:
                 raise InputError(f"--problem-arg {text!r}: expected KEY=VALUE")
-        _positive(self, "limit", "batch_size", "image_size")
-        _finite(self, "weight_decay")
-        _seeds(self, "init_seed", "dropout_seed")
+        positive(self, "limit", "batch_size", "image_size")
+        finite(self, "weight_decay")
+        seeds(self, "init_seed", "dropout_seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,14 +169,14 @@ class CurvatureConfig(ComputingConfig):
     @property
     def memory_bytes(self) -> int | None:
         """``memory`` in bytes."""
-        return None if self.memory is None else _bytes(self.memory)
+        return None if self.memory is None else size_in_bytes(self.memory)
 
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
         super().check()
-        _seeds(self, "seed")
+        seeds(self, "seed")
         if self.memory is not None:
-            _bytes(self.memory)
+            size_in_bytes(self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +212,7 @@ class DensityConfig(CurvatureConfig):
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
         super().check()
-        _positive(self, "num_probes", "num_steps", "num_products")
+        positive(self, "num_probes", "num_steps", "num_products")
         if self.data_groups is not None:
             if self.data_groups < 2:
                 raise InputError(f"--data-groups {self.data_groups}: expected 2 or more")
@@ -214,10 +220,7 @@ class DensityConfig(CurvatureConfig):
                 raise InputError(
                     "--data-groups with --estimator lean, which keeps no Krylov vectors; use block"
                 )
-        for name in ("target_error", "sigma2"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise InputError(f"--{_dashed(name)} {value}: expected a number above 0")
+        above_zero(self, "target_error", "sigma2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,7 +263,7 @@ class EigenpairsConfig(CurvatureConfig):
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
         super().check()
-        _positive(self, "k", "k_smallest", "max_products", "block_size", "basis_size")
+        positive(self, "k", "k_smallest", "max_products", "block_size", "basis_size")
         if self.k_smallest is not None and self.which != "both":
             raise InputError(
                 f"--k-smallest {self.k_smallest}: expected with --which both; it is {self.which}"
@@ -303,7 +306,7 @@ class AlignmentConfig(CurvatureConfig):
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
         super().check()
-        _positive(self, "num_batches")
+        positive(self, "num_batches")
         if self.k is not None and (self.k < 0 or self.eigenpairs is not None):
             what = "expected 0 or more" if self.k < 0 else "leave it out, or --eigenpairs"
             raise InputError(f"--k {self.k}: {what}")
@@ -327,14 +330,14 @@ class PointsConfig(ComputingConfig):
     @property
     def memory_bytes(self) -> int | None:
         """``memory`` in bytes."""
-        return None if self.memory is None else _bytes(self.memory)
+        return None if self.memory is None else size_in_bytes(self.memory)
 
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
         super().check()
-        _positive(self, "ranks_per_point")
+        positive(self, "ranks_per_point")
         if self.memory is not None:
-            _bytes(self.memory)
+            size_in_bytes(self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,7 +393,7 @@ class InterpolateConfig(ValuesConfig):
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
         super().check()
-        _positive(self, "num_points")
+        positive(self, "num_points")
         if not 2 <= len(self.between) <= 4:
             raise InputError(
                 f"--between names {len(self.between)} checkpoints; expected two (a line), three (a "
@@ -398,11 +401,10 @@ class InterpolateConfig(ValuesConfig):
             )
         if self.by_distance and len(self.between) > 2:
             raise InputError("--by-distance is for a line: name two checkpoints by --between")
-        _ascending(self, "low", "high")
-        _positive(self, "num_bends", "num_steps", "points_per_step")
-        _seeds(self, "seed")
-        if not 0 < self.lr < math.inf:
-            raise InputError(f"--lr {self.lr}: expected a number above 0")
+        ascending(self, "low", "high")
+        positive(self, "num_bends", "num_steps", "points_per_step")
+        seeds(self, "seed")
+        above_zero(self, "lr")
         whole = (self.low, self.high, self.by_distance) == (0.0, 1.0, False)
         if self.curve != "straight" and (len(self.between) > 2 or not whole):
             raise InputError(
@@ -449,8 +451,8 @@ class PlaneConfig(PointsConfig):
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
         super().check()
-        _positive(self, "x_points", "y_points")
-        _seeds(self, "seed")
+        positive(self, "x_points", "y_points")
+        seeds(self, "seed")
         if self.checkpoints or "components" in self.directions:
             self._check_components()
         elif not 1 <= len(self.directions) <= 2:
@@ -460,8 +462,8 @@ class PlaneConfig(PointsConfig):
             )
         (x_low, x_high, _), *_ = self.axes(WINDOW, WINDOW)
         is_plane = "components" in self.directions  # whose other ends are not known yet
-        _ascending(self, "x_low", "x_high", *(() if is_plane else WINDOW))
-        _ascending(self, "y_low", "y_high", *(() if is_plane else (x_low, x_high)))
+        ascending(self, "x_low", "x_high", *(() if is_plane else WINDOW))
+        ascending(self, "y_low", "y_high", *(() if is_plane else (x_low, x_high)))
 
     def _check_components(self) -> None:
         if self.directions != ("components",) or len(self.checkpoints) < 3:
@@ -521,8 +523,8 @@ class MapConfig(PlaneConfig, CurvatureConfig):
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
         super().check()
-        _positive(self, "max_products")
-        _tolerance(self.tol)
+        positive(self, "max_products")
+        tolerance(self.tol)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -549,8 +551,8 @@ class TrackConfig(ValuesConfig):
                 f"--checkpoints names {len(self.checkpoints)}; expected three or more, in the "
                 "order of training: --checkpoints nets/epoch-*.pt"
             )
-        _positive(self, "max_products")
-        _tolerance(self.tol)
+        positive(self, "max_products")
+        tolerance(self.tol)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -601,13 +603,13 @@ class TrainConfig:
 
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
-        _positive(self, "epochs", "batch_size", "every", "limit", "image_size")
-        _finite(self, "lr", "weight_decay")
+        positive(self, "epochs", "batch_size", "every", "limit", "image_size")
+        finite(self, "lr", "weight_decay")
         if self.lr == 0:
             raise InputError("--lr 0: expected a learning rate above 0")
         if not 0 <= self.momentum < 1:
             raise InputError(f"--momentum {self.momentum}: expected 0 or more, and less than 1")
-        _seeds(self, "seed")
+        seeds(self, "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -627,156 +629,10 @@ class DemoConfig:
 
     def check(self) -> None:
         """Refuse values that no run can use; InputError names the option."""
-        _positive(self, "epochs", "num_products")
-        _seeds(self, "seed")
+        positive(self, "epochs", "num_products")
+        seeds(self, "seed")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as JSON holds it: paths as text, tuples as lists."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """The fields in a .toml or .json file, or in a result file's own configuration.
-
-    Keys may be written with dashes or underscores.
-    """
-    if not path.is_file():
-        raise InputError(f"--config {path}: no such file")
-    if path.suffix == ".h5":
-        from hessian_spectrum import store
-
-        with store.open(path) as run:
-            fields = dict(run.config)
-        for name in ("command", "out", "resume", "overwrite"):  # of that run, not of this one
-            fields.pop(name, None)
-        return fields
-    try:
-        text = path.read_text()
-        fields = json.loads(text) if path.suffix == ".json" else _toml(text)
-    except ValueError as error:
-        raise InputError(f"--config {path}: {' '.join(str(error).split())}") from None
-    if not isinstance(fields, dict):
-        raise InputError(
-            f"--config {path}: holds a {type(fields).__name__}; expected a table of options, as "
-            'in {"num-steps": 90}'
-        )
-    return {name.replace("-", "_"): value for name, value in fields.items()}
-
-
-def with_fields(cls: type, fields: dict[str, Any], source: Path) -> dict[str, Any]:
-    """``fields`` as ``cls`` takes them.
-
-    Raises:
-        InputError: a field that ``cls`` does not have, or a value of another type; names the
-            file ``source``.
-    """
-    hints = get_type_hints(cls)
-    unknown = sorted(set(fields) - set(hints))
-    if unknown:
-        raise InputError(
-            f"--config {source}: unknown option {', '.join(unknown)}; expected among "
-            f"{', '.join(sorted(hints))}"
-        )
-    typed = {}
-    for name, value in fields.items():
-        try:
-            typed[name] = _typed(value, hints[name])
-        except (TypeError, OverflowError):  # a whole number can be too large for a float
-            raise InputError(
-                f"--config {source}: {_dashed(name)} is {reprlib.repr(value)}; expected "
-                f"{_expected(hints[name])}"
-            ) from None
-    return typed
-
-
-def _typed(value: Any, hint: Any) -> Any:
-    """A value of a file as a field of this type holds it; TypeError where it is of another."""
-    kind, inner = get_origin(hint) or hint, get_args(hint)
-    if kind in (Union, UnionType):
-        return None if value is None else _typed(value, _without_none(inner))
-    if kind is tuple:
-        return tuple(_typed(v, inner[0]) for v in (value if isinstance(value, list) else [value]))
-    if kind is Path and type(value) is str:
-        return Path(value)
-    if kind is float and type(value) is int:
-        return float(value)
-    if type(value) is kind or (kind is Literal and value in inner):
-        return value
-    raise TypeError
-
-
-def _expected(hint: Any) -> str:
-    kind, inner = get_origin(hint) or hint, get_args(hint)
-    if kind in (Union, UnionType):
-        return _expected(_without_none(inner))
-    if kind is Literal:
-        return " or ".join(map(repr, inner))
-    if kind is tuple:
-        return f"a list, each {_expected(inner[0])}"
-    words = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
-    return words.get(kind, "a text")
-
-
-def _without_none(kinds: tuple) -> Any:
-    return next(kind for kind in kinds if kind is not NoneType)
-
-
-def _toml(text: str) -> dict[str, Any]:
-    try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
-    return tomllib.loads(text)
-
-
-def _bytes(text: str) -> int:
-    found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
-    try:
-        size = int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
-    except (TypeError, ValueError):
-        size = 0
-    if size < 1:
-        raise InputError(f"--memory {text!r}: expected a size such as 500MiB or 4GiB")
-    return size
-
-
-def _positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{_dashed(name)} {value}: expected 1 or more")
-
-
-def _finite(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not 0 <= value < math.inf:
-            raise InputError(f"--{_dashed(name)} {value}: expected a finite number, 0 or more")
-
-
-def _ascending(config: Any, low: str, high: str, *defaults: float) -> None:
-    """``defaults``: for ends that are None; without any, two given ends are compared."""
-    ends = [getattr(config, low), getattr(config, high)]
-    ends = [d if e is None else e for e, d in zip(ends, defaults or (None, None))]
-    if None not in ends and not -math.inf < ends[0] <= ends[1] < math.inf:
-        raise InputError(
-            f"--{_dashed(low)} {ends[0]} and --{_dashed(high)} {ends[1]}: expected finite numbers, "
-            "the first not above the last"
-        )
-
-
-def _tolerance(tol: float) -> None:
-    if not 0 < tol < 1:
-        raise InputError(f"--tol {tol}: expected a number between 0 and 1")
-
-
-def _seeds(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not 0 <= value < 2**64:  # what the generators take
-            raise InputError(f"--{_dashed(name)} {value}: expected 0 or more, and below 2^64")
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")

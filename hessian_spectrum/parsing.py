@@ -23,7 +23,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
-from hessian_spectrum.config import read_file, with_fields
+from hessian_spectrum.config_files import read_file, with_fields
 from hessian_spectrum.errors import InputError
 
 Command = tuple[str, type, str]  # name, dataclass of its options, one line of help

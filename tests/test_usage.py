@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 import hessian_spectrum as hs
-from hessian_spectrum import cli, problems
+from hessian_spectrum import cli, problems, reading
 from hessian_spectrum.cli import main
 from hessian_spectrum.config import DensityConfig
 from hessian_spectrum.errors import InputError
@@ -311,7 +311,7 @@ def test_what_the_machine_cannot_do_is_one_line_and_exit_code_1(capsys, monkeypa
     monkeypatch.setitem(cli._COMPUTING, DensityConfig, fail)
     refused(capsys, ZOO, *words, code=1)
     if isinstance(error, (OSError, MemoryError)):
-        monkeypatch.setitem(cli._SINGLE, cli.InfoConfig, fail)
+        monkeypatch.setitem(cli._SINGLE, reading.InfoConfig, fail)
         refused(capsys, ["info", "run.h5"], words[0], code=1)
 
 

@@ -1,0 +1,274 @@
+"""Commands that read a result file: query, plot, info, merge. One process, without torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from hessian_spectrum.errors import InputError
+
+Query = Literal[
+    "density",
+    "mass",
+    "count",
+    "quantile",
+    "moment",
+    "energy",
+    "trace",
+    "frobenius_norm",
+    "effective_dimension",
+    "negative_fraction",
+    "log_determinant",
+    "eigenvalue",
+    "smallest",
+    "outlier_ratio",
+    "condition_number",
+    "normalized",
+    "participation",
+]
+
+
+View = Literal[
+    "density",
+    "log",
+    "cumulative",
+    "certified",
+    "eigenvalues",
+    "participation",
+    "alignment",
+    "contour",
+    "heat",
+    "relief",
+]
+
+
+@dataclass(frozen=True)
+class QueryConfig:
+    """Ask a result file: QUERY and its numbers, such as mass 0.1 inf; with standard errors."""
+
+    file: tyro.conf.Positional[Path]
+    """The result file."""
+    query: tyro.conf.Positional[Query]
+    """mass A B, count A B, energy A B (closed intervals), quantile Q, moment P, density T,
+    effective_dimension DAMPING, negative_fraction [THRESHOLD], log_determinant [DAMPING],
+    trace or frobenius_norm. Of eigenpairs: eigenvalue K (the K-th largest), smallest (with its
+    sign), outlier_ratio K (lambda_1 / lambda_K), condition_number DAMPING, normalized K (in units
+    of lambda_K), participation (by layer), log_determinant DAMPING (with a density)."""
+    numbers: tyro.conf.Positional[tuple[float, ...]] = ()
+    """The query's arguments."""
+    result: str | None = None
+    """Which result in the file. Default: its density or, for a query of eigenpairs, those."""
+    density: Path | None = None
+    """A result file with a density of the same matrix, for log_determinant of eigenpairs.
+    Default: FILE."""
+    sigma2: float | None = None
+    """Variance of the smoothing, for density T."""
+    json: bool = False
+    """Print JSON; infinities are the texts "inf" and "-inf", what cannot be known is null."""
+
+
+@dataclass(frozen=True)
+class PlotConfig:
+    """Draw what a result file holds."""
+
+    file: tyro.conf.Positional[Path]
+    """The result file."""
+    out: Path | None = None
+    """The picture, .png, .pdf or .svg; of a surface also .html, a page to turn it by mouse, or .vts
+    for ParaView. Default: a .png beside FILE."""
+    result: str | None = None
+    """What to draw: density, eigenpairs, alignment, surface, curve, trajectory, or a labelled one
+    (see info). Default: the first of these that FILE holds."""
+    view: View | None = None
+    """How to draw a density: density, smoothed; log, eigenvalues per decade of |lambda|, by sign;
+    cumulative, how many are at most t; certified, those known one by one as bars, and the
+    density of the rest. Eigenpairs: eigenvalues with their residuals; participation, in which
+    layers eigenvectors live. A surface: contour, lines of the same value; heat, a cell for each
+    point; relief, in three dimensions. Default: the first, but heat of a map's ratio."""
+    beside: tuple[Path, ...] = ()
+    """Further result files: the surfaces of all side by side, in the same colours, each under its
+    file's name."""
+    value: str | None = None
+    """What of a surface or curve: loss, accuracy, test_loss; of a map ratio, smallest, largest.
+    Default: loss, of a map ratio."""
+    sigma2: float | None = None
+    """Variance of the Gaussian smoothing of the views density and certified. Default: (width of
+    the spectrum / 500)^2."""
+    decades: float | None = None
+    """Standard deviation of the Gaussian smoothing of the view log, 0.01 to 1. Default: 0.1."""
+    floor: float | None = None
+    """The view log counts eigenvalues of at most this size in words. Default: the largest node
+    that its residual does not tell from 0."""
+    overwrite: bool = False
+    """Replace an existing picture."""
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    """What a result file holds and where it comes from."""
+
+    file: tyro.conf.Positional[Path]
+    """The result file."""
+    json: bool = False
+    """Print JSON; infinities are the texts "inf" and "-inf", what cannot be known is null."""
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Put the results of FILES into SUMMARY, each under its file's name."""
+
+    summary: tyro.conf.Positional[Path]
+    """The file to make, or to add to."""
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """Finished result files."""
+
+
+def query(config: QueryConfig) -> None:
+    from hessian_spectrum import queries, store
+    from hessian_spectrum.measure import EigenPairs, SpectralMeasure
+
+    with store.open(config.file) as run:
+        default = "density" if config.query in queries.ARGUMENTS else "eigenpairs"
+        key = config.result or default
+        result = _stored(run, key)
+        if config.density is not None and not isinstance(result, EigenPairs):
+            raise InputError("--density is for eigenpairs; leave it out, or choose --result")
+        if isinstance(result, SpectralMeasure):
+            answer = queries.ask(result, config.query, config.numbers, config.sigma2)
+        elif isinstance(result, EigenPairs) and config.sigma2 is None:
+            measure = _density_of(run, config.density)
+            sizes = run.plan.get("sizes")
+            answer = queries.ask_pairs(result, config.query, config.numbers, sizes, measure)
+        else:
+            what = "--sigma2 is for a density" if config.sigma2 else "has no queries"
+            raise InputError(f"{key}: {what}; expected --result density or eigenpairs")
+    print(_json(answer) if config.json else queries.sentence(answer))
+
+
+def _density_of(run: Any, file: Path | None) -> Any:
+    """Of the file that is named, or of the run's own; None where it has none."""
+    from hessian_spectrum import store
+
+    if file is None:
+        return run.get("density")
+    with store.open(file) as other:
+        return _stored(other, "density")
+
+
+def plot(config: PlotConfig) -> None:
+    from hessian_spectrum import pictures, plotting, store
+
+    out = config.out or config.file.with_suffix(".png")
+    store.check_output(out, overwrite=config.overwrite)
+    with store.open(config.file) as run:
+        kinds = (*plotting.VIEWS_OF, *pictures.KINDS)
+        key = config.result or next((kind for kind in kinds if kind in run), kinds[0])
+        result = _stored(run, key)
+        if config.beside:
+            _view_options(config, config.view or "contour")
+            surfaces = {config.file.stem: result, **_surfaces(config.beside, key)}
+            pictures.save_beside(surfaces, out, config.view, config.value)
+            print(f"written to {out}")
+            return
+        if isinstance(result, tuple(pictures.KINDS.values())):
+            _view_options(config, config.view or "contour")
+            path = run.get("trajectory") if key.partition("/")[0] == "surface" else None
+            pictures.save(result, out, config.view, config.value, _title(run), path)
+            print(f"written to {out}")
+            return
+        views = plotting.VIEWS_OF.get(store.schema.split_key(key)[0], {})
+        view = config.view or next(iter(views), None)
+        if view not in views:
+            raise InputError(
+                f"--view {view}: {key} has the views {', '.join(views) or '(none)'}; choose one, "
+                "or another --result"
+            )
+        options: dict[str, Any] = _view_options(config, view)
+        if view == "participation":
+            options["sizes"] = _sizes(run)
+        figure = views[view](result, title=_title(run), **options)
+        plotting.save_figure(figure, out)
+    print(f"written to {out}")
+
+
+def _surfaces(files: Sequence[Path], key: str) -> dict[str, Any]:
+    """The results of other files, by the files' names."""
+    from hessian_spectrum import store
+
+    found = {}
+    for file in files:
+        with store.open(file) as run:
+            found[file.stem] = _stored(run, key)
+    return found
+
+
+def _sizes(run: Any) -> dict[str, int]:
+    """Of the parameters, by name: what eigenvectors are made of."""
+    if "sizes" not in run.plan:
+        raise InputError(f"{run.path} does not say which entries of a vector are which parameter's")
+    return run.plan["sizes"]
+
+
+_VIEW_OPTIONS = {"sigma2": ("density", "certified"), "decades": ("log",), "floor": ("log",)}
+
+
+def _view_options(config: PlotConfig, view: str) -> dict[str, Any]:
+    """Those that were given; one that the view would ignore is refused."""
+    names = [name for name in _VIEW_OPTIONS if getattr(config, name) is not None]
+    for name in names:
+        if view not in _VIEW_OPTIONS[name]:
+            raise InputError(
+                f"--{name} with --view {view}: expected --view "
+                f"{' or '.join(_VIEW_OPTIONS[name])}; leave --{name} out"
+            )
+    return {name: getattr(config, name) for name in names}
+
+
+def info(config: InfoConfig) -> None:
+    from hessian_spectrum import report, store
+
+    with store.open(config.file) as run:
+        print(_json(report.contents(run), indent=2) if config.json else report.info(run))
+
+
+def merge(config: MergeConfig) -> None:
+    from hessian_spectrum import merging
+
+    held = merging.merge(config.summary, config.files)
+    print(f"{config.summary} holds {len(held)} results: {', '.join(held)}")
+
+
+def _json(value: Any, **options: Any) -> str:
+    """JSON text: "inf", "-inf" and null for what JSON has no numbers for."""
+    return json.dumps(_plain(value), allow_nan=False, **options)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return str(value) if isinstance(value, complex) else value
+
+
+def _stored(run: Any, key: str) -> Any:
+    if key not in run:
+        raise InputError(f"{run.path} holds no {key!r}; it holds {', '.join(run) or 'nothing'}")
+    return run[key]
+
+
+def _title(run: Any) -> str:
+    config = run.config
+    what = " on ".join(str(config[k]) for k in ("model", "dataset") if config.get(k)) or str(
+        config.get("problem") or ""
+    )
+    operator = config.get("operator", "hessian")
+    return what if operator == "hessian" else f"{what}, {operator}"
