@@ -472,6 +472,24 @@ def test_a_curve_is_searched_for_on_the_command_line(checkpoints, tmp_path, caps
         assert "--curve polygon leads from one checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("ranks", "per_point"), [(3, 1), pytest.param(2, 2, marks=pytest.mark.slow)]
+)
+def test_a_curve_on_ranks(ranks, per_point, checkpoints, tmp_path):
+    """A step is one computation of all ranks; the points are then dealt to groups of them."""
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in CURVE.items()]
+    words = ["interpolate", *MODEL, "--between", *checkpoints[:2], *options]
+    assert cli.main([*words, "--out", str(tmp_path / "alone.h5")]) == 0
+    words += ["--ranks-per-point", str(per_point), "--out", "run.h5"]
+    launch([*TORCHRUN, str(ranks), "-m", "hessian_spectrum", *words], tmp_path)
+    with hs.open(tmp_path / "run.h5") as run, hs.open(tmp_path / "alone.h5") as alone:
+        for name, expected in alone["curve"].values.items():
+            np.testing.assert_allclose(run["curve"].values[name], expected, rtol=1e-9)
+        bends = (file["values/directions"]["vectors"] for file in (run, alone))
+        np.testing.assert_allclose(*bends, rtol=1e-7, atol=1e-9)
+        assert run.plan["groups"] == ranks // per_point
+
+
 def test_a_plane_of_components_follows_the_checkpoints(checkpoints, tmp_path, capsys):
     """The last is the origin; each lies at its coordinates, within the window; all is stored."""
     out, picture = str(tmp_path / "plane.h5"), str(tmp_path / "plane.png")
