@@ -61,8 +61,23 @@ class Values(Mapping):
         return f"Values({', '.join(self)})"
 
 
+class Evaluated:
+    """What curves and surfaces share."""
+
+    values: Mapping[str, Array]
+
+    @property
+    def loss(self) -> Array:
+        return self.values["loss"]
+
+    @property
+    def num_invalid(self) -> int:
+        """Points whose loss is NaN or infinite."""
+        return int((~np.isfinite(self.loss)).sum())
+
+
 @dataclass(frozen=True)
-class Curve:
+class Curve(Evaluated):
     """Values along a path through parameter space, with its points in their order."""
 
     t: Array = field(metadata=stored("the path's own coordinate", ("point",)))
@@ -74,15 +89,6 @@ class Curve:
 
     def __post_init__(self):
         _freeze(self, 1, len(np.atleast_1d(self.t)))
-
-    @property
-    def loss(self) -> Array:
-        return self.values["loss"]
-
-    @property
-    def num_invalid(self) -> int:
-        """Points whose loss is NaN or infinite."""
-        return int((~np.isfinite(self.loss)).sum())
 
     def at(self, t: Array, name: str = "loss") -> Array:
         """The value at t, linear between points; NaN beyond the ends."""
@@ -132,7 +138,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Surface:
+class Surface(Evaluated):
     """Values on a grid over two coordinates (or one: then b has a single point, 0)."""
 
     a: Array = field(metadata=stored("first coordinate", ("a",)))
@@ -155,15 +161,6 @@ class Surface:
     @property
     def shape(self) -> tuple[int, int]:
         return len(self.a), len(self.b)
-
-    @property
-    def loss(self) -> Array:
-        return self.values["loss"]
-
-    @property
-    def num_invalid(self) -> int:
-        """Points whose loss is NaN or infinite."""
-        return int((~np.isfinite(self.loss)).sum())
 
     def minimum(self, name: str = "loss") -> Minimum:
         return _minimum(self.values[name], (self.a, self.b))

@@ -31,8 +31,8 @@ def linear_task(
     alpha: Sequence[float] | None = None,
     window: Window = (0.0, 1.0),
 ) -> PointTask:
+    alpha = _axis(num_points if alpha is None else alpha, *window)
     vectors = _vertices(ev, [theta0, theta1])
-    alpha = paths.window(*window, num_points) if alpha is None else np.asarray(alpha, float)
     return _curve_task(ev, vectors, alpha, paths.linear(alpha), path="linear")
 
 
@@ -105,9 +105,8 @@ def along_ray(
 def bilinear_task(
     ev: Evaluator, corners: Sequence[Tensor], alpha: Sequence[float], beta: Sequence[float]
 ) -> PointTask:
-    vectors = _vertices(ev, corners, 4)
-    points = paths.grid(alpha, beta)
-    return _surface_task(ev, vectors, (alpha, beta), paths.bilinear(*points.T), path="bilinear")
+    weights = paths.bilinear(*paths.grid(alpha, beta).T)
+    return _surface_task(ev, _vertices(ev, corners, 4), (alpha, beta), weights, "bilinear")
 
 
 def bilinear(
@@ -123,19 +122,14 @@ def bilinear(
         corners: theta0, theta1, theta2, theta3 at (alpha, beta) = (0, 0), (1, 0), (0, 1), (1, 1).
         alpha, beta: coordinates, or how many from 0 to 1.
     """
-    task = bilinear_task(ev, corners, _unit_axis(alpha), _unit_axis(beta))
-    return compute(ev, task, **options)
+    return compute(ev, bilinear_task(ev, corners, _axis(alpha), _axis(beta)), **options)
 
 
 def barycentric_task(
     ev: Evaluator, corners: Sequence[Tensor], alpha: Sequence[float], beta: Sequence[float]
 ) -> PointTask:
-    vectors = _vertices(ev, corners, 3)
     weights = paths.barycentric(*paths.grid(alpha, beta).T)
-    positions = plane_positions(weights[:, 1:], edges(vectors))
-    return _surface_task(
-        ev, vectors, (alpha, beta), weights, positions=positions, path="barycentric"
-    )
+    return _surface_task(ev, _vertices(ev, corners, 3), (alpha, beta), weights, "barycentric")
 
 
 def barycentric(
@@ -152,18 +146,15 @@ def barycentric(
     Args:
         alpha, beta: coordinates, or how many from 0 to 1; all of alpha = 0 is theta0.
     """
-    task = barycentric_task(ev, corners, _unit_axis(alpha), _unit_axis(beta))
-    return compute(ev, task, **options)
+    return compute(ev, barycentric_task(ev, corners, _axis(alpha), _axis(beta)), **options)
 
 
 def plane_task(
     ev: Evaluator, corners: Sequence[Tensor], a: Sequence[float], b: Sequence[float]
 ) -> PointTask:
-    vectors = _vertices(ev, corners, 3)
     grid = paths.grid(a, b)
     weights = np.column_stack([1 - grid.sum(1), grid])
-    positions = plane_positions(weights[:, 1:], edges(vectors))
-    return _surface_task(ev, vectors, (a, b), weights, positions=positions, path="plane")
+    return _surface_task(ev, _vertices(ev, corners, 3), (a, b), weights, "plane")
 
 
 def plane(
@@ -178,7 +169,7 @@ def plane(
     Args:
         a, b: coordinates, or how many from -0.25 to 1.25.
     """
-    axes = (np.linspace(-0.25, 1.25, x) if isinstance(x, int) else x for x in (a, b))
+    axes = (_axis(axis, -0.25, 1.25) for axis in (a, b))
     return compute(ev, plane_task(ev, corners, *axes), **options)
 
 
@@ -228,12 +219,13 @@ def _surface_task(
     vectors: Tensor,
     axes: Sequence[Sequence[float]],
     weights: np.ndarray,
-    positions: np.ndarray | None = None,
-    **about: Any,
+    path: str,
 ) -> PointTask:
     a, b = (np.asarray(axis, float) for axis in axes)
-    shape, about = (len(a), len(b)), described(ev, **about)
-    places = {} if positions is None else {"positions": positions.reshape(*shape, 2)}
+    shape, about, places = (len(a), len(b)), described(ev, path=path), {}
+    if len(vectors) == 3:  # the points lie in one plane
+        positions = plane_positions(weights[:, 1:], edges(vectors))
+        places = {"positions": positions.reshape(*shape, 2)}
 
     def finish(values: Values) -> Surface:
         grids = {name: array.reshape(shape) for name, array in values.items()}
@@ -249,5 +241,6 @@ def _vertices(ev: Evaluator, thetas: Sequence[Tensor], count: int = 2) -> Tensor
     return torch.stack([ev.checked(theta) for theta in thetas])
 
 
-def _unit_axis(axis: Sequence[float] | int) -> np.ndarray:
-    return paths.window(0.0, 1.0, axis) if isinstance(axis, int) else np.asarray(axis, float)
+def _axis(axis: Sequence[float] | int, low: float = 0.0, high: float = 1.0) -> np.ndarray:
+    """Coordinates, or how many from low to high."""
+    return paths.window(low, high, axis) if isinstance(axis, int) else np.asarray(axis, float)
