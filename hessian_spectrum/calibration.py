@@ -18,7 +18,7 @@ from hessian_spectrum.memory import PeakMemory
 from hessian_spectrum.parts import Part
 from hessian_spectrum.products import MODES, Products
 
-REPEATS, ENOUGH = 3, 1.0  # a timing is the median of so many, or of fewer after so many seconds
+REPEATS, ENOUGH = 3, 1.0  # a timing is the least of so many, or of fewer after so many seconds
 # Numbers of vectors at once that modes are tried with, and all; "reverse" takes one at a time.
 CHUNKS = {
     "reverse": (),
@@ -94,14 +94,14 @@ class Bench:
         return vectors.to(self.theta)
 
     def seconds(self, action: Callable[[], object]) -> float:
-        """Median of a few, the device synchronized; what is slow needs fewer."""
+        """The least of a few: what else the machine does only adds. What is slow needs fewer."""
         times: list[float] = []
         while len(times) < REPEATS and sum(times) < ENOUGH:
             clock = time.perf_counter()
             action()
             self.synchronize()
             times.append(time.perf_counter() - clock)
-        return sorted(times)[len(times) // 2]
+        return min(times)
 
     def synchronize(self) -> None:
         if self.evaluator.device.type == "cuda":
