@@ -38,7 +38,7 @@ def main(config: Config) -> None:
     config.check()
     torch.set_num_threads(config.threads)
     arguments = problems.load(config)
-    hessian = hs.Hessian(hs.Evaluator(**arguments), plan=hs.ProductPlan("linearize"))
+    hessian = hs.Hessian(hs.Evaluator(**arguments))
     with hs.open(config.pairs_file) as run:
         found, values = run["eigenpairs"], run["values"]
         vectors = np.asarray(found.vectors, np.float64)
