@@ -15,6 +15,7 @@ import argparse
 import json
 import math
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -146,40 +147,45 @@ def measured_machine(world, n, b) -> dict:
 
 def replicated(args, world, operator, probes) -> None:
     """The same recurrence with the whole basis on every rank: one all-reduce a step."""
-    import resource
-
-    import torch
-
     from hessian_spectrum import distributed
-    from hessian_spectrum.krylov import block
+    from hessian_spectrum.memory import PeakMemory
 
-    def peak():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-    before, start = peak(), time.perf_counter()
-    if args.replicate == "sharded":
-        space = block.start(operator, probes, args.steps)
-        for _ in range(args.steps):
-            space = block.step(operator, space)
-        size = space.basis.numel() * space.basis.itemsize
-    else:
-        whole = operator.layout.gather(probes)
-        rows = args.block * (args.steps + 1)
-        basis = torch.zeros(rows, operator.n)
-        basis[: args.block] = torch.linalg.qr(whole.T)[0].T
-        for k in range(args.steps):
-            held = basis[: (k + 1) * args.block]
-            r = operator._local(held[-args.block :])
-            world.sum(r)
-            for _ in range(2):
-                r = r - (r @ held.T) @ held
-            basis[(k + 1) * args.block : (k + 2) * args.block] = torch.linalg.qr(r.T)[0].T
-        size = basis.numel() * basis.itemsize
+    recur = _sharded if args.replicate == "sharded" else _replicated
+    world.barrier()
+    start = time.perf_counter()
+    with PeakMemory(world.device) as used:
+        size = recur(args, world, operator, probes)
     seconds = (time.perf_counter() - start) / args.steps
-    result = {"form": args.replicate, "step": seconds, "basis": size, "peak": peak() - before}
+    result = {"form": args.replicate, "step": seconds, "basis": size, "peak": used.peak}
     if world.rank == 0:
         Path(args.result).write_text(json.dumps(result))
     distributed.finish(world)
+
+
+def _sharded(args, world, operator, probes) -> int:
+    from hessian_spectrum.krylov import block
+
+    space = block.start(operator, probes, args.steps)
+    for _ in range(args.steps):
+        space = block.step(operator, space)
+    return space.basis.numel() * space.basis.itemsize
+
+
+def _replicated(args, world, operator, probes) -> int:
+    import torch
+
+    whole = operator.layout.gather(probes)
+    rows = args.block * (args.steps + 1)
+    basis = torch.zeros(rows, operator.n)
+    basis[: args.block] = torch.linalg.qr(whole.T)[0].T
+    for k in range(args.steps):
+        held = basis[: (k + 1) * args.block]
+        r = operator._local(held[-args.block :])
+        world.sum(r)
+        for _ in range(2):
+            r = r - (r @ held.T) @ held
+        basis[(k + 1) * args.block : (k + 2) * args.block] = torch.linalg.qr(r.T)[0].T
+    return basis.numel() * basis.itemsize
 
 
 # -- all of them --------------------------------------------------------------------------------
@@ -273,13 +279,23 @@ def figure(path: Path) -> None:
 
 def side_by_side(args) -> None:
     print(
-        "\n| basis on 2 ranks | MB a rank | peak above the start, MB | ms a step |"
-        "\n|---|---|---|---|"
+        f"\n| basis on 2 ranks, median of {args.repeats} [min, max] | MB a rank "
+        "| peak above the start, MB | ms a step |\n|---|---|---|---|"
     )
-    for form in ("sharded", "replicated"):
-        f = launched(args, 2, "--replicate", form)
-        peak = f["peak"] / 1e6
-        print(f"| {form} | {f['basis'] / 1e6:.1f} | {peak:.0f} | {1e3 * f['step']:.1f} |")
+    forms = "sharded", "replicated"
+    found = {form: [] for form in forms}
+    for _ in range(args.repeats):  # in turn: what else the machine does changes
+        for form in forms:
+            found[form].append(launched(args, 2, "--replicate", form))
+    for form, runs in found.items():
+        peak, step = (
+            _spread([f[k] * unit for f in runs]) for k, unit in (("peak", 1e-6), ("step", 1e3))
+        )
+        print(f"| {form} | {runs[0]['basis'] / 1e6:.1f} | {peak} | {step} |")
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.0f} [{min(values):.0f}, {max(values):.0f}]"
 
 
 def main() -> None:
@@ -293,6 +309,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=500)
     parser.add_argument("--out", type=Path, default=Path("scaling.png"))
     parser.add_argument("--replicated", action="store_true", help="only: sharded or replicated")
+    parser.add_argument("--repeats", type=int, default=5, help="of sharded and replicated")
     parser.add_argument("--model-only", action="store_true", help="only the figure and its table")
     parser.add_argument("--weak", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--replicate", help=argparse.SUPPRESS)
