@@ -14,7 +14,7 @@ with s bytes an entry. Ring and tree algorithms both send about that many bytes 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +93,3 @@ def carried(problem: Problem, machine: Machine = H100, most: int = 1024) -> list
     """The cost of a step on 1, 2, 4, ... ranks."""
     counts = [2**k for k in range(int(math.log2(most)) + 1)]
     return [(ranks, step(problem, machine, ranks)) for ranks in counts]
-
-
-def slower(machine: Machine, times: float) -> Machine:
-    """The same with a network that much slower."""
-    return replace(machine, latency=machine.latency * times, bandwidth=machine.bandwidth / times)
