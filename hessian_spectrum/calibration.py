@@ -276,6 +276,8 @@ def bytes_of_a_sample(
     memory cannot be caught.
     """
     samples = min(FIRST_SAMPLES, size)
+    first = Bench(evaluator, theta, precision, samples, form)
+    first.run(_once, first, first.vectors(1))  # a process's first imports modules: 40 MiB
     while True:
         bench = Bench(evaluator, theta, precision, samples, form)
         vector = bench.vectors(1)

@@ -1,6 +1,8 @@
 """The plan for products: what is measured, what is left out, what fits."""
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -155,6 +157,20 @@ def test_the_plan_stays_within_its_memory_by_cutting_minibatches(always):
     small = hs.Hessian(ev, plan=plans[GIB // 4].plan)
     v = torch.randn(ev.n)
     torch.testing.assert_close(small @ v, hs.Hessian(ev) @ v, rtol=1e-3, atol=1e-6)
+
+
+def test_what_a_process_imports_at_its_first_product_is_not_taken_for_memory_of_samples():
+    code = """
+import torch, hessian_spectrum as hs
+from torch import nn
+from hessian_spectrum import calibration
+model = nn.Sequential(nn.Linear(8, 256), nn.Tanh(), nn.Linear(256, 10))
+ev = hs.Evaluator(model, nn.CrossEntropyLoss(), (torch.rand(4096, 8), torch.arange(4096) % 10))
+print(*(calibration.bytes_of_a_sample(ev, ev.theta, None, 4096, 4 << 30) for _ in range(2)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    first, again = map(float, done.stdout.split())
+    assert first < 3 * again
 
 
 def test_a_basis_that_cannot_fit_is_refused_before_anything_is_computed():
