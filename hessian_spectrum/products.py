@@ -119,7 +119,7 @@ def linearized(
     graph.scale_kernels()
     graph.join_equal_constants()
     graph.widen_products()
-    return _checked(graph.module(), v, recorded.out)[0]
+    return _checked(graph.function(), v, recorded.out)[0]
 
 
 def _for_rows(single: Callable[[Tensor], Tensor], vectors: Tensor) -> tuple[Products, Tensor]:
@@ -152,7 +152,7 @@ def _recorded_again(
     graph.add_into_products()
     graph.multiply_and_add()
     graph.reuse_memory()
-    return _checked(graph.module(), v, recorded.out)
+    return _checked(graph.function(), v, recorded.out)
 
 
 def _checked(

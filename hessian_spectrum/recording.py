@@ -24,7 +24,7 @@ aten = torch.ops.aten
 class Record:
     """A linear function as a graph."""
 
-    graph: fx.Graph  # nodes carry their results' shape and dtype in meta; constants their value
+    graph: fx.Graph  # nodes carry their results' shape and dtype in meta
     constants: dict[str, Tensor]
     out: Tensor  # the function's value at the argument that it was recorded with
 
@@ -128,5 +128,5 @@ def constant(graph: fx.Graph, name: str, constants: dict[str, Tensor]) -> fx.Nod
     """A node that stands for a constant."""
     value = constants[name]
     node = graph.create_node("get_attr", name)
-    node.meta.update(shape=tuple(value.shape), dtype=value.dtype, value=value)
+    node.meta.update(shape=tuple(value.shape), dtype=value.dtype)
     return node

@@ -5,6 +5,10 @@ With what a general compiler cannot know: the values of the constants, and that 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+
 import torch
 from torch import Tensor, fx
 
@@ -107,12 +111,20 @@ class Simplifier:
         """Does the result depend on v?"""
         return next(reversed(self.graph.nodes)).args[0].op != "get_attr"
 
-    def module(self) -> fx.GraphModule:
-        """The function; only the constants that are still used are kept."""
+    def function(self) -> Callable[[Tensor], Tensor]:
+        """v -> the result; of the constants those that are still used are kept.
+
+        Neither it nor the graph's nodes, which are in cycles of references, may hold constants:
+        kept maps are gigabytes of them, and would stay until Python collects garbage. (A
+        GraphModule is in a cycle, too.)
+        """
         self._drop_unused()
-        for node in self.graph.nodes:
-            node.meta.clear()  # else the values would live on in it
-        return fx.GraphModule(self.constants, self.graph)
+        used = {node.target for node in self.graph.nodes if node.op == "get_attr"}
+        code = self.graph.python_code("self")
+        scope = dict(code.globals)
+        exec(compile(code.src, "<recorded product>", "exec"), scope)
+        held = SimpleNamespace(**{name: self.constants[name] for name in used})
+        return partial(scope["forward"], held)
 
     # -- values ----------------------------------------------------------------------------
 
@@ -137,10 +149,10 @@ class Simplifier:
         """Constants of equal values, computed twice, are kept once."""
         found: dict[tuple, list[fx.Node]] = {}
         for node in [node for node in self.graph.nodes if node.op == "get_attr"]:
-            value = node.meta["value"]
+            value = self.constants[node.target]
             same = found.setdefault((value.shape, value.stride(), value.dtype, _glance(value)), [])
             for other in same:
-                if other.target == node.target or torch.equal(other.meta["value"], value):
+                if other.target == node.target or torch.equal(self.constants[other.target], value):
                     self._replace(node, other)
                     break
             else:
@@ -176,7 +188,7 @@ class Simplifier:
         for node in self._calls(*_DERIVATIVES):
             x, at = node.args[:2]
             if _varies(x) and _is_constant(at):
-                at = at.meta["value"]
+                at = self.constants[at.target]
                 factor = node.target(torch.ones_like(at), at, *node.args[2:], **node.kwargs)
                 new = self._call(aten.mul.Tensor, (x, self._constant(factor, node)), node)
                 self._replace(node, new)
@@ -193,8 +205,8 @@ class Simplifier:
             y, a = x.args
             if not (_varies(y) and _is_constant(a) and _like(y, node)):
                 continue
-            b = [o.meta["value"] if isinstance(o, fx.Node) else o for o in others]
-            factor = self._constant(node.target(a.meta["value"], *b), node)
+            b = [self.constants[o.target] if isinstance(o, fx.Node) else o for o in others]
+            factor = self._constant(node.target(self.constants[a.target], *b), node)
             self._replace(node, self._call(aten.mul.Tensor, (y, factor), node))
             self.graph.erase_node(x)
 
@@ -235,11 +247,11 @@ class Simplifier:
             terms = x.args if _only_used_here(x, aten.add.Tensor) and not x.kwargs else (x,)
             if not all(map(_is_plain_convolution, terms)):
                 continue
-            scale = factor.meta["value"].reshape(-1, 1, 1, 1)
+            scale = self.constants[factor.target].reshape(-1, 1, 1, 1)
             for term in terms:
                 kernel = term.args[1]
                 if _is_constant(kernel):
-                    kernel = self._constant(kernel.meta["value"] * scale, term)
+                    kernel = self._constant(self.constants[kernel.target] * scale, term)
                 else:
                     kernel = self._call(
                         aten.mul.Tensor, (kernel, self._constant(scale, term)), term, kernel
@@ -325,7 +337,7 @@ class Simplifier:
 
     def _transposed(self, x: fx.Node, before: fx.Node) -> fx.Node:
         if _is_constant(x):
-            return self._constant(x.meta["value"].t(), before)
+            return self._constant(self.constants[x.target].t(), before)
         if _is_call(x, aten.t.default):
             return x.args[0]
         node = self._call(aten.t.default, (x,), before)
@@ -334,7 +346,7 @@ class Simplifier:
 
     def _concatenated(self, parts: list[fx.Node], dim: int, before: fx.Node) -> fx.Node:
         if all(map(_is_constant, parts)):
-            return self._constant(torch.cat([x.meta["value"] for x in parts], dim), before)
+            return self._constant(torch.cat([self.constants[x.target] for x in parts], dim), before)
         node = self._call(aten.cat.default, (parts, dim), before)
         shape = list(parts[0].meta["shape"])
         shape[dim] = sum(x.meta["shape"][dim] for x in parts)
@@ -345,7 +357,7 @@ class Simplifier:
         if not _is_constant(x):
             return False
         if x.target not in self._zero:
-            value = x.meta["value"]
+            value = self.constants[x.target]
             self._zero[x.target] = not _glance(value) and not value.any().item()
         return self._zero[x.target]
 

@@ -51,9 +51,9 @@ def curvature_map(
 
     Returns:
         a Surface with the values "loss", "smallest", "largest", their residuals (an eigenvalue lies
-        within), "ratio", "ratio_error" (a bound), "converged" (1 or 0) and "products". Residuals are
-        of the matrix as its products are formed: float32 moves eigenvalues of a deep network by
-        some 1e-5 of the largest, which ``eigenpairs`` measures.
+        within), "ratio", "ratio_error" (a bound), "converged" (1 or 0) and "products". Residuals
+        are of the matrix as its products are formed: float32 moves eigenvalues of a deep network
+        by some 1e-5 of the largest, which ``eigenpairs`` measures.
 
     Cost: some 15 to 50 products a point (README), memory for 81 vectors.
     """
