@@ -93,7 +93,7 @@ class PlotConfig:
     point; relief, in three dimensions. Default: the first, but heat of a map's ratio."""
     beside: tuple[Path, ...] = ()
     """Further result files: the surfaces of all side by side, in the same colours, each under its
-    file's name."""
+    file's name, or path where names are the same."""
     value: str | None = None
     """What of a surface or curve: loss, accuracy, test_loss; of a map ratio, smallest, largest.
     Default: loss, of a map ratio."""
@@ -153,12 +153,7 @@ def query(config: QueryConfig) -> None:
 
 def _density_of(run: Any, file: Path | None) -> Any:
     """Of the file that is named, or of the run's own; None where it has none."""
-    from hessian_spectrum import store
-
-    if file is None:
-        return run.get("density")
-    with store.open(file) as other:
-        return _stored(other, "density")
+    return run.get("density") if file is None else _result_of(file, "density")
 
 
 def plot(config: PlotConfig) -> None:
@@ -172,7 +167,8 @@ def plot(config: PlotConfig) -> None:
         result = _stored(run, key)
         if config.beside:
             _view_options(config, config.view or "contour")
-            surfaces = {config.file.stem: result, **_surfaces(config.beside, key)}
+            results = [result, *(_result_of(file, key) for file in config.beside)]
+            surfaces = dict(zip(_titles([config.file, *config.beside]), results))
             pictures.save_beside(surfaces, out, config.view, config.value)
             print(f"written to {out}")
             return
@@ -197,15 +193,19 @@ def plot(config: PlotConfig) -> None:
     print(f"written to {out}")
 
 
-def _surfaces(files: Sequence[Path], key: str) -> dict[str, Any]:
-    """The results of other files, by the files' names."""
+def _result_of(file: Path, key: str) -> Any:
     from hessian_spectrum import store
 
-    found = {}
-    for file in files:
-        with store.open(file) as run:
-            found[file.stem] = _stored(run, key)
-    return found
+    with store.open(file) as run:
+        return _stored(run, key)
+
+
+def _titles(files: Sequence[Path]) -> list[str]:
+    """The files' names; their paths, where two have the same name."""
+    if len(set(files)) < len(files):
+        raise InputError("--beside: names a file twice; expected other files than FILE")
+    names = [file.stem for file in files]
+    return names if len(set(names)) == len(names) else [str(file) for file in files]
 
 
 def _sizes(run: Any) -> dict[str, int]:

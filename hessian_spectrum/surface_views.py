@@ -132,11 +132,12 @@ def panels_figure(
             _draw_contours(axes, surface, name, norm)
             _mark_minimum(axes, surface, name)
         _hatch_invalid(axes, surface, ~finite)
-        axes.set_title(label, loc="left", fontsize=11)
+        axes.set_title("\n".join(filter(None, (label, described(surface)))), loc="left", fontsize=9)
+    a, b = ({_axis_name(surface, i) for surface in surfaces.values()} for i in (0, 1))
     for axes in panels[-1]:
-        axes.set_xlabel(_axis_name(surface, 0))
+        axes.set_xlabel(next(iter(a)) if len(a) == 1 else "a")
     for axes in panels[:, 0]:
-        axes.set_ylabel(_axis_name(surface, 1))
+        axes.set_ylabel(next(iter(b)) if len(b) == 1 else "b")
     figure.colorbar(ScalarMappable(norm, MAP), ax=panels, label=name, format="%.3g")
     return figure
 

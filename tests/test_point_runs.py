@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -573,6 +574,15 @@ def test_pictures_that_do_not_fit_are_refused(alone, tmp_path, capsys):
     ):
         assert cli.main(["plot", str(alone / "surface.h5"), *words, *out]) == 2
         assert message in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    shutil.copy(alone / "surface.h5", tmp_path / "other")
+    same = [str(alone / "surface.h5"), "--beside", str(tmp_path / "other" / "surface.h5")]
+    assert cli.main(["plot", *same, "--out", str(tmp_path / "same.svg")]) == 0
+    drawn = (tmp_path / "same.svg").read_text()  # text as outlines, each with a comment of it
+    assert f"<!-- {alone / 'surface.h5'} -->" in drawn
+    assert f"<!-- {tmp_path / 'other' / 'surface.h5'} -->" in drawn
+    assert cli.main(["plot", same[0], "--beside", same[0], *out]) == 2
+    assert "names a file twice" in capsys.readouterr().err
     beside = [str(alone / "surface.h5"), "--beside", str(alone / "map.h5")]
     for words, message in (
         (["--view", "relief"], "--view relief with --beside: expected contour or heat"),

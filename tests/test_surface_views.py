@@ -65,7 +65,12 @@ def test_panels_of_several_surfaces_share_their_colours(cells):
     lost = Surface([-1, 1], [-1, 1], {"loss": np.full((2, 2), np.inf)})
     figure = surface_views.panels_figure({"deep": deep, "flat": flat, "lost": lost}, cells=cells)
     panels = [axes for axes in figure.axes if axes.get_title(loc="left")]
-    assert [axes.get_title(loc="left") for axes in panels] == ["deep", "flat", "lost"]
+    titles = [axes.get_title(loc="left").split("\n") for axes in panels]
+    assert titles[0] == ["deep", "11 samples, n = 83; BatchNorm: recalibrate"]
+    assert titles[1:] == [["flat", "1 points not finite"], ["lost", "4 points not finite"]]
+    assert panels[0].get_ylabel() == "b"  # they are along different directions
+    alike = surface_views.panels_figure({"one": deep, "other": deep}, cells=cells).axes
+    assert [axes.get_xlabel()[:9] for axes in alike[:2]] == 2 * ["a: random"]
     norms = [axes.collections[0].norm for axes in panels[:2]]
     low, high = deep.values["loss"].min(), deep.values["loss"].max()
     assert all(isinstance(norm, LogNorm) for norm in norms)
