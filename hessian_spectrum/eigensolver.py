@@ -203,6 +203,15 @@ def advance(
     return space, None
 
 
+def finished(operator: SymmetricOperator, space: RitzSpace, goal: Goal) -> Found | None:
+    """The pairs of a space that was saved when nothing was left to do: one more step would change
+    their last bits."""
+    if not _is_looked_at(space, goal):
+        return None
+    choice, found, _ = operator.layout.world.from_first(_seen(space, operator, goal))
+    return found if choice == FINISHED else None
+
+
 def current(operator: SymmetricOperator, space: RitzSpace, goal: Goal) -> EigenPairs:
     """The wanted pairs so far, with the residuals that the recurrence knows; no products."""
     found = operator.layout.world.from_first(_seen(space, operator, goal)[1])

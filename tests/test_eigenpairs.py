@@ -270,6 +270,17 @@ def test_residuals_of_a_float32_network_hold_in_float64(precision, certify):
         assert np.abs(pairs.values - values[[0, 1, 2, -3, -2, -1]]).max() <= 1e-6
 
 
+@pytest.mark.parametrize("certify", [False, True])
+def test_what_float32_products_keep_makes_room_for_those_in_float64(certify):
+    samples = torch.randn(8, 3), torch.arange(8) % 4
+    ev = hs.Evaluator(nn.Linear(3, 4), nn.CrossEntropyLoss(), samples, batch_size=4)
+    hessian = hs.Hessian(ev, plan=hs.ProductPlan("reverse", keep=True))
+    hs.eigenpairs(hessian, 1, tol=1e-2, certify=certify)
+    before = ev.counts.graphs
+    hessian @ torch.randn(ev.n)
+    assert ev.counts.graphs == before + 2
+
+
 def test_a_tolerance_below_the_rounding_ends_and_says_no():
     operator = Counted(with_spectrum(SPECTRA["outliers"]).float())
     pairs = hs.eigenpairs(operator, 3, tol=1e-12)

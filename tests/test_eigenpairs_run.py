@@ -9,14 +9,14 @@ from conftest import with_spectrum
 from test_runs import StopAfterOneSave, contents, problem
 
 import hessian_spectrum as hs
-from hessian_spectrum import schema
+from hessian_spectrum import eigensolver, schema
 from hessian_spectrum.config import DensityConfig, EigenpairsConfig
 from hessian_spectrum.distributed import World
 from hessian_spectrum.eigensolver import Goal, advance, first
 from hessian_spectrum.recurrence_store import RecurrenceStore
 from hessian_spectrum.runs.density import density
 from hessian_spectrum.runs.eigenpairs import eigenpairs
-from hessian_spectrum.signals import Interrupted
+from hessian_spectrum.signals import Interrupted, StopRequest
 
 
 @pytest.fixture
@@ -80,6 +80,25 @@ def test_what_a_bound_on_products_left_open_is_resumed_with_more(out):
     assert pairs_of(out).converged.all()
     with pytest.raises(hs.InputError, match="finished: there is nothing to resume"):
         run(out, resume=True)
+
+
+def test_a_signal_during_products_in_float64_saves_and_leaves(out, monkeypatch):
+    straight, stop = out.with_name("straight.h5"), StopRequest()
+    run(straight, certify=True)
+    believed = eigensolver.believed
+
+    def interrupted(*args):
+        stop.name = "SIGTERM"  # the space is finished
+        return believed(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(eigensolver, "believed", interrupted)
+        with pytest.raises(Interrupted):
+            run(out, stop, certify=True, checkpoint_minutes=60.0)
+    run(out, certify=True, resume=True)
+    for name in ("values", "residuals", "vectors"):
+        found, expected = (getattr(pairs_of(path), name) for path in (out, straight))
+        assert np.array_equal(found, expected), name
 
 
 def test_what_float32_adds_is_stored_and_said(out, capsys):

@@ -76,7 +76,7 @@ def _eigenpairs(config: EigenpairsConfig, record: EigenpairsRecord, stop: StopRe
     space = record.resumed_state()
     record.values = values = first_order(evaluator)
     record.leave_if(stop)
-    operator, formed = OPERATORS[config.operator](evaluator), None
+    operator, formed, found = OPERATORS[config.operator](evaluator), None, None
     if space is None:
         estimate = _estimate(config, operator, record.room)
         record.product_plan, record.place = estimate.plan, estimate.place
@@ -93,9 +93,10 @@ def _eigenpairs(config: EigenpairsConfig, record: EigenpairsRecord, stop: StopRe
         )
     else:
         values["product_repeat_error"] = record.saved_values["product_repeat_error"]
+        found = eigensolver.finished(operator, space, record.goal)
     record.leave_if(stop)
 
-    found, flags = None, record.flags(stop)
+    flags = record.flags(stop)
     try:
         with record.bar(None, space.products, "product") as bar:
             while found is None:
