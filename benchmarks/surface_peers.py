@@ -16,6 +16,9 @@ On one network, in turn, some grid points a round, all in float32 and without ac
 - plain loop: as the code of Li et al. (2018) does, for each point weights + a d0 + b d1 are set in
   the model, and the loss is added up over a DataLoader that is read again (batches of 128, no
   graph). Its data set are tensors in memory: no image is decoded or transformed.
+- convolutions alone (of a network that has them): what torch takes for them, and nothing else, in
+  minibatches and an order of memory as the plan has them. No method that convolves each point's
+  images by torch can be faster.
 
 With one thread, seconds are those of the processor (other programs may share it); with more, of the
 clock. A ratio compares a round with ours of the same round. The losses of ours and of the plain
@@ -96,6 +99,8 @@ def main(config: Config) -> None:
         "plain loop": _plain_loop(problem, task.points, rounds),
         "loss-landscapes": _package(problem, config),
     }
+    if any(isinstance(module, nn.Conv2d) for module in problem.model.modules()):
+        methods["convolutions alone"] = _convolutions(problem, plan, count)
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     for turn in range(config.rounds):
         losses = {}
@@ -177,6 +182,29 @@ def _plain_loop(problem: Problem, points: Points, rounds: list[range]) -> Method
                 p.data = w + d * a + e * b
             found.append(loss())
         return np.array(found)
+
+    return run
+
+
+def _convolutions(problem: Problem, plan: PointPlan, count: int) -> Method:
+    order = torch.channels_last if plan.channels_last else torch.contiguous_format
+    size = plan.batch_size or len(problem.inputs)
+    calls: list[tuple[nn.Conv2d, Tensor]] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda m, given: calls.append((m, given[0].clone())))
+        for module in problem.model.modules()
+        if isinstance(module, nn.Conv2d)
+    ]
+    with torch.no_grad():
+        problem.model(problem.inputs[:size].contiguous(memory_format=order))
+    for hook in hooks:
+        hook.remove()
+
+    def run(turn: int) -> None:
+        with torch.no_grad():
+            for _ in range(count * len(problem.inputs) // size):
+                for module, x in calls:
+                    module(x)
 
     return run
 
