@@ -45,6 +45,7 @@ setup(
             "curvlinops-for-pytorch",  # an independent oracle for Hessian products
             "plotly",  # the interactive page
             "transformers",  # a causal language model as people have it
+            "vtk",  # reads the surfaces that are exported for ParaView
         ],
     },
     entry_points={"console_scripts": ["hessian-spectrum = hessian_spectrum.cli:main"]},

@@ -170,7 +170,7 @@ def test_a_vtk_file_holds_points_and_values_in_vtks_order(positions, tmp_path):
 
 
 def test_vtk_itself_reads_the_file(tmp_path):
-    vtk = pytest.importorskip("vtk", reason="no VTK here; pip install vtk")
+    vtk = pytest.importorskip("vtk", reason="no VTK here; pip install vtk", exc_type=ImportError)
     surface = bowl(4, 3, broken=True)
     path = tmp_path / "surface.vts"
     surface_export.save_vtk(surface, path)
