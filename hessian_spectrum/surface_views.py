@@ -27,6 +27,7 @@ MAP = "viridis"  # evenly perceived, and in grey
 DECADES = 1.0  # a range of values above this many decades is drawn on a logarithmic scale
 LEVELS = 24
 INVALID = "not finite"
+LABELS = {"ratio": "|smallest / largest eigenvalue|"}  # of values whose names do not say enough
 _HATCHED = {"facecolor": "#DDDDDD", "edgecolor": GREY, "hatch": "///", "linewidth": 0}
 
 
@@ -91,7 +92,7 @@ def contour_figure(
     norm = _norm(z[finite], log)
     if finite.any():
         filled = _draw_contours(axes, surface, name, norm)
-        figure.colorbar(filled, ax=axes, label=name, format="%.3g")
+        figure.colorbar(filled, ax=axes, label=LABELS.get(name, name), format="%.3g")
         _mark_minimum(axes, surface, name)
     _hatch_invalid(axes, surface, ~finite)
     if path is not None:
@@ -138,7 +139,9 @@ def panels_figure(
         axes.set_xlabel(next(iter(a)) if len(a) == 1 else "a")
     for axes in panels[:, 0]:
         axes.set_ylabel(next(iter(b)) if len(b) == 1 else "b")
-    figure.colorbar(ScalarMappable(norm, MAP), ax=panels, label=name, format="%.3g")
+    figure.colorbar(
+        ScalarMappable(norm, MAP), ax=panels, label=LABELS.get(name, name), format="%.3g"
+    )
     return figure
 
 
@@ -151,7 +154,7 @@ def heat_figure(
     finite = np.isfinite(z)
     if finite.any():
         drawn = _draw_cells(axes, surface, name, _norm(z[finite], log))
-        figure.colorbar(drawn, ax=axes, label=name, format="%.3g")
+        figure.colorbar(drawn, ax=axes, label=LABELS.get(name, name), format="%.3g")
     _hatch_invalid(axes, surface, ~finite)
     return _finish(figure, axes, surface, title)
 

@@ -83,6 +83,7 @@ def _values(
     make: Task,
 ) -> None:
     started = time.time()
+    has_eigenvalues = isinstance(config, TrackConfig) and config.eigenvalues
 
     def check() -> None:
         check_output(config, "")
@@ -108,18 +109,18 @@ def _values(
         else:
             plan, trials = _planned(config, mesh, ev, task, test)
             record.how = {"points": dataclasses.asdict(plan)}
-            if getattr(config, "eigenvalues", False):
+            if has_eigenvalues:
                 estimate = maps.planned(config, mesh, ev)
                 record.product_plan, record.place = estimate.plan, estimate.place
             _estimate(task, plan, trials, mesh, ev, sys.stderr)
         job = _job(task, plan, ev, test)
-        if getattr(config, "curve", "straight") != "straight":
+        if isinstance(config, InterpolateConfig) and config.curve != "straight":
 
             def job_of(task: PointTask) -> Job:
                 return _job(task, plan, ev, test)
 
             job = curves.search(config, arguments, record, saved, stop, job_of)
-        if getattr(config, "eigenvalues", False):
+        if has_eigenvalues:
             job = _with_eigenvalues(job, maps.rows_along(config, ev, task.points, record))
         run(record, job, stop, saved and saved.progress)
         if world.rank == 0:
