@@ -8,6 +8,8 @@ of both are computed afterwards, and values compared.
     python benchmarks/map_products.py --network digits --grid 9
     python benchmarks/map_products.py --network digits --grid 51 --paths 8    # evenly spread
     python benchmarks/map_products.py --network mnist --grid 9 --data-root DATA --checkpoint c.pt
+    python benchmarks/map_products.py --network resnet20 --data-root cifar10.npz --checkpoint c.pt \
+        --no-batchnorm --no-shortcut --dtype float32 --samples 64 --paths 2 --length 5
 """
 
 from __future__ import annotations
@@ -61,9 +63,11 @@ def cold(operator: hs.SymmetricOperator, tol: float, seed: int) -> tuple[list, l
 
 
 def problem(args: argparse.Namespace) -> hs.Evaluator:
-    name = {"digits": "mlp-64-20-10", "mnist": "mlp-784-20-10"}[args.network]
-    data = zoo.load_dataset(args.network, data_root=args.data_root, limit=args.samples)
-    model = zoo.model_for(data, name, args.activation, 0)
+    name = {"digits": "mlp-64-20-10", "mnist": "mlp-784-20-10"}.get(args.network, args.network)
+    dataset = "arrays" if args.network == "resnet20" else args.network
+    data = zoo.load_dataset(dataset, data_root=args.data_root, limit=args.samples)
+    parts = {"shortcut": not args.no_shortcut, "batchnorm": not args.no_batchnorm}
+    model = zoo.model_for(data, name, args.activation, 0, **parts)
     if args.checkpoint:
         zoo.load_checkpoint(model, args.checkpoint)
     else:  # some steps towards a minimum, the same everywhere
@@ -72,18 +76,23 @@ def problem(args: argparse.Namespace) -> hs.Evaluator:
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(data.tensors[0]), data.tensors[1]).backward()
             optimizer.step()
-    return hs.Evaluator(model, nn.CrossEntropyLoss(), data.tensors, dtype=torch.float64)
+    dtype = getattr(torch, args.dtype)
+    return hs.Evaluator(model, nn.CrossEntropyLoss(), data.tensors, dtype=dtype)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--network", choices=("digits", "mnist"), default="digits")
+    parser.add_argument("--network", choices=("digits", "mnist", "resnet20"), default="digits")
     parser.add_argument("--activation", choices=("tanh", "relu"), default="tanh")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--grid", type=int, default=9)
     parser.add_argument("--paths", type=int, help="look at so many only")
+    parser.add_argument("--length", type=int, help="look at so many points of each path only")
+    parser.add_argument("--no-batchnorm", action="store_true", help="of resnet20")
+    parser.add_argument("--no-shortcut", action="store_true", help="of resnet20")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
     parser.add_argument("--span", type=float, default=1.0)
     parser.add_argument("--tol", type=float, nargs="+", default=[1e-5])
     args = parser.parse_args()
@@ -96,9 +105,10 @@ def main() -> None:
     paths = segments((args.grid, args.grid), LENGTH)
     if args.paths:
         paths = [paths[i] for i in np.linspace(0, len(paths) - 1, args.paths).astype(int)]
+    paths = [path[: args.length] for path in paths]
     points = sum(map(len, paths))
     of = f"{points} of {args.grid} x {args.grid} points"
-    print(f"{args.network} {args.activation}, n = {ev.n}, {of}")
+    print(f"{args.network} {args.activation}, n = {ev.n}, {args.dtype}, {of}")
     print(
         "| tolerance | ours, cold | ours, warm | SciPy | ours / SciPy | worst residuals | values |"
     )
@@ -119,7 +129,7 @@ def row(ev: hs.Evaluator, task, plan: hs.ProductPlan, tol: float, paths: list[li
             counts.append((alone.products, found.products, spent))
             true = (
                 operator.products(found.vectors)
-                - found.vectors * torch.tensor(found.values)[:, None]
+                - found.vectors * torch.tensor(found.values).to(ev.dtype)[:, None]
             )
             scale = np.abs(found.values).max()
             ours = true.norm(dim=1).max().item() / scale
