@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
@@ -16,6 +17,19 @@ from hessian_spectrum.errors import InputError, is_out_of_memory
 
 if TYPE_CHECKING:
     from hessian_spectrum.evaluator import Evaluator
+
+
+def vector_of(theta: Any, n: int) -> Tensor:
+    """A tensor; arrays and lists of numbers are made into one."""
+    if isinstance(theta, Tensor):
+        return theta
+    try:
+        return torch.from_numpy(np.array(theta, dtype=np.float64))
+    except (TypeError, ValueError):
+        raise InputError(
+            f"theta is a {type(theta).__name__}; expected a parameter vector of shape ({n},), such "
+            "as Evaluator.theta after zoo.load_checkpoint"
+        ) from None
 
 
 def finite_parameters(model: nn.Module) -> None:

@@ -401,7 +401,7 @@ class InterpolateConfig(ValuesConfig):
             )
         if self.by_distance and len(self.between) > 2:
             raise InputError("--by-distance is for a line: name two checkpoints by --between")
-        ascending(self, "low", "high")
+        ascending(self, "low", "high", num_points=self.num_points)
         positive(self, "num_bends", "num_steps", "points_per_step")
         seeds(self, "seed")
         above_zero(self, "lr")
@@ -460,10 +460,17 @@ class PlaneConfig(PointsConfig):
                 f"--directions names {len(self.directions)}; expected one, or two for a plane: "
                 "--directions random random"
             )
+        across = [n for n in ("y_points", "y_low", "y_high") if getattr(self, n) is not None]
+        if self.is_line and across:
+            name, value = across[0].replace("_", "-"), getattr(self, across[0])
+            raise InputError(f"--{name} {value}: there is one direction; name two by --directions")
         (x_low, x_high, _), *_ = self.axes(WINDOW, WINDOW)
         is_plane = "components" in self.directions  # whose other ends are not known yet
-        ascending(self, "x_low", "x_high", *(() if is_plane else WINDOW))
-        ascending(self, "y_low", "y_high", *(() if is_plane else (x_low, x_high)))
+        x_points, y_points = self.shape
+        ends = () if is_plane else WINDOW
+        ascending(self, "x_low", "x_high", *ends, num_points=x_points)
+        ends = () if is_plane else (x_low, x_high)
+        ascending(self, "y_low", "y_high", *ends, num_points=y_points)
 
     def _check_components(self) -> None:
         if self.directions != ("components",) or len(self.checkpoints) < 3:
@@ -489,7 +496,11 @@ class PlaneConfig(PointsConfig):
         return self.x_points, 1 if self.is_line else y_points
 
     def axes(self, *defaults: tuple[float, float]) -> list[tuple[float, float, int]]:
-        """(first, last, points) along each direction; ``defaults``: the ends that were left out."""
+        """(first, last, points) along each direction; ``defaults``: the ends that were left out.
+
+        A single point, where no end is given, is the origin.
+        """
+        defaults = [(0.0, 0.0) if count == 1 else ends for ends, count in zip(defaults, self.shape)]
         given = [(self.x_low, self.x_high), (self.y_low, self.y_high)]
         if "components" not in self.directions:
             given[1] = tuple(x if y is None else y for x, y in zip(*given))

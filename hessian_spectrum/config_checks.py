@@ -15,8 +15,8 @@ def size_in_bytes(text: str) -> int:
         size = int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
     except (TypeError, ValueError):
         size = 0
-    if size < 1:
-        raise InputError(f"--memory {text!r}: expected a size such as 500MiB or 4GiB")
+    if size < 2**20:
+        raise InputError(f"--memory {text!r}: expected a size such as 500MiB or 4GiB, 1MiB or more")
     return size
 
 
@@ -41,14 +41,20 @@ def finite(config: Any, *names: str) -> None:
             raise InputError(f"--{dashed(name)} {value}: expected a finite number, 0 or more")
 
 
-def ascending(config: Any, low: str, high: str, *defaults: float) -> None:
-    """``defaults``: for ends that are None; without any, two given ends are compared."""
+def ascending(
+    config: Any, low: str, high: str, *defaults: float, num_points: int | None = None
+) -> None:
+    """``defaults``: for ends that are None; without any, two given ends are compared. A single
+    point may have equal ends."""
     ends = [getattr(config, low), getattr(config, high)]
     ends = [d if e is None else e for e, d in zip(ends, defaults or (None, None))]
-    if None not in ends and not -math.inf < ends[0] <= ends[1] < math.inf:
+    if None in ends:
+        return
+    equal = ends[0] == ends[1] and num_points == 1
+    if not (-math.inf < ends[0] < ends[1] < math.inf or (equal and math.isfinite(ends[0]))):
         raise InputError(
             f"--{dashed(low)} {ends[0]} and --{dashed(high)} {ends[1]}: expected finite numbers, "
-            "the first not above the last"
+            "the first below the last"
         )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hessian_spectrum.errors import InputError
+from hessian_spectrum.errors import InputError, require_whole
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.findings import DirectionVectors
 from hessian_spectrum.layout import Layout
@@ -95,6 +95,8 @@ def random(
             LayerNorm and GroupNorm layers. Those that are not ignored are normalized as one tensor
             each: they have no filters. Li et al.'s code ignores both, or sets d = theta there.
     """
+    require_whole(1, count=count)
+    require_whole(0, seed=seed, first=first)
     theta = ev.checked(theta)
     whole = Layout.of_size(ev.n)  # every rank needs all entries
     rows = gaussian_probes(whole, range(first, first + count), seed, torch.float64, ev.device)
@@ -172,7 +174,9 @@ def eigenvectors(
 def differences(ev: Evaluator, others: Sequence[Tensor], theta: Tensor | None = None) -> Directions:
     """other - theta for each: coordinate 1 along a direction is that parameter vector."""
     theta = ev.checked(theta)
-    vectors = torch.stack([ev.checked(other) - theta for other in others])
+    if not len(others):
+        raise InputError("others is empty; expected one parameter vector or more")
+    vectors = torch.stack([ev.given(other, "one of others") - theta for other in others])
     recipes = tuple({"kind": "difference", "index": i} for i in range(len(others)))
     return Directions(theta, vectors, recipes)
 
@@ -180,9 +184,12 @@ def differences(ev: Evaluator, others: Sequence[Tensor], theta: Tensor | None = 
 def of_vectors(
     ev: Evaluator, vectors: Tensor, theta: Tensor | None = None, kind: str = "given"
 ) -> Directions:
-    """Any vectors, (k, n), as they are."""
+    """Any vectors, (k, n) or (n,), as they are: tensors or arrays."""
     theta = ev.checked(theta)
-    vectors = torch.stack([ev.checked(row) for row in torch.atleast_2d(vectors)])
+    rows = vectors if np.ndim(vectors) > 1 or isinstance(vectors, (list, tuple)) else [vectors]
+    if not len(rows):
+        raise InputError("vectors is empty; expected one direction or more")
+    vectors = torch.stack([ev.given(row, "a direction") for row in rows])
     return Directions(
         theta, vectors, tuple({"kind": kind, "index": i} for i in range(len(vectors)))
     )

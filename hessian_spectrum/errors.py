@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+from typing import Any
+
 
 class InputError(ValueError):
     """Input that cannot be used: says what was got, what was expected and what to do.
@@ -13,6 +16,13 @@ class InputError(ValueError):
 
 class Warned(UserWarning):
     """Something that the user should know; the command line prints it on one line."""
+
+
+def require_whole(least: int, **values: Any) -> None:
+    """InputError unless these are whole numbers, Python's or NumPy's, of at least that size."""
+    for name, value in values.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise InputError(f"{name}={value!r}: expected a whole number, {least} or more")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

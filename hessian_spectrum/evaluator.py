@@ -325,6 +325,7 @@ class Evaluator:
         """``theta`` on the device, a copy; the model's own if it is None."""
         if theta is None:
             return self.theta
+        theta = checks.vector_of(theta, self.n)
         if theta.shape[-1:] != (self.n,) or theta.ndim > 1 + many:
             raise InputError(
                 f"theta has shape {tuple(theta.shape)}; expected ({self.n},)"
@@ -332,6 +333,12 @@ class Evaluator:
             )
         # A copy: what is computed at theta must not change when the caller's tensor does.
         return theta.detach().to(self.device, self.dtype, copy=True)
+
+    def given(self, theta: Tensor, name: str = "theta") -> Tensor:
+        """As ``checked``; None, such as from a dictionary that has no such network, is refused."""
+        if theta is None:
+            raise InputError(f"{name} is None; expected a parameter vector of shape ({self.n},)")
+        return self.checked(theta)
 
     def parts(
         self,

@@ -7,6 +7,7 @@ Each function gives (p, k): row i are the weights of k vectors in point i, so th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 
@@ -95,10 +96,33 @@ def grid(*axes: Sequence[float]) -> Array:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
 
 
+def coordinates(axis: Sequence[float] | int, low: float, high: float, name: str) -> Array:
+    """The coordinates themselves, ascending, or how many, evenly spread from low to high."""
+    if isinstance(axis, Integral) and not isinstance(axis, bool):
+        if axis < 1:
+            raise InputError(f"{name} has {axis} points; expected 1 or more")
+        return window(low, high, int(axis))
+    try:
+        found = np.asarray(axis, dtype=np.float64)
+    except (TypeError, ValueError):
+        found = np.empty(())
+    if isinstance(axis, str) or found.ndim != 1 or not found.size or not np.isfinite(found).all():
+        raise InputError(
+            f"{name}={axis!r}: expected a whole number of points, or finite coordinates in a row"
+        )
+    if (np.diff(found) <= 0).any():
+        raise InputError(f"{name} is not ascending; sort its coordinates, each once")
+    return found
+
+
 def window(start: float, stop: float, num_points: int) -> Array:
     """Evenly spread alpha from start to stop, both included; a single point is the start."""
     if num_points < 1:
         raise InputError(f"num_points={num_points}: expected 1 or more")
+    if num_points > 1 and not -np.inf < start < stop < np.inf:
+        raise InputError(
+            f"{num_points} points from {start} to {stop}: expected two finite ends, ascending"
+        )
     return np.linspace(start, stop, num_points)
 
 

@@ -62,8 +62,8 @@ def save(
     is_surface = isinstance(result, Surface)
     if not is_surface and (view is not None or out.suffix in (".html", ".vts")):
         raise InputError(
-            f"{f'--view {view}' if view else out} is for a surface, and this is a {kind} along a "
-            "line; leave it out"
+            f"{f'--view {view}' if view else out} is for a surface, and this is a {kind}"
+            f"{' along a line' if kind == 'surface' else ''}; leave it out"
         )
     if view is not None and view not in VIEWS:
         raise InputError(f"--view {view} of a surface: expected one of {', '.join(VIEWS)}")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import tyro
 
+from hessian_spectrum.endings import say
 from hessian_spectrum.errors import InputError
 
 Query = Literal[
@@ -165,10 +166,14 @@ def plot(config: PlotConfig) -> None:
         kinds = (*plotting.VIEWS_OF, *pictures.KINDS)
         key = config.result or next((kind for kind in kinds if kind in run), kinds[0])
         result = _stored(run, key)
+        _say_unfinished(run)
         if config.beside:
             _view_options(config, config.view or "contour")
             results = [result, *(_result_of(file, key) for file in config.beside)]
             surfaces = dict(zip(_titles([config.file, *config.beside]), results))
+            for file in config.beside:
+                with store.open(file) as other:
+                    _say_unfinished(other)
             pictures.save_beside(surfaces, out, config.view, config.value)
             print(f"written to {out}")
             return
@@ -191,6 +196,14 @@ def plot(config: PlotConfig) -> None:
         figure = views[view](result, title=_title(run), **options)
         plotting.save_figure(figure, out)
     print(f"written to {out}")
+
+
+def _say_unfinished(run: Any) -> None:
+    if not run.finished:
+        say(
+            f"{run.path} is not finished: its picture shows what there is, and points that are not "
+            "computed yet as those without a finite value"
+        )
 
 
 def _result_of(file: Path, key: str) -> Any:
@@ -271,4 +284,5 @@ def _title(run: Any) -> str:
         config.get("problem") or ""
     )
     operator = config.get("operator", "hessian")
-    return what if operator == "hessian" else f"{what}, {operator}"
+    words = [what, *([] if operator == "hessian" else [operator])]
+    return ", ".join([*words, *([] if run.finished else ["not finished"])])

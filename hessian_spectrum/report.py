@@ -136,17 +136,24 @@ def values(result: Curve | Surface | Trajectory, center: dict[str, float]) -> st
         finite = array[np.isfinite(array)]
         if not finite.size:
             continue
-        lowest = np.unravel_index(np.where(np.isfinite(array), array, np.inf).argmin(), array.shape)
+        if name == "converged":
+            open_ = int((finite == 0).sum())
+            lines += [f"not converged            {open_} points"] if open_ else []
+            continue
+        best, sign = ("largest", -1) if name.endswith("accuracy") else ("smallest", 1)
+        lowest = np.unravel_index(
+            np.where(np.isfinite(array), sign * array, np.inf).argmin(), array.shape
+        )
         place = ", ".join(
             f"{axis} = {getattr(result, axis)[i]:.4g}" for axis, i in zip(axes, lowest)
         )
         label = name.replace("_", " ")
+        lines.append(f"{label:<24} {finite.min():.6g} to {finite.max():.6g}   ({best} at {place})")
+    if hasattr(result, "barrier") and result.holds_ends and len(result.t) > 2:
+        first, last = result.ends
         lines.append(
-            f"{label:<24} {finite.min():.6g} to {finite.max():.6g}   (smallest at {place})"
-        )
-    if hasattr(result, "barrier") and len(result.t) > 2:
-        lines.append(
-            f"barrier of the loss      {result.barrier():.6g}   (above the line of its ends)"
+            f"barrier of the loss      {result.barrier():.6g}   (above the line between the ends, "
+            f"t = {first:.4g} and {last:.4g})"
         )
     loss = np.asarray(result.values["loss"])
     if not np.isfinite(loss).all():

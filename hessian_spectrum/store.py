@@ -91,7 +91,7 @@ def open(path: str | os.PathLike) -> Run:
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected a run file such as run.h5")
     try:
-        file = h5py.File(path, "r", locking=False)
+        file = _opened(path)
     except OSError as error:
         reason = "is truncated or damaged" if _has_signature(path) else "is not an HDF5 file"
         raise InputError(f"{path}: {reason} ({schema.one_line(error)})") from None
@@ -103,6 +103,13 @@ def open(path: str | os.PathLike) -> Run:
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         file.close()
         raise InputError(f"{path}: is damaged ({schema.one_line(error)})") from None
+
+
+def _opened(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r")  # as others in this process open it: HDF5 refuses to mix
+    except OSError:
+        return h5py.File(path, "r", locking=False)  # a file system without locks
 
 
 class Run(Mapping):

@@ -26,7 +26,7 @@ DASHES = ("-", "--", ":", "-.")
 MAP = "viridis"  # evenly perceived, and in grey
 DECADES = 1.0  # a range of values above this many decades is drawn on a logarithmic scale
 LEVELS = 24
-INVALID = "not finite"
+INVALID = "without a finite value"
 LABELS = {"ratio": "|smallest / largest eigenvalue|"}  # of values whose names do not say enough
 _HATCHED = {"facecolor": "#DDDDDD", "edgecolor": GREY, "hatch": "///", "linewidth": 0}
 
@@ -62,9 +62,7 @@ def curve_figure(
             axes.set_yscale("log")
         tidy(axes)
     first = next(iter(curves.values()))
-    panels[-1].set_xlabel(
-        "distance in parameter space" if by_distance else _coordinate(first.about.get("path"))
-    )
+    panels[-1].set_xlabel("distance in parameter space" if by_distance else _coordinate(first))
     if len(panels[0].get_lines()) > 1:
         panels[0].legend(frameon=False, fontsize=9)
     panels[0].set_title(title or described(first), loc="left", fontsize=11)
@@ -242,6 +240,9 @@ def _draw_curves(
             y = np.where(np.isfinite(curve.values[wanted]), curve.values[wanted], np.nan)
             words = " ".join(word for word in (label, wanted) if word)
             axes.plot(x, y, dashes, color=color, linewidth=1.4, label=words)
+            alone = _alone(y)  # of a line of one point nothing would be seen
+            if alone.any():
+                axes.plot(x[alone], y[alone], "o", color=color, markersize=4)
             drawn.append(y)
         bad = ~np.isfinite(curve.values[name]) if name in curve.values else np.zeros(len(x), bool)
         for place in x[bad]:
@@ -252,13 +253,21 @@ def _draw_curves(
     return drawn
 
 
-def _coordinate(path: str | None) -> str:
+def _alone(y: Array) -> Array:
+    """Points with a value between points without; (p,), true or false."""
+    known = np.pad(np.isfinite(y), 1)
+    return known[1:-1] & ~known[:-2] & ~known[2:]
+
+
+def _coordinate(curve: Curve) -> str:
+    if "directions" in curve.about:  # a surface's row
+        return _axis_name(curve, 0)
     words = {
         "linear": "alpha",
         "ray": "distance",
         "distance": "distance from theta1",
     }
-    return words.get(path, "t")
+    return words.get(curve.about.get("path"), "t")
 
 
 def _is_wide(arrays: list[Array]) -> bool:
@@ -307,7 +316,9 @@ def _draw_cells(axes: Axes, surface: Surface, name: str, norm: Normalize) -> Qua
 
 def _mark_minimum(axes: Axes, surface: Surface, name: str) -> None:
     found = surface.minimum(name)
-    axes.plot(*found.place, "*", color="white", markeredgecolor="black", markersize=11)
+    axes.plot(
+        *found.place, "*", color="white", markeredgecolor="black", markersize=11, clip_on=False
+    )
     axes.annotate(
         f"${number(found.value)}$",
         found.place,
@@ -362,7 +373,7 @@ def _finish(figure: Figure, axes: Axes, surface: Surface, title: str | None) -> 
     return figure
 
 
-def _axis_name(surface: Surface, index: int) -> str:
+def _axis_name(surface: Curve | Surface, index: int) -> str:
     """The coordinate, and what it is along."""
     recipes = surface.about.get("directions", [])
     name = ("a", "b")[index]

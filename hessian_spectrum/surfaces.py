@@ -97,20 +97,45 @@ class Curve(Evaluated):
     def minimum(self, name: str = "loss") -> Minimum:
         return _minimum(self.values[name], (self.t,))
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Where the two networks are that the path joins; of another path, its first and last t."""
+        first, last = self.about.get("ends", (self.t[0], self.t[-1]))
+        return float(first), float(last)
+
+    @property
+    def holds_ends(self) -> bool:
+        """Does the path go all the way from one end to the other?"""
+        return bool(self.t[0] <= self.ends[0] and self.ends[1] <= self.t[-1])
+
     def barrier(self, name: str = "loss", reference: str = "line") -> float:
-        """The largest rise above what the ends suggest, 0 or more; NaN if any value is not finite.
+        """The largest rise between the ends above what they suggest, 0 or more; NaN if any value
+        there is not finite.
+
+        The ends are the two networks, also of a path that goes on beyond them. Between points
+        values are taken as linear.
 
         Args:
             reference: "line": the chord between the ends' values at each t (Entezari et al. 2022);
                 "mean": the mean of the ends (Frankle et al. 2020); "max": the higher end.
+
+        Raises:
+            InputError: the path does not hold both ends.
         """
-        values = self.values[name]
-        ends = values[[0, -1]]
+        low, high = self.ends
         if reference not in ("line", "mean", "max"):
             raise InputError(f"reference={reference!r}: expected 'line', 'mean' or 'max'")
+        if not self.holds_ends:
+            raise InputError(
+                f"the networks are at t = {low:g} and {high:g}, but the path goes from "
+                f"{self.t[0]:g} to {self.t[-1]:g}; evaluate all of the way from one to the other"
+            )
+        t = np.concatenate([[low], self.t[(low < self.t) & (self.t < high)], [high]])
+        values = self.at(t, name)
         if not np.isfinite(values).all():
             return float("nan")
-        share = (self.t - self.t[0]) / ((self.t[-1] - self.t[0]) or 1.0)
+        ends = values[[0, -1]]
+        share = (t - low) / ((high - low) or 1.0)
         chord = (1 - share) * ends[0] + share * ends[1]
         level = {"line": chord, "mean": ends.mean(), "max": ends.max()}[reference]
         return float(max(0.0, (values - level).max()))

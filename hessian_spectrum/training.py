@@ -71,10 +71,10 @@ def _train(
             if result.epoch % config.every == 0 or result.epoch == config.epochs:
                 path = config.out / f"epoch-{result.epoch:04d}.pt"
                 _save(path, model, optimizer, result.epoch, config)
-                held_out = "" if test is None else f", test accuracy {result.test_accuracy:.1%}"
+                held_out = "" if test is None else f" test accuracy {result.test_accuracy:.1%}"
                 bar.write(
-                    f"{path}: loss {result.loss:.4f}, training accuracy {result.accuracy:.1%}"
-                    + held_out
+                    f"{path}: during the epoch mean loss {result.loss:.4f}, training accuracy "
+                    f"{result.accuracy:.1%}" + (held_out and f"; after it{held_out}")
                 )
 
         zoo.train(

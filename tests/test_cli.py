@@ -353,7 +353,8 @@ def test_resume_of_other_parameters_is_refused(inside, capsys):
 
 
 def test_a_second_writer_is_refused(inside):
-    command = [sys.executable, "-m", "hessian_spectrum", "density", *LONG]
+    # Minibatches of one sample: the first must still be at work when the second has started.
+    command = [sys.executable, "-m", "hessian_spectrum", "density", *LONG, "--batch-size", "1"]
     first = subprocess.Popen(command, env=_environment(), stderr=subprocess.PIPE, text=True)
     while " products in " not in first.stderr.readline():
         assert first.poll() is None

@@ -105,7 +105,7 @@ def test_a_surface_is_the_loss_on_its_grid(out, x, y):
     found = compute(surface(out, x_points=x, y_points=y, seed=3))
     ev = hs.Evaluator(**problem())
     along = hs.directions.random(ev, seed=3)
-    axes = [np.linspace(-1, 1, k) if k > 1 else np.array([-1.0]) for k in (x, y)]
+    axes = [np.linspace(-1, 1, k) if k > 1 else np.zeros(1) for k in (x, y)]
     for i, j in np.ndindex(x, y):
         a, b = axes[0][i], axes[1][j]
         theta = along.origin + a * along.vectors[0] + b * along.vectors[1]
@@ -404,6 +404,55 @@ def test_interpolations_on_the_command_line(checkpoints, tmp_path, capsys):
     assert cli.main([*distance, str(tmp_path / "distance.h5")]) == 0
     with hs.open(tmp_path / "distance.h5") as run:
         assert run["curve"].loss[1] == curve.loss[3]  # at distance 0 is the second
+
+
+def test_of_many_checkpoints_the_one_that_diverged_is_named(checkpoints, tmp_path, capsys):
+    state = torch.load(checkpoints[1], weights_only=True)
+    state["1.weight"][0, :3] = torch.nan
+    broken = str(tmp_path / "broken.pt")
+    torch.save(state, broken)
+    among = [checkpoints[0], broken, checkpoints[2]]
+    for words in (["interpolate", "--between"], ["track", "--checkpoints"]):
+        out = ["--out", str(tmp_path / "x.h5")]
+        assert cli.main([words[0], *MODEL, *words[1:], *among, *out]) == 2
+        said = capsys.readouterr().err
+        assert f"{broken}: the model's parameter 1.weight has 3 entries that are NaN" in said
+
+
+def test_networks_with_running_statistics_of_their_own_are_warned_of(tmp_path, capsys):
+    data = zoo.load_dataset("digits", limit=12)
+    for i in range(2):
+        torch.save(zoo.model_for(data, "cnn", "tanh", i).state_dict(), tmp_path / f"{i}.pt")
+    words = ["interpolate", "--model", "cnn", "--dataset", "digits", "--limit", "12"]
+    words += ["--between", str(tmp_path / "0.pt"), str(tmp_path / "1.pt"), "--num-points", "3"]
+    for mode in ("eval", "recalibrate"):
+        out = str(tmp_path / f"{mode}.h5")
+        assert cli.main([*words, "--batch-norm", mode, "--out", out]) == 0
+        assert ("--batch-norm recalibrate" in capsys.readouterr().err) == (mode == "eval")
+
+
+def test_the_picture_of_an_unfinished_surface_says_so(out, tmp_path, capsys):
+    with pytest.raises(Interrupted):
+        compute(surface(out, seed=3), StopAfter(out, 8))
+    assert cli.main(["plot", str(out), "--out", str(tmp_path / "x.svg")]) == 0
+    assert f"{out} is not finished" in capsys.readouterr().err
+    assert cli.main([*SURFACE, "--out", str(tmp_path / "whole.h5")]) == 0
+    capsys.readouterr()
+    assert cli.main(["plot", str(tmp_path / "whole.h5"), "--out", str(tmp_path / "y.svg")]) == 0
+    assert "not finished" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--directions", "random", "--y-points", "3"], "--y-points 3: there is one direction"),
+        (["--x-low", "1", "--x-high", "1"], "--x-low 1.0 and --x-high 1.0: expected"),
+        (["--memory", "4"], "--memory '4': expected a size such as"),
+    ],
+)
+def test_options_without_an_effect_or_a_sense_are_refused(options, said, tmp_path, capsys):
+    assert cli.main([*SURFACE, *options, "--out", str(tmp_path / "x.h5")]) == 2
+    assert said in capsys.readouterr().err
 
 
 CURVE = {"curve": "bezier", "num_points": 5, "num_steps": 6, "lr": 0.05, "seed": 2}

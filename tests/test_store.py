@@ -292,6 +292,15 @@ def test_foreign_files_are_refused_by_name_with_the_reason(path, tmp_path):
     refused(f"{path}: .*not written by hessian_spectrum", store.open, path)
 
 
+def test_a_file_may_be_open_in_h5py_too(path):
+    """HDF5 refuses to open a file twice in a process with other settings of its locks."""
+    store.save(path, some_measure())
+    with h5py.File(path), store.open(path) as run:
+        assert "density" in run
+    with store.open(path), h5py.File(path) as file:
+        assert "density" in file
+
+
 def test_a_newer_schema_is_refused(path):
     store.save(path, some_measure())
     with h5py.File(path, "r+") as file:

@@ -42,7 +42,7 @@ def test_every_view_is_drawn_and_saved(broken, tmp_path):
         assert (tmp_path / f"{i}.png").stat().st_size > 10_000
         title = figure.axes[0].get_title(loc="left")
         assert "11 samples, n = 83; BatchNorm: recalibrate" in title
-        assert ("2 points not finite" in title) == broken
+        assert ("2 points without a finite value" in title) == broken
     labels = surface_views.contour_figure(surface).axes[0]
     assert labels.get_xlabel() == "a: random, filter-normalized, seed 3 direction"
 
@@ -67,7 +67,10 @@ def test_panels_of_several_surfaces_share_their_colours(cells):
     panels = [axes for axes in figure.axes if axes.get_title(loc="left")]
     titles = [axes.get_title(loc="left").split("\n") for axes in panels]
     assert titles[0] == ["deep", "11 samples, n = 83; BatchNorm: recalibrate"]
-    assert titles[1:] == [["flat", "1 points not finite"], ["lost", "4 points not finite"]]
+    assert titles[1:] == [
+        ["flat", "1 points without a finite value"],
+        ["lost", "4 points without a finite value"],
+    ]
     assert panels[0].get_ylabel() == "b"  # they are along different directions
     alike = surface_views.panels_figure({"one": deep, "other": deep}, cells=cells).axes
     assert [axes.get_xlabel()[:9] for axes in alike[:2]] == 2 * ["a: random"]

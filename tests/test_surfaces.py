@@ -115,6 +115,23 @@ def test_barriers_are_above_the_chord_the_mean_or_the_higher_end():
     assert np.isnan(curve.at(1.5))
 
 
+def test_a_barrier_is_between_the_networks_wherever_the_path_begins_and_ends():
+    def curve(*t):
+        t = np.array(t)
+        loss = np.where((t < 0) | (t > 1), 99.0, 1 + t - 4 * t * (t - 1))
+        return Curve(t, t, {"loss": loss}, {"ends": [0.0, 1.0]})
+
+    assert curve(0, 0.5, 1).barrier() == 1.0
+    assert curve(-1, 0, 0.5, 1, 1.5).barrier() == 1.0
+    assert curve(-1, 0, 1, 2).barrier() == 0.0
+    for zoom in (curve(0, 0.5), curve(0.5, 1), curve(0.9, 1.1)):
+        assert not zoom.holds_ends
+        with pytest.raises(hs.InputError, match="networks are at t = 0 and 1"):
+            zoom.barrier()
+    broken = Curve([-1, 0, 0.5, 1], range(4), {"loss": [np.inf, 1, 3, 1]}, {"ends": [0.0, 1.0]})
+    assert broken.barrier() == 2.0
+
+
 def test_basins_end_where_the_level_is_reached():
     s = np.arange(7.0)
     curve = Curve(s, s, {"loss": [5, 1, 0, 1, 3, 0, 9]})
@@ -348,6 +365,31 @@ def test_weights_of_curves():
         (lambda ev, d: hs.bilinear(ev, [ev.theta] * 3), "3 parameter vectors; expected 4"),
         (lambda ev, d: hs.interpolate(ev, ev.theta, torch.ones(3)), r"expected \(83,\)"),
         (lambda ev, d: hs.by_distance(ev, ev.theta, ev.theta, [1.0]), "are equal"),
+        (lambda ev, d: hs.by_distance(ev, ev.theta, 2 * ev.theta, 3), "distances in a row"),
+        (lambda ev, d: hs.by_distance(ev, ev.theta, 2 * ev.theta, [1, 0]), "not ascending"),
+        (lambda ev, d: hs.interpolate(ev, ev.theta, 2 * ev.theta, 5.0), "alpha=5.0: expected a"),
+        (lambda ev, d: hs.interpolate(ev, ev.theta, 2 * ev.theta, "5"), "alpha='5': expected a"),
+        (lambda ev, d: hs.interpolate(ev, ev.theta, 2 * ev.theta, True), "whole number of points"),
+        (lambda ev, d: hs.interpolate(ev, ev.theta, ev.theta, alpha=[0, 1, 0.5]), "not ascending"),
+        (lambda ev, d: hs.interpolate(ev, ev.theta, ev.theta, alpha=[]), "expected a whole number"),
+        (lambda ev, d: hs.interpolate(ev, ev.theta, ev.theta, window=(1, 0)), "two finite ends"),
+        (lambda ev, d: hs.interpolate(ev, ev.theta, None), "vector 1 is None"),
+        (lambda ev, d: hs.interpolate(ev, ev.theta, "net.pt"), "theta is a str"),
+        (lambda ev, d: hs.bilinear(ev, [ev.theta] * 4, [1, 0], 2), "axis 0 is not ascending"),
+        (lambda ev, d: hs.surface(ev, d, 5.0), "grid=5.0: expected a whole number"),
+        (lambda ev, d: hs.surface(ev, d[:1], None), "grid=None: expected a whole number"),
+        (lambda ev, d: hs.surface(ev, 0 * ev.theta, 3), "direction 0 is zero"),
+        (lambda ev, d: hs.surface(ev, torch.stack([ev.theta, -3 * ev.theta]), 3), "are parallel"),
+        (lambda ev, d: hs.random_planes(ev, num_planes=-1), "num_planes=-1"),
+        (lambda ev, d: directions.random(ev, count=0), "count=0: expected a whole number"),
+        (lambda ev, d: directions.random(ev, seed=1.5), "seed=1.5: expected a whole number"),
+        (lambda ev, d: directions.differences(ev, []), "others is empty"),
+        (lambda ev, d: hs.family_of_lines(ev, [ev.theta, 2 * ev.theta], "3"), "reach='3'"),
+        (lambda ev, d: hs.find_asymmetric(ev, distance=[0.0, 1.0]), "lengths above 0"),
+        (lambda ev, d: hs.find_asymmetric(ev, distance=[1.0], num_steps=-2), "num_steps=-2"),
+        (lambda ev, d: hs.connect(ev, ev.theta, 2 * ev.theta, num_steps=2.5), "num_steps=2.5"),
+        (lambda ev, d: hs.connect(ev, ev.theta, 2 * ev.theta, lr=-1), "lr=-1: expected a finite"),
+        (lambda ev, d: hs.functional_distances(ev, {"a": ev.theta, "b": None}), "'b' is None"),
         (lambda ev, d: hs.along_ray(ev, ev.theta, 0 * ev.theta, [1.0]), "direction is zero"),
         (lambda ev, d: Surface([0.0], [0.0], {"loss": [1.0]}).values["x"], "points has values"),
     ],
@@ -372,3 +414,22 @@ def test_a_task_can_be_handed_out_in_ranges():
     joined = {name: np.concatenate([parts[i][name] for i in sorted(parts)]) for name in parts[0]}
     expected = hs.interpolate(ev, ev.theta, 2 * ev.theta, 20, plan=plan)
     assert np.array_equal(task.finish(joined).loss, expected.loss)
+
+
+def test_numbers_and_vectors_of_numpy_are_taken_like_pythons_and_torchs():
+    ev = evaluator()
+    theta, other = ev.theta, 2 * ev.theta
+    for count in (5, np.int64(5), np.array(5)[()]):
+        assert len(hs.interpolate(ev, theta, other, count).t) == 5
+        assert hs.surface(ev, directions.random(ev), count).shape == (5, 5)
+    curve = hs.interpolate(ev, theta.numpy(), other.tolist(), 3)
+    assert np.array_equal(curve.loss, hs.interpolate(ev, theta, other, 3).loss)
+    vectors = directions.random(ev).vectors
+    for given in (vectors.numpy(), list(vectors), list(vectors.numpy())):
+        found = hs.surface(ev, given, 3)
+        assert np.array_equal(found.loss, hs.surface(ev, vectors, 3).loss)
+    walked = hs.along_trajectory(ev, [theta.numpy(), 1.5 * theta.numpy(), other.numpy()])
+    again = hs.along_trajectory(ev, [theta, 1.5 * theta, other])
+    assert np.array_equal(walked.values["loss"], again.values["loss"])
+    row = hs.surface(ev, directions.random(ev, count=1), [0, 1, 2])
+    assert np.array_equal(row.a, [0, 1, 2])

@@ -8,6 +8,7 @@ with chains of more pivots. Departures: 1. The gradient is that of all the data,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum import paths
-from hessian_spectrum.errors import InputError
+from hessian_spectrum.errors import InputError, require_whole
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.point_tasks import PointTask, compute, described, edges
 from hessian_spectrum.points import Points
@@ -62,9 +63,8 @@ def start(
     """Bends spread evenly over the straight line."""
     if kind not in _WEIGHTS:
         raise InputError(f"kind={kind!r}: expected one of {', '.join(_WEIGHTS)}")
-    if num_bends < 1:
-        raise InputError(f"num_bends={num_bends}: expected 1 or more")
-    ends = torch.stack([ev.checked(theta0), ev.checked(theta1)])
+    require_whole(1, num_bends=num_bends)
+    ends = torch.stack([ev.given(theta0, "theta0"), ev.given(theta1, "theta1")])
     inner = np.linspace(0, 1, num_bends + 2)[1:-1]
     bends = Points(ends, paths.linear(inner)).rows(0, num_bends)
     return Bends(kind, ends, bends, torch.zeros_like(bends), torch.zeros_like(bends))
@@ -150,6 +150,10 @@ def connect(
 
     Cost: num_steps * num_samples gradients and losses, then num_points losses.
     """
+    require_whole(0, num_steps=num_steps, seed=seed)
+    require_whole(1, num_samples=num_samples, num_points=num_points)
+    if not 0 < lr < math.inf:
+        raise InputError(f"lr={lr!r}: expected a finite number above 0")
     state = state or start(ev, theta0, theta1, kind, num_bends)
     while state.num_steps < num_steps:
         state = step(ev, state, lr, num_samples, seed)

@@ -75,7 +75,7 @@ def functional_distances(
     names = list(networks)
     if len(names) < 2:
         raise InputError(f"{len(names)} networks; expected two or more")
-    points = Points.of([ev.checked(networks[name]) for name in names])
+    points = Points.of([ev.given(networks[name], repr(name)) for name in names])
     found = functional_values(ev, points, points, of=of)
     return FunctionalDistances(np.array(names), **found, about=described(ev, of=of))
 
@@ -95,8 +95,8 @@ def functional_path(
     Values: "distance_to_start", "distance_to_end", "disagreement_with_start",
     "disagreement_with_end".
     """
-    ends = torch.stack([ev.checked(theta0), ev.checked(theta1)])
-    t = paths.window(0.0, 1.0, num_points) if alpha is None else np.asarray(alpha, float)
+    ends = torch.stack([ev.given(theta0, "theta0"), ev.given(theta1, "theta1")])
+    t = paths.coordinates(num_points if alpha is None else alpha, 0.0, 1.0, "alpha")
     points = Points(ends, paths.linear(t))
     plan = plan or point_planner.plan(ev, points)[0]
     found = functional_values(ev, points, Points.of(ends), plan=plan, of=of)

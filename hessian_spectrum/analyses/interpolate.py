@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from hessian_spectrum.point_tasks import PointTask, Values, compute, described, 
 from hessian_spectrum.points import Points
 from hessian_spectrum.surfaces import Curve, Surface, chain_length, plane_positions
 
+Axis = Sequence[float] | int
 Window = tuple[float, float]
 
 
@@ -31,9 +33,9 @@ def linear_task(
     alpha: Sequence[float] | None = None,
     window: Window = (0.0, 1.0),
 ) -> PointTask:
-    alpha = _axis(num_points if alpha is None else alpha, *window)
+    alpha = paths.coordinates(num_points if alpha is None else alpha, *window, "alpha")
     vectors = _vertices(ev, [theta0, theta1])
-    return _curve_task(ev, vectors, alpha, paths.linear(alpha), path="linear")
+    return _curve_task(ev, vectors, alpha, paths.linear(alpha), path="linear", ends=[0.0, 1.0])
 
 
 def interpolate(
@@ -65,8 +67,9 @@ def distance_task(
 ) -> PointTask:
     vectors = _vertices(ev, [theta0, theta1])
     length = float(np.sqrt(edges(vectors)[0, 0]))
-    distance = np.asarray(distance, float)
-    return _curve_task(ev, vectors, distance, paths.ray(distance, length), path="distance")
+    distance = _distances(distance)
+    weights = paths.ray(distance, length)
+    return _curve_task(ev, vectors, distance, weights, path="distance", ends=[0.0, length])
 
 
 def by_distance(
@@ -90,7 +93,7 @@ def ray_task(
     length = vectors[1].double().norm().item()
     if not length > 0:
         raise InputError("the direction is zero; expected a vector with a length")
-    distance = np.asarray(distance, float)
+    distance = _distances(distance)
     weights = np.column_stack([np.ones_like(distance), distance / length])
     return _curve_task(ev, vectors, distance, weights, path="ray")
 
@@ -102,9 +105,8 @@ def along_ray(
     return compute(ev, ray_task(ev, theta, direction, distance), **options)
 
 
-def bilinear_task(
-    ev: Evaluator, corners: Sequence[Tensor], alpha: Sequence[float], beta: Sequence[float]
-) -> PointTask:
+def bilinear_task(ev: Evaluator, corners: Sequence[Tensor], alpha: Axis, beta: Axis) -> PointTask:
+    alpha, beta = _axes(alpha, beta)
     weights = paths.bilinear(*paths.grid(alpha, beta).T)
     return _surface_task(ev, _vertices(ev, corners, 4), (alpha, beta), weights, "bilinear")
 
@@ -112,8 +114,8 @@ def bilinear_task(
 def bilinear(
     ev: Evaluator,
     corners: Sequence[Tensor],
-    alpha: Sequence[float] | int = 25,
-    beta: Sequence[float] | int = 25,
+    alpha: Axis = 25,
+    beta: Axis = 25,
     **options: Any,
 ) -> Surface:
     """Values between four parameter vectors (``paths.bilinear``); a is alpha, b is beta.
@@ -122,12 +124,13 @@ def bilinear(
         corners: theta0, theta1, theta2, theta3 at (alpha, beta) = (0, 0), (1, 0), (0, 1), (1, 1).
         alpha, beta: coordinates, or how many from 0 to 1.
     """
-    return compute(ev, bilinear_task(ev, corners, _axis(alpha), _axis(beta)), **options)
+    return compute(ev, bilinear_task(ev, corners, alpha, beta), **options)
 
 
 def barycentric_task(
-    ev: Evaluator, corners: Sequence[Tensor], alpha: Sequence[float], beta: Sequence[float]
+    ev: Evaluator, corners: Sequence[Tensor], alpha: Axis, beta: Axis
 ) -> PointTask:
+    alpha, beta = _axes(alpha, beta)
     weights = paths.barycentric(*paths.grid(alpha, beta).T)
     return _surface_task(ev, _vertices(ev, corners, 3), (alpha, beta), weights, "barycentric")
 
@@ -135,8 +138,8 @@ def barycentric_task(
 def barycentric(
     ev: Evaluator,
     corners: Sequence[Tensor],
-    alpha: Sequence[float] | int = 25,
-    beta: Sequence[float] | int = 25,
+    alpha: Axis = 25,
+    beta: Axis = 25,
     **options: Any,
 ) -> Surface:
     """Values over the triangle of three parameter vectors (``paths.barycentric``).
@@ -146,12 +149,11 @@ def barycentric(
     Args:
         alpha, beta: coordinates, or how many from 0 to 1; all of alpha = 0 is theta0.
     """
-    return compute(ev, barycentric_task(ev, corners, _axis(alpha), _axis(beta)), **options)
+    return compute(ev, barycentric_task(ev, corners, alpha, beta), **options)
 
 
-def plane_task(
-    ev: Evaluator, corners: Sequence[Tensor], a: Sequence[float], b: Sequence[float]
-) -> PointTask:
+def plane_task(ev: Evaluator, corners: Sequence[Tensor], a: Axis, b: Axis) -> PointTask:
+    a, b = _axes(a, b, low=-0.25, high=1.25)
     grid = paths.grid(a, b)
     weights = np.column_stack([1 - grid.sum(1), grid])
     return _surface_task(ev, _vertices(ev, corners, 3), (a, b), weights, "plane")
@@ -160,8 +162,8 @@ def plane_task(
 def plane(
     ev: Evaluator,
     corners: Sequence[Tensor],
-    a: Sequence[float] | int = 25,
-    b: Sequence[float] | int = 25,
+    a: Axis = 25,
+    b: Axis = 25,
     **options: Any,
 ) -> Surface:
     """Values at theta0 + a (theta1 - theta0) + b (theta2 - theta0): the plane through three.
@@ -169,8 +171,7 @@ def plane(
     Args:
         a, b: coordinates, or how many from -0.25 to 1.25.
     """
-    axes = (_axis(axis, -0.25, 1.25) for axis in (a, b))
-    return compute(ev, plane_task(ev, corners, *axes), **options)
+    return compute(ev, plane_task(ev, corners, a, b), **options)
 
 
 def triangles(
@@ -217,11 +218,11 @@ def _curve_task(
 def _surface_task(
     ev: Evaluator,
     vectors: Tensor,
-    axes: Sequence[Sequence[float]],
+    axes: tuple[np.ndarray, np.ndarray],
     weights: np.ndarray,
     path: str,
 ) -> PointTask:
-    a, b = (np.asarray(axis, float) for axis in axes)
+    a, b = axes
     shape, about, places = (len(a), len(b)), described(ev, path=path), {}
     if len(vectors) == 3:  # the points lie in one plane
         positions = plane_positions(weights[:, 1:], edges(vectors))
@@ -238,9 +239,15 @@ def _vertices(ev: Evaluator, thetas: Sequence[Tensor], count: int = 2) -> Tensor
     """(count, n), the vectors in the evaluator's dtype and on its device."""
     if len(thetas) != count:
         raise InputError(f"{len(thetas)} parameter vectors; expected {count}")
-    return torch.stack([ev.checked(theta) for theta in thetas])
+    return torch.stack([ev.given(theta, f"vector {i}") for i, theta in enumerate(thetas)])
 
 
-def _axis(axis: Sequence[float] | int, low: float = 0.0, high: float = 1.0) -> np.ndarray:
-    """Coordinates, or how many from low to high."""
-    return paths.window(low, high, axis) if isinstance(axis, int) else np.asarray(axis, float)
+def _axes(*axes: Axis, low: float = 0.0, high: float = 1.0) -> list[np.ndarray]:
+    """Coordinates along each of two, given or spread from low to high."""
+    return [paths.coordinates(axis, low, high, f"axis {i}") for i, axis in enumerate(axes)]
+
+
+def _distances(distance: Sequence[float]) -> np.ndarray:
+    if isinstance(distance, Number):
+        raise InputError(f"distance={distance!r}: expected distances in a row, ascending")
+    return paths.coordinates(distance, 0.0, 1.0, "distance")

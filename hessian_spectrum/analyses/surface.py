@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from hessian_spectrum import directions as along
 from hessian_spectrum import paths
 from hessian_spectrum.directions import Directions
-from hessian_spectrum.errors import InputError
+from hessian_spectrum.errors import InputError, require_whole
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.point_tasks import PointTask, Values, compute, described, gram
 from hessian_spectrum.points import Points
@@ -25,6 +26,7 @@ def surface_task(ev: Evaluator, directions: Directions | Tensor, grid: Grid = 25
     if not isinstance(directions, Directions):
         directions = along.of_vectors(ev, directions)
     a, b = axes(grid, len(directions))
+    _require_plane(directions)
     coordinates = paths.grid(a, b)[:, : len(directions)]
     inner = gram(directions.vectors)
     about = described(
@@ -73,6 +75,7 @@ def random_planes(
 
     Plane i has the random directions 2 i and 2 i + 1 of the seed.
     """
+    require_whole(1, num_planes=num_planes)
     surfaces = []
     for i in range(num_planes):
         pair = along.random(
@@ -90,30 +93,43 @@ def axes(grid: Grid, count: int) -> tuple[np.ndarray, np.ndarray]:
     """
     if count not in (1, 2):
         raise InputError(f"{count} directions; expected one or two")
-    if isinstance(grid, int):
+    if _is_count(grid):
         grid = (grid,) * count
+    if isinstance(grid, str) or not hasattr(grid, "__len__"):
+        raise InputError(
+            f"grid={grid!r}: expected a whole number of points, or coordinates for each direction"
+        )
     grid = list(grid)
-    if count == 1 and grid and all(np.ndim(x) == 0 and not isinstance(x, int) for x in grid):
+    scalars = all(np.ndim(x) == 0 for x in grid)
+    if count == 1 and scalars and (len(grid) > 1 or not all(map(_is_count, grid))):
         grid = [grid]  # the coordinates themselves
     if len(grid) != count:
         raise InputError(
             f"a grid of {len(grid)} axes for {count} directions; expected one for each"
         )
-    found = [_axis(axis, i) for i, axis in enumerate(grid)]
+    found = [_axis(axis, f"axis {i}") for i, axis in enumerate(grid)]
     return (found[0], np.zeros(1)) if count == 1 else (found[0], found[1])
 
 
-def _axis(axis: Sequence[float] | int, index: int) -> np.ndarray:
-    if isinstance(axis, (int, np.integer)):
-        if axis < 1:
-            raise InputError(f"axis {index} has {axis} points; expected 1 or more")
-        return np.linspace(-1, 1, axis) if axis > 1 else np.zeros(1)
-    found = np.asarray(axis, float)
-    if found.ndim != 1 or not found.size or not np.isfinite(found).all():
-        raise InputError(f"axis {index} of shape {found.shape}; expected finite coordinates")
-    if (np.diff(found) <= 0).any():
-        raise InputError(f"axis {index} is not ascending; sort its coordinates, each once")
-    return found
+def _require_plane(directions: Directions) -> None:
+    inner = gram(directions.vectors)
+    lengths = np.sqrt(np.diagonal(inner))
+    if not (lengths > 0).all():
+        raise InputError(
+            f"direction {int(lengths.argmin())} is zero; expected vectors with a length"
+        )
+    if len(inner) == 2 and abs(inner[0, 1]) >= (1 - 1e-12) * lengths.prod():
+        raise InputError("the two directions are parallel: they span a line; give one, or others")
+
+
+def _axis(axis: Sequence[float] | int, name: str) -> np.ndarray:
+    """Coordinates, or how many from -1 to 1; a single one is the centre."""
+    end = 0.0 if _is_count(axis) and axis == 1 else 1.0
+    return paths.coordinates(axis, -end, end, name)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _positions(coordinates: np.ndarray, inner: np.ndarray) -> np.ndarray:

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hessian_spectrum import paths
 from hessian_spectrum.directions import Directions, of_vectors
-from hessian_spectrum.errors import InputError
+from hessian_spectrum.errors import InputError, require_whole
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.findings import Trajectory
 from hessian_spectrum.layout import Layout
@@ -78,6 +79,7 @@ def principal_directions(
     Raises:
         InputError: the iterates span fewer dimensions.
     """
+    require_whole(1, count=count)
     rows = iterates(thetas)
     shifted = (rows - rows[-1]).to(ev.device)
     values, vectors = _components(_gram(shifted))
@@ -95,7 +97,7 @@ def lines_task(
     ev: Evaluator, thetas: Tensor | Sequence[Tensor], reach: Sequence[float] | int = 11
 ) -> PointTask:
     rows = iterates(thetas)
-    reach = np.linspace(0.0, 2.0, reach) if isinstance(reach, int) else np.asarray(reach, float)
+    reach = paths.coordinates(reach, 0.0, 2.0, "reach")
     inner = _gram(rows - rows[-1])
     alpha, count = _along(inner), len(rows)
     length = np.sqrt(_from(inner, 0)[-1])
@@ -176,11 +178,18 @@ def random_walk(thetas: Tensor | Sequence[Tensor], seed: int = 0) -> Tensor:
 
 def iterates(thetas: Tensor | Sequence[Tensor]) -> Tensor:
     """(t, n), two or more, finite, the last one not the first."""
-    rows = thetas if isinstance(thetas, Tensor) else torch.stack([t.detach() for t in thetas])
+    if isinstance(thetas, Tensor):
+        rows = thetas
+    else:
+        rows = [torch.as_tensor(np.array(t) if isinstance(t, np.ndarray) else t) for t in thetas]
+        if len({(t.shape, t.dtype, t.device) for t in rows}) != 1:
+            raise InputError("iterates of several shapes or dtypes, or none; expected (t, n)")
+        rows = torch.stack([t.detach() for t in rows])
     if rows.ndim != 2 or len(rows) < 2:
         raise InputError(f"iterates of shape {tuple(rows.shape)}; expected (t, n) with t >= 2")
     if not rows.isfinite().all():
-        raise InputError("an iterate has NaN or infinite entries; leave those out")
+        first = int((~rows.isfinite()).any(1).nonzero()[0])
+        raise InputError(f"iterate {first} has NaN or infinite entries; leave such ones out")
     if torch.equal(rows[0], rows[-1]):
         raise InputError("the last iterate is the first: no line leads from start to end")
     return rows.detach()

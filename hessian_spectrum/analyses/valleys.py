@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum import directions as along
+from hessian_spectrum import paths
 from hessian_spectrum.directions import Directions
-from hessian_spectrum.errors import InputError
+from hessian_spectrum.errors import InputError, require_whole
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.findings import Asymmetry, AveragingBias
 from hessian_spectrum.point_tasks import described
@@ -49,11 +50,7 @@ def asymmetry(
     """
     if not isinstance(directions, Directions):
         directions = along.of_vectors(ev, directions)
-    distance = np.asarray(distance, float)
-    if distance.ndim != 1 or not distance.size or not (distance > 0).all():
-        raise InputError(f"distance={distance}: expected numbers above 0, ascending")
-    if (np.diff(distance) <= 0).any():
-        raise InputError("distance is not ascending; sort it, each number once")
+    distance = _lengths(distance)
     forward, backward = [], []
     for vector in directions.vectors:
         u = _unit(vector)
@@ -96,7 +93,8 @@ def find_asymmetric(
     Cost: for each step 2 losses and gradients for each l.
     """
     theta = ev.checked(theta)
-    distance = np.asarray(distance, float)
+    distance = _lengths(distance)
+    require_whole(0, num_steps=num_steps)
     first = along.random(ev, theta, 1, seed=seed, normalize="none", ignore=()).vectors[0]
     u = _unit(first if start is None else ev.checked(start))
     value, slope = _lean(ev, theta, u, distance)
@@ -142,13 +140,14 @@ def averaging_bias(
 
     Cost: t + 2 losses.
     """
-    rows = iterates if isinstance(iterates, Tensor) else torch.stack(list(iterates))
-    rows = torch.stack([ev.checked(row) for row in rows])
+    rows = list(iterates)
     if len(rows) < 4:
         raise InputError(f"{len(rows)} iterates; expected 4 or more, to know their spread")
-    vectors = directions.vectors if isinstance(directions, Directions) else directions
-    units = torch.stack([_unit(ev.checked(v)) for v in torch.atleast_2d(vectors)])
-    star = ev.checked(minimum)
+    rows = torch.stack([ev.given(row, "an iterate") for row in rows])
+    if not isinstance(directions, Directions):
+        directions = along.of_vectors(ev, directions)
+    units = torch.stack([_unit(v) for v in directions.vectors])
+    star = ev.given(minimum, "minimum")
     coordinates = ((rows - star).double() @ units.T).cpu().numpy()
     average = rows.double().mean(0).to(rows.dtype)
     return AveragingBias(
@@ -162,6 +161,15 @@ def averaging_bias(
 
 
 # -- inside ------------------------------------------------------------------------------------
+
+
+def _lengths(distance: Sequence[float]) -> np.ndarray:
+    if np.ndim(distance) == 0:
+        raise InputError(f"distance={distance!r}: expected lengths above 0 in a row")
+    found = paths.coordinates(distance, 0.0, 1.0, "distance")
+    if found[0] <= 0:
+        raise InputError(f"distance={distance!r}: expected lengths above 0 in a row")
+    return found
 
 
 def _lean(ev: Evaluator, theta: Tensor, u: Tensor, distance: np.ndarray) -> tuple[float, Tensor]:

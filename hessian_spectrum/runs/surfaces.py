@@ -6,19 +6,22 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from hessian_spectrum import paths, point_planner, problems, report
+from hessian_spectrum import normalization, paths, point_planner, problems, report
 from hessian_spectrum.analyses import interpolate as between
 from hessian_spectrum.analyses import trajectory
 from hessian_spectrum.analyses.curvature_map import COLUMNS
 from hessian_spectrum.config import InterpolateConfig, SurfaceConfig, TrackConfig, ValuesConfig
 from hessian_spectrum.distributed import World
+from hessian_spectrum.errors import Warned
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.mesh import Mesh
 from hessian_spectrum.point_planner import PointTrial
@@ -89,6 +92,8 @@ def _values(
         check_output(config, "")
 
     on_first_rank(world, check)
+    if command != "surface" and (arguments.get("batch_norm") or "eval") == "eval":
+        _warn_of_statistics(arguments["model"])
     mesh = Mesh.of(world, config.ranks_per_point, timedelta(minutes=config.timeout_minutes))
     ev = together(world, lambda: Evaluator(**arguments, world=mesh.data))
     test = _test(config, arguments, mesh)
@@ -126,6 +131,16 @@ def _values(
         if world.rank == 0:
             print(report.values(record.result(), record.values))
             print(f"written to {config.out}")
+
+
+def _warn_of_statistics(model: nn.Module) -> None:
+    if normalization.layers(model):
+        warnings.warn(
+            "at every point BatchNorm normalizes by the running statistics of one network; "
+            "networks with statistics of their own are compared by --batch-norm recalibrate",
+            Warned,
+            stacklevel=2,
+        )
 
 
 def _job(task: PointTask, plan: PointPlan, ev: Evaluator, test: Evaluator | None) -> Job:

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from hessian_spectrum import directions, paths, zoo
 from hessian_spectrum.analyses import surface, trajectory
+from hessian_spectrum.checks import finite_parameters
 from hessian_spectrum.config import WINDOW, PlaneConfig
 from hessian_spectrum.curvature import Hessian
 from hessian_spectrum.directions import IGNORABLE, Directions
+from hessian_spectrum.errors import InputError
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.findings import Trajectory
 from hessian_spectrum.krylov.extremes import extremes
@@ -40,6 +42,10 @@ def of_checkpoints(ev: Evaluator, paths: Sequence[Path]) -> Tensor:
     try:
         for path in paths:
             zoo.load_checkpoint(ev.model, path)
+            try:
+                finite_parameters(ev.model)
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from None
             rows.append(ev.theta)
     finally:
         ev.model.load_state_dict(before)
