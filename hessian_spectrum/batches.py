@@ -74,7 +74,7 @@ def deal(
         InputError: empty, random or duplicated data; data of an unknown kind.
     """
     if not isinstance(batch_size, int) or batch_size < 1:
-        raise InputError(f"batch_size={batch_size}: expected a whole number, 1 or more")
+        raise InputError(f"batch_size={batch_size!r}: expected a whole number, 1 or more")
     _refuse_samplers(data, data_is_local)
     share = World() if data_is_local else world
     read = _reader(data, batch_size, _Dealer(share.rank, share.size, whole))

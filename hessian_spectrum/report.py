@@ -70,16 +70,17 @@ def points_estimate(
     took = "time unknown"
     if seconds is not None:
         took = f"about {_time(seconds * count * ev.num_samples / num_groups / ev.world.size)}"
-    how = [f"{plan.together} in one call" if plan.together > 1 else "one by one"]
+    how = [f"{plan.together} in one call" if plan.together > 1 else "one after another"]
     how += ["first layers by linearity"] if plan.superposed else []
     how += [f"minibatches of {plan.batch_size}"] if plan.batch_size else []
     how += ["images in channels-last order"] if plan.channels_last else []
+    how += ["BatchNorm folded into convolutions"] if plan.folded else []
     itemsize = ev.dtype.itemsize
     size = len(points.vectors) * ev.n * itemsize + plan.chunk * ev.n * (8 + itemsize)
     return (
         f"{count:,} points of {ev.n:,} parameters on {ev.num_samples:,.0f} samples, {group}: "
         f"{took}\n"
-        f"{min(plan.chunk, count)} points share a pass ({', '.join(how)}); a rank needs "
+        f"each pass over the data: {min(plan.chunk, count)} points, {', '.join(how)}; a rank needs "
         f"{_bytes(size)} for parameter vectors"
     )
 

@@ -193,7 +193,7 @@ def triangles(
     Cost: a surface for each choice: C(networks, num_vertices) * resolution^2 losses.
     """
     if num_vertices not in (3, 4):
-        raise InputError(f"num_vertices={num_vertices}: expected 3 or 4")
+        raise InputError(f"num_vertices={num_vertices!r}: expected 3 or 4")
     if len(networks) < num_vertices:
         raise InputError(f"{len(networks)} networks; expected {num_vertices} or more")
     over = barycentric if num_vertices == 3 else bilinear
