@@ -37,7 +37,8 @@ OF_PAIRS = {
     "log_determinant": ("DAMPING",),
 }
 
-DEFAULTS = {"negative_fraction": (0.0,), "log_determinant": (0.0,)}  # of the last arguments
+# Of the last arguments.
+DEFAULTS = {"negative_fraction": (0.0,), "log_determinant": (0.0,), "basin": (None,)}
 
 
 def ask(
@@ -51,7 +52,7 @@ def ask(
     Raises:
         InputError: a query that does not exist, or numbers that it does not take.
     """
-    numbers = _checked(ARGUMENTS, query, numbers, "density")
+    numbers = checked(ARGUMENTS, query, numbers, "density")
     if sigma2 is not None and query != "density":
         raise InputError(f"--sigma2 with {query}: only density is smoothed; leave --sigma2 out")
     options = {"sigma2": sigma2} if query == "density" else {}
@@ -91,7 +92,7 @@ def ask_pairs(
         InputError: a query that does not exist, numbers that it does not take, or something that
             it needs is missing.
     """
-    numbers = _checked(OF_PAIRS, query, numbers, "eigenpairs")
+    numbers = checked(OF_PAIRS, query, numbers, "eigenpairs")
     answer: dict[str, Any] = {"query": query, "arguments": list(numbers)}
     if query == "log_determinant":
         if measure is None:
@@ -112,19 +113,7 @@ def ask_pairs(
     return answer | {"value": found.value, "interval": [found.low, found.high]}
 
 
-def _participation(pairs: EigenPairs, sizes: Mapping[str, int] | None) -> dict[str, Any]:
-    if sizes is None or pairs.vectors is None:
-        missing = "eigenvectors" if pairs.vectors is None else "sizes of the parameters"
-        raise InputError(f"participation: there are no {missing} beside these eigenvalues")
-    layers = outliers.by_layer(sizes)
-    parts = outliers.participation(pairs.vectors, layers)[::-1]
-    return {
-        layer: {"together": float(column.mean()), "each": column.tolist()}
-        for layer, column in zip(layers, parts.T)
-    }
-
-
-def _checked(
+def checked(
     known: dict[str, tuple], query: str, numbers: tuple[float, ...], kind: str
 ) -> tuple[float, ...]:
     """The query's numbers, with its defaults."""
@@ -137,6 +126,18 @@ def _checked(
             f"{query} takes {len(names)} numbers ({' '.join(names) or 'none'}), got {len(numbers)}"
         )
     return (*numbers, *defaults[len(numbers) - least :])
+
+
+def _participation(pairs: EigenPairs, sizes: Mapping[str, int] | None) -> dict[str, Any]:
+    if sizes is None or pairs.vectors is None:
+        missing = "eigenvectors" if pairs.vectors is None else "sizes of the parameters"
+        raise InputError(f"participation: there are no {missing} beside these eigenvalues")
+    layers = outliers.by_layer(sizes)
+    parts = outliers.participation(pairs.vectors, layers)[::-1]
+    return {
+        layer: {"together": float(column.mean()), "each": column.tolist()}
+        for layer, column in zip(layers, parts.T)
+    }
 
 
 def _whole(k: float) -> int:

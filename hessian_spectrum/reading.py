@@ -32,6 +32,11 @@ Query = Literal[
     "condition_number",
     "normalized",
     "participation",
+    "minimum",
+    "at",
+    "barrier",
+    "basin",
+    "share_below",
 ]
 
 
@@ -60,11 +65,16 @@ class QueryConfig:
     effective_dimension DAMPING, negative_fraction [THRESHOLD], log_determinant [DAMPING],
     trace or frobenius_norm. Of eigenpairs: eigenvalue K (the K-th largest), smallest (with its
     sign), outlier_ratio K (lambda_1 / lambda_K), condition_number DAMPING, normalized K (in units
-    of lambda_K), participation (by layer), log_determinant DAMPING (with a density)."""
+    of lambda_K), participation (by layer), log_determinant DAMPING (with a density). Of a curve:
+    minimum, at T, barrier (between the networks), basin LEVEL [NEAR] (its width, a distance); of a
+    surface or map: minimum, at A B, share_below LEVEL."""
     numbers: tyro.conf.Positional[tuple[float, ...]] = ()
     """The query's arguments."""
     result: str | None = None
-    """Which result in the file. Default: its density or, for a query of eigenpairs, those."""
+    """Which result in the file. Default: the first of the kind that the query is for."""
+    value: str | None = None
+    """Which of the values of a curve or surface: loss, accuracy, test_loss; of a map ratio,
+    smallest, largest. Default: loss."""
     density: Path | None = None
     """A result file with a density of the same matrix, for log_determinant of eigenpairs.
     Default: FILE."""
@@ -131,13 +141,24 @@ class MergeConfig:
 
 
 def query(config: QueryConfig) -> None:
-    from hessian_spectrum import queries, store
+    from hessian_spectrum import queries, store, value_queries
     from hessian_spectrum.measure import EigenPairs, SpectralMeasure
+    from hessian_spectrum.surfaces import Curve, Surface
 
     with store.open(config.file) as run:
         default = "density" if config.query in queries.ARGUMENTS else "eigenpairs"
+        if config.query in value_queries.NAMES:
+            default = "curve" if "curve" in run else "surface"
         key = config.result or default
         result = _stored(run, key)
+        if isinstance(result, (Curve, Surface)) and config.sigma2 is None:
+            _say_unfinished(run)
+            name = config.value or "loss"
+            answer = value_queries.ask(result, config.query, config.numbers, name)
+            print(_json(answer) if config.json else value_queries.sentence(answer))
+            return
+        if config.value is not None:
+            raise InputError("--value is for a curve or a surface; leave it out, or name --result")
         if config.density is not None and not isinstance(result, EigenPairs):
             raise InputError("--density is for eigenpairs; leave it out, or choose --result")
         if isinstance(result, SpectralMeasure):
@@ -148,7 +169,7 @@ def query(config: QueryConfig) -> None:
             answer = queries.ask_pairs(result, config.query, config.numbers, sizes, measure)
         else:
             what = "--sigma2 is for a density" if config.sigma2 else "has no queries"
-            raise InputError(f"{key}: {what}; expected --result density or eigenpairs")
+            raise InputError(f"{key}: {what}; expected a density, eigenpairs, a curve, a surface")
     print(_json(answer) if config.json else queries.sentence(answer))
 
 
@@ -201,8 +222,8 @@ def plot(config: PlotConfig) -> None:
 def _say_unfinished(run: Any) -> None:
     if not run.finished:
         say(
-            f"{run.path} is not finished: its picture shows what there is, and points that are not "
-            "computed yet as those without a finite value"
+            f"{run.path} is not finished: points that are not computed yet count as those without "
+            "a finite value"
         )
 
 

@@ -1,6 +1,7 @@
 """Results of surfaces and curves in run files, and without torch."""
 
 import dataclasses
+import json
 import subprocess
 import sys
 
@@ -13,7 +14,8 @@ from test_curves import spiral
 from test_points import evaluator
 
 import hessian_spectrum as hs
-from hessian_spectrum import directions, field_schema
+from hessian_spectrum import cli, directions, field_schema
+from hessian_spectrum.surfaces import Curve, Surface
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +116,50 @@ with hs.open({str(path)!r}) as run:
     surface, curve, trajectory = (float(word) for word in done.stdout.split())
     assert surface == results["surface"].minimum().value
     assert (curve, trajectory) == (results["curve"].barrier(), results["trajectory"].length)
+
+
+# -- queries by name -----------------------------------------------------------------------------
+
+
+def asked(capsys, *words):
+    """The answer, and the sentence."""
+    assert cli.main(["query", *words, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert cli.main(["query", *words]) == 0
+    return answer, capsys.readouterr().out.strip()
+
+
+def test_curves_and_surfaces_are_asked_by_name(tmp_path, capsys):
+    t = np.linspace(-1, 2, 13)
+    loss = 1 + t - 4 * t * (t - 1)
+    curve = Curve(t, 2 * (t + 1), {"loss": loss, "accuracy": 1 - t**2}, {"ends": [0.0, 1.0]})
+    a, b = np.array([0.0, 1.0]), np.array([0.0, 2.0, 4.0])
+    surface = Surface(a, b, {"loss": np.array([[3.0, 1.0, np.nan], [5.0, 2.0, 4.0]])})
+    line, plane = str(tmp_path / "line.h5"), str(tmp_path / "plane.h5")
+    hs.save(line, curve)
+    hs.save(plane, surface)
+
+    answer, text = asked(capsys, line, "barrier")
+    assert answer["value"] == pytest.approx(curve.barrier(), rel=1e-15)
+    assert answer["ends"] == [0.0, 1.0]
+    assert text == "barrier of the loss = 1, between t = 0 and 1"
+    answer, text = asked(capsys, line, "basin", "1.5", "2")
+    found = curve.basin(1.5, near=2)
+    assert (answer["value"], answer["left"], answer["bounded"]) == (found.width, found.left, False)
+    assert text.endswith("; it goes on beyond the points")
+    assert asked(capsys, line, "minimum", "--value", "accuracy")[0]["value"] == -3.0
+    assert asked(capsys, line, "at", "0.25")[0]["value"] == pytest.approx(2.0)
+    assert asked(capsys, plane, "minimum")[1] == "minimum of the loss = 1 at 0, 2"
+    assert asked(capsys, plane, "at", "0.5", "1")[0]["value"] == 2.75
+    assert asked(capsys, plane, "share_below", "3")[0]["value"] == 0.5
+    for words, said in (
+        ([plane, "barrier"], "no query 'barrier' of a surface"),
+        ([line, "share_below", "1"], "no query 'share_below' of a curve"),
+        ([line, "at"], "at takes 1 numbers (T), got 0"),
+        ([line, "at", "3"], "beyond the points"),
+        ([plane, "at", "0", "4"], "beside one that is not finite"),
+        ([line, "minimum", "--value", "test_loss"], "no 'test_loss' was evaluated"),
+        ([line, "trace"], "holds no 'density'"),
+    ):
+        assert cli.main(["query", *words]) == 2
+        assert said in capsys.readouterr().err
