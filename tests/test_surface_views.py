@@ -1,6 +1,7 @@
 """Pictures of surfaces, the interactive page and the VTK file say what the arrays say."""
 
 import base64
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import LogNorm
 from test_curves import spiral
+from test_points import evaluator
 
 import hessian_spectrum as hs
 from hessian_spectrum import pictures, surface_export, surface_views
@@ -183,6 +185,33 @@ def test_vtk_itself_reads_the_file(tmp_path):
     found = reader.GetOutput().GetPointData().GetArray("loss")
     values = [found.GetValue(i) for i in range(found.GetNumberOfTuples())]
     np.testing.assert_array_equal(values, surface.loss.T.ravel())
+
+
+def test_a_triangle_is_drawn_in_its_own_plane():
+    """All of alpha = 0 is one corner: on the unit square it would be a side."""
+    ev = evaluator()
+    corners = [ev.theta, 2 * ev.theta + 0.1, 3 * ev.theta.roll(1)]
+    found = hs.barycentric(ev, corners, 5, 4)
+    values = {name: array.copy() for name, array in found.values.items()}
+    values["loss"][2, 1] = np.inf
+    for surface in (found, dataclasses.replace(found, values=values)):
+        axes = surface_views.contour_figure(surface).axes[0]
+        (filled,) = (c for c in axes.collections if c.get_facecolor().size)
+        drawn = np.concatenate([path.vertices for path in filled.get_paths()])
+        assert np.abs(drawn).max() <= np.abs(found.positions).max() * (1 + 1e-12)
+        named = {text.get_text(): text.xy for text in axes.texts if "theta" in text.get_text()}
+        lengths = [np.linalg.norm(np.subtract(named[f"theta{i}"], named["theta0"])) for i in (1, 2)]
+        expected = [(corner - corners[0]).norm().item() for corner in corners[1:]]
+        assert lengths == pytest.approx(expected)
+        marked = [line for line in axes.lines if line.get_marker() == "x"]
+        assert len(marked) == surface.num_invalid
+    assert marked[0].get_xydata()[0] == pytest.approx(found.positions[2, 1])
+    axes = surface_views.heat_figure(found).axes[0]
+    (cells,) = (c for c in axes.collections if c.get_array() is not None)
+    borders = cells.get_coordinates()
+    np.testing.assert_allclose(borders[0], np.broadcast_to(named["theta0"], (5, 2)), atol=1e-12)
+    ends = [named["theta2"], named["theta1"]]
+    np.testing.assert_allclose(borders[-1, [0, -1]], ends, atol=1e-12)
 
 
 # -- the page ------------------------------------------------------------------------------------
