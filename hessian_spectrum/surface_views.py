@@ -16,6 +16,7 @@ from matplotlib.contour import QuadContourSet
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
+from hessian_spectrum import places
 from hessian_spectrum.drawing import BLUE, GREY, ORANGE, number, tidy
 from hessian_spectrum.errors import InputError
 from hessian_spectrum.findings import Trajectory
@@ -303,69 +304,29 @@ def _panel() -> tuple[Figure, Axes]:
 def _draw_contours(axes: Axes, surface: Surface, name: str, norm: Normalize) -> QuadContourSet:
     """Of a surface with finite values, in ``norm``'s colours."""
     z = np.ma.masked_invalid(surface.values[name])
-    levels, places = _levels(norm), _places(surface)
-    drawn = axes.contourf(*places, z, levels, norm=norm, cmap=MAP)
-    axes.contour(*places, z, levels[::3], colors="white", linewidths=0.4)
-    if _is_triangle(surface):
+    levels, at = _levels(norm), places.of_points(surface)
+    drawn = axes.contourf(*at, z, levels, norm=norm, cmap=MAP)
+    axes.contour(*at, z, levels[::3], colors="white", linewidths=0.4)
+    if places.is_triangle(surface):
         axes.set_aspect("equal")
-        _name_corners(axes, surface)
+        places.name_corners(axes, surface)
     return drawn
-
-
-def _is_triangle(surface: Curve | Surface) -> bool:
-    return surface.about.get("path") == "barycentric"
-
-
-def _places(surface: Surface) -> list[Array]:
-    """Where points are drawn, two arrays (a, b): in a triangle's plane, or by coordinates."""
-    if _is_triangle(surface):
-        return [surface.positions[..., i] for i in (0, 1)]
-    return np.meshgrid(surface.a, surface.b, indexing="ij")
-
-
-def _triangle_edges(surface: Surface) -> list[Array]:
-    """Borders of the cells, two arrays (a + 1, b + 1); cells at a side end there."""
-    a, b = (
-        np.clip(_edges(axis), axis[0], axis[-1]) if len(axis) > 1 else _edges(axis)
-        for axis in (surface.a, surface.b)
-    )
-
-    def shares(a: Array, b: Array) -> Array:
-        """Of theta1 - theta0 and theta2 - theta0: ``paths.barycentric``."""
-        a, b = np.meshgrid(a, b, indexing="ij")
-        return np.stack([a * b, a * (1 - b)], axis=-1)
-
-    known = shares(surface.a, surface.b).reshape(-1, 2)
-    sides, *_ = np.linalg.lstsq(known, surface.positions.reshape(-1, 2), rcond=None)
-    places = shares(a, b) @ sides
-    return [places[..., 0], places[..., 1]]
-
-
-def _name_corners(axes: Axes, surface: Surface) -> None:
-    """Of a triangle, where they are points: (alpha, beta) = (0, any), (1, 1), (1, 0)."""
-    for label, alpha, beta in (("theta0", 0, None), ("theta1", 1, 1), ("theta2", 1, 0)):
-        at = np.ix_(
-            surface.a == alpha, np.ones(len(surface.b), bool) if beta is None else surface.b == beta
-        )
-        if surface.positions[at].size:
-            place = surface.positions[at].reshape(-1, 2)[0]
-            axes.annotate(
-                label, place, xytext=(4, -4), textcoords="offset points", va="top", fontsize=9
-            )
 
 
 def _draw_cells(axes: Axes, surface: Surface, name: str, norm: Normalize) -> QuadMesh:
     z = np.ma.masked_invalid(surface.values[name])
-    if _is_triangle(surface):
+    if places.is_triangle(surface):
         axes.set_aspect("equal")
-        _name_corners(axes, surface)
-        return axes.pcolormesh(*_triangle_edges(surface), z, norm=norm, cmap=MAP)
-    return axes.pcolormesh(_edges(surface.a), _edges(surface.b), z.T, norm=norm, cmap=MAP)
+        places.name_corners(axes, surface)
+        return axes.pcolormesh(*places.of_borders(surface), z, norm=norm, cmap=MAP)
+    return axes.pcolormesh(
+        places.borders(surface.a), places.borders(surface.b), z.T, norm=norm, cmap=MAP
+    )
 
 
 def _mark_minimum(axes: Axes, surface: Surface, name: str) -> None:
     found = surface.minimum(name)
-    place = [float(coordinate[found.index]) for coordinate in _places(surface)]
+    place = [float(coordinate[found.index]) for coordinate in places.of_points(surface)]
     axes.plot(*place, "*", color="white", markeredgecolor="black", markersize=11, clip_on=False)
     axes.annotate(
         f"${number(found.value)}$",
@@ -395,27 +356,17 @@ def _draw_path(axes: Axes, path: Trajectory | Array) -> None:
 def _hatch_invalid(axes: Axes, surface: Surface, invalid: Array) -> None:
     if not invalid.any():
         return
-    if _is_triangle(surface):
-        axes.plot(*(x[invalid] for x in _places(surface)), "x", color=GREY, label=INVALID)
+    if places.is_triangle(surface):
+        axes.plot(*(x[invalid] for x in places.of_points(surface)), "x", color=GREY, label=INVALID)
         axes.legend(fontsize=9, loc="upper right")
         return
-    a, b = _edges(surface.a), _edges(surface.b)
+    a, b = places.borders(surface.a), places.borders(surface.b)
     for i, j in zip(*np.nonzero(invalid)):
         size = a[i + 1] - a[i], b[j + 1] - b[j]
         axes.add_patch(Rectangle((a[i], b[j]), *size, **_HATCHED))
     axes.set_xlim(a[0], a[-1])
     axes.set_ylim(b[0], b[-1])
     axes.legend(handles=[Patch(label=INVALID, **_HATCHED)], fontsize=9, loc="upper right")
-
-
-def _edges(axis: Array) -> Array:
-    """Borders of the cells around these coordinates."""
-    if len(axis) == 1:
-        return axis[0] + np.array([-0.5, 0.5])
-    middle = (axis[1:] + axis[:-1]) / 2
-    return np.concatenate(
-        [[axis[0] - (middle[0] - axis[0])], middle, [axis[-1] + (axis[-1] - middle[-1])]]
-    )
 
 
 def _finish(figure: Figure, axes: Axes, surface: Surface, title: str | None) -> Figure:
@@ -427,7 +378,7 @@ def _finish(figure: Figure, axes: Axes, surface: Surface, title: str | None) -> 
 
 def _axis_name(surface: Curve | Surface, index: int) -> str:
     """The coordinate, and what it is along."""
-    if _is_triangle(surface):
+    if places.is_triangle(surface):
         return ("distance along theta1 - theta0", "distance across it")[index]
     recipes = surface.about.get("directions", [])
     name = ("a", "b")[index]
