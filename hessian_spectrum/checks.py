@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from hessian_spectrum.evaluator import Evaluator
 
 
-def vector_of(theta: Any, n: int) -> Tensor:
-    """A tensor; arrays and lists of numbers are made into one."""
+def vector_of(theta: Any) -> Tensor:
+    """A tensor; arrays and lists of numbers are made into one, a copy."""
     if isinstance(theta, Tensor):
         return theta
     try:
-        return torch.from_numpy(np.array(theta, dtype=np.float64))
+        array = np.array(theta)
+        return torch.from_numpy(array if array.dtype.kind == "f" else array.astype(np.float64))
     except (TypeError, ValueError):
         raise InputError(
-            f"theta is a {type(theta).__name__}; expected a parameter vector of shape ({n},), such "
-            "as Evaluator.theta after zoo.load_checkpoint"
+            f"theta is a {type(theta).__name__}; expected a parameter vector, such as "
+            "Evaluator.theta after zoo.load_checkpoint"
         ) from None
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hessian_spectrum.distributed import Flags, World
-from hessian_spectrum.errors import InputError
+from hessian_spectrum.errors import InputError, require_whole
 from hessian_spectrum.krylov import restarted
 from hessian_spectrum.krylov.basis import Place
 from hessian_spectrum.krylov.block import BlockSpace
@@ -417,10 +417,7 @@ def sizes(
         )
     numbers = {"k": k} if not isinstance(k, tuple) else dict(zip(("k[0]", "k[1]"), k))
     numbers |= {"block_size": block_size, "basis_size": basis_size, "max_products": max_products}
-    for name, value in numbers.items():
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if value is not None and (not whole or value < 1):
-            raise InputError(f"{name}={value}: expected a whole number, 1 or more")
+    require_whole(1, **{name: value for name, value in numbers.items() if value is not None})
     if max(counts(which, k)) > n:
         raise InputError(f"k={k} exceeds the operator's size {n}; use k <= {n}")
     pairs, least = sum(counts(which, k)), least_basis(n, k, which, block_size)

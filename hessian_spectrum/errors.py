@@ -18,10 +18,15 @@ class Warned(UserWarning):
     """Something that the user should know; the command line prints it on one line."""
 
 
+def is_whole(value: Any) -> bool:
+    """A whole number, Python's or NumPy's; not True or False."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def require_whole(least: int, **values: Any) -> None:
-    """InputError unless these are whole numbers, Python's or NumPy's, of at least that size."""
+    """InputError unless these are whole numbers of at least that size."""
     for name, value in values.items():
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        if not is_whole(value) or value < least:
             raise InputError(f"{name}={value!r}: expected a whole number, {least} or more")
 
 

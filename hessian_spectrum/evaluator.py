@@ -325,7 +325,7 @@ class Evaluator:
         """``theta`` on the device, a copy; the model's own if it is None."""
         if theta is None:
             return self.theta
-        theta = checks.vector_of(theta, self.n)
+        theta = checks.vector_of(theta)
         if theta.shape[-1:] != (self.n,) or theta.ndim > 1 + many:
             raise InputError(
                 f"theta has shape {tuple(theta.shape)}; expected ({self.n},)"

@@ -7,11 +7,10 @@ Each function gives (p, k): row i are the weights of k vectors in point i, so th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 
 import numpy as np
 
-from hessian_spectrum.errors import InputError
+from hessian_spectrum.errors import InputError, is_whole
 
 Array = np.ndarray
 
@@ -98,7 +97,7 @@ def grid(*axes: Sequence[float]) -> Array:
 
 def coordinates(axis: Sequence[float] | int, low: float, high: float, name: str) -> Array:
     """The coordinates themselves, ascending, or how many, evenly spread from low to high."""
-    if isinstance(axis, Integral) and not isinstance(axis, bool):
+    if is_whole(axis):
         if axis < 1:
             raise InputError(f"{name} has {axis} points; expected 1 or more")
         return window(low, high, int(axis))
@@ -113,6 +112,17 @@ def coordinates(axis: Sequence[float] | int, low: float, high: float, name: str)
     if (np.diff(found) <= 0).any():
         raise InputError(f"{name} is not ascending; sort its coordinates, each once")
     return found
+
+
+def through(points: Array, *marks: float) -> Array:
+    """The points, of which the nearest inner one is moved onto each mark between their ends."""
+    points = points.copy()
+    for mark in marks:
+        if len(points) > 2 and points[0] < mark < points[-1]:
+            nearest = 1 + int(np.abs(points[1:-1] - mark).argmin())
+            if points[nearest] not in marks:
+                points[nearest] = mark
+    return points
 
 
 def window(start: float, stop: float, num_points: int) -> Array:

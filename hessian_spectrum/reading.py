@@ -152,7 +152,6 @@ def query(config: QueryConfig) -> None:
         key = config.result or default
         result = _stored(run, key)
         if isinstance(result, (Curve, Surface)) and config.sigma2 is None:
-            _say_unfinished(run)
             name = config.value or "loss"
             answer = value_queries.ask(result, config.query, config.numbers, name)
             print(_json(answer) if config.json else value_queries.sentence(answer))
@@ -187,14 +186,10 @@ def plot(config: PlotConfig) -> None:
         kinds = (*plotting.VIEWS_OF, *pictures.KINDS)
         key = config.result or next((kind for kind in kinds if kind in run), kinds[0])
         result = _stored(run, key)
-        _say_unfinished(run)
         if config.beside:
             _view_options(config, config.view or "contour")
             results = [result, *(_result_of(file, key) for file in config.beside)]
             surfaces = dict(zip(_titles([config.file, *config.beside]), results))
-            for file in config.beside:
-                with store.open(file) as other:
-                    _say_unfinished(other)
             pictures.save_beside(surfaces, out, config.view, config.value)
             print(f"written to {out}")
             return
@@ -217,14 +212,6 @@ def plot(config: PlotConfig) -> None:
         figure = views[view](result, title=_title(run), **options)
         plotting.save_figure(figure, out)
     print(f"written to {out}")
-
-
-def _say_unfinished(run: Any) -> None:
-    if not run.finished:
-        say(
-            f"{run.path} is not finished: points that are not computed yet count as those without "
-            "a finite value"
-        )
 
 
 def _result_of(file: Path, key: str) -> Any:
@@ -296,6 +283,8 @@ def _plain(value: Any) -> Any:
 def _stored(run: Any, key: str) -> Any:
     if key not in run:
         raise InputError(f"{run.path} holds no {key!r}; it holds {', '.join(run) or 'nothing'}")
+    if not run.finished:
+        say(f"{run.path} is not finished: what is not computed yet is missing, or is not a number")
     return run[key]
 
 

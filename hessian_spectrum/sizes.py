@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
-import numpy as np
-
-from hessian_spectrum.errors import InputError
+from hessian_spectrum.errors import InputError, require_whole
 
 Estimator = Literal["block", "slq", "lean"]
 ESTIMATORS = get_args(Estimator)
@@ -45,14 +43,8 @@ def choose(
     """
     if estimator not in ESTIMATORS:
         raise InputError(f"estimator={estimator!r}: expected one of {', '.join(ESTIMATORS)}")
-    for name, value in (
-        ("num_probes", num_probes),
-        ("num_steps", num_steps),
-        ("num_products", num_products),
-    ):
-        whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-        if value is not None and (not whole or value < 1):
-            raise InputError(f"{name}={value}: expected a whole number, 1 or more")
+    sizes = {"num_probes": num_probes, "num_steps": num_steps, "num_products": num_products}
+    require_whole(1, **{name: value for name, value in sizes.items() if value is not None})
     if target_error is not None and not 0 < target_error < math.inf:
         raise InputError(f"target_error={target_error}: expected an L1 error, more than 0")
     if num_steps is not None and num_steps > n:

@@ -79,6 +79,9 @@ def _content(stored: Mapping[str, Result], texts: Mapping[str, str], finished: b
 def open(path: str | os.PathLike) -> Run:
     """Open a run file for queries; checks all of it but the eigenvectors, which stay on disk.
 
+    It holds no lock. To look into the same file by h5py meanwhile: ``h5py.File(path,
+    locking=False)``; HDF5 refuses to open a file twice in a process with other settings.
+
     Raises:
         FileNotFoundError: there is no such file.
         InputError: it is damaged, was not written by hessian_spectrum, or by a newer one.
@@ -107,9 +110,11 @@ def open(path: str | os.PathLike) -> Run:
 
 def _opened(path: Path) -> h5py.File:
     try:
-        return h5py.File(path, "r")  # as others in this process open it: HDF5 refuses to mix
+        return h5py.File(path, "r", locking=False)
     except OSError:
-        return h5py.File(path, "r", locking=False)  # a file system without locks
+        # Open in this process already, with locks: HDF5 refuses to mix. What is damaged is refused
+        # again.
+        return h5py.File(path, "r")
 
 
 class Run(Mapping):

@@ -19,7 +19,7 @@ from hessian_spectrum.batches import (
     sample_digests,
     split,
 )
-from hessian_spectrum.errors import InputError
+from hessian_spectrum.errors import InputError, require_whole
 from hessian_spectrum.evaluator import Evaluator
 
 
@@ -38,8 +38,7 @@ def random_groups(evaluator: Evaluator, num_groups: int, seed: int = 0) -> list[
 
     Cost: a digest of each sample; a group's minibatches are gathered anew in each pass.
     """
-    if not isinstance(num_groups, (int, np.integer)) or num_groups < 2:
-        raise InputError(f"data_groups={num_groups}: expected a whole number, 2 or more")
+    require_whole(2, data_groups=num_groups)
     if evaluator.batch_norm != "eval":
         raise InputError(
             f"data_groups with batch_norm={evaluator.batch_norm!r}: the loss of a sample depends "

@@ -96,7 +96,7 @@ def test_sizes_are_plain_integers_whatever_they_were_given_as():
         ({"num_probes": True}, "num_probes=True: expected a whole number"),
         ({"num_steps": -2}, "num_steps=-2: expected a whole number"),
         ({"num_steps": 2.5}, "num_steps=2.5: expected a whole number"),
-        ({"num_products": "many"}, "num_products=many: expected a whole number"),
+        ({"num_products": "many"}, "num_products='many': expected a whole number"),
         ({"target_error": 0.0}, "target_error=0.0: expected an L1 error, more than 0"),
         ({"target_error": float("nan")}, "target_error=nan: expected an L1 error"),
         ({"target_error": float("inf")}, "target_error=inf: expected an L1 error"),

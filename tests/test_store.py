@@ -297,7 +297,7 @@ def test_a_file_may_be_open_in_h5py_too(path):
     store.save(path, some_measure())
     with h5py.File(path), store.open(path) as run:
         assert "density" in run
-    with store.open(path), h5py.File(path) as file:
+    with store.open(path), h5py.File(path, locking=False) as file:
         assert "density" in file
 
 

@@ -14,7 +14,7 @@ from test_curves import spiral
 from test_points import evaluator
 
 import hessian_spectrum as hs
-from hessian_spectrum import cli, directions, field_schema
+from hessian_spectrum import cli, directions, field_schema, report
 from hessian_spectrum.surfaces import Curve, Surface
 
 
@@ -163,3 +163,18 @@ def test_curves_and_surfaces_are_asked_by_name(tmp_path, capsys):
     ):
         assert cli.main(["query", *words]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_summary_names_the_best_of_each_value():
+    values = {"loss": [1.0, 2.0, 0.5], "accuracy": [0.2, 0.9, 0.5], "converged": [1.0, 0.0, 1.0]}
+    t = np.array([0.0, 0.5, 1.0])
+    curve = Curve(t, t, {name: np.array(array) for name, array in values.items()})
+    lines = {
+        line[:24].strip(): line[24:] for line in report.values(curve, {"loss": 1.0}).split("\n")
+    }
+    assert lines["loss"].endswith("(smallest at t = 1)")
+    assert lines["accuracy"].endswith("(largest at t = 0.5)")
+    assert lines["not converged"].strip() == "1 points"
+    assert "barrier of the loss" in lines
+    zoom = Curve(t, t, {"loss": 1 + t}, {"ends": [0.0, 2.0]})
+    assert "barrier" not in report.values(zoom, {"loss": 1.0})

@@ -187,6 +187,13 @@ def test_vtk_itself_reads_the_file(tmp_path):
     np.testing.assert_array_equal(values, surface.loss.T.ravel())
 
 
+def test_a_point_alone_is_seen():
+    loss = np.array([1.0, np.nan, 2.0, 3.0])
+    (axes,) = surface_views.curve_figure(Curve(np.arange(4), np.arange(4), {"loss": loss})).axes
+    dots = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "o"]
+    assert dots == [[[0.0, 1.0]]]
+
+
 def test_a_triangle_is_drawn_in_its_own_plane():
     """All of alpha = 0 is one corner: on the unit square it would be a side."""
     ev = evaluator()

@@ -25,10 +25,12 @@ def test_a_quadratic_along_a_line_is_a_parabola(window):
     theta0, theta1 = tensor([1.0, -2.0]), tensor([0.5, 1.5])
     curve = hs.interpolate(bowl(a), theta0, theta1, 200, window=window)
     d = theta1 - theta0
-    alpha = np.linspace(*window, 200)
+    alpha, spread = curve.t, np.linspace(*window, 200)
     c0, c1, c2 = (float(x) for x in (theta0 @ a @ theta0, theta0 @ a @ d, d @ a @ d))
     np.testing.assert_allclose(curve.loss, c0 / 2 + c1 * alpha + c2 / 2 * alpha**2, **EXACT)
-    assert np.array_equal(curve.t, alpha)
+    moved = alpha != spread  # onto the networks
+    assert set(alpha[moved]) == ({0.0, 1.0} if window == (-1, 2) else set())
+    assert np.abs(alpha - spread).max() <= (spread[1] - spread[0]) / 2
     length = float(d.norm())
     np.testing.assert_allclose(curve.distance, (alpha - alpha[0]) * length, rtol=1e-12, atol=1e-15)
 
@@ -142,6 +144,24 @@ def test_basins_end_where_the_level_is_reached():
     assert invalid.basin(2.0) == (0.75, 3.0, 2.25, False)
     with pytest.raises(hs.InputError, match="above the level"):
         curve.basin(2.0, near=0)
+
+
+def test_the_networks_themselves_are_among_the_points_of_a_window_that_holds_them():
+    """Else a barrier's ends would be values beside them, as far off as the points are apart."""
+    ev = product(2)
+    ends = tensor([1.0, 1.0]), tensor([-1.0, -1.0])  # (1 - w1 w2)^2: 0 at both, 1 between
+    for window in ((-0.5, 1.5), (-0.2, 1.3), (0.0, 1.7)):
+        line = hs.interpolate(ev, *ends, 12, window=window)
+        assert len(line.t) == 12
+        assert (line.t[0], line.t[-1]) == window
+        assert (np.diff(line.t) > 0).all()
+        at = [line.loss[line.t == alpha].item() for alpha in (0.0, 1.0)]
+        assert at == [ev.loss(end).item() for end in ends]
+        assert line.barrier() == pytest.approx(line.loss[(line.t > 0) & (line.t < 1)].max())
+    asked = np.linspace(-0.5, 1.5, 12)
+    assert np.array_equal(hs.interpolate(ev, *ends, alpha=asked).t, asked)
+    assert np.array_equal(paths.through(np.array([-5.0, 0.2, 5.0]), 0.0, 1.0), [-5.0, 0.0, 5.0])
+    assert np.array_equal(paths.through(np.array([0.0, 0.01]), 0.0, 1.0), [0.0, 0.01])
 
 
 def test_queries_of_surfaces_with_a_region_of_nan():

@@ -106,7 +106,7 @@ def functional_path(
         for i, end in enumerate(("start", "end"))
     }
     distance = chain_length(points.weights[:, 1:], edges(ends))
-    return Curve(t, distance, values, described(ev, path="linear", of=of))
+    return Curve(t, distance, values, described(ev, path="linear", ends=[0.0, 1.0], of=of))
 
 
 # -- inside ------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum import paths
-from hessian_spectrum.errors import InputError
+from hessian_spectrum.errors import InputError, is_whole
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.point_tasks import PointTask, Values, compute, described, edges, gram
 from hessian_spectrum.points import Points
@@ -33,7 +33,9 @@ def linear_task(
     alpha: Sequence[float] | None = None,
     window: Window = (0.0, 1.0),
 ) -> PointTask:
+    spread = alpha is None and is_whole(num_points)
     alpha = paths.coordinates(num_points if alpha is None else alpha, *window, "alpha")
+    alpha = paths.through(alpha, 0.0, 1.0) if spread else alpha
     vectors = _vertices(ev, [theta0, theta1])
     return _curve_task(ev, vectors, alpha, paths.linear(alpha), path="linear", ends=[0.0, 1.0])
 
@@ -52,7 +54,8 @@ def interpolate(
 
     Args:
         theta0, theta1: flat parameters, (n,).
-        num_points: evenly spread over the window.
+        num_points: evenly spread over the window; the nearest to alpha = 0 and 1 inside of it are
+            moved there, so that the two networks themselves are among the points.
         alpha: the points themselves, in ascending order, within 0 to 1 or beyond.
         window: the first and the last alpha, to look closer ((0, 0.01)) or farther ((-1, 2)).
         **options: of ``compute``: test, quantities, plan.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 from hessian_spectrum import directions as along
 from hessian_spectrum import paths
 from hessian_spectrum.directions import Directions
-from hessian_spectrum.errors import InputError, require_whole
+from hessian_spectrum.errors import InputError, is_whole, require_whole
 from hessian_spectrum.evaluator import Evaluator
 from hessian_spectrum.point_tasks import PointTask, Values, compute, described, gram
 from hessian_spectrum.points import Points
@@ -26,9 +25,9 @@ def surface_task(ev: Evaluator, directions: Directions | Tensor, grid: Grid = 25
     if not isinstance(directions, Directions):
         directions = along.of_vectors(ev, directions)
     a, b = axes(grid, len(directions))
-    _require_plane(directions)
     coordinates = paths.grid(a, b)[:, : len(directions)]
     inner = gram(directions.vectors)
+    _require_plane(inner)
     about = described(
         ev, directions=list(directions.recipes), gram=inner.tolist(), num_axes=len(directions)
     )
@@ -93,7 +92,7 @@ def axes(grid: Grid, count: int) -> tuple[np.ndarray, np.ndarray]:
     """
     if count not in (1, 2):
         raise InputError(f"{count} directions; expected one or two")
-    if _is_count(grid):
+    if is_whole(grid):
         grid = (grid,) * count
     if isinstance(grid, str) or not hasattr(grid, "__len__"):
         raise InputError(
@@ -101,7 +100,7 @@ def axes(grid: Grid, count: int) -> tuple[np.ndarray, np.ndarray]:
         )
     grid = list(grid)
     scalars = all(np.ndim(x) == 0 for x in grid)
-    if count == 1 and scalars and (len(grid) > 1 or not all(map(_is_count, grid))):
+    if count == 1 and scalars and (len(grid) > 1 or not all(map(is_whole, grid))):
         grid = [grid]  # the coordinates themselves
     if len(grid) != count:
         raise InputError(
@@ -111,8 +110,7 @@ def axes(grid: Grid, count: int) -> tuple[np.ndarray, np.ndarray]:
     return (found[0], np.zeros(1)) if count == 1 else (found[0], found[1])
 
 
-def _require_plane(directions: Directions) -> None:
-    inner = gram(directions.vectors)
+def _require_plane(inner: np.ndarray) -> None:
     lengths = np.sqrt(np.diagonal(inner))
     if not (lengths > 0).all():
         raise InputError(
@@ -124,12 +122,8 @@ def _require_plane(directions: Directions) -> None:
 
 def _axis(axis: Sequence[float] | int, name: str) -> np.ndarray:
     """Coordinates, or how many from -1 to 1; a single one is the centre."""
-    end = 0.0 if _is_count(axis) and axis == 1 else 1.0
+    end = 0.0 if is_whole(axis) and axis == 1 else 1.0
     return paths.coordinates(axis, -end, end, name)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _positions(coordinates: np.ndarray, inner: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum import paths
+from hessian_spectrum.checks import vector_of
 from hessian_spectrum.directions import Directions, of_vectors
 from hessian_spectrum.errors import InputError, require_whole
 from hessian_spectrum.evaluator import Evaluator
@@ -181,7 +182,7 @@ def iterates(thetas: Tensor | Sequence[Tensor]) -> Tensor:
     if isinstance(thetas, Tensor):
         rows = thetas
     else:
-        rows = [torch.as_tensor(np.array(t) if isinstance(t, np.ndarray) else t) for t in thetas]
+        rows = [vector_of(t) for t in thetas]
         if len({(t.shape, t.dtype, t.device) for t in rows}) != 1:
             raise InputError("iterates of several shapes or dtypes, or none; expected (t, n)")
         rows = torch.stack([t.detach() for t in rows])

@@ -52,7 +52,8 @@ def interpolate(
             return between.barycentric_task(ev, corners, at, at)
         if config.by_distance:
             return between.distance_task(ev, *corners, at)
-        return between.linear_task(ev, *corners, alpha=at)
+        ends = (config.low, config.high)
+        return between.linear_task(ev, *corners, num_points, window=ends)
 
     _values("interpolate", config, arguments, world, stop, make)
 
