@@ -48,7 +48,8 @@ WARM_STEPS = 8  # at least, from a warm start
 CERTAIN = 1e-12  # above this, no processor's rounding decides whether a residual is small
 COMBINATIONS = 2  # products that check all residuals together
 TOGETHER = 8  # vectors that get products of their own at once
-GRAINS = 10  # units of rounding of the largest eigenvalue: what a product is good to
+# A product is usually good to this many units of rounding of the largest eigenvalue.
+PRODUCT_ROUNDING = 10
 AGREES = 2.0  # residuals may be so much larger than the recurrence says
 
 
@@ -215,8 +216,8 @@ def finished(operator: SymmetricOperator, space: RitzSpace, goal: Goal) -> Found
 def current(operator: SymmetricOperator, space: RitzSpace, goal: Goal) -> EigenPairs:
     """The wanted pairs so far, with the residuals that the recurrence knows; no products."""
     found = operator.layout.world.from_first(_seen(space, operator, goal)[1])
-    floor = torch.finfo(operator.dtype).eps * found.scale
-    residuals = np.maximum(found.residuals, floor)
+    floor = PRODUCT_ROUNDING * torch.finfo(operator.dtype).eps * found.scale
+    residuals = np.maximum(found.residuals, floor)  # not measured yet: the usual rounding
     converged = residuals <= goal.tol * found.scale
     lower = num_lower(goal.which, goal.k, found.values)
     return EigenPairs(found.values, residuals, converged, num_lower=lower)
@@ -262,17 +263,19 @@ def _looked_at(operator: SymmetricOperator, rows: Tensor, found: Found, seed: in
 
     Of u = sum_i s_i v_i / r_i with random signs s the misfit has the mean square
     sum_i |A v_i - theta_i v_i|^2 / r_i^2, k if the residuals r are right: a small one that is wrong
-    is seen beside large ones.
+    is seen beside large ones. With r_i at least ``rounding``, misfit / sqrt(k) * rounding is the
+    measured error of a product with a unit vector, or more: no residual below it is stated.
     """
     values, eps = found.values, torch.finfo(operator.dtype).eps
     residuals = np.maximum(found.residuals, eps * found.scale)
-    # A product is good to some units of rounding. 1: of a matrix that is zero.
-    units = np.maximum(residuals, GRAINS * eps * (found.scale or 1.0))
+    rounding = PRODUCT_ROUNDING * eps * (found.scale or 1.0)  # 1.0: of a matrix that is zero
+    units = np.maximum(residuals, rounding)
     mix = _signs(seed, len(values)) / units
     u, expected = (torch.from_numpy(m).to(rows) @ rows for m in (mix, mix * values))
     misfits = _norms(_products(operator, u) - expected, operator.layout.world)
-    if misfits.max().item() <= AGREES * len(values) ** 0.5:
-        return residuals
+    misfit = misfits.max().item() / len(values) ** 0.5
+    if misfit <= AGREES:
+        return np.maximum(residuals, misfit * rounding)
     each = []
     for part in _parts(len(rows)):
         expected = rows[part] * torch.from_numpy(values[part]).to(rows)[:, None]
