@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 version = re.search(
-    r'__version__ = "([^"]+)"', (here / "hessian_spectrum" / "version.py").read_text()
+    r'__version__ = "([^"]+)"', (here / "hessian_spectrum" / "_core" / "version.py").read_text()
 ).group(1)
 
 setup(
@@ -48,5 +48,5 @@ setup(
             "vtk",  # reads the surfaces that are exported for ParaView
         ],
     },
-    entry_points={"console_scripts": ["hessian-spectrum = hessian_spectrum.cli:main"]},
+    entry_points={"console_scripts": ["hessian-spectrum = hessian_spectrum.cli.main:main"]},
 )

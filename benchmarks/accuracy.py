@@ -23,7 +23,7 @@ from kinds import KINDS, Kind, collated, oracle
 from torch import Tensor, nn
 
 import hessian_spectrum as hs
-from hessian_spectrum.products import MODES
+from hessian_spectrum.operators.product_modes import MODES
 
 BOUND = 1e-9  # what ours must keep
 OURS = {

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tyro
 
-from hessian_spectrum.config import ProblemConfig, to_dict
+from hessian_spectrum.config.computing import ProblemConfig, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +58,17 @@ def child(config: Config) -> dict:
     import time
 
     import hessian_spectrum as hs
-    from hessian_spectrum import planner, problems
-    from hessian_spectrum.memory import PeakMemory
+    from hessian_spectrum.distributed.memory import PeakMemory
+    from hessian_spectrum.planning import product_planner
+    from hessian_spectrum.zoo import problem_loader
 
-    ev = hs.Evaluator(**problems.load(config))
+    ev = hs.Evaluator(**problem_loader.load(config))
     (budget,) = config.budgets
     with PeakMemory(ev.device) as used:
         size = int(budget * 2**30)
-        estimate = planner.plan(ev, ev.theta, config.num_probes, config.num_steps, memory=size)
+        estimate = product_planner.plan(
+            ev, ev.theta, config.num_probes, config.num_steps, memory=size
+        )
         hessian = hs.Hessian(ev, plan=estimate.plan)
         clock = time.perf_counter()
         hs.spectral_density(hessian, config.num_probes, config.run_steps)
@@ -82,7 +85,7 @@ def child(config: Config) -> dict:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        from hessian_spectrum.config_files import with_fields
+        from hessian_spectrum.config.files import with_fields
 
         options = with_fields(Config, json.loads(sys.argv[2]), Path("--child"))
         print(json.dumps(child(Config(**options))))

@@ -18,7 +18,7 @@ from methods import METHODS, Method, plain_gradient, reference
 from networks import Problem
 from torch import Tensor
 
-from hessian_spectrum.memory import PeakMemory
+from hessian_spectrum.distributed.memory import PeakMemory
 
 SHORT = 0.1  # seconds: what takes less is repeated within one measurement
 CHECKED_VECTORS = 4

@@ -21,8 +21,9 @@ import torch
 import tyro
 
 import hessian_spectrum as hs
-from hessian_spectrum import eigensolver, problems
-from hessian_spectrum.config import ProblemConfig
+from hessian_spectrum.algorithms import eigenpairs
+from hessian_spectrum.config.computing import ProblemConfig
+from hessian_spectrum.zoo import problem_loader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Config(ProblemConfig):
 def main(config: Config) -> None:
     config.check()
     torch.set_num_threads(config.threads)
-    arguments = problems.load(config)
+    arguments = problem_loader.load(config)
     hessian = hs.Hessian(hs.Evaluator(**arguments))
     with hs.open(config.pairs_file) as run:
         found, values = run["eigenpairs"], run["values"]
@@ -45,7 +46,7 @@ def main(config: Config) -> None:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     stated, added = found.residuals, values.get("arithmetic_error")
     if added is None:
-        added = eigensolver.arithmetic_error(hessian, torch.from_numpy(vectors).float(), seed=0)
+        added = eigenpairs.arithmetic_error(hessian, torch.from_numpy(vectors).float(), seed=0)
         stated = np.hypot(stated, added)
     print(f"float32 adds {added:.2e} to each residual\n", flush=True)
 

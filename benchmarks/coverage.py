@@ -26,7 +26,7 @@ from spectra import SPECTRA, Diagonal
 from tqdm import trange
 
 import hessian_spectrum as hs
-from hessian_spectrum.quadrature import Array
+from hessian_spectrum.spectral.quadrature import Array
 
 MOST_POINTS = 25  # of a density
 LEAST_DENSITY = 0.01  # of its peak: points below it are not looked at

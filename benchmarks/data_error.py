@@ -25,9 +25,9 @@ from torch.nn import functional as F
 from tqdm import trange
 
 import hessian_spectrum as hs
-from hessian_spectrum import jackknife
-from hessian_spectrum.quadrature import Array
-from hessian_spectrum.subsets import random_groups
+from hessian_spectrum.loss.data_groups import random_groups
+from hessian_spectrum.spectral import jackknife
+from hessian_spectrum.spectral.quadrature import Array
 
 INPUTS, HIDDEN, CLASSES = 8, 16, 4
 

@@ -34,8 +34,10 @@ from exact import eigenvalues, l1_distance
 from torch import Tensor, nn
 
 import hessian_spectrum as hs
-from hessian_spectrum import planner, problems, sizes
-from hessian_spectrum.config import ProblemConfig
+from hessian_spectrum.algorithms import budget
+from hessian_spectrum.config.computing import ProblemConfig
+from hessian_spectrum.planning import product_planner
+from hessian_spectrum.zoo import problem_loader
 
 WARM_UP_SAMPLES = 100
 FORMATS = {"time": "{:.2f}", "error": "{:.5f}", "ratio": "{:.1f}"}
@@ -94,7 +96,7 @@ def main(config: Config) -> None:
     torch.set_num_threads(config.threads)
     peers.find(config.peers)
     warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph=True")
-    arguments = problems.load(config)
+    arguments = problem_loader.load(config)
     arguments["dtype"] = getattr(torch, config.dtype or "float32")
     exact = eigenvalues(hs.Evaluator(**{**arguments, "dtype": torch.float64}), config.cache)
     methods = _methods(config)
@@ -121,7 +123,7 @@ def _methods(config: Config) -> dict[str, tuple[Method, int, int]]:
     """By name: the method, and its probes and steps."""
     ours_first = {}
     for products in config.num_products:
-        probes, steps = sizes.choose(1 << 62, num_products=products)
+        probes, steps = budget.choose(1 << 62, num_products=products)
         ours_first[_name("ours", probes, steps)] = (ours, probes, steps)
     size = config.num_probes, config.num_steps
     return ours_first | {_name(name, *size): (PEERS[name], *size) for name in config.methods}
@@ -131,7 +133,9 @@ def ours(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.SpectralM
     """The evaluator, the plan as the command line makes it, and the block estimator."""
     evaluator = hs.Evaluator(**work.arguments)
     operator = hs.Hessian(evaluator)
-    estimate = planner.plan(evaluator, operator.theta, num_probes, num_steps, form=operator.form)
+    estimate = product_planner.plan(
+        evaluator, operator.theta, num_probes, num_steps, form=operator.form
+    )
     operator = operator.planned(estimate.plan, estimate.first)
     return hs.spectral_density(operator, num_probes, num_steps, seed)
 

@@ -26,9 +26,10 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from spectra import Diagonal
 
 import hessian_spectrum as hs
-from hessian_spectrum import planner, problems
-from hessian_spectrum.config import ProblemConfig
+from hessian_spectrum.config.computing import ProblemConfig
 from hessian_spectrum.krylov.ritz import wanted
+from hessian_spectrum.planning import product_planner
+from hessian_spectrum.zoo import problem_loader
 
 Array = np.ndarray
 
@@ -140,7 +141,7 @@ def cases(config: Config) -> Iterator[tuple[str, Array, hs.SymmetricOperator]]:
             yield name, np.sort(exact), Diagonal(np.sort(exact))
         return
     config.check()
-    arguments = problems.load(config)
+    arguments = problem_loader.load(config)
     arguments.pop("dtype", None)
     exact = eigenvalues(hs.Evaluator(**arguments, dtype=torch.float64), config.cache)
     name = f"{config.problem or f'{config.model} {config.activation}'}, n = {len(exact):,}"
@@ -148,7 +149,7 @@ def cases(config: Config) -> Iterator[tuple[str, Array, hs.SymmetricOperator]]:
         yield name, exact, Diagonal(exact)
         return
     hessian = hs.Hessian(hs.Evaluator(**arguments, dtype=torch.float64))
-    plan = planner.plan(hessian.evaluator, hessian.theta, 2, 100).plan
+    plan = product_planner.plan(hessian.evaluator, hessian.theta, 2, 100).plan
     yield name, exact, hessian.planned(plan)
 
 

@@ -24,11 +24,12 @@ from exact import eigenvalues, l1_distance
 from spectra import SPECTRA, Diagonal
 
 import hessian_spectrum as hs
-from hessian_spectrum import planner, problems
-from hessian_spectrum.config import ProblemConfig
-from hessian_spectrum.measure import SpectralMeasure
-from hessian_spectrum.operators import SymmetricOperator
-from hessian_spectrum.sizes import Estimator, choose
+from hessian_spectrum.algorithms.budget import Estimator, choose
+from hessian_spectrum.config.computing import ProblemConfig
+from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.planning import product_planner
+from hessian_spectrum.spectral.measure import SpectralMeasure
+from hessian_spectrum.zoo import problem_loader
 
 Array = np.ndarray
 
@@ -77,7 +78,7 @@ def cases(config: Config) -> Iterator[tuple[str, Array, SymmetricOperator, str]]
             yield name, exact, Diagonal(exact), "float64"
         return
     config.check()
-    arguments = problems.load(config)
+    arguments = problem_loader.load(config)
     arguments.pop("dtype", None)
     exact = eigenvalues(hs.Evaluator(**arguments, dtype=torch.float64), config.cache)
     network = config.problem or f"{config.model} {config.activation}"
@@ -89,7 +90,7 @@ def cases(config: Config) -> Iterator[tuple[str, Array, SymmetricOperator, str]]
     evaluator = hs.Evaluator(**arguments, dtype=getattr(torch, dtype))
     hessian = hs.Hessian(evaluator)
     b, m = choose(hessian.n, num_products=max(config.num_products))
-    plan = planner.plan(evaluator, hessian.theta, b, m).plan
+    plan = product_planner.plan(evaluator, hessian.theta, b, m).plan
     yield name, exact, hessian.planned(plan), dtype
 
 

@@ -205,7 +205,7 @@ def batch_norm_recalibrated() -> Kind:
 
 
 def frozen_dropout() -> Kind:
-    from hessian_spectrum.frozen_dropout import frozen
+    from hessian_spectrum.loss.dropout import frozen
 
     x = torch.randn(N, 4).double()
     model = _features(nn.Dropout(0.4)).double()

@@ -25,7 +25,7 @@ from torch import nn
 import hessian_spectrum as hs
 from hessian_spectrum import zoo
 from hessian_spectrum.analyses.curvature_map import LENGTH, map_task, segments
-from hessian_spectrum.krylov.extremes import extremes
+from hessian_spectrum.krylov.extremal import extremes
 
 
 class Counted:

@@ -12,9 +12,9 @@ from networks import Problem
 from torch import Tensor
 
 import hessian_spectrum as hs
-from hessian_spectrum import planner
-from hessian_spectrum.linearization import ProductPlan
-from hessian_spectrum.products import MODES, Products, linearized
+from hessian_spectrum.operators.linearization import ProductPlan
+from hessian_spectrum.operators.product_modes import MODES, Products, linearized
+from hessian_spectrum.planning import product_planner
 
 
 class Prepared(NamedTuple):
@@ -77,7 +77,7 @@ def _ours(mode: str, keep: bool) -> Method:
 
 def _planned(problem: Problem, k: int, steps: int) -> Prepared:
     evaluator = _evaluator(problem)
-    estimate = planner.plan(evaluator, evaluator.theta, k, steps)
+    estimate = product_planner.plan(evaluator, evaluator.theta, k, steps)
     plan = estimate.plan
     words = [plan.mode, "kept" if plan.keep else "not kept", f"chunk {plan.chunk or k}"]
     words += [f"minibatches of {plan.batch_size or problem.batch_size}"]

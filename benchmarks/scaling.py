@@ -62,10 +62,10 @@ def worker(args) -> None:
     import torch
 
     import hessian_spectrum as hs
-    from hessian_spectrum import distributed
-    from hessian_spectrum.krylov import block
-    from hessian_spectrum.probes import gaussian_probes
-    from hessian_spectrum.recurrence_store import RecurrenceStore
+    from hessian_spectrum.distributed import world as distributed
+    from hessian_spectrum.distributed.random_vectors import gaussian_probes
+    from hessian_spectrum.krylov import block_lanczos
+    from hessian_spectrum.storage.krylov_state import RecurrenceStore
 
     torch.set_num_threads(1)
     world = hs.distributed.start("cpu")
@@ -90,7 +90,7 @@ def worker(args) -> None:
     World.all_gather_rows = clock.wrap("exchange", World.all_gather_rows)
     World.reduce_scatter_rows = clock.wrap("exchange", World.reduce_scatter_rows)
     type(operator).products = clock.wrap("product", type(operator).products)
-    space = block.start(operator, probes, args.steps)
+    space = block_lanczos.start(operator, probes, args.steps)
     clock.seconds.clear()
     distributed.World.barrier(world)
     with tempfile.TemporaryDirectory() as folder:
@@ -98,7 +98,7 @@ def worker(args) -> None:
         store, before = RecurrenceStore(Path(place) / "state", world), time.perf_counter()
         for _ in range(args.steps):
             with clock.timing("orthogonalization"):
-                space = block.step(operator, space)
+                space = block_lanczos.step(operator, space)
         total = time.perf_counter() - before
         with clock.timing("writing"):
             store.save(space, operator.layout, {})
@@ -147,8 +147,8 @@ def measured_machine(world, n, b) -> dict:
 
 def replicated(args, world, operator, probes) -> None:
     """The same recurrence with the whole basis on every rank: one all-reduce a step."""
-    from hessian_spectrum import distributed
-    from hessian_spectrum.memory import PeakMemory
+    from hessian_spectrum.distributed import world as distributed
+    from hessian_spectrum.distributed.memory import PeakMemory
 
     recur = _sharded if args.replicate == "sharded" else _replicated
     world.barrier()
@@ -163,11 +163,11 @@ def replicated(args, world, operator, probes) -> None:
 
 
 def _sharded(args, world, operator, probes) -> int:
-    from hessian_spectrum.krylov import block
+    from hessian_spectrum.krylov import block_lanczos
 
-    space = block.start(operator, probes, args.steps)
+    space = block_lanczos.start(operator, probes, args.steps)
     for _ in range(args.steps):
-        space = block.step(operator, space)
+        space = block_lanczos.step(operator, space)
     return space.basis.numel() * space.basis.itemsize
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 import hessian_spectrum as hs
-from hessian_spectrum.layout import Layout
-from hessian_spectrum.quadrature import Array
+from hessian_spectrum.distributed.sharding import Layout
+from hessian_spectrum.spectral.quadrature import Array
 
 OUTLIERS = np.array([-0.6, 0.3, 0.5, 0.8, 1.0, 1.7, 2.0, 3.0])
 

@@ -8,79 +8,86 @@ from __future__ import annotations
 
 import importlib
 
-from hessian_spectrum.version import __version__
+from hessian_spectrum._core.version import __version__
 
 _HOME = {
-    "Asymmetry": "findings",
-    "AveragingBias": "findings",
-    "Curve": "surfaces",
-    "Alignment": "gradient_alignment",
-    "Deflated": "transforms",
-    "Dense": "operators",
-    "Directions": "directions",
-    "EigenPairs": "measure",
-    "Evaluator": "evaluator",
-    "Fisher": "curvature",
-    "FunctionalDistances": "findings",
-    "GaussNewton": "curvature",
-    "GradientCovariance": "curvature",
-    "Hessian": "curvature",
-    "InputError": "errors",
-    "PointPlan": "points",
-    "Points": "points",
-    "Preconditioned": "transforms",
-    "ProductPlan": "linearization",
-    "Restricted": "transforms",
-    "Run": "store",
-    "Shifted": "transforms",
-    "SpectralMeasure": "measure",
-    "Surface": "surfaces",
-    "SymmetricOperator": "operators",
-    "Trajectory": "findings",
-    "World": "distributed",
+    "Asymmetry": "landscape.results",
+    "AveragingBias": "landscape.results",
+    "Curve": "landscape.surfaces",
+    "Alignment": "analyses.alignment_result",
+    "Deflated": "operators.transforms",
+    "Dense": "operators.base",
+    "Directions": "landscape.directions",
+    "EigenPairs": "spectral.measure",
+    "Evaluator": "loss.evaluator",
+    "Fisher": "operators.curvature",
+    "FunctionalDistances": "landscape.results",
+    "GaussNewton": "operators.curvature",
+    "GradientCovariance": "operators.curvature",
+    "Hessian": "operators.curvature",
+    "InputError": "_core.errors",
+    "PointPlan": "landscape.parameter_points",
+    "Points": "landscape.parameter_points",
+    "Preconditioned": "operators.transforms",
+    "ProductPlan": "operators.linearization",
+    "Restricted": "operators.transforms",
+    "Run": "storage.run_file",
+    "Shifted": "operators.transforms",
+    "SpectralMeasure": "spectral.measure",
+    "Surface": "landscape.surfaces",
+    "SymmetricOperator": "operators.base",
+    "Trajectory": "landscape.results",
+    "World": "distributed.world",
     "alignment": "analyses.alignment",
-    "eigenpairs": "eigensolver",
-    "eigenpairs_near": "interior",
+    "eigenpairs": "algorithms.eigenpairs",
+    "eigenpairs_near": "algorithms.interior",
     "along_ray": "analyses.interpolate",
     "along_trajectory": "analyses.trajectory",
-    "asymmetry": "analyses.valleys",
-    "averaging_bias": "analyses.valleys",
+    "asymmetry": "analyses.asymmetric_valleys",
+    "averaging_bias": "analyses.asymmetric_valleys",
     "barycentric": "analyses.interpolate",
     "bilinear": "analyses.interpolate",
     "by_distance": "analyses.interpolate",
-    "connect": "analyses.connect",
+    "connect": "analyses.mode_connectivity",
     "curvature_map": "analyses.curvature_map",
     "family_of_lines": "analyses.trajectory",
-    "find_asymmetric": "analyses.valleys",
-    "functional_distances": "analyses.functional",
-    "functional_path": "analyses.functional",
+    "find_asymmetric": "analyses.asymmetric_valleys",
+    "functional_distances": "analyses.functional_distance",
+    "functional_path": "analyses.functional_distance",
     "interpolate": "analyses.interpolate",
-    "layer_blocks": "spectrum",
-    "open": "store",
+    "layer_blocks": "algorithms.spectral_density",
+    "open": "storage.run_file",
     "plane": "analyses.interpolate",
     "principal_directions": "analyses.trajectory",
     "random_planes": "analyses.surface",
     "random_walk": "analyses.trajectory",
-    "save": "store",
-    "solve": "linear_systems",
-    "spectral_densities": "spectrum",
-    "spectral_density": "spectrum",
+    "save": "storage.run_file",
+    "solve": "algorithms.minres",
+    "spectral_densities": "algorithms.spectral_density",
+    "spectral_density": "algorithms.spectral_density",
     "surface": "analyses.surface",
     "trajectory": "analyses.trajectory",
     "triangles": "analyses.interpolate",
 }
 _MODULES = {
-    *("directions", "distributed", "outliers", "paths", "plotting", "store"),
-    *("surface_export", "surface_views"),
+    "directions": "landscape.directions",
+    "outliers": "spectral.outliers",
+    "paths": "landscape.paths",
+    "store": "storage.run_file",
+    "surface_export": "plotting.surface_export",
+    "surface_views": "plotting.landscape",
 }
+_PACKAGES = {"distributed", "plotting", "zoo"}
 
-__all__ = ["__version__", *sorted(_HOME), *sorted(_MODULES)]
+__all__ = ["__version__", *sorted({*_HOME, *_MODULES, *_PACKAGES})]
 
 
 def __getattr__(name: str):
     if name in _HOME:
         return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{_MODULES[name]}")
+    if name in _PACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from hessian_spectrum.cli import main
+from hessian_spectrum.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

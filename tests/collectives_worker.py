@@ -15,12 +15,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-import hessian_spectrum.runs.eigenpairs
-from hessian_spectrum import distributed, eigensolver, runs
-from hessian_spectrum.config import EigenpairsConfig
-from hessian_spectrum.krylov import block, lanczos
-from hessian_spectrum.probes import gaussian_probes
-from hessian_spectrum.signals import StopRequest
+import hessian_spectrum.commands.eigenpairs
+from hessian_spectrum import commands
+from hessian_spectrum.algorithms import eigenpairs as eigensolver
+from hessian_spectrum.commands.signals import StopRequest
+from hessian_spectrum.config.computing import EigenpairsConfig
+from hessian_spectrum.distributed import world as distributed
+from hessian_spectrum.distributed.random_vectors import gaussian_probes
+from hessian_spectrum.krylov import block_lanczos, lanczos
 
 B, STEPS = 3, 6
 
@@ -103,7 +105,7 @@ def eigenpair_steps(words, folder, world, counted):
         return after, pairs
 
     eigensolver.advance = noted
-    run = runs.eigenpairs.eigenpairs
+    run = commands.eigenpairs.eigenpairs
     config = EigenpairsConfig(**words, out=folder / "pairs.h5", checkpoint_minutes=1000.0)
     run(config, problem(2), world, StopRequest())
     eigensolver.advance = advance
@@ -117,7 +119,7 @@ def main():
     results = {"world": world.size}
     for tensors in (2, 200):
         operator = hessian(tensors, world)
-        for name, module in (("block", block), ("slq", lanczos)):
+        for name, module in (("block", block_lanczos), ("slq", lanczos)):
             flags = distributed.Flags(lambda: world.rank == 1, lambda: False)
             found, state = steps(operator, module, counted, flags)
             held = world.gather_objects(state.basis.numel() * state.basis.itemsize)
@@ -128,7 +130,9 @@ def main():
                 "basis": held,
             }
     spectrum = torch.tensor([0.0] * 20 + [1.0, 2.0, 2.0, 2.0])
-    exhausted, state = steps(hs.Dense(with_spectrum(spectrum), world), block, counted, None, 3, 24)
+    exhausted, state = steps(
+        hs.Dense(with_spectrum(spectrum), world), block_lanczos, counted, None, 3, 24
+    )
     results["exhausted"] = {"steps": exhausted, "sizes": state.sizes}
     words = {"k": 2, "tol": 1e-8, "hvp": "reverse", "basis_size": 14}
     results["eigenpairs"] = eigenpair_steps(words, Path(sys.argv[1]), world, counted)

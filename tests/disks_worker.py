@@ -18,11 +18,12 @@ import numpy as np
 from kills import ended, forked
 
 import hessian_spectrum as hs
-import hessian_spectrum.problems
-import hessian_spectrum.runs.density
-import hessian_spectrum.runs.eigenpairs
-import hessian_spectrum.runs.surfaces  # all that a job imports, once
-from hessian_spectrum import point_planner, store
+import hessian_spectrum.commands.density
+import hessian_spectrum.commands.eigenpairs
+import hessian_spectrum.commands.surfaces  # all that a job imports, once
+import hessian_spectrum.zoo.problem_loader
+from hessian_spectrum.landscape import point_planner
+from hessian_spectrum.storage import run_file
 
 PROBLEM = Path(__file__).with_name("faulty.py")
 COMMON = ["--problem", f"{PROBLEM}:make", "--problem-arg", "pause=0", "--batch-size", "8"]
@@ -63,7 +64,7 @@ def fill(folder, left):
 
 def after_saves(action):
     """``action`` is taken when the result file has been written so many times."""
-    real, count = store.save, 0
+    real, count = run_file.save, 0
 
     def save(*args, **options):
         nonlocal count
@@ -80,10 +81,10 @@ def run(words, out, action=None):
     log = Path(f"/dev/shm/disks-{os.getpid()}.log")  # not on the disk that fails
     log.unlink(missing_ok=True)
     if action:
-        real, store.save = after_saves(action)
+        real, run_file.save = after_saves(action)
     job = forked([*words, *COMMON, "--out", str(out)], 0, 1, 0, log)
     if action:
-        store.save = real
+        run_file.save = real
     (code,) = ended([job], 300)
     said = log.read_text()
     log.unlink()

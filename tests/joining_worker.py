@@ -18,8 +18,8 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as the command line doe
 import torch.distributed as dist
 from kills import ended, forked, free_port
 
-import hessian_spectrum.runs.surfaces  # noqa: F401, all that a job imports, once
-from hessian_spectrum import handout
+import hessian_spectrum.commands.surfaces  # noqa: F401, all that a job imports, once
+from hessian_spectrum.distributed import task_queue
 
 PROBLEM = Path(__file__).with_name("faulty.py")
 JOB = ["surface", "--problem", f"{PROBLEM}:make", "--problem-arg", "pause=0", "--x-points", "9"]
@@ -31,7 +31,7 @@ def end(number=signal.SIGKILL):
     return lambda *_, **__: os.kill(os.getpid(), number)
 
 
-GROUP, TASK = (dist, "init_process_group"), (handout.Handout, "next")
+GROUP, TASK = (dist, "init_process_group"), (task_queue.Handout, "next")
 CASES = {  # the ranks that come, and where one of them ends, and how
     "1 never comes": ((0, 2), None, {}),
     "0 never comes": ((1, 2), None, {}),

@@ -29,11 +29,11 @@ from pathlib import Path
 import numpy as np
 
 import hessian_spectrum as hs
-import hessian_spectrum.problems
-import hessian_spectrum.runs.density
-import hessian_spectrum.runs.eigenpairs
-import hessian_spectrum.runs.surfaces  # all that a job imports, once
-from hessian_spectrum.cli import main
+import hessian_spectrum.commands.density
+import hessian_spectrum.commands.eigenpairs
+import hessian_spectrum.commands.surfaces  # all that a job imports, once
+import hessian_spectrum.zoo.problem_loader
+from hessian_spectrum.cli.main import main
 
 PROBLEM = Path(__file__).with_name("faulty.py")
 COMMON = ["--problem", f"{PROBLEM}:make", "--batch-size", "8"]

@@ -14,8 +14,8 @@ from test_evaluator import NETWORKS, data
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum.handout import Handout
-from hessian_spectrum.mesh import Mesh
+from hessian_spectrum.distributed.mesh import Mesh
+from hessian_spectrum.distributed.task_queue import Handout
 
 TASKS, SLOW = 12, 0  # the first task takes as long as many others
 

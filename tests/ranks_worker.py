@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset
 
 import hessian_spectrum as hs
 from hessian_spectrum.krylov import lanczos
-from hessian_spectrum.recurrence_store import RecurrenceStore
+from hessian_spectrum.storage.krylov_state import RecurrenceStore
 
 OUTLIERS = [-1.0, 0.5, 0.5, 1.0, 2.0, 5.0]
 SAMPLES = {"ragged": 10, "two samples": 2, "one sample": 1}  # the last two leave ranks empty

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 import hessian_spectrum as hs
-from hessian_spectrum.gradient_alignment import joined
-from hessian_spectrum.minibatch_gradients import draw, minibatch_gradients, numbers
+from hessian_spectrum.analyses.alignment_result import joined
+from hessian_spectrum.loss.sample_gradients import draw, minibatch_gradients, numbers
 
 N = 23
 

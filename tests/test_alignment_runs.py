@@ -13,10 +13,10 @@ from test_evaluator import data, mlp
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum.cli import main
-from hessian_spectrum.config import AlignmentConfig
-from hessian_spectrum.runs import alignment as command
-from hessian_spectrum.signals import Interrupted, StopRequest
+from hessian_spectrum.cli.main import main
+from hessian_spectrum.commands import alignment as command
+from hessian_spectrum.commands.signals import Interrupted, StopRequest
+from hessian_spectrum.config.computing import AlignmentConfig
 
 ZOO = ["--model", "mlp-64-6-10", "--dataset", "digits", "--limit", "60", "--dtype", "float64"]
 RUN = ["alignment", *ZOO, "--batch-size", "16", "--num-batches", "5", "--k", "0"]

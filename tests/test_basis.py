@@ -9,9 +9,9 @@ import torch
 from conftest import with_spectrum
 
 import hessian_spectrum as hs
+from hessian_spectrum.distributed.random_vectors import gaussian_probes
 from hessian_spectrum.krylov import lanczos
-from hessian_spectrum.krylov.basis import allocate
-from hessian_spectrum.probes import gaussian_probes
+from hessian_spectrum.krylov.storage import allocate
 
 CPU = torch.device("cpu")
 

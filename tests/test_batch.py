@@ -16,9 +16,10 @@ import pytest
 from conftest import ROOT
 
 import hessian_spectrum as hs
-from hessian_spectrum import batch, merging
-from hessian_spectrum.cli import main
-from hessian_spectrum.errors import InputError
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.cli.main import main
+from hessian_spectrum.slurm import job_script
+from hessian_spectrum.storage import merge as merging
 
 SETUP = "--setup 'source .venv/bin/activate  # or: module load python'"
 DENSITY = "density --problem my_problem.py:make --out density.h5"
@@ -67,7 +68,7 @@ def test_every_resource_stands_once_at_the_top():
 
 
 def test_a_command_is_quoted_and_always_resumes():
-    resources = batch.Resources(setup=("module load a",))
+    resources = job_script.Resources(setup=("module load a",))
     command = [
         "density",
         "--problem",
@@ -77,7 +78,7 @@ def test_a_command_is_quoted_and_always_resumes():
         "--out",
         "a.h5",
     ]
-    text = batch.script(resources, [*command, "--resume"])
+    text = job_script.script(resources, [*command, "--resume"])
     line = next(line for line in text.splitlines() if line.startswith("command="))
     printed = subprocess.run(
         ["bash", "-c", f'{line}; printf "%s\\n" "${{command[@]}}"'], capture_output=True, text=True
@@ -138,7 +139,7 @@ def run_job(tmp_path, body, restarts="0", text=None):
         (bin_ / name).write_text(f"#!/bin/bash\n{lines}\n")
         (bin_ / name).chmod(0o755)
     if text is None:
-        text = batch.script(batch.Resources(requeues=3), shlex.split(DENSITY))
+        text = job_script.script(job_script.Resources(requeues=3), shlex.split(DENSITY))
     environment = {
         **os.environ,
         **{"PATH": f"{bin_}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_CPUS_PER_TASK": "4"},
@@ -182,8 +183,8 @@ def test_mpirun_starts_again_until_it_is_done(tmp_path):
     program = tmp_path / "bin" / "mpirun"
     program.write_text('#!/bin/bash\necho "$*" >> starts\n[ $(wc -l < starts) -ge 3 ] || exit 75\n')
     program.chmod(0o755)
-    resources = batch.Resources(launcher="mpirun", ranks=5)
-    code, _ = run_job(tmp_path, "", text=batch.script(resources, shlex.split(DENSITY)))
+    resources = job_script.Resources(launcher="mpirun", ranks=5)
+    code, _ = run_job(tmp_path, "", text=job_script.script(resources, shlex.split(DENSITY)))
     assert code == 0
     starts = (tmp_path / "starts").read_text().splitlines()
     assert len(starts) == 3 and starts[0].startswith("-n 5 python -m hessian_spectrum density")

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 import hessian_spectrum as hs
-from hessian_spectrum import batches, memory
-from hessian_spectrum.batches import deal, digest
+from hessian_spectrum.distributed import memory
+from hessian_spectrum.loss import batching
+from hessian_spectrum.loss.batching import deal, digest
 
 SIZE = 4  # of a minibatch: 4 + 4 + 2
 FIXED = 2 * N  # up to 32 samples are read twice each, to see that they do not change
@@ -19,7 +20,7 @@ FIXED = 2 * N  # up to 32 samples are read twice each, to see that they do not c
 @pytest.fixture
 def full(monkeypatch):
     """A device with no room for data."""
-    monkeypatch.setattr(batches, "available", lambda world: 0)
+    monkeypatch.setattr(batching, "available", lambda world: 0)
 
 
 def evaluator(samples, loss_fn=F.cross_entropy, **options):
@@ -48,7 +49,7 @@ def test_construction_reads_the_data_once_and_again_what_does_not_fit(monkeypatc
     rows, (x, y) = Rows(*data()), data()
     if share is not None:
         room = share * N * (x[0].nbytes + y[0].nbytes)
-        monkeypatch.setattr(batches, "available", lambda world: room / batches.KEEP_SHARE)
+        monkeypatch.setattr(batching, "available", lambda world: room / batching.KEEP_SHARE)
     ev = evaluator(rows)
     # Batches of 4: the first is too much for no room, the second for half of the data's.
     assert rows.reads == FIXED + {None: 0, 0.0: SIZE, 0.5: 2 * SIZE}[share] + N
@@ -191,7 +192,7 @@ class LateStream(IterableDataset):
 
 def test_a_stream_that_is_fixed_in_its_first_batches_only_is_refused():
     with pytest.raises(hs.InputError, match="begin with different batches"):
-        batches.deal(LateStream(), SIZE, hs.World(), torch.float64)
+        batching.deal(LateStream(), SIZE, hs.World(), torch.float64)
 
 
 class EagerStream(IterableDataset):
@@ -209,6 +210,6 @@ def test_a_stream_that_draws_when_its_iteration_begins_is_refused():
 
 def test_a_large_minibatch_is_cut_into_any_number_of_pieces():
     x = torch.arange(10_001)
-    cut = batches.pieces((x, x), 4)
+    cut = batching.pieces((x, x), 4)
     assert [len(a) for a, _ in cut] == 2500 * [4] + [1]
     assert torch.equal(torch.cat([a for a, _ in cut]), x)

@@ -8,8 +8,8 @@ import torch
 from conftest import with_spectrum
 
 import hessian_spectrum as hs
-from hessian_spectrum.krylov import block
-from hessian_spectrum.probes import gaussian_probes
+from hessian_spectrum.distributed.random_vectors import gaussian_probes
+from hessian_spectrum.krylov import block_lanczos
 
 BULK = [*np.linspace(-0.01, 0.01, 40), *([0.0] * 20)]
 OUTLIERS = [-1.0, 0.5, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0]
@@ -19,9 +19,9 @@ def space_of(matrix, b, steps, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     probes = torch.randn(b, len(matrix), generator=generator, dtype=torch.float64).to(dtype)
     operator = hs.Dense(matrix.to(dtype))
-    space = block.start(operator, probes, steps)
+    space = block_lanczos.start(operator, probes, steps)
     while space.num_steps < steps and not space.is_invariant:
-        space = block.step(operator, space)
+        space = block_lanczos.step(operator, space)
     return space, probes
 
 
@@ -97,7 +97,7 @@ def test_a_zero_matrix_ends_at_once():
 def test_equal_probes_count_once():
     matrix = with_spectrum(torch.linspace(0, 1, 12))
     probes = torch.randn(2, 12, dtype=torch.float64)
-    space = block.start(hs.Dense(matrix), probes[[0, 1, 0]], 2)
+    space = block_lanczos.start(hs.Dense(matrix), probes[[0, 1, 0]], 2)
     assert space.sizes == (2,)
     np.testing.assert_allclose(space.first @ space.basis[:2].numpy(), probes[[0, 1, 0]])
 
@@ -112,7 +112,7 @@ def test_a_product_that_is_not_finite_is_an_error():
 @pytest.mark.parametrize("steps", [0, 13, 2.5])
 def test_steps_that_cannot_be_made_are_refused(steps):
     with pytest.raises(hs.InputError, match="num_steps"):
-        block.start(hs.Dense(torch.eye(12)), torch.randn(2, 12), steps)
+        block_lanczos.start(hs.Dense(torch.eye(12)), torch.randn(2, 12), steps)
 
 
 # -- lean: without reorthogonalization -------------------------------------------------------------
@@ -124,11 +124,11 @@ def lean_and_full(matrix, b, steps, seed=0):
     """Both after each step, and the probes."""
     operator = hs.Dense(matrix)
     probes = gaussian_probes(operator.layout, range(b), seed, torch.float64)
-    lean = block.start(operator, probes, steps, lean=True)
-    full = block.start(operator, probes, steps)
+    lean = block_lanczos.start(operator, probes, steps, lean=True)
+    full = block_lanczos.start(operator, probes, steps)
     spaces = []
     for _ in range(steps):
-        lean, full = block.step(operator, lean), block.step(operator, full)
+        lean, full = block_lanczos.step(operator, lean), block_lanczos.step(operator, full)
         spaces.append((lean, full))
     return spaces, probes.numpy()
 

@@ -6,11 +6,11 @@ import torch
 from conftest import with_spectrum
 
 import hessian_spectrum as hs
-from hessian_spectrum.certified import certified
-from hessian_spectrum.krylov import block
-from hessian_spectrum.layout import Layout
-from hessian_spectrum.probes import gaussian_probes
-from hessian_spectrum.quadrature import BlockRule
+from hessian_spectrum.distributed.random_vectors import gaussian_probes
+from hessian_spectrum.distributed.sharding import Layout
+from hessian_spectrum.krylov import block_lanczos
+from hessian_spectrum.spectral.held_out_probes import certified
+from hessian_spectrum.spectral.quadrature import BlockRule
 
 N = 400
 
@@ -67,9 +67,9 @@ def l1(measure, exact, sigma2=SIGMA2):
 def rule_of(operator, b, m, seed):
     """What m steps from b probes know of the operator."""
     z = gaussian_probes(operator.layout, range(b), seed, operator.dtype)
-    space = block.start(operator, z, m)
+    space = block_lanczos.start(operator, z, m)
     while space.num_steps < m and not space.is_invariant:
-        space = block.step(operator, space)
+        space = block_lanczos.step(operator, space)
     return BlockRule(space.t, space.first, space.off[-1], space.num_steps)
 
 

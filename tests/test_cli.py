@@ -14,7 +14,7 @@ from conftest import ROOT
 
 import hessian_spectrum as hs
 from hessian_spectrum import zoo
-from hessian_spectrum.cli import main
+from hessian_spectrum.cli.main import main
 
 MODEL = "mlp-64-6-10"
 ZOO = ["--model", MODEL, "--dataset", "digits", "--limit", "100", "--dtype", "float64"]
@@ -118,7 +118,7 @@ def test_plot_draws_each_view_and_refuses_options_that_it_would_ignore(inside, c
 def test_reading_commands_do_not_import_torch(inside):
     main(["density", *SMALL, "--out", "run.h5"])
     script = (
-        "import sys; from hessian_spectrum.cli import main;"
+        "import sys; from hessian_spectrum.cli.main import main;"
         "main(['query','run.h5','trace']); main(['plot','run.h5']); main(['info','run.h5']);"
         "sys.exit('torch' in sys.modules)"
     )

@@ -11,9 +11,14 @@ from torch import nn
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum import directions
-from hessian_spectrum.analyses import connect, functional, trajectory, valleys
-from hessian_spectrum.points import Points
+from hessian_spectrum.analyses import (
+    asymmetric_valleys,
+    functional_distance,
+    mode_connectivity,
+    trajectory,
+)
+from hessian_spectrum.landscape import directions
+from hessian_spectrum.landscape.parameter_points import Points
 
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
 
@@ -41,8 +46,8 @@ def test_a_curve_goes_around_the_barrier_that_the_line_crosses(kind, num_bends):
 
 def test_the_gradient_of_the_mean_over_the_curve_is_that_of_its_definition():
     ev = ring()
-    state = connect.start(ev, tensor([1.0, 0.0]), tensor([-0.6, 0.8]), "bezier", 1)
-    after = connect.step(ev, state, lr=0.0, num_samples=3, seed=5)
+    state = mode_connectivity.start(ev, tensor([1.0, 0.0]), tensor([-0.6, 0.8]), "bezier", 1)
+    after = mode_connectivity.step(ev, state, lr=0.0, num_samples=3, seed=5)
     t = (np.arange(3) + np.random.Generator(np.random.Philox(key=[5, 0])).random(3)) / 3
     bend = state.bends.clone().requires_grad_()
     total = 0.0
@@ -53,7 +58,7 @@ def test_the_gradient_of_the_mean_over_the_curve_is_that_of_its_definition():
     assert torch.allclose(after.first_moment, 0.1 * slope, rtol=1e-12)
     assert after.loss == pytest.approx(total.item(), rel=1e-12)
     # Each step has other t: where nothing moves the loss differs all the same.
-    assert connect.step(ev, after, lr=0.0, num_samples=3, seed=5).loss != after.loss
+    assert mode_connectivity.step(ev, after, lr=0.0, num_samples=3, seed=5).loss != after.loss
 
 
 def test_a_search_that_is_continued_takes_the_same_steps():
@@ -199,10 +204,10 @@ def test_functional_values_are_a_function_of_the_range():
     ev = evaluator()
     some = plane(ev, 9)
     references = Points.of(ev.theta[None])
-    exact = functional.functional_values(ev, some, references)
+    exact = functional_distance.functional_values(ev, some, references)
     for plan in PLANS.values():
         joined = [
-            functional.functional_values(ev, some, references, *r, plan=plan)["distance"]
+            functional_distance.functional_values(ev, some, references, *r, plan=plan)["distance"]
             for r in ((0, 4), (4, 9))
         ]
         np.testing.assert_allclose(np.concatenate(joined), exact["distance"], rtol=1e-10)
@@ -282,11 +287,11 @@ def test_the_lean_of_the_search_has_the_gradient_of_its_definition():
     ev = evaluator()
     u = torch.nn.functional.normalize(torch.randn(ev.n, dtype=torch.float64), dim=0)
     distance = np.array([0.3, 0.7])
-    value, slope = valleys._lean(ev, ev.theta, u, distance)
+    value, slope = asymmetric_valleys._lean(ev, ev.theta, u, distance)
     v, h = torch.randn(ev.n, dtype=torch.float64), 1e-5
     numeric = (
-        valleys._lean(ev, ev.theta, u + h * v, distance)[0]
-        - valleys._lean(ev, ev.theta, u - h * v, distance)[0]
+        asymmetric_valleys._lean(ev, ev.theta, u + h * v, distance)[0]
+        - asymmetric_valleys._lean(ev, ev.theta, u - h * v, distance)[0]
     ) / (2 * h)
     assert (slope @ v).item() == pytest.approx(numeric, rel=1e-6)
     rises = [(ev.loss(ev.theta - l * u) - ev.loss(ev.theta + l * u)).item() / l for l in distance]
@@ -321,7 +326,7 @@ def test_batch_means_know_that_iterates_are_correlated():
         for t in range(1, 900):
             walk[t] = 0.9 * walk[t - 1] + rng.normal()
         means.append(walk.mean())
-        errors.append(valleys._batch_means_error(walk)[0])
+        errors.append(asymmetric_valleys._batch_means_error(walk)[0])
     assert np.mean(errors) == pytest.approx(np.std(means), rel=0.3)  # without: a quarter of it
 
 

@@ -6,9 +6,12 @@ import torch
 from torch import nn
 
 import hessian_spectrum as hs
-from hessian_spectrum import InputError, SpectralMeasure, jackknife, spectrum, without_samples
-from hessian_spectrum.jackknife import Replicates
-from hessian_spectrum.subsets import random_groups
+from hessian_spectrum import InputError, SpectralMeasure
+from hessian_spectrum.algorithms import leave_group_out
+from hessian_spectrum.algorithms import spectral_density as spectrum
+from hessian_spectrum.loss.data_groups import random_groups
+from hessian_spectrum.spectral import jackknife
+from hessian_spectrum.spectral.jackknife import Replicates
 
 K = 4
 
@@ -150,13 +153,13 @@ def test_t_without_a_group_is_that_of_the_other_samples(kind, estimator):
     ev = evaluator((x, y), batch_size=13, weight_decay=0.1)
     operator, states = KINDS[kind](ev), []
     measure = hs.spectral_density(operator, 3, 5, estimator=estimator, on_step=states.append)
-    whole = without_samples._Reduced(operator, states[-1], measure)
+    whole = leave_group_out._Reduced(operator, states[-1], measure)
     groups = random_groups(ev, K)
     for i, group in enumerate(groups):
-        part = without_samples._Reduced(operator.on(group), states[-1])
+        part = leave_group_out._Reduced(operator.on(group), states[-1])
         rest = torch.cat([rows(g) for j, g in enumerate(groups) if j != i])
         others = KINDS[kind](evaluator((rest[:, :5], rest[:, 5].long()), weight_decay=0.1))
-        expected = without_samples.compressed(others, states[-1])
+        expected = leave_group_out.compressed(others, states[-1])
         for t, own in zip(whole.without(part), expected):
             np.testing.assert_allclose(t, own, atol=1e-12 * np.abs(own).max())
 
@@ -166,9 +169,9 @@ def test_the_groups_of_all_samples_add_up_to_t():
     ev, states = evaluator(samples(50)), []
     operator = hs.Hessian(ev)
     measure = hs.spectral_density(operator, 3, 5, on_step=states.append)
-    t = without_samples.compressed(operator, states[-1])[0]
+    t = leave_group_out.compressed(operator, states[-1])[0]
     np.testing.assert_allclose(t, measure.rules[0].t, atol=1e-13)
-    nodes, weights = without_samples._replicate([measure.rules[0].t], measure, operator.n)
+    nodes, weights = leave_group_out._replicate([measure.rules[0].t], measure, operator.n)
     np.testing.assert_allclose(nodes, measure.nodes, atol=1e-13)
     np.testing.assert_allclose(weights, measure.weights, atol=1e-12)
 

@@ -11,8 +11,9 @@ import pytest
 from disks_worker import COMMON, KINDS, OFTEN, ROOMS, SAVES, SELDOM, in_small_tasks, same
 
 import hessian_spectrum as hs
-from hessian_spectrum import point_planner, store
-from hessian_spectrum.cli import main
+from hessian_spectrum.cli.main import main
+from hessian_spectrum.landscape import point_planner
+from hessian_spectrum.storage import run_file
 
 WORKER = Path(__file__).with_name("disks_worker.py")
 PRIVATE = ["unshare", "--mount", "--map-root-user"]  # mounts that nobody else sees
@@ -104,7 +105,7 @@ def test_where_nothing_whole_is_left_it_is_said_and_nothing_is_touched(found, ki
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_that_may_not_grow_is_an_error_of_the_system(kind, tmp_path, monkeypatch, capsys):
     """As on a full disk, by the limit on the size of a process's files; needs no mount."""
-    limits, real, count = resource.getrlimit(resource.RLIMIT_FSIZE), store.save, []
+    limits, real, count = resource.getrlimit(resource.RLIMIT_FSIZE), run_file.save, []
 
     def save(*args, **options):
         real(*args, **options)
@@ -114,7 +115,7 @@ def test_a_file_that_may_not_grow_is_an_error_of_the_system(kind, tmp_path, monk
 
     words = [*KINDS[kind], *COMMON, "--out", str(tmp_path / "run.h5")]
     with monkeypatch.context() as patch:
-        patch.setattr(store, "save", save)
+        patch.setattr(run_file, "save", save)
         patch.setattr(point_planner, "plan", in_small_tasks)
         try:
             code = main([*words, *OFTEN])

@@ -13,8 +13,9 @@ import torch
 from conftest import ROOT
 
 import hessian_spectrum as hs
-from hessian_spectrum import distributed, joining
-from hessian_spectrum.cli import main
+from hessian_spectrum.cli.main import main
+from hessian_spectrum.distributed import launch as joining
+from hessian_spectrum.distributed import world
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 WORKER = Path(__file__).with_name("ranks_worker.py")
@@ -190,7 +191,7 @@ def test_silent_singletons_are_refused(monkeypatch):
     monkeypatch.setenv("PMIX_RANK", "0")  # an MPI launcher that mpi4py's library does not know
     monkeypatch.setattr(joining, "_join_mpi", lambda *_: joining.Seat())
     with pytest.raises(hs.InputError, match="SLURM_STEP_NUM_TASKS=4, but this process is alone"):
-        distributed.start("cpu")
+        world.start("cpu")
 
 
 def test_mpi4py_is_imported_only_under_an_mpi_launcher():
@@ -205,7 +206,7 @@ def test_mpi4py_is_imported_only_under_an_mpi_launcher():
 
 def test_devices_that_are_not_there_are_refused():
     with pytest.raises(hs.InputError, match="device 'gpu' is not one that torch knows"):
-        distributed.start("gpu")
+        world.start("gpu")
     if not torch.cuda.is_available():
         with pytest.raises(hs.InputError, match="torch sees no GPU here"):
-            distributed.start("cuda")
+            world.start("cuda")

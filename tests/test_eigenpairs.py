@@ -9,8 +9,8 @@ from conftest import with_spectrum
 from torch import nn
 
 import hessian_spectrum as hs
+from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.krylov.ritz import WHICH, may_miss_copies, ritz, wanted
-from hessian_spectrum.layout import Layout
 
 N = 200
 BULK = np.linspace(-0.1, 0.1, N)

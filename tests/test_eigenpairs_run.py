@@ -9,14 +9,15 @@ from conftest import with_spectrum
 from test_runs import StopAfterOneSave, contents, problem
 
 import hessian_spectrum as hs
-from hessian_spectrum import eigensolver, schema
-from hessian_spectrum.config import DensityConfig, EigenpairsConfig
-from hessian_spectrum.distributed import World
-from hessian_spectrum.eigensolver import Goal, advance, first
-from hessian_spectrum.recurrence_store import RecurrenceStore
-from hessian_spectrum.runs.density import density
-from hessian_spectrum.runs.eigenpairs import eigenpairs
-from hessian_spectrum.signals import Interrupted, StopRequest
+from hessian_spectrum.algorithms import eigenpairs as eigensolver
+from hessian_spectrum.algorithms.eigenpairs import Goal, advance, first
+from hessian_spectrum.commands.density import density
+from hessian_spectrum.commands.eigenpairs import eigenpairs
+from hessian_spectrum.commands.signals import Interrupted, StopRequest
+from hessian_spectrum.config.computing import DensityConfig, EigenpairsConfig
+from hessian_spectrum.distributed.world import World
+from hessian_spectrum.storage import hdf5_schema
+from hessian_spectrum.storage.krylov_state import RecurrenceStore
 
 
 @pytest.fixture
@@ -171,12 +172,12 @@ def test_a_start_that_is_none_is_refused(out):
 def test_vectors_too_large_for_the_file_are_written_as_shards_and_read_lazily(out, monkeypatch):
     straight = out.with_name("straight.h5")
     run(straight)
-    monkeypatch.setattr(schema, "MAX_VECTOR_BYTES", 100)
+    monkeypatch.setattr(hdf5_schema, "MAX_VECTOR_BYTES", 100)
     run(out)
     assert any("vectors-rank" in name for name in contents(out))
     with hs.open(out) as file:
         lazy = file["eigenpairs"].vectors
-        assert isinstance(lazy, schema.ShardedVectors)
+        assert isinstance(lazy, hdf5_schema.ShardedVectors)
         assert np.array_equal(lazy[1], pairs_of(straight).vectors[1])
     with pytest.raises(hs.InputError, match="finished: there is nothing to resume"):
         run(out, resume=True)

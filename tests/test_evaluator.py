@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 import hessian_spectrum as hs
-from hessian_spectrum.batches import deal, digest
-from hessian_spectrum.products import MODES
+from hessian_spectrum.loss.batching import deal, digest
+from hessian_spectrum.operators.product_modes import MODES
 
 N, INPUTS, CLASSES = 10, 6, 3  # batches of 8 leave 8 + 2
 

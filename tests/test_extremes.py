@@ -6,7 +6,7 @@ import torch
 from conftest import with_spectrum
 
 import hessian_spectrum as hs
-from hessian_spectrum.krylov.extremes import Extremes, extremes
+from hessian_spectrum.krylov.extremal import Extremes, extremes
 
 BULK = torch.linspace(-0.1, 0.1, 60, dtype=torch.float64)
 EIGENVALUES = torch.cat([torch.tensor([-0.7, -0.5]).double(), BULK, torch.tensor([1.0, 2.0])])

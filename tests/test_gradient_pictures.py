@@ -5,9 +5,9 @@ import pytest
 from test_plotting import texts
 
 import hessian_spectrum as hs
-from hessian_spectrum import outliers
-from hessian_spectrum.errors import InputError
-from hessian_spectrum.plotting import alignment_figure, participation_figure
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.plotting.density import alignment_figure, participation_figure
+from hessian_spectrum.spectral import outliers
 
 
 def some_alignment(k=2):

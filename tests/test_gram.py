@@ -6,7 +6,7 @@ import torch
 from conftest import with_spectrum
 
 import hessian_spectrum as hs
-from hessian_spectrum.krylov import block, gram, orthogonal
+from hessian_spectrum.krylov import block_gram_schmidt, block_lanczos, small_dense
 
 K, N = 6, 400
 
@@ -35,13 +35,13 @@ def orthonormalized(rows, basis, most=N):
     world, calls = hs.World(), []
     along = (rows @ basis.T).double()
     size = rows.double().norm(dim=1).max().item()
-    known = (gram.gram(rows) - along @ along.T).numpy()
+    known = (small_dense.gram(rows) - along @ along.T).numpy()
     tolerance = 10 * torch.finfo(rows.dtype).eps * size
     real = hs.World.sum
     try:
         hs.World.sum = lambda self, tensor: (calls.append(tensor), real(self, tensor))[1]
         r = rows - along.to(rows) @ basis
-        q, out, c = orthogonal.orthonormalized(r, basis, known, world, tolerance, most)
+        q, out, c = block_gram_schmidt.orthonormalized(r, basis, known, world, tolerance, most)
     finally:
         hs.World.sum = real
     return q, out, along.numpy() + c, len(calls)
@@ -86,7 +86,7 @@ def test_no_more_than_there_is_room_for_are_kept_and_they_are_the_longest():
 def test_a_large_block_keeps_as_many_rows_as_its_rank(seed):
     """Shifted factors lengthen rounding: what counts is the length that is measured after them."""
     rows = block_of([*np.ones(10), *np.zeros(70)], seed)
-    q, out = orthogonal.orthonormal(rows, hs.World(), N)
+    q, out = block_gram_schmidt.orthonormal(rows, hs.World(), N)
     assert len(q) == 10  # 80 without
     assert (torch.from_numpy(out) @ q - rows).abs().max() < 1e-14  # measured: 1e-15
 
@@ -100,7 +100,7 @@ def test_rows_that_are_nearly_in_the_basis_are_of_unit_length(seed):
     outside = block_of(np.full(K, 1600 * eps * dim**0.5), seed)  # short, but not for a third pass
     outside -= outside @ basis.double().T @ basis.double()
     rows = (outside + torch.randn(K, dim).double() @ basis.double()).float()
-    q = orthogonal.extension(rows, basis, hs.World(), 0.0, 0.0, N).rows
+    q = block_gram_schmidt.extension(rows, basis, hs.World(), 0.0, 0.0, N).rows
     assert len(q) == K
     every = torch.cat([basis, q]).double()
     loss = (every @ every.T - torch.eye(len(every))).abs().max().item()
@@ -123,13 +123,13 @@ def test_a_third_pass_is_made_where_directions_are_short_and_only_there():
 def test_factors_are_those_of_lapack():
     rows = np.random.default_rng(0).standard_normal((9, 9))
     a = rows @ rows.T
-    lower = gram.cholesky(a)
+    lower = small_dense.cholesky(a)
     np.testing.assert_allclose(lower, np.linalg.cholesky(a), atol=1e-12)
     inverse = np.linalg.norm(np.linalg.inv(lower))
-    assert gram.smallest(lower) == pytest.approx(1 / inverse, rel=1e-12)
-    np.testing.assert_allclose(gram.product(rows, a), rows @ a, atol=1e-12)
-    assert gram.cholesky(-a) is None
-    shifted = gram.shifted_cholesky(np.ones((4, 4)), 1e-16)
+    assert small_dense.smallest(lower) == pytest.approx(1 / inverse, rel=1e-12)
+    np.testing.assert_allclose(small_dense.product(rows, a), rows @ a, atol=1e-12)
+    assert small_dense.cholesky(-a) is None
+    shifted = small_dense.shifted_cholesky(np.ones((4, 4)), 1e-16)
     np.testing.assert_allclose(shifted @ shifted.T, np.ones((4, 4)), atol=1e-12)
 
 
@@ -140,17 +140,17 @@ def test_jacobis_rotations_give_the_singular_values(k, lengths):
     rng = np.random.default_rng(1)
     left, right = (np.linalg.qr(rng.standard_normal((k, k)))[0] for _ in range(2))
     b = left * values[lengths] @ right
-    p, found, z = gram.singular(b)
+    p, found, z = small_dense.singular(b)
     np.testing.assert_allclose(found, np.sort(values[lengths])[::-1], atol=3e-15 * max(k, 1))
     np.testing.assert_allclose(p * found @ z.T, b, atol=3e-14)
     np.testing.assert_allclose(z.T @ z, np.eye(k), atol=3e-14)
 
 
 def test_gram_matrices_of_single_precision_are_sums_in_double(monkeypatch):
-    monkeypatch.setattr(gram, "COLUMNS", 7)
+    monkeypatch.setattr(small_dense, "COLUMNS", 7)
     rows = torch.randn(3, 100)
     expected = rows.double() @ rows.double().T
-    torch.testing.assert_close(gram.gram(rows), expected, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(small_dense.gram(rows), expected, rtol=1e-14, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -161,9 +161,9 @@ def test_a_space_beside_large_outliers_stays_orthonormal(dtype):
     )
     matrix = with_spectrum(torch.tensor([*bulk, 1.0, 2.0, 3.0])).to(dtype)
     operator = hs.Dense(matrix)
-    space = block.start(operator, torch.randn(4, len(matrix), dtype=dtype), 25)
+    space = block_lanczos.start(operator, torch.randn(4, len(matrix), dtype=dtype), 25)
     for _ in range(25):
-        space = block.step(operator, space)
+        space = block_lanczos.step(operator, space)
     q = space.basis.double()
     assert space.sizes == (4,) * 26
     loss = (q @ q.T - torch.eye(len(q))).abs().max().item()

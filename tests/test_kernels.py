@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hessian_spectrum as hs
-from hessian_spectrum.kernels import differentiable_kernels
-from hessian_spectrum.products import MODES
+from hessian_spectrum.loss.backends import differentiable_kernels
+from hessian_spectrum.operators.product_modes import MODES
 
 TOKENS, WIDTH = 3, 4
 

@@ -6,9 +6,9 @@ import torch
 from conftest import with_spectrum
 
 import hessian_spectrum as hs
+from hessian_spectrum.distributed.random_vectors import gaussian_probes
+from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.krylov import lanczos
-from hessian_spectrum.layout import Layout
-from hessian_spectrum.probes import gaussian_probes
 
 SCALES = [1e-8, 1.0, 1e8]
 

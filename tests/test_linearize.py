@@ -10,9 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum import products, zoo
-from hessian_spectrum.recording import record
-from hessian_spectrum.simplify import Simplifier
+from hessian_spectrum import zoo
+from hessian_spectrum.operators import product_modes
+from hessian_spectrum.operators.graph_passes import Simplifier
+from hessian_spectrum.operators.tracing import record
 
 
 class Recurrent(nn.Module):
@@ -119,7 +120,7 @@ def test_it_is_the_hessian_for_any_number_of_rows(name):
     ev = hs.Evaluator(model, loss_fn, data)
     with ev.evaluation_mode():
         loss, theta = next(ev.parts({})), ev.theta
-        linear, exact = products.linearize(loss, theta), products.reverse(loss, theta)
+        linear, exact = product_modes.linearize(loss, theta), product_modes.reverse(loss, theta)
         for k in (1, 3, 2, 3, 1):
             v = torch.randn(k, ev.n, dtype=torch.float64)
             expected = exact(v)
@@ -168,7 +169,7 @@ def test_every_mode_agrees_with_reverse_on_the_networks_of_the_benchmark(name):
     ev = hs.Evaluator(problem.model, problem.loss_fn, data, batch_size=2)
     v = torch.randn(ev.n, 2, dtype=torch.float64)
     expected = hs.Hessian(ev) @ v
-    for mode in products.MODES:
+    for mode in product_modes.MODES:
         found = hs.Hessian(ev, plan=hs.ProductPlan(mode)) @ v
         assert ((found - expected).norm() / expected.norm()).item() < 1e-10, mode  # measured: 1e-15
 

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from hessian_spectrum.errors import InputError
-from hessian_spectrum.measure import SpectralMeasure
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.spectral.measure import SpectralMeasure
 
 SCALES = (1e-8, 1.0, 1e8)
 EIGENVALUES = np.array([-2.0, -0.5, -0.5, 0.0, 0.25, 1.0, 1.0, 1.0, 3.0, 8.0])
@@ -69,7 +69,7 @@ def test_the_density_is_the_sum_of_gaussians_and_keeps_the_shape_of_t(monkeypatc
     expected = gauss @ measure.weights.mean(axis=0) / math.sqrt(2 * math.pi * sigma2)
     np.testing.assert_allclose(measure.density(t, sigma2), expected, rtol=1e-13)
     # The same, when the kernel does not fit and is made in blocks.
-    monkeypatch.setattr("hessian_spectrum.measure.KERNEL_ELEMENTS", 5 * len(measure.nodes))
+    monkeypatch.setattr("hessian_spectrum.spectral.measure.KERNEL_ELEMENTS", 5 * len(measure.nodes))
     np.testing.assert_allclose(measure.density(t, sigma2), expected, rtol=1e-13)
 
 

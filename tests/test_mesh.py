@@ -9,10 +9,10 @@ import pytest
 from test_distributed import TORCHRUN, launch
 
 import hessian_spectrum as hs
-from hessian_spectrum import handout
-from hessian_spectrum.distributed import RankLost
-from hessian_spectrum.handout import Handout
-from hessian_spectrum.mesh import Mesh
+from hessian_spectrum.distributed import task_queue
+from hessian_spectrum.distributed.mesh import Mesh
+from hessian_spectrum.distributed.task_queue import Handout
+from hessian_spectrum.distributed.world import RankLost
 
 WORKER = Path(__file__).with_name("mesh_worker.py")
 
@@ -91,7 +91,7 @@ def test_one_process_is_a_mesh_of_one_group():
 )
 def test_a_group_that_never_comes_is_named(silent, lost, monkeypatch):
     """Ranks 4 and 5 are the group that is waited for; one look without a sign is not enough."""
-    monkeypatch.setattr(handout, "PATIENCE", 0.01)
+    monkeypatch.setattr(task_queue, "PATIENCE", 0.01)
     looks = iter(silent)
 
     class Presence:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import hessian_spectrum as hs
-from hessian_spectrum.products import MODES
+from hessian_spectrum.operators.product_modes import MODES
 from hessian_spectrum.zoo import build_model
 
 # A torch limitation, loud in each case; every other pair of kind and mode is exact.

@@ -12,7 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum import calibration, planner, products, spectrum
+from hessian_spectrum.algorithms import spectral_density as spectrum
+from hessian_spectrum.operators import product_modes
+from hessian_spectrum.planning import calibration, product_planner
 
 GIB = 2**30
 
@@ -20,7 +22,7 @@ GIB = 2**30
 @pytest.fixture
 def always(monkeypatch, tmp_path):
     """Calibrate however short the run, and whatever was measured before."""
-    monkeypatch.setattr(planner, "WORTH", -1.0)
+    monkeypatch.setattr(product_planner, "WORTH", -1.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -29,14 +31,14 @@ def evaluator(model=None, samples=40, **options):
 
 
 def make_plan(ev, probes=4, steps=10, **options):
-    return planner.plan(ev, ev.theta, probes, steps, **options)
+    return product_planner.plan(ev, ev.theta, probes, steps, **options)
 
 
 def test_every_mode_is_tried_and_agrees_and_the_plan_gives_the_same_products(always):
     ev = evaluator()
     estimate = make_plan(ev)
     assert estimate.calibrated
-    assert {trial.mode for trial in estimate.trials} == set(products.MODES)
+    assert {trial.mode for trial in estimate.trials} == set(product_modes.MODES)
     assert max(trial.error for trial in estimate.trials) < 1e-10  # measured: 1e-15
     assert not estimate.refused
     v = torch.randn(ev.n, 5, dtype=torch.float64)
@@ -50,7 +52,7 @@ def test_a_short_run_is_not_calibrated():
     assert estimate.plan == hs.ProductPlan("linearize", keep=True)
     assert estimate.first is not None
     assert (estimate.products, estimate.passes) == (40, 10)
-    few = make_plan(evaluator(), steps=planner.MANY_STEPS - 1)  # recording would not pay
+    few = make_plan(evaluator(), steps=product_planner.MANY_STEPS - 1)  # recording would not pay
     assert few.plan == hs.ProductPlan("reverse", keep=True)
     assert make_plan(evaluator(), mode="forward").plan.mode == "forward"
 
@@ -88,10 +90,10 @@ def test_a_mode_can_be_forced_and_an_unknown_one_is_refused(always):
 
 def test_a_mode_that_is_wrong_by_a_thousandth_is_left_out(always, monkeypatch):
     def wrong(loss, theta, form):
-        right = products.reverse(loss, theta)
+        right = product_modes.reverse(loss, theta)
         return lambda vectors: 1.001 * right(vectors)
 
-    monkeypatch.setitem(products.MODES, "forward", wrong)
+    monkeypatch.setitem(product_modes.MODES, "forward", wrong)
     estimate = make_plan(evaluator())
     assert "differs from reverse over reverse by 1.0e-03" in estimate.refused["forward"]
     assert estimate.plan.mode != "forward"
@@ -214,7 +216,7 @@ def test_a_mode_that_runs_out_of_memory_is_left_out(always, monkeypatch):
     def greedy(loss, theta, form):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setitem(products.MODES, "forward", greedy)
+    monkeypatch.setitem(product_modes.MODES, "forward", greedy)
     assert "out of memory" in make_plan(evaluator()).refused["forward"]
 
 
@@ -249,9 +251,9 @@ def test_a_second_plan_measures_nothing_but_checks_again(always, monkeypatch):
     monkeypatch.setattr(calibration, "calibrate", calibrate)
 
     def wrong(loss, theta, form):
-        return lambda vectors: 1.001 * products.reverse(loss, theta)(vectors)
+        return lambda vectors: 1.001 * product_modes.reverse(loss, theta)(vectors)
 
-    monkeypatch.setitem(products.MODES, "forward", wrong)  # the code has changed since
+    monkeypatch.setitem(product_modes.MODES, "forward", wrong)  # the code has changed since
     assert "differs" in make_plan(ev).refused["forward"]
 
 
@@ -281,7 +283,7 @@ def test_a_rank_whose_targets_are_all_ignored_has_nothing_to_measure(always, mon
 
 def test_modes_that_would_not_fit_are_not_tried(always, monkeypatch):
     monkeypatch.setattr(calibration, "EXPECTED", {"forward": lambda chunk: 1e12})
-    monkeypatch.setitem(products.MODES, "forward", lambda *_: pytest.fail("tried"))
+    monkeypatch.setitem(product_modes.MODES, "forward", lambda *_: pytest.fail("tried"))
     timed = calibration._timed
 
     def with_a_peak(*given):
@@ -292,7 +294,9 @@ def test_modes_that_would_not_fit_are_not_tried(always, monkeypatch):
 
 
 def test_a_long_calibration_is_made_on_fewer_samples_and_scaled(always, monkeypatch):
-    monkeypatch.setattr(planner, "LONGEST", 1.7)  # of five seconds and a little: in thirds or less
+    monkeypatch.setattr(
+        product_planner, "LONGEST", 1.7
+    )  # of five seconds and a little: in thirds or less
     sizes, made, calibrate = [], [], calibration.calibrate
 
     def spy(bench, *given):
@@ -313,13 +317,13 @@ def test_a_long_calibration_is_made_on_fewer_samples_and_scaled(always, monkeypa
 
 def test_what_was_formed_to_be_measured_is_used_and_gives_the_same_bits(monkeypatch):
     """A minibatch's map is formed once, not once for the plan and again for the run."""
-    ev, formed, linearize = evaluator(), [], products.linearize
+    ev, formed, linearize = evaluator(), [], product_modes.linearize
 
     def counted(*arguments):
         formed.append(1)
         return linearize(*arguments)
 
-    monkeypatch.setitem(products.MODES, "linearize", counted)
+    monkeypatch.setitem(product_modes.MODES, "linearize", counted)
     estimate, H = make_plan(ev), hs.Hessian(ev)
     v = torch.randn(4, ev.n, dtype=torch.float64)  # as many rows as it was planned for
     found = H.planned(estimate.plan, estimate.first).products(v)

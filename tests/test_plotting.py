@@ -12,12 +12,13 @@ from scipy.integrate import trapezoid
 from test_block import OUTLIERS, space_of
 
 import hessian_spectrum as hs
-from hessian_spectrum import plotting, views
-from hessian_spectrum.certified import certified
-from hessian_spectrum.certified_view import certified_eigenvalues
-from hessian_spectrum.errors import InputError
-from hessian_spectrum.measure import EigenPairs, SpectralMeasure
-from hessian_spectrum.quadrature import BlockRule
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.plotting import density as plotting
+from hessian_spectrum.plotting import density_views
+from hessian_spectrum.plotting.certified import certified_eigenvalues
+from hessian_spectrum.spectral.held_out_probes import certified
+from hessian_spectrum.spectral.measure import EigenPairs, SpectralMeasure
+from hessian_spectrum.spectral.quadrature import BlockRule
 
 
 def some_measure(num_probes=4, scale=1.0, n=5000):
@@ -201,11 +202,11 @@ def test_log_curves_and_what_is_below_the_floor_add_up_to_n(scale, decades):
 
 def test_the_floor_is_the_largest_node_that_its_own_residual_does_not_tell_from_0():
     measure = decades_measure()
-    assert views.resolution(measure) == 0.003 < measure.residuals.max()
+    assert density_views.resolution(measure) == 0.003 < measure.residuals.max()
     exact = SpectralMeasure(
         measure.nodes, measure.weights, measure.n, 0 * measure.residuals, measure.certified
     )
-    assert views.resolution(exact) == np.finfo(float).eps * 20
+    assert density_views.resolution(exact) == np.finfo(float).eps * 20
     assert r"\lambda| = 0.003$" in texts(plotting.log_figure(measure))
     (grey,) = plotting.log_figure(measure, floor=0).axes[0].patches  # says so if asked for more
     assert grey.get_extents().transformed(grey.axes.transData.inverted()).x1 == pytest.approx(0.003)
@@ -215,7 +216,7 @@ def test_the_floor_is_the_largest_node_that_its_own_residual_does_not_tell_from_
 def test_a_node_without_weight_raises_no_floor():
     nodes, weights = np.array([0.001, 0.5, 1.0]), np.array([[0.5, 0.0, 0.5]])
     measure = SpectralMeasure(nodes, weights, 7, np.full(3, 0.6) * [0, 1, 1], np.zeros(3, bool))
-    assert views.resolution(measure) < 0.001
+    assert density_views.resolution(measure) < 0.001
 
 
 def test_the_log_band_is_one_standard_error_and_holds_the_curve():

@@ -19,11 +19,18 @@ from torch import nn
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum import cli, zoo
-from hessian_spectrum.config import InterpolateConfig, MapConfig, SurfaceConfig, TrackConfig
-from hessian_spectrum.lock import LockLost
-from hessian_spectrum.runs import maps, points, surfaces, vectors
-from hessian_spectrum.signals import Interrupted, StopRequest
+from hessian_spectrum import zoo
+from hessian_spectrum.cli import main as cli
+from hessian_spectrum.commands import curvature_map as maps
+from hessian_spectrum.commands import plane_vectors, scheduler, surfaces
+from hessian_spectrum.commands.signals import Interrupted, StopRequest
+from hessian_spectrum.config.computing import (
+    InterpolateConfig,
+    MapConfig,
+    SurfaceConfig,
+    TrackConfig,
+)
+from hessian_spectrum.storage.writer_lock import LockLost
 
 COMMANDS = {
     SurfaceConfig: surfaces.surface,
@@ -259,13 +266,13 @@ def test_a_failure_leaves_what_was_finished(out, monkeypatch):
 
 
 def test_a_lost_lock_ends_the_run(out, monkeypatch):
-    real = points.PointRecord.commit
+    real = scheduler.PointRecord.commit
 
     def commit(record, finished):
         real(record, finished)
         out.with_name("run.h5.lock").unlink()
 
-    monkeypatch.setattr(points.PointRecord, "commit", commit)
+    monkeypatch.setattr(scheduler.PointRecord, "commit", commit)
     with pytest.raises(LockLost):
         compute(surface(out))
 
@@ -482,7 +489,7 @@ def test_a_curve_is_searched_for_on_the_command_line(checkpoints, tmp_path, caps
         }
 
     ev = hs.Evaluator(**loaded())
-    ends = vectors.of_checkpoints(ev, between)
+    ends = plane_vectors.of_checkpoints(ev, between)
     names = ("num_steps", "lr", "seed", "num_points")
     found = hs.connect(ev, *ends, **{name: CURVE[name] for name in names})
     np.testing.assert_allclose(bends[:1], found.bends.bends.numpy(), rtol=1e-12)

@@ -7,10 +7,10 @@ import torch
 from conftest import ROOT
 
 import hessian_spectrum as hs
-from hessian_spectrum import problems
-from hessian_spectrum.cli import main
-from hessian_spectrum.config import ProblemConfig
-from hessian_spectrum.products import MODES
+from hessian_spectrum.cli.main import main
+from hessian_spectrum.config.computing import ProblemConfig
+from hessian_spectrum.operators.product_modes import MODES
+from hessian_spectrum.zoo import problem_loader
 
 BLOCK = re.compile(r"<!-- example: (\S+) -->\n```python\n(.*?)```", re.DOTALL)
 EXAMPLES = dict(BLOCK.findall((ROOT / "README.md").read_text()))
@@ -59,7 +59,7 @@ def test_its_products_are_the_same_in_every_mode(name, example, request):
     problem_arg = tuple(arguments_of(name, request, 7))
     config = ProblemConfig(problem=example(name), problem_arg=problem_arg, dtype="float64")
     torch.manual_seed(0)
-    ev = hs.Evaluator(**{**problems.load(config), "batch_size": 4})
+    ev = hs.Evaluator(**{**problem_loader.load(config), "batch_size": 4})
     v = torch.randn(ev.n, 2, dtype=torch.float64)
     expected = hs.Hessian(ev) @ v
     for mode in MODES:

@@ -12,12 +12,12 @@ from test_evaluator import N, data, mlp
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum import batches
-from hessian_spectrum.config import DensityConfig
-from hessian_spectrum.lock import LockLost
-from hessian_spectrum.runs import density as runs
-from hessian_spectrum.runs import record
-from hessian_spectrum.signals import STOP_SIGNALS, Interrupted, StopRequest
+from hessian_spectrum.commands import density as runs
+from hessian_spectrum.commands import runner
+from hessian_spectrum.commands.signals import STOP_SIGNALS, Interrupted, StopRequest
+from hessian_spectrum.config.computing import DensityConfig
+from hessian_spectrum.loss import batching
+from hessian_spectrum.storage.writer_lock import LockLost
 
 STEPS = 12
 
@@ -131,7 +131,7 @@ def test_resume_in_another_precision_is_refused(out):
     refused(out, problem(dtype=torch.float32), "cannot resume")
     _, now = headers(dtype="torch.float32")
     with pytest.raises(hs.InputError, match=r"dtype was torch\.float64 and is now torch\.float32"):
-        record.same_run(headers()[0], now, runs.DensityRecord.free_fields)
+        runner.same_run(headers()[0], now, runs.DensityRecord.free_fields)
 
 
 def headers(**changed):
@@ -144,7 +144,7 @@ def headers(**changed):
 @pytest.mark.parametrize("kept_first", [True, False])
 def test_data_without_a_digest_does_not_hinder_a_resume(out, straight, monkeypatch, kept_first):
     def room(kept):
-        monkeypatch.setattr(batches, "KEEP_SHARE", 0.25 if kept else 0.0)
+        monkeypatch.setattr(batching, "KEEP_SHARE", 0.25 if kept else 0.0)
 
     room(kept_first)
     interrupted(out, problem())
@@ -214,7 +214,7 @@ def test_the_state_of_an_interrupted_run_is_not_deleted_by_a_plain_start(out):
     assert contents(out) == before
     # Nor by one that finds it only when it has the lock.
     with pytest.raises(hs.InputError, match="exists already, the state of an earlier run"):
-        record.check_output(config(out), "")
+        runner.check_output(config(out), "")
 
 
 def test_a_state_that_appears_while_the_problem_is_set_up_is_not_deleted(out):
@@ -347,7 +347,7 @@ def test_a_signal_while_products_are_prepared_ends_the_run_before_the_first_step
         os.kill(os.getpid(), signal.SIGTERM)
         return hs.Hessian(*given, **options)
 
-    monkeypatch.setitem(record.OPERATORS, "hessian", prepared)
+    monkeypatch.setitem(runner.OPERATORS, "hessian", prepared)
     with pytest.raises(Interrupted, match="SIGTERM"):
         density(out, problem())
     assert list(out.parent.iterdir()) == []
@@ -498,7 +498,7 @@ def test_a_finished_result_outlives_a_full_disk_and_a_kill_while_its_state_is_ke
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hessian_spectrum.shards.save_file", full)
+    monkeypatch.setattr("hessian_spectrum.storage.shards.save_file", full)
     density(out, problem(), checkpoint_minutes=10.0)
     measure_of(out)
     assert "cannot be extended: [Errno 28]" in capsys.readouterr().err

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler, TensorDataset
 
 import hessian_spectrum as hs
-from hessian_spectrum.products import MODES
+from hessian_spectrum.operators.product_modes import MODES
 
 
 def evaluator(model=None, loss_fn=F.cross_entropy, samples=None, **options):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hessian_spectrum import InputError
-from hessian_spectrum.sizes import (
+from hessian_spectrum.algorithms.budget import (
     ESTIMATORS,
     LEAST_PROBES,
     LEAST_STEPS,

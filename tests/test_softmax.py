@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import hessian_spectrum as hs
-from hessian_spectrum import softmax
-from hessian_spectrum.products import MODES
+from hessian_spectrum.loss import cross_entropy as softmax
+from hessian_spectrum.operators.product_modes import MODES
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import torch
 from conftest import with_spectrum
 
 import hessian_spectrum as hs
-from hessian_spectrum import spectrum
-from hessian_spectrum.probes import gaussian_probes
-from hessian_spectrum.quadrature import BlockRule
+from hessian_spectrum.algorithms import spectral_density as spectrum
+from hessian_spectrum.distributed.random_vectors import gaussian_probes
+from hessian_spectrum.spectral.quadrature import BlockRule
 
 
 def marchenko_pastur(n=150, seed=0):

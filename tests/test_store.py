@@ -15,13 +15,14 @@ import numpy as np
 import pytest
 from safetensors import SafetensorError
 
-from hessian_spectrum import atomic, lock, schema, shards, store
-from hessian_spectrum.distributed import World
-from hessian_spectrum.errors import InputError
-from hessian_spectrum.lock import WriterLock
-from hessian_spectrum.measure import EigenPairs, SpectralMeasure
-from hessian_spectrum.recurrence_store import RecurrenceStore
-from hessian_spectrum.shards import ShardedVectors, ShardFolder
+from hessian_spectrum._core import atomic
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.world import World
+from hessian_spectrum.spectral.measure import EigenPairs, SpectralMeasure
+from hessian_spectrum.storage import hdf5_schema, run_file, shards, writer_lock
+from hessian_spectrum.storage.krylov_state import RecurrenceStore
+from hessian_spectrum.storage.shards import ShardedVectors, ShardFolder
+from hessian_spectrum.storage.writer_lock import WriterLock
 
 rng = np.random.default_rng(7)
 
@@ -59,8 +60,10 @@ def path(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_what_is_saved_is_read_back_bit_for_bit(path, dtype):
     measure, early, pairs = some_measure(), some_measure(s=1, num_probes=1), some_pairs(dtype=dtype)
-    store.save(path, measure, pairs, early=early, **{"eigenpairs/late": some_pairs(vectors=False)})
-    with store.open(path) as run:
+    run_file.save(
+        path, measure, pairs, early=early, **{"eigenpairs/late": some_pairs(vectors=False)}
+    )
+    with run_file.open(path) as run:
         assert list(run) == ["density", "density/early", "eigenpairs", "eigenpairs/late"]
         assert_identical(run["density"], measure)
         assert_identical(run["density/early"], early)
@@ -82,8 +85,8 @@ def test_named_values_keep_their_types(path):
         "names": np.array(["a", "bcd"]),
         "nan": float("nan"),
     }
-    store.save(path, initial=values)
-    got = store.open(path)["values/initial"]
+    run_file.save(path, initial=values)
+    got = run_file.open(path)["values/initial"]
     assert set(got) == set(values)
     for name, value in values.items():
         assert type(got[name]) is type(value), name
@@ -99,8 +102,8 @@ def test_records_are_kept_even_beyond_the_limit_of_hdf5_attributes(path):
 
     config = Config(0.1, [f"file-{i}" for i in range(20_000)])
     plan = {"batch": np.int64(512), "seconds": np.array([1.5, 2.5]), "path": path}
-    store.save(path, some_measure(), config=config, plan=plan, finished=False)
-    run = store.open(path)
+    run_file.save(path, some_measure(), config=config, plan=plan, finished=False)
+    run = run_file.open(path)
     assert run.config == dataclasses.asdict(config)
     assert run.plan == {"batch": 512, "seconds": [1.5, 2.5], "path": str(path)}
     assert run.provenance == {} and run.finished is False and run.path == path
@@ -110,23 +113,25 @@ def test_records_are_kept_even_beyond_the_limit_of_hdf5_attributes(path):
 
 def test_a_run_can_be_copied_and_replaced_by_itself(path):
     measure, pairs = some_measure(), some_pairs()
-    store.save(path, measure, pairs, x={"loss": 1.0})
-    with store.open(path) as run:
-        store.save(path, **run, y={"loss": 2.0}, overwrite=True)  # vectors come from the old file
-    again = store.open(path)
+    run_file.save(path, measure, pairs, x={"loss": 1.0})
+    with run_file.open(path) as run:
+        run_file.save(
+            path, **run, y={"loss": 2.0}, overwrite=True
+        )  # vectors come from the old file
+    again = run_file.open(path)
     assert list(again) == ["density", "eigenpairs", "values/x", "values/y"]
     assert_identical(again["eigenpairs"], pairs)
 
 
 def test_vectors_are_read_by_row_and_only_when_asked(path, monkeypatch):
     pairs = some_pairs()
-    store.save(path, pairs)
+    run_file.save(path, pairs)
     read = []
-    row = schema.StoredVectors._row
+    row = hdf5_schema.StoredVectors._row
     monkeypatch.setattr(
-        schema.StoredVectors, "_row", lambda self, i: read.append(i) or row(self, i)
+        hdf5_schema.StoredVectors, "_row", lambda self, i: read.append(i) or row(self, i)
     )
-    run = store.open(path)
+    run = run_file.open(path)
     vectors = run["eigenpairs"].vectors
     assert read == [] and vectors.shape == (4, 300) and vectors.dtype == np.float32
     assert len(vectors) == 4 and len(run["eigenpairs"]) == 4
@@ -147,13 +152,13 @@ def test_vectors_are_read_by_row_and_only_when_asked(path, monkeypatch):
 
 def test_vectors_outlive_a_run_that_nobody_holds(path):
     pairs = some_pairs()
-    store.save(path, pairs)
-    vectors = store.open(path)["eigenpairs"].vectors
+    run_file.save(path, pairs)
+    vectors = run_file.open(path)["eigenpairs"].vectors
     np.testing.assert_array_equal(vectors[1], pairs.vectors[1])
 
 
 def test_axes_units_and_descriptions_are_in_the_file(path):
-    store.save(path, some_measure(), some_pairs(), x={"loss": 1.0})
+    run_file.save(path, some_measure(), some_pairs(), x={"loss": 1.0})
     axes = {
         "density/main/weights": ["probe", "node"],
         "density/main/residuals": ["node"],
@@ -192,38 +197,38 @@ def refused(match, call, *args, error=InputError, **kwargs):
 
 
 def test_an_existing_file_is_refused_unless_overwritten(path):
-    store.save(path, some_measure())
+    run_file.save(path, some_measure())
     before = path.read_bytes()
-    refused(f"{path}: exists already", store.save, path, some_pairs())
+    refused(f"{path}: exists already", run_file.save, path, some_pairs())
     assert path.read_bytes() == before
-    store.save(path, some_pairs(), overwrite=True)
-    assert list(store.open(path)) == ["eigenpairs"]
+    run_file.save(path, some_pairs(), overwrite=True)
+    assert list(run_file.open(path)) == ["eigenpairs"]
 
 
 def test_results_that_cannot_be_stored_are_refused(path, monkeypatch):
     measure, pairs = some_measure(), some_pairs()
-    refused("two results for 'density'", store.save, path, measure, measure)
-    refused("two results for 'density'", store.save, path, measure, main=measure)
-    refused("another kind", store.save, path, **{"density/x": pairs})
-    refused("without '/'", store.save, path, **{"a/b": pairs})
-    refused("without '/'", store.save, path, **{"..": pairs})
-    refused("cannot store a list", store.save, path, x=[1, 2])
-    refused("cannot store 'f', a function", store.save, path, x={"f": refused})
-    refused("cannot store 'big', a int", store.save, path, x={"big": 10**30})
-    refused("config cannot be stored as JSON", store.save, path, measure, config={"f": refused})
+    refused("two results for 'density'", run_file.save, path, measure, measure)
+    refused("two results for 'density'", run_file.save, path, measure, main=measure)
+    refused("another kind", run_file.save, path, **{"density/x": pairs})
+    refused("without '/'", run_file.save, path, **{"a/b": pairs})
+    refused("without '/'", run_file.save, path, **{"..": pairs})
+    refused("cannot store a list", run_file.save, path, x=[1, 2])
+    refused("cannot store 'f', a function", run_file.save, path, x={"f": refused})
+    refused("cannot store 'big', a int", run_file.save, path, x={"big": 10**30})
+    refused("config cannot be stored as JSON", run_file.save, path, measure, config={"f": refused})
     refused(
         r"vectors \(3, 300\)",
-        store.save,
+        run_file.save,
         path,
         dataclasses.replace(pairs, vectors=np.ones((3, 300))),
     )
-    monkeypatch.setattr(schema, "MAX_VECTOR_BYTES", 4 * 300 * 4)
-    refused("ShardedVectors", store.save, path, pairs)
+    monkeypatch.setattr(hdf5_schema, "MAX_VECTOR_BYTES", 4 * 300 * 4)
+    refused("ShardedVectors", run_file.save, path, pairs)
     assert only(path.parent) == []
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(path, monkeypatch):
-    store.save(path, some_measure())
+    run_file.save(path, some_measure())
     before = path.read_bytes()
 
     class Unreadable:
@@ -236,7 +241,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(path, monkeypatch):
 
     broken = dataclasses.replace(some_pairs(), vectors=Unreadable())
     with pytest.raises(OSError, match="lost the node"):
-        store.save(path, broken, overwrite=True)
+        run_file.save(path, broken, overwrite=True)
     assert path.read_bytes() == before and only(path.parent) == ["run.h5"]
 
 
@@ -245,7 +250,7 @@ def test_content_and_folder_are_synced_before_and_after_the_rename(path, monkeyp
     sync, replace = atomic.sync, os.replace
     monkeypatch.setattr(atomic, "sync", lambda p: events.append(("sync", p)) or sync(p))
     monkeypatch.setattr(os, "replace", lambda a, b: events.append(("replace", b)) or replace(a, b))
-    store.save(path, some_measure())
+    run_file.save(path, some_measure())
     (_, temporary), *rest = events
     assert temporary.parent == path.parent and temporary != path
     assert rest == [("replace", path), ("sync", path.parent)]
@@ -254,66 +259,66 @@ def test_content_and_folder_are_synced_before_and_after_the_rename(path, monkeyp
 def test_a_symbolic_link_is_followed(path, tmp_path):
     (tmp_path / "scratch").mkdir()
     path.symlink_to(tmp_path / "scratch" / "real.h5")
-    store.save(path, some_measure())
+    run_file.save(path, some_measure())
     assert path.is_symlink() and only(tmp_path / "scratch") == ["real.h5"]
 
 
 def test_output_is_checked_without_a_trace(path, tmp_path, monkeypatch):
-    store.check_output(path)
+    run_file.check_output(path)
     assert only(tmp_path) == []
     path.write_text("x")
-    refused("exists already", store.check_output, path)
-    store.check_output(path, overwrite=True)
-    store.check_output(path, resume=True)
+    refused("exists already", run_file.check_output, path)
+    run_file.check_output(path, overwrite=True)
+    run_file.check_output(path, resume=True)
     assert path.read_text() == "x" and only(tmp_path) == ["run.h5"]
-    refused("is a folder", store.check_output, tmp_path, overwrite=True)
-    refused("does not exist", store.check_output, tmp_path / "no" / "run.h5")
+    refused("is a folder", run_file.check_output, tmp_path, overwrite=True)
+    refused("does not exist", run_file.check_output, tmp_path / "no" / "run.h5")
     # /proc refuses new files to everybody, root included, whatever its permission bits say.
-    refused("cannot write in /proc", store.check_output, "/proc/run.h5")
+    refused("cannot write in /proc", run_file.check_output, "/proc/run.h5")
 
 
 def test_an_absent_file_and_an_absent_key_say_what_there_is(path):
-    refused(f"{path}: no such file", store.open, path, error=FileNotFoundError)
-    store.save(path, some_measure(), early=some_measure())
-    run = store.open(path)
+    refused(f"{path}: no such file", run_file.open, path, error=FileNotFoundError)
+    run_file.save(path, some_measure(), early=some_measure())
+    run = run_file.open(path)
     with pytest.raises(KeyError, match=r"no 'eigenpairs'; it holds 'density', 'density/early'"):
         run["eigenpairs"]
     assert "density" in run and "density/late" not in run and run.get("x/y/z") is None
 
 
 def test_foreign_files_are_refused_by_name_with_the_reason(path, tmp_path):
-    refused("is a folder", store.open, tmp_path)
+    refused("is a folder", run_file.open, tmp_path)
     path.write_text("epoch,loss\n1,0.5\n")
-    refused(f"{path}: is not an HDF5 file", store.open, path)
+    refused(f"{path}: is not an HDF5 file", run_file.open, path)
     path.write_bytes(b"")
-    refused(f"{path}: is not an HDF5 file", store.open, path)
+    refused(f"{path}: is not an HDF5 file", run_file.open, path)
     with h5py.File(path, "w") as file:
         file["weights"] = np.ones(3)
-    refused(f"{path}: .*not written by hessian_spectrum", store.open, path)
+    refused(f"{path}: .*not written by hessian_spectrum", run_file.open, path)
 
 
 def test_a_file_may_be_open_in_h5py_too(path):
     """HDF5 refuses to open a file twice in a process with other settings of its locks."""
-    store.save(path, some_measure())
-    with h5py.File(path), store.open(path) as run:
+    run_file.save(path, some_measure())
+    with h5py.File(path), run_file.open(path) as run:
         assert "density" in run
-    with store.open(path), h5py.File(path, locking=False) as file:
+    with run_file.open(path), h5py.File(path, locking=False) as file:
         assert "density" in file
 
 
 def test_a_newer_schema_is_refused(path):
-    store.save(path, some_measure())
+    run_file.save(path, some_measure())
     with h5py.File(path, "r+") as file:
-        file.attrs["schema_version"] = schema.SCHEMA_VERSION + 1
-    refused(f"{path}: has schema version 2, .*reads up to 1; update", store.open, path)
+        file.attrs["schema_version"] = hdf5_schema.SCHEMA_VERSION + 1
+    refused(f"{path}: has schema version 2, .*reads up to 1; update", run_file.open, path)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.95, 0.999])
 def test_a_truncated_file_is_refused(path, share):
-    store.save(path, some_measure(), some_pairs())
+    run_file.save(path, some_measure(), some_pairs())
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    refused(f"{path}: is truncated or damaged", store.open, path)
+    refused(f"{path}: is truncated or damaged", run_file.open, path)
 
 
 def delete(name):
@@ -346,22 +351,22 @@ def shorten(name):
     ],
 )
 def test_damaged_content_is_refused(path, damage, reason):
-    store.save(path, some_measure(), some_pairs())
+    run_file.save(path, some_measure(), some_pairs())
     with h5py.File(path, "r+") as file:
         damage(file)
-    refused(f"{path}: is damaged.*{reason}", store.open, path)
+    refused(f"{path}: is damaged.*{reason}", run_file.open, path)
 
 
 @pytest.mark.parametrize("name", ["density/main/weights", "eigenpairs/main/vectors"])
 def test_a_flipped_bit_is_noticed(path, name):
     pairs = some_pairs()
-    store.save(path, some_measure(), pairs)
+    run_file.save(path, some_measure(), pairs)
     with h5py.File(path) as file:
         offset = file[name].id.get_chunk_info(0).byte_offset
     content = bytearray(path.read_bytes())
     content[offset + 9] ^= 1
     path.write_bytes(content)
-    refused(f"{path}: is damaged", lambda: np.asarray(store.open(path)["eigenpairs"].vectors))
+    refused(f"{path}: is damaged", lambda: np.asarray(run_file.open(path)["eigenpairs"].vectors))
 
 
 WRITER = """
@@ -388,7 +393,7 @@ def test_kill_at_any_instant_leaves_a_whole_file_with_all_that_was_finished(tmp_
         time.sleep(delay)
         writer.send_signal(signal.SIGKILL)
         finished = [0, *map(int, writer.communicate()[0].split())][-1]
-        run = store.open(path)
+        run = run_file.open(path)
         i = run.provenance["i"]
         assert finished <= i <= finished + 1
         assert (run["density"].residuals == i).all()
@@ -556,12 +561,12 @@ def test_a_manifest_that_tells_nothing_of_recurrences_is_refused(folder, text):
 def test_sharded_vectors_are_referenced_by_the_run_file(path, folder):
     pairs = some_pairs(n=11)
     vectors = sharded(folder, pairs.vectors, (0, 4, 8, 11))
-    store.save(path, dataclasses.replace(pairs, vectors=vectors))
-    got = store.open(path)["eigenpairs"]
+    run_file.save(path, dataclasses.replace(pairs, vectors=vectors))
+    got = run_file.open(path)["eigenpairs"]
     assert_identical(got, pairs)
     np.testing.assert_array_equal(got.vectors[2:0:-1, 3:9], pairs.vectors[2:0:-1, 3:9])
     flip(folder.folder / vectors.entries[1]["file"])
-    refused("damaged", lambda: store.open(path)["eigenpairs"].vectors[0])
+    refused("damaged", lambda: run_file.open(path)["eigenpairs"].vectors[0])
 
 
 def test_sharded_vectors_must_cover_all_entries(folder):
@@ -591,8 +596,8 @@ def test_a_lock_that_was_lost_is_required_in_vain(path, lose):
     with WriterLock(path) as mine:
         mine.require()
         lose(mine.path)
-        refused("was taken over or removed", mine.require, error=lock.LockLost)
-    assert issubclass(lock.LockLost, OSError)
+        refused("was taken over or removed", mine.require, error=writer_lock.LockLost)
+    assert issubclass(writer_lock.LockLost, OSError)
 
 
 def take(path):
@@ -695,15 +700,15 @@ def test_of_many_that_find_a_stale_lock_one_wins(path):
 def test_the_slower_of_two_that_found_a_stale_lock_leaves_the_new_one_alone(path, monkeypatch):
     content(path, pid=dead_pid())
     slow, fast = WriterLock(path), WriterLock(path)
-    judge = lock._is_stale
+    judge = writer_lock._is_stale
 
     def overtaken(lock_file):
         stale = judge(lock_file)
-        monkeypatch.setattr(lock, "_is_stale", judge)
+        monkeypatch.setattr(writer_lock, "_is_stale", judge)
         fast.__enter__()
         return stale
 
-    monkeypatch.setattr(lock, "_is_stale", overtaken)
+    monkeypatch.setattr(writer_lock, "_is_stale", overtaken)
     refused("another process is writing", slow.__enter__)
     assert fast.held
     fast.__exit__()

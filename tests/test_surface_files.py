@@ -14,8 +14,11 @@ from test_curves import spiral
 from test_points import evaluator
 
 import hessian_spectrum as hs
-from hessian_spectrum import cli, directions, field_schema, report
-from hessian_spectrum.surfaces import Curve, Surface
+from hessian_spectrum.cli import main as cli
+from hessian_spectrum.commands import report
+from hessian_spectrum.landscape import directions
+from hessian_spectrum.landscape.surfaces import Curve, Surface
+from hessian_spectrum.storage import field_schema
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from test_curves import spiral
 from test_points import evaluator
 
 import hessian_spectrum as hs
-from hessian_spectrum import pictures, surface_export, surface_views
-from hessian_spectrum.plotting import save_figure
-from hessian_spectrum.surfaces import Curve, Surface
+from hessian_spectrum.landscape.surfaces import Curve, Surface
+from hessian_spectrum.plotting import landscape, registry, surface_export
+from hessian_spectrum.plotting.density import save_figure
 
 
 def bowl(a=9, b=7, broken=False, positions=True):
@@ -37,7 +37,7 @@ def bowl(a=9, b=7, broken=False, positions=True):
 def test_every_view_is_drawn_and_saved(broken, tmp_path):
     surface = bowl(broken=broken)
     for i, view in enumerate(
-        (surface_views.contour_figure, surface_views.heat_figure, surface_views.relief_figure)
+        (landscape.contour_figure, landscape.heat_figure, landscape.relief_figure)
     ):
         figure = view(surface)
         save_figure(figure, tmp_path / f"{i}.png")
@@ -45,19 +45,19 @@ def test_every_view_is_drawn_and_saved(broken, tmp_path):
         title = figure.axes[0].get_title(loc="left")
         assert "11 samples, n = 83; BatchNorm: recalibrate" in title
         assert ("2 points without a finite value" in title) == broken
-    labels = surface_views.contour_figure(surface).axes[0]
+    labels = landscape.contour_figure(surface).axes[0]
     assert labels.get_xlabel() == "a: random, filter-normalized, seed 3 direction"
 
 
 def test_colours_are_logarithmic_where_values_span_decades():
     wide, narrow = bowl(), Surface([0, 1], [0, 1], {"loss": [[1, 2], [3, 4]]})
-    for view in (surface_views.contour_figure, surface_views.heat_figure):
+    for view in (landscape.contour_figure, landscape.heat_figure):
         assert isinstance(view(wide).axes[0].collections[0].norm, LogNorm)
         assert not isinstance(view(narrow).axes[0].collections[0].norm, LogNorm)
         assert isinstance(view(narrow, log=True).axes[0].collections[0].norm, LogNorm)
     with pytest.raises(hs.InputError, match="expected positive ones"):
-        surface_views.heat_figure(wide, "accuracy", log=True)
-    surface_views.contour_figure(wide, "accuracy")  # all values are equal
+        landscape.heat_figure(wide, "accuracy", log=True)
+    landscape.contour_figure(wide, "accuracy")  # all values are equal
 
 
 @pytest.mark.parametrize("cells", [False, True])
@@ -65,7 +65,7 @@ def test_panels_of_several_surfaces_share_their_colours(cells):
     deep = bowl()
     flat = Surface([-1, 0, 1], [-1, 1], {"loss": [[3, 4], [5, 6], [7, np.nan]]})
     lost = Surface([-1, 1], [-1, 1], {"loss": np.full((2, 2), np.inf)})
-    figure = surface_views.panels_figure({"deep": deep, "flat": flat, "lost": lost}, cells=cells)
+    figure = landscape.panels_figure({"deep": deep, "flat": flat, "lost": lost}, cells=cells)
     panels = [axes for axes in figure.axes if axes.get_title(loc="left")]
     titles = [axes.get_title(loc="left").split("\n") for axes in panels]
     assert titles[0] == ["deep", "11 samples, n = 83; BatchNorm: recalibrate"]
@@ -74,7 +74,7 @@ def test_panels_of_several_surfaces_share_their_colours(cells):
         ["lost", "4 points without a finite value"],
     ]
     assert panels[0].get_ylabel() == "b"  # they are along different directions
-    alike = surface_views.panels_figure({"one": deep, "other": deep}, cells=cells).axes
+    alike = landscape.panels_figure({"one": deep, "other": deep}, cells=cells).axes
     assert [axes.get_xlabel()[:9] for axes in alike[:2]] == 2 * ["a: random"]
     norms = [axes.collections[0].norm for axes in panels[:2]]
     low, high = deep.values["loss"].min(), deep.values["loss"].max()
@@ -82,63 +82,63 @@ def test_panels_of_several_surfaces_share_their_colours(cells):
     assert all((norm.vmin, norm.vmax) == (low, high) for norm in norms)
     assert [len(axes.patches) for axes in panels] == [0, 1, 4]
     with pytest.raises(hs.InputError, match="no surfaces"):
-        surface_views.panels_figure({})
+        landscape.panels_figure({})
     with pytest.raises(hs.InputError, match="has no area"):
-        surface_views.panels_figure({"a": Surface([0], [0], {"loss": [[1.0]]})})
+        landscape.panels_figure({"a": Surface([0], [0], {"loss": [[1.0]]})})
 
 
 def test_what_is_no_surface_is_not_drawn_beside_one(tmp_path):
     with pytest.raises(hs.InputError, match="line holds a curve; expected a surface"):
-        pictures.save_beside({"bowl": bowl(), "line": bowl().row()}, tmp_path / "a.png")
+        registry.save_beside({"bowl": bowl(), "line": bowl().row()}, tmp_path / "a.png")
     with pytest.raises(hs.InputError, match="expected a picture"):
-        pictures.save_beside({"bowl": bowl(), "again": bowl()}, tmp_path / "a.html")
+        registry.save_beside({"bowl": bowl(), "again": bowl()}, tmp_path / "a.html")
 
 
 def test_cells_that_are_not_finite_are_hatched_and_not_filled():
-    axes = surface_views.heat_figure(bowl(broken=True)).axes[0]
+    axes = landscape.heat_figure(bowl(broken=True)).axes[0]
     assert len(axes.patches) == 2
     assert axes.patches[0].get_hatch() == "///"
     drawn = axes.collections[0].get_array()
     assert drawn.mask.sum() == 2
-    assert surface_views.heat_figure(Surface([0], [0], {"loss": [[np.nan]]})).axes[0].patches
+    assert landscape.heat_figure(Surface([0], [0], {"loss": [[np.nan]]})).axes[0].patches
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1)])
 def test_grids_without_area_are_cells(shape):
     a, b = (np.arange(k, dtype=float) for k in shape)
     surface = Surface(a, b, {"loss": 1 + np.add.outer(a, b)})
-    surface_views.heat_figure(surface)
-    for view in (surface_views.contour_figure, surface_views.relief_figure):
+    landscape.heat_figure(surface)
+    for view in (landscape.contour_figure, landscape.relief_figure):
         with pytest.raises(hs.InputError, match="has no area"):
             view(surface)
 
 
 def test_a_trajectory_lies_on_its_surface():
     track = hs.trajectory(spiral())
-    axes = surface_views.contour_figure(bowl(), path=track).axes[0]
+    axes = landscape.contour_figure(bowl(), path=track).axes[0]
     line = axes.get_lines()[-1].get_xydata()
     np.testing.assert_array_equal(line, track.coordinates)
     assert axes.get_xlim()[0] <= track.coordinates[:, 0].min()
     assert f"{track.explained_variance[0]:.0%}" in axes.get_xlabel()
-    assert len(surface_views.trajectory_figure(track).axes) == 3
+    assert len(landscape.trajectory_figure(track).axes) == 3
 
 
 def test_curves_show_both_sets_and_what_is_not_finite():
     t = np.linspace(0, 1, 5)
     values = {"loss": [1e-3, 1, np.inf, 1, 1e-2], "test_loss": 1 + t, "accuracy": t}
     curve = Curve(t, 2 * t, values, {"path": "linear"})
-    figure = surface_views.curve_figure(curve)
+    figure = landscape.curve_figure(curve)
     top, bottom = figure.axes
     assert top.get_yscale() == "log"
     assert bottom.get_xlabel() == "alpha"
     labels = [text.get_text() for text in top.get_legend().get_texts()]
     assert labels == ["loss", "test_loss"]
     assert np.isnan(top.get_lines()[0].get_ydata()[2])
-    figure = surface_views.curve_figure({"a": curve, "b": curve}, by_distance=True, log=False)
+    figure = landscape.curve_figure({"a": curve, "b": curve}, by_distance=True, log=False)
     assert figure.axes[0].get_yscale() == "linear"
     assert figure.axes[0].get_lines()[0].get_xdata()[-1] == 2.0
     with pytest.raises(hs.InputError, match="no 'ratio' was evaluated; there is: accuracy, loss"):
-        surface_views.curve_figure(curve, "ratio")
+        landscape.curve_figure(curve, "ratio")
 
 
 # -- VTK -----------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ def test_vtk_itself_reads_the_file(tmp_path):
 
 def test_a_point_alone_is_seen():
     loss = np.array([1.0, np.nan, 2.0, 3.0])
-    (axes,) = surface_views.curve_figure(Curve(np.arange(4), np.arange(4), {"loss": loss})).axes
+    (axes,) = landscape.curve_figure(Curve(np.arange(4), np.arange(4), {"loss": loss})).axes
     dots = [line.get_xydata().tolist() for line in axes.lines if line.get_marker() == "o"]
     assert dots == [[[0.0, 1.0]]]
 
@@ -202,7 +202,7 @@ def test_a_triangle_is_drawn_in_its_own_plane():
     values = {name: array.copy() for name, array in found.values.items()}
     values["loss"][2, 1] = np.inf
     for surface in (found, dataclasses.replace(found, values=values)):
-        axes = surface_views.contour_figure(surface).axes[0]
+        axes = landscape.contour_figure(surface).axes[0]
         (filled,) = (c for c in axes.collections if c.get_facecolor().size)
         drawn = np.concatenate([path.vertices for path in filled.get_paths()])
         assert np.abs(drawn).max() <= np.abs(found.positions).max() * (1 + 1e-12)
@@ -213,7 +213,7 @@ def test_a_triangle_is_drawn_in_its_own_plane():
         marked = [line for line in axes.lines if line.get_marker() == "x"]
         assert len(marked) == surface.num_invalid
     assert marked[0].get_xydata()[0] == pytest.approx(found.positions[2, 1])
-    axes = surface_views.heat_figure(found).axes[0]
+    axes = landscape.heat_figure(found).axes[0]
     (cells,) = (c for c in axes.collections if c.get_array() is not None)
     borders = cells.get_coordinates()
     np.testing.assert_allclose(borders[0], np.broadcast_to(named["theta0"], (5, 2)), atol=1e-12)

@@ -12,9 +12,9 @@ from test_certified import OUTLIERS, SPECTRA, Diagonal, N, l1, rule_of
 
 import hessian_spectrum as hs
 from hessian_spectrum import InputError, SpectralMeasure
-from hessian_spectrum.layout import Layout
-from hessian_spectrum.probes import gaussian_probes
-from hessian_spectrum.quadrature import BlockRule
+from hessian_spectrum.distributed.random_vectors import gaussian_probes
+from hessian_spectrum.distributed.sharding import Layout
+from hessian_spectrum.spectral.quadrature import BlockRule
 
 ESTIMATORS = ["block", "slq", "lean"]
 

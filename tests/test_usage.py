@@ -11,12 +11,14 @@ import torch
 from safetensors import SafetensorError
 
 import hessian_spectrum as hs
-from hessian_spectrum import cli, problems, reading
-from hessian_spectrum.cli import main
-from hessian_spectrum.config import DensityConfig
-from hessian_spectrum.errors import InputError
-from hessian_spectrum.measure import SpectralMeasure
-from hessian_spectrum.parsing import parse
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.cli import main as cli
+from hessian_spectrum.cli import read_commands
+from hessian_spectrum.cli.main import main
+from hessian_spectrum.cli.parsing import parse
+from hessian_spectrum.config.computing import DensityConfig
+from hessian_spectrum.spectral.measure import SpectralMeasure
+from hessian_spectrum.zoo import problem_loader
 
 ZOO = ["density", "--model", "mlp-64-4-10", "--dataset", "digits", "--limit", "30"]
 TRAIN = ["train", "--model", "mlp-64-4-10", "--dataset", "digits", "--limit", "30"]
@@ -178,8 +180,8 @@ def batches():
 
 def loaded(*argv):
     config = parsed("density", "--problem", "mine.py:make", *argv)
-    arguments = problems.load(config)
-    return arguments, problems.settled(config, arguments)
+    arguments = problem_loader.load(config)
+    return arguments, problem_loader.settled(config, arguments)
 
 
 @pytest.mark.parametrize("loader, own_size", [(True, 7), (False, 11)])
@@ -204,7 +206,7 @@ def test_the_problem_decides_what_no_option_does(inside, loader, own_size):
 
 def test_a_problem_that_decides_nothing_gets_the_evaluators_defaults():
     config = parsed(*ZOO)
-    config = problems.settled(config, problems.load(config))
+    config = problem_loader.settled(config, problem_loader.load(config))
     assert (config.batch_size, config.weight_decay, config.parameters) == (512, 0, ())
 
 
@@ -311,7 +313,7 @@ def test_what_the_machine_cannot_do_is_one_line_and_exit_code_1(capsys, monkeypa
     monkeypatch.setitem(cli._COMPUTING, DensityConfig, fail)
     refused(capsys, ZOO, *words, code=1)
     if isinstance(error, (OSError, MemoryError)):
-        monkeypatch.setitem(cli._SINGLE, reading.InfoConfig, fail)
+        monkeypatch.setitem(cli._SINGLE, read_commands.InfoConfig, fail)
         refused(capsys, ["info", "run.h5"], words[0], code=1)
 
 
@@ -378,7 +380,7 @@ def test_no_empty_folder_is_left_by_a_failure(inside, capsys):
 
 
 def test_a_failure_keeps_what_was_there(inside):
-    from hessian_spectrum.training import folder
+    from hessian_spectrum.commands.train import folder
 
     for name, content in (("mine", None), ("new", "epoch-0001.pt")):
         path = inside / name

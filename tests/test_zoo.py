@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from hessian_spectrum.errors import InputError
+from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.zoo import (
     build_model,
     load_checkpoint,

@@ -1,1 +1,1 @@
-"""One question a file; none imports another."""
+"""One question a file; each combines the packages below it."""

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hessian_spectrum.curvature import Curvature, Hessian
-from hessian_spectrum.errors import InputError
-from hessian_spectrum.evaluator import Evaluator
-from hessian_spectrum.gradient_alignment import Alignment, joined
-from hessian_spectrum.measure import EigenPairs
-from hessian_spectrum.memory import available
-from hessian_spectrum.minibatch_gradients import draw, minibatch_gradients, numbers
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.analyses.alignment_result import Alignment, joined
+from hessian_spectrum.distributed.memory import available
+from hessian_spectrum.loss.evaluator import Evaluator
+from hessian_spectrum.loss.sample_gradients import draw, minibatch_gradients, numbers
+from hessian_spectrum.operators.curvature import Curvature, Hessian
+from hessian_spectrum.spectral.measure import EigenPairs
 
 SHARE = 0.25  # of the free memory, for gradients and their products
 COPIES = 6  # of a whole gradient on a rank: itself, its product, and both on their way

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from torch import Tensor
 
+from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.analyses.surface import Grid, surface_task
-from hessian_spectrum.curvature import Curvature, Hessian
-from hessian_spectrum.directions import Directions
-from hessian_spectrum.errors import InputError
-from hessian_spectrum.evaluator import Evaluator
-from hessian_spectrum.krylov.extremes import extremes
-from hessian_spectrum.point_tasks import PointTask
-from hessian_spectrum.points import Points
-from hessian_spectrum.surfaces import Surface
+from hessian_spectrum.krylov.extremal import extremes
+from hessian_spectrum.landscape.directions import Directions
+from hessian_spectrum.landscape.parameter_points import Points
+from hessian_spectrum.landscape.surfaces import Surface
+from hessian_spectrum.landscape.tasks import PointTask
+from hessian_spectrum.loss.evaluator import Evaluator
+from hessian_spectrum.operators.curvature import Curvature, Hessian
 
 COLUMNS = (
     *("loss", "smallest", "largest", "smallest_residual", "largest_residual"),

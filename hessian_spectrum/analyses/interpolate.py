@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hessian_spectrum import paths
-from hessian_spectrum.errors import InputError, is_whole
-from hessian_spectrum.evaluator import Evaluator
-from hessian_spectrum.point_tasks import PointTask, Values, compute, described, edges, gram
-from hessian_spectrum.points import Points
-from hessian_spectrum.surfaces import Curve, Surface, chain_length, plane_positions
+from hessian_spectrum._core.errors import InputError, is_whole
+from hessian_spectrum.landscape import paths
+from hessian_spectrum.landscape.parameter_points import Points
+from hessian_spectrum.landscape.surfaces import Curve, Surface, chain_length, plane_positions
+from hessian_spectrum.landscape.tasks import PointTask, Values, compute, described, edges, gram
+from hessian_spectrum.loss.evaluator import Evaluator
 
 Axis = Sequence[float] | int
 Window = tuple[float, float]

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from hessian_spectrum import directions as along
-from hessian_spectrum import paths
-from hessian_spectrum.directions import Directions
-from hessian_spectrum.errors import InputError, is_whole, require_whole
-from hessian_spectrum.evaluator import Evaluator
-from hessian_spectrum.point_tasks import PointTask, Values, compute, described, gram
-from hessian_spectrum.points import Points
-from hessian_spectrum.surfaces import Surface, plane_positions
+from hessian_spectrum._core.errors import InputError, is_whole, require_whole
+from hessian_spectrum.landscape import directions as along
+from hessian_spectrum.landscape import paths
+from hessian_spectrum.landscape.directions import Directions
+from hessian_spectrum.landscape.parameter_points import Points
+from hessian_spectrum.landscape.surfaces import Surface, plane_positions
+from hessian_spectrum.landscape.tasks import PointTask, Values, compute, described, gram
+from hessian_spectrum.loss.evaluator import Evaluator
 
 Grid = Sequence[Sequence[float]] | Sequence[float] | int | tuple[int, ...]
 

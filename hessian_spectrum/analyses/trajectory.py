@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hessian_spectrum import paths
-from hessian_spectrum.checks import vector_of
-from hessian_spectrum.directions import Directions, of_vectors
-from hessian_spectrum.errors import InputError, require_whole
-from hessian_spectrum.evaluator import Evaluator
-from hessian_spectrum.findings import Trajectory
-from hessian_spectrum.layout import Layout
-from hessian_spectrum.point_tasks import PointTask, Values, compute, described
-from hessian_spectrum.points import Points
-from hessian_spectrum.probes import gaussian_probes
-from hessian_spectrum.surfaces import Surface
+from hessian_spectrum._core.errors import InputError, require_whole
+from hessian_spectrum.distributed.random_vectors import gaussian_probes
+from hessian_spectrum.distributed.sharding import Layout
+from hessian_spectrum.landscape import paths
+from hessian_spectrum.landscape.directions import Directions, of_vectors
+from hessian_spectrum.landscape.parameter_points import Points
+from hessian_spectrum.landscape.results import Trajectory
+from hessian_spectrum.landscape.surfaces import Surface
+from hessian_spectrum.landscape.tasks import PointTask, Values, compute, described
+from hessian_spectrum.loss.evaluator import Evaluator
+from hessian_spectrum.loss.validation import vector_of
 
 COLUMNS = 1 << 20  # entries of theta at a time in float64
 

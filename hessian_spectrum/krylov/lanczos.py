@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hessian_spectrum.distributed import Flags
-from hessian_spectrum.errors import InputError
-from hessian_spectrum.krylov.basis import Place, allocate_together
-from hessian_spectrum.krylov.noise import asymmetry, not_finite
-from hessian_spectrum.operators import SymmetricOperator
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.world import Flags
+from hessian_spectrum.krylov.product_noise import asymmetry, not_finite
+from hessian_spectrum.krylov.storage import Place, allocate_together
+from hessian_spectrum.operators.base import SymmetricOperator
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hessian_spectrum.krylov.block import BlockSpace
+from hessian_spectrum.krylov.block_lanczos import BlockSpace
 from hessian_spectrum.krylov.lanczos import Recurrences
 
 State = Recurrences | BlockSpace

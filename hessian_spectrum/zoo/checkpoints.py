@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from hessian_spectrum.atomic import replacing
-from hessian_spectrum.errors import InputError
+from hessian_spectrum._core.atomic import replacing
+from hessian_spectrum._core.errors import InputError
 
 _SHOWN = 2  # keys named in a message; the rest is counted
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from hessian_spectrum.errors import InputError
+from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.zoo.torchvision_compat import import_torchvision
 from hessian_spectrum.zoo.torchvision_names import PREFIX, load_pictures
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from hessian_spectrum.errors import InputError
+from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.zoo.resnet import resnet
 from hessian_spectrum.zoo.torchvision_names import PREFIX, build_classifier
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hessian_spectrum.errors import InputError
+from hessian_spectrum._core.errors import InputError
 
 CHANNELS = (16, 32, 64)
 

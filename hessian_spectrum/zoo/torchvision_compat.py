@@ -17,7 +17,7 @@ from types import ModuleType
 
 import torch
 
-from hessian_spectrum.errors import InputError
+from hessian_spectrum._core.errors import InputError
 
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 

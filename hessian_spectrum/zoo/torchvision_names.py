@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from hessian_spectrum.distributed import World
-from hessian_spectrum.errors import InputError
-from hessian_spectrum.memory import available
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.memory import available
+from hessian_spectrum.distributed.world import World
 from hessian_spectrum.zoo.torchvision_compat import import_torchvision
 
 PREFIX = "torchvision:"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
-from hessian_spectrum.errors import InputError
+from hessian_spectrum._core.errors import InputError
 
 _EVALUATION_BATCH = 1024  # samples; changes memory, not results
 

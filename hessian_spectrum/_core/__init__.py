@@ -1,0 +1,1 @@
+"""Errors, input checks, whole-or-nothing file replacement and the version. No torch."""

@@ -1,0 +1,1 @@
+"""Operator -> result: densities, eigenpairs, linear systems."""

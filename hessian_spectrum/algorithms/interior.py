@@ -1,0 +1,95 @@
+"""Eigenpairs inside the spectrum, nearest to a number: by solving with the shifted matrix."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.algorithms.eigenpairs import eigenpairs
+from hessian_spectrum.algorithms.minres import solve
+from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.spectral.measure import EigenPairs
+
+ROUGH = 1e-2  # relative error of |lambda|max, which only scales the tolerance
+
+
+class ShiftInverted(SymmetricOperator):
+    """(A - shift I)^-1 by MINRES: its largest eigenvalues belong to A's nearest to the shift.
+
+    Args:
+        tol: |b - (A - shift I) x| / |b| of each solution.
+        max_steps: of MINRES, for each.
+
+    Attributes:
+        worst: the largest relative residual of a solution so far.
+    """
+
+    def __init__(self, base: SymmetricOperator, shift: float, tol: float, max_steps: int):
+        self.base, self.layout, self.dtype = base, base.layout, base.dtype
+        self.shift, self.tol, self.max_steps = shift, tol, max_steps
+        self.worst = 0.0
+
+    def products(self, vectors: Tensor) -> Tensor:
+        return torch.cat([self._solution(row) for row in self.layout.gather(vectors)])
+
+    def _solution(self, row: Tensor) -> Tensor:
+        found = solve(self.base, row, -self.shift, tol=self.tol, max_steps=self.max_steps)
+        self.worst = max(self.worst, found.residual)
+        return self.layout.local(found.x[None])
+
+
+def eigenpairs_near(
+    operator: SymmetricOperator,
+    shift: float,
+    k: int = 1,
+    tol: float = 1e-6,
+    *,
+    seed: int = 0,
+    max_solves: int | None = None,
+    max_steps: int | None = None,
+) -> EigenPairs:
+    """The k eigenpairs nearest to ``shift``: those of (A - shift I)^-1 that are largest in size.
+
+    Each of its products is a MINRES solution. An error of relative size e in them leaves an error
+    e |lambda - shift| in A v - lambda v: close eigenvalues are found to more digits than e.
+
+    Args:
+        shift: not an eigenvalue to rounding, or the matrix cannot be inverted.
+        tol: a pair has converged where |A v - lambda v| is at most tol times |lambda|max.
+        max_solves: default 20, and 10 for each pair.
+        max_steps: products for one solution. Default: five times the operator's size.
+
+    Returns:
+        Pairs in ascending order; values are Rayleigh quotients, residuals |A v - lambda v| by a
+        product each. Where solutions did not reach their tolerance residuals say so.
+
+    Cost: some ten solutions for each pair, each of as many products as the spread of the spectrum
+    over the distance of ``shift`` from the nearest eigenvalue, at most.
+    """
+    if not isinstance(shift, (int, float)) or not math.isfinite(shift):
+        raise InputError(f"shift={shift}: expected a finite number")
+    most = max_solves or 20 + 10 * k
+    norm = np.abs(
+        eigenpairs(operator, 1, "magnitude", ROUGH, seed=seed, copies=False, vectors=False).values
+    ).max()
+    if norm == 0:
+        raise InputError("the operator is zero: it has no eigenvalue inside its spectrum")
+    inner = max(tol / 10, 10 * torch.finfo(operator.dtype).eps)
+    inverse = ShiftInverted(operator, float(shift), inner, max_steps or 5 * operator.n)
+    found = eigenpairs(inverse, k, "magnitude", tol, seed=seed, max_products=most)
+    rows = torch.from_numpy(found.vectors).to(operator.device)
+    images = (operator @ rows.T).T
+    values = (rows.double() * images.double()).sum(1)
+    residuals = (images.double() - values[:, None] * rows.double()).norm(dim=1).cpu().numpy()
+    values = values.cpu().numpy()
+    order = np.argsort(values)
+    return EigenPairs(
+        values[order],
+        residuals[order],
+        residuals[order] <= tol * norm,
+        found.vectors[order],
+    )

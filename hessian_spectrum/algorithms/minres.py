@@ -1,0 +1,131 @@
+"""Damped linear systems (A + damping I) x = b, by SciPy's MINRES."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, minres
+from torch import Tensor
+
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.operators.base import SymmetricOperator
+
+LEAST = 1e-15  # relative tolerance that MINRES is given at last
+
+
+@dataclass(frozen=True)
+class Solution:
+    """An approximate solution of (A + damping I) x = b."""
+
+    x: Tensor  # (n,), whole, the same on every rank
+    residual: float  # |b - (A + damping I) x| / |b|, computed with one more product
+    converged: bool  # residual <= tol
+    num_products: int
+
+
+def solve(
+    operator: SymmetricOperator,
+    b: Tensor,
+    damping: float = 0.0,
+    *,
+    tol: float = 1e-6,
+    max_steps: int | None = None,
+) -> Solution:
+    """Solve (A + damping I) x = b by MINRES (Paige and Saunders 1975), A definite or not.
+
+    Args:
+        b: shape (n,), whole, the same on every rank.
+        damping: added to every eigenvalue. A negative number shifts into the spectrum.
+        tol: wanted |residual| / |b|. Not below the rounding of the products.
+        max_steps: default 5 n, as SciPy's.
+
+    Raises:
+        InputError: b has another shape, is zero or not finite.
+        FloatingPointError: a product is not finite.
+
+    Cost: a product a step, and three each time that MINRES is started again. Rank 0 iterates in
+    float64; each product is one broadcast of n entries and the operator's own exchange.
+    """
+    world, n = operator.layout.world, operator.n
+    b = torch.as_tensor(b).detach()
+    if tuple(b.shape) != (n,):
+        raise InputError(f"b has shape {tuple(b.shape)}; expected ({n},)")
+    if not b.isfinite().all() or not b.any():
+        raise InputError("b must be finite and not zero")
+    if not math.isfinite(damping) or not 0 < tol < 1:
+        raise InputError(
+            f"damping={damping}, tol={tol}: expected a finite number, and one in (0, 1)"
+        )
+    if max_steps is not None and (not isinstance(max_steps, int) or max_steps < 1):
+        raise InputError(f"max_steps={max_steps}: expected a whole number, 1 or more")
+    right = b.double().cpu().numpy()
+    products = _Products(operator)
+    x, error = np.zeros(n), None
+    if world.rank == 0:
+        try:
+            x = _refined(products, right, damping, tol, max_steps or 5 * n)
+        except FloatingPointError as failed:
+            error = failed
+        finally:
+            products.end()
+    else:
+        products.follow()
+    world.raise_together(error)
+    x = world.sum(torch.from_numpy(x).to(operator.device))
+    image = operator @ x.to(operator.dtype)
+    misfit = b.to(x).sub(image.double()).sub(x, alpha=damping)
+    residual = (misfit.norm() / b.to(x).norm()).item()
+    return Solution(x.to(operator.dtype), residual, residual <= tol, products.count + 1)
+
+
+def _refined(
+    products: _Products, right: np.ndarray, damping: float, tol: float, max_steps: int
+) -> np.ndarray:
+    """MINRES, and again for what is left: it stops by |r| / (|A| |x|), not by |r| / |b|."""
+    matrix = LinearOperator((len(right),) * 2, matvec=products.lead, dtype=np.float64)
+    x, r, rtol = np.zeros_like(right), right, tol / 10
+    while np.linalg.norm(r) > tol * np.linalg.norm(right) and products.count < max_steps:
+        before, steps = np.linalg.norm(r), max_steps - products.count
+        x = x + minres(matrix, r, rtol=rtol, shift=-damping, maxiter=steps)[0]
+        r = right - products.lead(x) - damping * x
+        if rtol <= LEAST and not np.linalg.norm(r) < before / 2:  # the products' rounding
+            break
+        rtol = max(rtol / 100, LEAST)
+    return x
+
+
+class _Products:
+    """Products that rank 0 asks for: it alone decides, so that all ranks take the same steps."""
+
+    def __init__(self, operator: SymmetricOperator):
+        self.operator, self.count = operator, 0
+
+    def lead(self, v: np.ndarray) -> np.ndarray:
+        product = self._product(torch.from_numpy(np.ascontiguousarray(v.reshape(-1))))
+        if not product.isfinite().all():
+            raise FloatingPointError("a product with the operator is not finite")
+        return product.double().cpu().numpy()
+
+    def follow(self) -> None:
+        """On the other ranks: take part until rank 0 ends."""
+        while self._announced(True):
+            self._product(torch.zeros(self.operator.n, dtype=torch.float64), announced=True)
+
+    def end(self) -> None:
+        self._announced(False)
+
+    def _product(self, v: Tensor, announced: bool = False) -> Tensor:
+        if not announced:
+            self._announced(True)
+        self.count += 1
+        operator = self.operator
+        return operator @ operator.layout.world.sum(v.to(operator.device)).to(operator.dtype)
+
+    def _announced(self, more: bool) -> bool:
+        """Does rank 0 want another product?"""
+        world = self.operator.layout.world
+        wanted = float(more and world.rank == 0)
+        return world.sum(torch.tensor([wanted], device=world.device)).item() > 0

@@ -1,0 +1,269 @@
+"""Operator -> spectral measure: stochastic Lanczos quadrature."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
+
+import numpy as np
+import torch
+
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.algorithms import leave_group_out
+from hessian_spectrum.algorithms.budget import Estimator, choose
+from hessian_spectrum.distributed.random_vectors import gaussian_probes
+from hessian_spectrum.distributed.world import Flags
+from hessian_spectrum.krylov import block_lanczos, lanczos
+from hessian_spectrum.krylov.block_lanczos import BlockSpace
+from hessian_spectrum.krylov.lanczos import Recurrences
+from hessian_spectrum.krylov.state import State, is_finished
+from hessian_spectrum.krylov.storage import Place
+from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.operators.transforms import Restricted, products_of_blocks
+from hessian_spectrum.spectral.held_out_probes import certified
+from hessian_spectrum.spectral.measure import EigenPairs, SpectralMeasure
+from hessian_spectrum.spectral.quadrature import BlockRule
+
+_MODULE = {Recurrences: lanczos, BlockSpace: block_lanczos}
+# Steps after which a target is looked at: the overshoot is at most a fifth.
+LOOK_AT = tuple(accumulate(range(40), lambda m, _: math.ceil(1.2 * m), initial=4))
+
+
+def spectral_density(
+    operator: SymmetricOperator,
+    num_probes: int | None = None,
+    num_steps: int | None = None,
+    seed: int = 0,
+    *,
+    estimator: Estimator = "block",
+    num_products: int | None = None,
+    target_error: float | None = None,
+    sigma2: float | None = None,
+    data_groups: int | None = None,
+    basis: Place = "device",
+    state: State | None = None,
+    on_step: Callable[[State], None] | None = None,
+    flags: Flags | None = None,
+    on_group: Callable[[], None] | None = None,
+) -> SpectralMeasure:
+    """The operator's spectral measure, by Lanczos quadrature from random vectors.
+
+    Each of the b probes z, uniform on the sphere, gives a Gauss rule of ``f -> z^T f(A) z``,
+    whose mean over z is tr f(A) / n (Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38 (2017)).
+
+    Args:
+        num_probes: b, the block size. What is left out of b, m and their product is chosen:
+            budget.py.
+        num_steps: m; at most the operator's size.
+        seed: of the probes, below 2^64; the same seed gives the same answer at every world size.
+        estimator: "block": all probes share one block Krylov space, and what the others have
+            found of it is taken out of each probe and counted as it is (held_out_probes.py): for
+            the same products a density several times as accurate. "slq": independent recurrences
+            in lockstep (Ghorbani, Krishnan and Xiao 2019, algorithm 1, except that here every
+            recurrence is reorthogonalized, in full). "lean": block quadrature that keeps three
+            blocks of vectors only, without reorthogonalization.
+        num_products: b m. Default: 180; with a target, the most that may be spent, 1,800.
+        target_error: stop as soon as the expected L1 error of the density smoothed with
+            ``sigma2`` is this small (``SpectralMeasure.density_error``).
+        sigma2: variance of the smoothing that ``target_error`` is meant for. Default: that of
+            ``SpectralMeasure.default_sigma2``.
+        data_groups: K; each of so many random groups of the samples is left out in turn, for
+            ``SpectralMeasure.data_error``: the standard error over data sets of this size. 8 to 20
+            are enough.
+        basis: where the Krylov vectors live: "device", "host", or a folder on a disk.
+        state: what to go on from, as ``on_step`` was given it.
+        on_step: called with the state after each step, on every rank.
+        flags: what ranks tell each other in each step, with a reduction that it makes anyway.
+        on_group: called after each of the data groups, on every rank.
+
+    Cost: b m products in m passes over the data; b (m + 1) n / P entries on each of P ranks. The
+    block estimator adds O((b m)^3) flops of dense algebra for each of up to 24 groups of probes.
+    ``data_groups``: once more as many products and passes, however many groups.
+    """
+    _check(operator, seed)
+    if sigma2 is not None and not 0 < sigma2 < np.inf:
+        raise InputError(f"sigma2={sigma2}: expected a variance, more than 0")
+    if sigma2 is not None and target_error is None:
+        raise InputError("sigma2 without target_error changes nothing here; leave it out")
+    num_probes, num_steps = choose(
+        operator.n, estimator, num_probes, num_steps, num_products, target_error
+    )
+    groups = []
+    if data_groups is not None:
+        groups = leave_group_out.groups_of(operator, estimator, data_groups, seed)
+    if state is None:
+        state = start(operator, estimator, num_probes, num_steps, seed, basis)
+    while state.num_steps < num_steps and not is_finished(state):
+        if target_error is not None and _reached(state, operator, target_error, sigma2):
+            break
+        state = _MODULE[type(state)].step(operator, state, flags)
+        if on_step:
+            on_step(state)
+    found = measure(state, operator)
+    if not groups:
+        return found
+    return replace(
+        found, replicates=leave_group_out.replicates(operator, state, found, groups, on_group)
+    )
+
+
+def start(
+    operator: SymmetricOperator,
+    estimator: Estimator,
+    num_probes: int,
+    num_steps: int,
+    seed: int,
+    basis: Place = "device",
+) -> State:
+    """The state before the first step, with room for ``num_steps``."""
+    probes = gaussian_probes(
+        operator.layout, range(num_probes), seed, operator.dtype, operator.device
+    )
+    if estimator == "slq":
+        return lanczos.start(operator, probes, num_steps, basis)
+    return block_lanczos.start(operator, probes, num_steps, basis, lean=estimator == "lean")
+
+
+def vectors_kept(n: int, estimator: Estimator, num_probes: int, num_steps: int) -> int:
+    """How many Krylov vectors a run holds at once."""
+    if estimator == "lean":
+        return min(3 * num_probes, n)
+    every = num_probes * (num_steps + 1)
+    return every if estimator == "slq" else min(every, n)
+
+
+def _reached(
+    state: State, operator: SymmetricOperator, target_error: float, sigma2: float | None
+) -> bool:
+    """Is the density as good as was asked? The first rank decides: dense algebra may round
+    differently on another processor. Seen at some steps only: it takes O(N^3)."""
+    if state.num_steps not in LOOK_AT:
+        return False
+    world, enough, error = operator.layout.world, False, None
+    if world.rank == 0:
+        try:
+            enough = measure(state, operator).density_error(sigma2).total <= target_error
+        except Exception as failed:  # the others would wait for ever
+            error = failed
+    world.raise_together(error)
+    return world.any(enough)
+
+
+def spectral_densities(
+    operator: SymmetricOperator,
+    blocks: Mapping[str, str | Sequence[str]],
+    num_probes: int = 10,
+    num_steps: int = 90,
+    seed: int = 0,
+    *,
+    basis: Place = "device",
+    on_step: Callable[[int], None] | None = None,
+) -> dict[str, SpectralMeasure]:
+    """The spectral measures of many diagonal blocks of one operator, each pass serving all.
+
+    ``{name: spectral_density(Restricted(operator, patterns))}``, with one block product a step for
+    the probes of all blocks. A block smaller than ``num_steps`` takes as many steps as its size.
+
+    Args:
+        blocks: name patterns of parameters by label; ``layer_blocks(operator)`` gives one a layer.
+        num_probes, num_steps, seed, basis: as for ``spectral_density``, for each block.
+        on_step: called with the number of steps done, on every rank.
+
+    Cost: b m products for each block, in m passes over the data; b (m + 1) n_block / P entries for
+    each block.
+    """
+    if not isinstance(blocks, Mapping) or not blocks:
+        raise InputError("blocks: expected name patterns by label, such as {'first': 'layer1.*'}")
+    _check(operator, seed)
+    choose(operator.n, "slq", num_probes, num_steps)
+    restricted = {name: Restricted(operator, patterns) for name, patterns in blocks.items()}
+    states = {
+        name: start(block, "slq", num_probes, min(num_steps, block.n), seed, basis)
+        for name, block in restricted.items()
+    }
+    for done in range(1, num_steps + 1):
+        going = [
+            name
+            for name, state in states.items()
+            if state.num_steps < restricted[name].n and state.active.any()
+        ]
+        if not going:
+            break
+        products = products_of_blocks(
+            [restricted[name] for name in going],
+            [lanczos.latest(states[name]).to(operator.device) for name in going],
+        )
+        for name, product in zip(going, products):
+            states[name] = lanczos.extend(restricted[name], states[name], product)
+        if on_step:
+            on_step(done)
+    return {name: measure(states[name], block) for name, block in restricted.items()}
+
+
+def layer_blocks(operator: SymmetricOperator) -> dict[str, list[str]]:
+    """The parameters of each layer, by the layer's name: ``fc.weight`` and ``fc.bias`` are "fc"."""
+    blocks: dict[str, list[str]] = {}
+    for name in operator.layout.names:
+        blocks.setdefault(name.rpartition(".")[0] or name, []).append(name)
+    return blocks
+
+
+def _check(operator: SymmetricOperator, seed: int) -> None:
+    if not isinstance(operator, SymmetricOperator):
+        raise InputError(
+            f"spectral_density of a {type(operator).__name__}; expected an operator such as "
+            "hs.Hessian(evaluator)"
+        )
+    if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
+        raise InputError(f"seed={seed}: expected a whole number, 0 or more and below 2^64")
+
+
+def measure(state: State, operator: SymmetricOperator) -> SpectralMeasure:
+    """What the recurrences know of the spectrum so far."""
+    eps = torch.finfo(operator.dtype).eps
+    # A residual below the error of a product is not known to be real.
+    floor, tolerance = (max(f * eps, state.noise) * state.scale for f in (1, 10))
+    if isinstance(state, BlockSpace):
+        rule = BlockRule(state.t, state.first, state.off[-1], state.num_steps, tolerance)
+        if not state.lean:
+            return certified(rule, operator.n, floor)
+        return SpectralMeasure.of_rules([rule], operator.n, floor)
+    one = np.ones((1, 1))
+    rules = [
+        BlockRule(_tridiagonal(alpha[:k], beta[: k - 1]), one, beta[None, k - 1 : k], k, tolerance)
+        for alpha, beta, k in zip(state.alpha, state.beta, state.lengths)
+    ]
+    return SpectralMeasure.of_rules(rules, operator.n, floor)
+
+
+def _tridiagonal(alpha: np.ndarray, beta: np.ndarray) -> np.ndarray:
+    return np.diag(alpha) + np.diag(beta, 1) + np.diag(beta, -1)
+
+
+def repeat_error(operator: SymmetricOperator, seed: int = 0) -> float:
+    """|A q - (A q)'| / |A q| of one random vector multiplied twice; 0.0 if deterministic.
+
+    Cost: two products.
+    """
+    q = gaussian_probes(operator.layout, [0], seed, operator.dtype, operator.device)
+    once, again = operator.products(q), operator.products(q)
+    squares = torch.stack([(once - again).double().square().sum(), once.double().square().sum()])
+    difference, norm = operator.layout.world.sum(squares).sqrt().tolist()
+    return difference / norm if norm else 0.0
+
+
+def extremes(measure: SpectralMeasure, tol: float = 1e-3) -> EigenPairs:
+    """The smallest and the largest Ritz value of a density run, with their residual bounds.
+
+    Ritz values lie inside the spectrum, so lambda_min <= values[0] and values[1] <=
+    lambda_max, and an eigenvalue lies within ``residuals`` of each. No products.
+
+    Args:
+        tol: converged where the residual is at most tol * |lambda|max.
+    """
+    ends = [0, len(measure.nodes) - 1]
+    values, residuals = measure.nodes[ends], measure.residuals[ends]
+    converged = residuals <= tol * np.abs(values).max()
+    return EigenPairs(values, residuals, converged, num_lower=1)

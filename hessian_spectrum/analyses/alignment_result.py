@@ -1,0 +1,129 @@
+"""How gradients of minibatches align with the Hessian: what was found. NumPy only: no torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hessian_spectrum._core.errors import InputError
+
+Array = NDArray[np.float64]
+
+PER_BATCH = ("alignment", "gradient_norm", "cosine", "captured")
+ARRAYS = (*PER_BATCH, "batch_sizes", "eigenvalues", "residuals")
+QUANTITIES = ("alignment", "share", "captured", "gradient_norm")
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Curvature along minibatches' gradients g, and how g lies to the top eigenvectors v_j of H.
+
+    ``alignment = g^T H g / |g|^2`` with H of all the data (Xing et al. 2018, "A walk with SGD",
+    eq. 4; Ghorbani et al. 2019, section 4.3): lambda_1 if g points along the top eigenvector, the
+    mean eigenvalue tr H / n if it points anywhere. Rows go with ``batch_sizes``, columns with
+    minibatches; NaN where there is no such minibatch (of all the data there is only one), or its
+    gradient is zero or undefined.
+    """
+
+    batch_sizes: NDArray[np.int64]  # (s,), samples in a minibatch, ascending
+    alignment: Array  # (s, b), in units of the eigenvalues
+    gradient_norm: Array  # (s, b), |g|
+    cosine: Array  # (s, b, k), <g, v_j> / |g|; k = 0 without eigenvectors
+    captured: Array  # (s, b), the part of |g|^2 in the span of the v_j; NaN without
+    eigenvalues: Array  # (k,), of the v_j, ascending
+    residuals: Array  # (k,), |H v_j - lambda_j v_j|
+    num_samples: int  # in the data
+    seed: int  # of the minibatches
+
+    def __post_init__(self):
+        s, b = self.alignment.shape if self.alignment.ndim == 2 else (-1, -1)
+        k = self.eigenvalues.shape
+        shapes = {
+            "batch_sizes": (s,),
+            "gradient_norm": (s, b),
+            "cosine": (s, b, *k),
+            "captured": (s, b),
+            "residuals": k,
+        }
+        wrong = [name for name, shape in shapes.items() if getattr(self, name).shape != shape]
+        if wrong or len(k) != 1 or (np.diff(self.batch_sizes) <= 0).any():
+            raise InputError(
+                f"alignment {self.alignment.shape} and {', '.join(wrong) or 'batch_sizes'} do not "
+                "belong together; expected (sizes, minibatches), and sizes in ascending order"
+            )
+
+    @property
+    def num_batches(self) -> int:
+        return self.alignment.shape[1]
+
+    @property
+    def top(self) -> float:
+        """lambda_1, the largest of the eigenvalues given; NaN without any."""
+        return float(self.eigenvalues[-1]) if self.eigenvalues.size else math.nan
+
+    @property
+    def share(self) -> Array:
+        """(s, b), the alignment as a share of lambda_1."""
+        return self.alignment / self.top
+
+    def counts(self, quantity: str = "alignment") -> NDArray[np.int64]:
+        """(s,), how many minibatches have a value."""
+        return np.isfinite(self._of(quantity)).sum(axis=1)
+
+    def mean(self, quantity: str = "alignment") -> Array:
+        """(s,), over the minibatches of a size. ``quantity``: a name in QUANTITIES."""
+        values = self._of(quantity)
+        return _divided(np.nansum(values, axis=1), self.counts(quantity))
+
+    def std(self, quantity: str = "alignment") -> Array:
+        """(s,), standard deviation over the minibatches; NaN of fewer than two."""
+        squares = (self._of(quantity) - self.mean(quantity)[:, None]) ** 2
+        return np.sqrt(_divided(np.nansum(squares, axis=1), self.counts(quantity) - 1))
+
+    def standard_error(self, quantity: str = "alignment") -> Array:
+        """(s,), of the mean; 0 for all the data, of which there is one minibatch."""
+        error = self.std(quantity) / np.sqrt(np.maximum(self.counts(quantity), 1))
+        return np.where(self.batch_sizes == self.num_samples, 0.0, error)
+
+    def mean_square_cosine(self) -> Array:
+        """(s, k), the part of |g|^2 along each eigenvector, mean over the minibatches."""
+        values = self.cosine**2
+        found = np.isfinite(values).sum(axis=1)
+        return _divided(np.nansum(values, axis=1), found)
+
+    def _of(self, quantity: str) -> Array:
+        if quantity not in QUANTITIES:
+            raise InputError(f"no quantity {quantity!r}; expected one of {', '.join(QUANTITIES)}")
+        return getattr(self, quantity)
+
+
+def joined(parts: Sequence[Alignment]) -> Alignment:
+    """One result of several, each of other batch sizes, with the same eigenvectors and seed."""
+    first = parts[0]
+    for part in parts[1:]:
+        same = part.num_samples == first.num_samples and part.seed == first.seed
+        if not same or not np.array_equal(part.eigenvalues, first.eigenvalues):
+            raise InputError("these alignments are of other data, eigenvectors or seeds")
+    columns = max(part.num_batches for part in parts)
+    order = np.argsort(np.concatenate([part.batch_sizes for part in parts]), kind="stable")
+    rows = {
+        name: np.concatenate([_widened(getattr(part, name), columns) for part in parts])[order]
+        for name in PER_BATCH
+    }
+    sizes = np.concatenate([part.batch_sizes for part in parts])[order]
+    return replace(first, batch_sizes=sizes, **rows)
+
+
+def _widened(values: Array, columns: int) -> Array:
+    """With as many minibatches, NaN where there is none."""
+    missing = columns - values.shape[1]
+    padding = ((0, 0), (0, missing), *((0, 0),) * (values.ndim - 2))
+    return np.pad(values, padding, constant_values=math.nan)
+
+
+def _divided(sums: Array, counts: NDArray[np.int64]) -> Array:
+    return np.divide(sums, counts, out=np.full(np.shape(sums), math.nan), where=counts > 0)

@@ -1,0 +1,145 @@
+"""How different networks are as functions: distances of outputs, labels they disagree on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.landscape import paths, point_planner
+from hessian_spectrum.landscape.parameter_points import (
+    PointPlan,
+    Points,
+    check_points,
+    outputs,
+    ranges,
+)
+from hessian_spectrum.landscape.results import FunctionalDistances
+from hessian_spectrum.landscape.surfaces import Curve, chain_length
+from hessian_spectrum.landscape.tasks import described, edges
+from hessian_spectrum.loss.evaluator import Evaluator
+
+OUTPUTS = ("softmax", "logits")
+
+
+def functional_values(
+    ev: Evaluator,
+    points: Points,
+    references: Points,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    plan: PointPlan | None = None,
+    of: str = "softmax",
+) -> dict[str, np.ndarray]:
+    """Distance and disagreement of points start, ..., stop - 1 to each reference, (points, refs).
+
+    A pure function of the range, as ``points.evaluate``; called by every rank.
+
+    Returns:
+        "distance": sqrt of the mean over samples of |f(x; theta) - f(x; reference)|^2, the
+        Euclidean norm over the outputs (Im, Tao and Branson 2017, functional distance), f being
+        softmax probabilities or the outputs as they are; "disagreement": the share of samples that
+        are given different labels (the largest output). NaN where outputs are not finite.
+    """
+    if of not in OUTPUTS:
+        raise InputError(f"of={of!r}: expected one of {', '.join(OUTPUTS)}")
+    check_points(ev, points)
+    check_points(ev, references)
+    plan = plan or PointPlan()
+    stop = len(points) if stop is None else stop
+    alone = PointPlan(batch_size=plan.batch_size, channels_last=plan.channels_last)
+    found = {"distance": [], "disagreement": []}
+    for chunk in ranges(stop - start, plan):
+        total = torch.zeros(3, len(chunk), len(references), dtype=torch.float64, device=ev.device)
+        ours = outputs(ev, points, start + chunk.start, start + chunk.stop, plan)
+        theirs = outputs(ev, references, 0, len(references), alone)
+        for (a, _), (b, _) in zip(ours, theirs):
+            total += _compared(_functions(a, of), _functions(b, of))
+        squares, different, samples = ev.world.sum(total).unbind(0)
+        found["distance"].append((squares / samples).sqrt())
+        found["disagreement"].append(different / samples)
+    return {
+        name: torch.cat(parts).cpu().numpy() if parts else np.empty((0, len(references)))
+        for name, parts in found.items()
+    }
+
+
+def functional_distances(
+    ev: Evaluator, networks: Mapping[str, Tensor], *, of: str = "softmax"
+) -> FunctionalDistances:
+    """All pairs of a table of networks, such as those that different optimizers found.
+
+    Args:
+        ev: of test data, for the question of the paper.
+        networks: flat parameters by name.
+    """
+    names = list(networks)
+    if len(names) < 2:
+        raise InputError(f"{len(names)} networks; expected two or more")
+    points = Points.of([ev.given(networks[name], repr(name)) for name in names])
+    found = functional_values(ev, points, points, of=of)
+    return FunctionalDistances(np.array(names), **found, about=described(ev, of=of))
+
+
+def functional_path(
+    ev: Evaluator,
+    theta0: Tensor,
+    theta1: Tensor,
+    num_points: int = 21,
+    *,
+    alpha: Sequence[float] | None = None,
+    of: str = "softmax",
+    plan: PointPlan | None = None,
+) -> Curve:
+    """Functional distance and disagreement to both ends along (1 - alpha) theta0 + alpha theta1.
+
+    Values: "distance_to_start", "distance_to_end", "disagreement_with_start",
+    "disagreement_with_end".
+    """
+    ends = torch.stack([ev.given(theta0, "theta0"), ev.given(theta1, "theta1")])
+    t = paths.coordinates(num_points if alpha is None else alpha, 0.0, 1.0, "alpha")
+    points = Points(ends, paths.linear(t))
+    plan = plan or point_planner.plan(ev, points)[0]
+    found = functional_values(ev, points, Points.of(ends), plan=plan, of=of)
+    values = {
+        f"{name}_{word}_{end}": found[name][:, i]
+        for name, word in (("distance", "to"), ("disagreement", "with"))
+        for i, end in enumerate(("start", "end"))
+    }
+    distance = chain_length(points.weights[:, 1:], edges(ends))
+    return Curve(t, distance, values, described(ev, path="linear", ends=[0.0, 1.0], of=of))
+
+
+# -- inside ------------------------------------------------------------------------------------
+
+
+def _functions(found: Any, of: str) -> Tensor:
+    """(p, B, C, ...) -> (p, samples, C), float64."""
+    if not isinstance(found, Tensor) or found.ndim < 3:
+        raise InputError(
+            "functional distances need one tensor of outputs (B, classes, ...), but the network "
+            f"returns {getattr(found, 'shape', type(found).__name__)}"
+        )
+    rows = found.detach().double().movedim(2, -1).flatten(1, -2)
+    return rows.softmax(-1) if of == "softmax" else rows
+
+
+def _compared(a: Tensor, b: Tensor) -> Tensor:
+    """Squared distances, different labels and samples, (3, p, r), summed over this minibatch.
+
+    One reference at a time: all at once would be p r copies of the outputs.
+    """
+    labels, finite = a.argmax(-1), a.isfinite().all(-1)
+    columns = []
+    for other in b:
+        squares = (a - other).square().sum(-1).sum(1)
+        different = (labels != other.argmax(-1)).sum(1).double()
+        broken = ~(finite & other.isfinite().all(-1)).all(1)
+        samples = torch.full_like(squares, a.shape[1])
+        columns.append(torch.stack([squares, different.masked_fill(broken, torch.nan), samples]))
+    return torch.stack(columns, dim=-1)

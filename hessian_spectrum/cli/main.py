@@ -1,0 +1,308 @@
+"""The command line: ``hessian-spectrum COMMAND ...``.
+
+Exit codes: 0 done, 1 failed, 2 usage, 75 checkpointed and to be started again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.cli import read_commands
+from hessian_spectrum.cli.exit_status import (
+    DONE,
+    FAILED,
+    PATH_ERRORS,
+    PATIENCE,
+    USAGE,
+    end_job,
+    failure,
+    how_stopped,
+    leave_code,
+    say_once,
+    warnings_on_one_line,
+)
+from hessian_spectrum.cli.parsing import parse
+from hessian_spectrum.config.computing import (
+    AlignmentConfig,
+    DemoConfig,
+    DensityConfig,
+    EigenpairsConfig,
+    InterpolateConfig,
+    MapConfig,
+    SurfaceConfig,
+    TrackConfig,
+    TrainConfig,
+)
+from hessian_spectrum.slurm.job_script import Resources, script
+
+# What launchers tell a process before any collective can: its rank, and among how many. Without
+# the second, a variable that happens to be called RANK would silence a command's only process.
+RANK_HINTS = (
+    ("RANK", "WORLD_SIZE"),  # torchrun
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),  # MPICH and its kin
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubmitConfig(Resources):
+    """Submit a computing command to SLURM: submit [OPTIONS] -- density ... --out FILE. The job
+    saves before its time limit and starts again until it is done."""
+
+    checkpoints: tuple[Path, ...] = ()
+    """A job array, one task for each of these files: in the command {checkpoint} is its path and
+    {name} its name, as in --checkpoint {checkpoint} --out 'spectra/{name}.h5'."""
+    summary: Path | None = None
+    """A file into which each task of an array puts its result."""
+    dry_run: bool = False
+    """Print the script, and submit nothing."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code and prints errors on one line."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    first, command = _first_by_environment(), []
+    try:
+        if argv[:1] == ["submit"] and "--" in argv:
+            command = argv[argv.index("--") + 1 :]
+            argv = argv[: argv.index("--")]
+        config = parse(argv, _COMMANDS, _DESCRIPTION, quiet=not first)
+        if hasattr(config, "check"):
+            config.check()
+        if isinstance(config, SubmitConfig):
+            _submit(config, command)
+            return DONE
+        if type(config) in _SINGLE:
+            _SINGLE[type(config)](config)
+            return DONE
+    except (InputError, *PATH_ERRORS) as error:
+        code, said = USAGE, str(error)
+    except (OSError, MemoryError) as error:
+        code, said = FAILED, failure(error)
+    except SystemExit as end:  # after --help, or wrong words, which were printed
+        if end.code and not first:
+            time.sleep(PATIENCE)
+        raise
+    else:
+        return _on_ranks(config)
+    say_once(said, first)
+    return code
+
+
+def _first_by_environment() -> bool:
+    """Is this the first process of its job, or the only one? Known before the ranks meet."""
+    for rank, size in RANK_HINTS:
+        if os.environ.get(size, "1") != "1" and rank in os.environ:
+            return os.environ[rank] == "0"
+    return True
+
+
+# -- commands that compute: on every rank of the job ---------------------------------------------
+
+
+def _on_ranks(config: Any) -> int:
+    from hessian_spectrum.commands import signals
+
+    # Where a rank is lost, torch's own threads print their stacks beside the one line that says so.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    world, first = None, _first_by_environment()
+    with signals.StopRequest().listening() as stop, warnings_on_one_line(first):
+        try:
+            from hessian_spectrum.distributed import world as distributed
+
+            silence = timedelta(minutes=getattr(config, "timeout_minutes", 10.0))
+
+            def give_up(lost: Any) -> None:
+                end_job(lost, None, lost.world, hasattr(config, "resume"))
+
+            world = distributed.start(getattr(config, "device", "cpu"), silence, give_up)
+            first = world.rank == 0
+            _COMPUTING[type(config)](config, world, stop)
+            code, said = DONE, None
+        except (InputError, *PATH_ERRORS) as error:
+            code, said = USAGE, str(error)
+        except FloatingPointError as error:
+            code, said = FAILED, str(error)
+        except signals.Interrupted as stopped:
+            code, said = how_stopped(stopped, config)
+            if world is not None and world.size > 1 and not stopped.agreed:
+                leave_code(code)
+                say_once(said, first)
+                distributed.leave(world, code)
+        except BaseException as error:
+            code, said = FAILED, failure(error, config)
+            world = world or getattr(error, "world", None)  # of a rank that could not join
+            if world is not None and world.size > 1:
+                end_job(error, said, world, hasattr(config, "resume"))
+            if said is None:
+                raise
+        leave_code(code)
+        if said:
+            say_once(said, first)
+        if world is not None:
+            distributed.finish(world)
+    return code
+
+
+def _density(config: DensityConfig, world: Any, stop: Any) -> None:
+    from hessian_spectrum.commands.density import density
+
+    density(*_loaded(config, world), world, stop)
+
+
+def _eigenpairs(config: EigenpairsConfig, world: Any, stop: Any) -> None:
+    from hessian_spectrum.commands.eigenpairs import eigenpairs
+
+    eigenpairs(*_loaded(config, world), world, stop)
+
+
+def _interpolate(config: InterpolateConfig, world: Any, stop: Any) -> None:
+    from hessian_spectrum.commands.surfaces import interpolate
+
+    config = _at(config, config.between[0])
+    interpolate(*_loaded(config, world), world, stop)
+
+
+def _surface(config: SurfaceConfig, world: Any, stop: Any) -> None:
+    from hessian_spectrum.commands.surfaces import surface
+
+    config = _at(config, *config.checkpoints[-1:])
+    surface(*_loaded(config, world), world, stop)
+
+
+def _map(config: MapConfig, world: Any, stop: Any) -> None:
+    from hessian_spectrum.commands.curvature_map import curvature_map
+
+    config = _at(config, *config.checkpoints[-1:])
+    curvature_map(*_loaded(config, world), world, stop)
+
+
+def _track(config: TrackConfig, world: Any, stop: Any) -> None:
+    from hessian_spectrum.commands.surfaces import track
+
+    config = _at(config, config.checkpoints[-1])
+    track(*_loaded(config, world), world, stop)
+
+
+def _at(config: Any, checkpoint: Path | None = None) -> Any:
+    """At this checkpoint, unless another one was chosen."""
+    return config if config.checkpoint else dataclasses.replace(config, checkpoint=checkpoint)
+
+
+def _alignment(config: AlignmentConfig, world: Any, stop: Any) -> None:
+    from hessian_spectrum.commands.alignment import align
+
+    align(*_loaded(config, world), world, stop)
+
+
+def _loaded(config: Any, world: Any) -> tuple[Any, dict[str, Any]]:
+    """The problem as Evaluator's arguments, and the configuration with what it left open."""
+    from hessian_spectrum.commands import runner
+    from hessian_spectrum.zoo import problem_loader
+
+    if config.download:  # once, before the others look
+        runner.on_first_rank(world, lambda: problem_loader.load(config))
+    arguments = runner.together(world, lambda: problem_loader.load(config))
+    return problem_loader.settled(config, arguments), arguments
+
+
+def _train(config: TrainConfig, world: Any, stop: Any) -> None:
+    from hessian_spectrum.commands import train as training
+
+    _alone(world, "train")
+    training.train(config)
+
+
+def _demo(config: DemoConfig, world: Any, stop: Any) -> None:
+    from hessian_spectrum.commands import demo
+
+    _alone(world, "demo")
+    demo.demo(config, world)
+
+
+def _alone(world: Any, command: str) -> None:
+    if world.size > 1:
+        raise InputError(f"{command} runs in one process, but was started on {world.size}")
+
+
+def _submit(config: SubmitConfig, command: list[str]) -> None:
+    from hessian_spectrum.slurm import submission
+
+    if not command:
+        raise InputError(
+            "no command to submit: expected one behind --, as in hessian-spectrum submit "
+            "--minutes 60 -- density --problem my.py:make --out run.h5"
+        )
+    submitted = parse(command, _COMMANDS, _DESCRIPTION)
+    if type(submitted) not in _COMPUTING or not hasattr(submitted, "resume"):
+        raise InputError(f"{command[0]} does not compute for hours; submit density or its like")
+    submitted.check()
+    if not config.setup:  # a login shell would find another Python
+        here = shlex.quote(str(Path(sys.executable).parent))
+        config = dataclasses.replace(config, setup=(f"export PATH={here}:$PATH",))
+    paths = [str(path) for path in config.checkpoints]
+    text = script(config, command, paths, config.summary and str(config.summary))
+    if config.dry_run:
+        print(text, end="")
+    else:
+        print(submission.submit(text, config))
+
+
+_DESCRIPTION = (
+    "Hessian eigenvalues and loss surfaces of PyTorch models; one HDF5 file a run. Commands that "
+    "compute also take --config FILE: the same options in a .toml or .json file, or those stored "
+    "in an earlier result (.h5); options on the command line win. But for demo and train they run "
+    "unchanged alone, under torchrun, mpirun and srun. Exit codes: 0 done, 1 failed, 2 usage, 75 "
+    "stopped by a signal with its state saved (go on with --resume)."
+)
+
+_COMMANDS = [
+    ("demo", DemoConfig, "train a small network on real digits and look at its Hessian"),
+    ("train", TrainConfig, "train a zoo model, writing checkpoints"),
+    ("density", DensityConfig, "eigenvalue density of a Hessian"),
+    ("eigenpairs", EigenpairsConfig, "extreme eigenvalues and eigenvectors of a Hessian"),
+    ("alignment", AlignmentConfig, "curvature along the gradients of minibatches"),
+    ("interpolate", InterpolateConfig, "loss between checkpoints: a line, a triangle, a rectangle"),
+    ("surface", SurfaceConfig, "loss on a line or a plane around the parameters"),
+    ("map", MapConfig, "smallest and largest eigenvalue at each point of a plane"),
+    ("track", TrackConfig, "the way of a training run through its checkpoints"),
+    (
+        "query",
+        read_commands.QueryConfig,
+        "ask a result file: masses, counts, quantiles, outlier ratios",
+    ),
+    ("plot", read_commands.PlotConfig, "draw a result"),
+    ("info", read_commands.InfoConfig, "what a result file holds and where it comes from"),
+    ("merge", read_commands.MergeConfig, "put the results of many files into one"),
+    ("submit", SubmitConfig, "submit a command to SLURM as a job that goes on by itself"),
+]
+
+_COMPUTING: dict[type, Callable] = {
+    DensityConfig: _density,
+    EigenpairsConfig: _eigenpairs,
+    AlignmentConfig: _alignment,
+    InterpolateConfig: _interpolate,
+    SurfaceConfig: _surface,
+    MapConfig: _map,
+    TrackConfig: _track,
+    TrainConfig: _train,
+    DemoConfig: _demo,
+}
+
+_SINGLE: dict[type, Callable] = {
+    read_commands.QueryConfig: read_commands.query,
+    read_commands.PlotConfig: read_commands.plot,
+    read_commands.InfoConfig: read_commands.info,
+    read_commands.MergeConfig: read_commands.merge,
+}

@@ -1,0 +1,303 @@
+"""Commands that read a result file: query, plot, info, merge. One process, without torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.cli.exit_status import say
+
+Query = Literal[
+    "density",
+    "mass",
+    "count",
+    "quantile",
+    "moment",
+    "energy",
+    "trace",
+    "frobenius_norm",
+    "effective_dimension",
+    "negative_fraction",
+    "log_determinant",
+    "eigenvalue",
+    "smallest",
+    "outlier_ratio",
+    "condition_number",
+    "normalized",
+    "participation",
+    "minimum",
+    "at",
+    "barrier",
+    "basin",
+    "share_below",
+]
+
+
+View = Literal[
+    "density",
+    "log",
+    "cumulative",
+    "certified",
+    "eigenvalues",
+    "participation",
+    "alignment",
+    "contour",
+    "heat",
+    "relief",
+]
+
+
+@dataclass(frozen=True)
+class QueryConfig:
+    """Ask a result file: QUERY and its numbers, such as mass 0.1 inf; with standard errors."""
+
+    file: tyro.conf.Positional[Path]
+    """The result file."""
+    query: tyro.conf.Positional[Query]
+    """mass A B, count A B, energy A B (closed intervals), quantile Q, moment P, density T,
+    effective_dimension DAMPING, negative_fraction [THRESHOLD], log_determinant [DAMPING],
+    trace or frobenius_norm. Of eigenpairs: eigenvalue K (the K-th largest), smallest (with its
+    sign), outlier_ratio K (lambda_1 / lambda_K), condition_number DAMPING, normalized K (in units
+    of lambda_K), participation (by layer), log_determinant DAMPING (with a density). Of a curve:
+    minimum, at T, barrier (between the networks), basin LEVEL [NEAR] (its width, a distance); of a
+    surface or map: minimum, at A B, share_below LEVEL."""
+    numbers: tyro.conf.Positional[tuple[float, ...]] = ()
+    """The query's arguments."""
+    result: str | None = None
+    """Which result in the file. Default: the first of the kind that the query is for."""
+    value: str | None = None
+    """Which of the values of a curve or surface: loss, accuracy, test_loss; of a map ratio,
+    smallest, largest. Default: loss."""
+    density: Path | None = None
+    """A result file with a density of the same matrix, for log_determinant of eigenpairs.
+    Default: FILE."""
+    sigma2: float | None = None
+    """Variance of the smoothing, for density T."""
+    json: bool = False
+    """Print JSON; infinities are the texts "inf" and "-inf", what cannot be known is null."""
+
+
+@dataclass(frozen=True)
+class PlotConfig:
+    """Draw what a result file holds."""
+
+    file: tyro.conf.Positional[Path]
+    """The result file."""
+    out: Path | None = None
+    """The picture, .png, .pdf or .svg; of a surface also .html, a page to turn it by mouse, or .vts
+    for ParaView. Default: a .png beside FILE."""
+    result: str | None = None
+    """What to draw: density, eigenpairs, alignment, surface, curve, trajectory, or a labelled one
+    (see info). Default: the first of these that FILE holds."""
+    view: View | None = None
+    """How to draw a density: density, smoothed; log, eigenvalues per decade of |lambda|, by sign;
+    cumulative, how many are at most t; certified, those known one by one as bars, and the
+    density of the rest. Eigenpairs: eigenvalues with their residuals; participation, in which
+    layers eigenvectors live. A surface: contour, lines of the same value; heat, a cell for each
+    point; relief, in three dimensions. Default: the first, but heat of a map's ratio."""
+    beside: tuple[Path, ...] = ()
+    """Further result files: the surfaces of all side by side, in the same colours, each under its
+    file's name, or path where names are the same."""
+    value: str | None = None
+    """What of a surface or curve: loss, accuracy, test_loss; of a map ratio, smallest, largest.
+    Default: loss, of a map ratio."""
+    sigma2: float | None = None
+    """Variance of the Gaussian smoothing of the views density and certified. Default: (width of
+    the spectrum / 500)^2."""
+    decades: float | None = None
+    """Standard deviation of the Gaussian smoothing of the view log, 0.01 to 1. Default: 0.1."""
+    floor: float | None = None
+    """The view log counts eigenvalues of at most this size in words. Default: the largest node
+    that its residual does not tell from 0."""
+    overwrite: bool = False
+    """Replace an existing picture."""
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    """What a result file holds and where it comes from."""
+
+    file: tyro.conf.Positional[Path]
+    """The result file."""
+    json: bool = False
+    """Print JSON; infinities are the texts "inf" and "-inf", what cannot be known is null."""
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Put the results of FILES into SUMMARY, each under its file's name."""
+
+    summary: tyro.conf.Positional[Path]
+    """The file to make, or to add to."""
+    files: tyro.conf.Positional[tuple[Path, ...]]
+    """Finished result files."""
+
+
+def query(config: QueryConfig) -> None:
+    from hessian_spectrum.cli import value_queries
+    from hessian_spectrum.landscape.surfaces import Curve, Surface
+    from hessian_spectrum.spectral import functionals
+    from hessian_spectrum.spectral.measure import EigenPairs, SpectralMeasure
+    from hessian_spectrum.storage import run_file
+
+    with run_file.open(config.file) as run:
+        default = "density" if config.query in functionals.ARGUMENTS else "eigenpairs"
+        if config.query in value_queries.NAMES:
+            default = "curve" if "curve" in run else "surface"
+        key = config.result or default
+        result = _stored(run, key)
+        if isinstance(result, (Curve, Surface)) and config.sigma2 is None:
+            name = config.value or "loss"
+            answer = value_queries.ask(result, config.query, config.numbers, name)
+            print(_json(answer) if config.json else value_queries.sentence(answer))
+            return
+        if config.value is not None:
+            raise InputError("--value is for a curve or a surface; leave it out, or name --result")
+        if config.density is not None and not isinstance(result, EigenPairs):
+            raise InputError("--density is for eigenpairs; leave it out, or choose --result")
+        if isinstance(result, SpectralMeasure):
+            answer = functionals.ask(result, config.query, config.numbers, config.sigma2)
+        elif isinstance(result, EigenPairs) and config.sigma2 is None:
+            measure = _density_of(run, config.density)
+            sizes = run.plan.get("sizes")
+            answer = functionals.ask_pairs(result, config.query, config.numbers, sizes, measure)
+        else:
+            what = "--sigma2 is for a density" if config.sigma2 else "has no queries"
+            raise InputError(f"{key}: {what}; expected a density, eigenpairs, a curve, a surface")
+    print(_json(answer) if config.json else functionals.sentence(answer))
+
+
+def _density_of(run: Any, file: Path | None) -> Any:
+    """Of the file that is named, or of the run's own; None where it has none."""
+    return run.get("density") if file is None else _result_of(file, "density")
+
+
+def plot(config: PlotConfig) -> None:
+    from hessian_spectrum.plotting import density as plotting
+    from hessian_spectrum.plotting import registry
+    from hessian_spectrum.storage import run_file
+
+    out = config.out or config.file.with_suffix(".png")
+    run_file.check_output(out, overwrite=config.overwrite)
+    with run_file.open(config.file) as run:
+        kinds = (*plotting.VIEWS_OF, *registry.KINDS)
+        key = config.result or next((kind for kind in kinds if kind in run), kinds[0])
+        result = _stored(run, key)
+        if config.beside:
+            _view_options(config, config.view or "contour")
+            results = [result, *(_result_of(file, key) for file in config.beside)]
+            surfaces = dict(zip(_titles([config.file, *config.beside]), results))
+            registry.save_beside(surfaces, out, config.view, config.value)
+            print(f"written to {out}")
+            return
+        if isinstance(result, tuple(registry.KINDS.values())):
+            _view_options(config, config.view or "contour")
+            path = run.get("trajectory") if key.partition("/")[0] == "surface" else None
+            registry.save(result, out, config.view, config.value, _title(run), path)
+            print(f"written to {out}")
+            return
+        views = plotting.VIEWS_OF.get(run_file.schema.split_key(key)[0], {})
+        view = config.view or next(iter(views), None)
+        if view not in views:
+            raise InputError(
+                f"--view {view}: {key} has the views {', '.join(views) or '(none)'}; choose one, "
+                "or another --result"
+            )
+        options: dict[str, Any] = _view_options(config, view)
+        if view == "participation":
+            options["sizes"] = _sizes(run)
+        figure = views[view](result, title=_title(run), **options)
+        plotting.save_figure(figure, out)
+    print(f"written to {out}")
+
+
+def _result_of(file: Path, key: str) -> Any:
+    from hessian_spectrum.storage import run_file
+
+    with run_file.open(file) as run:
+        return _stored(run, key)
+
+
+def _titles(files: Sequence[Path]) -> list[str]:
+    """The files' names; their paths, where two have the same name."""
+    if len(set(files)) < len(files):
+        raise InputError("--beside: names a file twice; expected other files than FILE")
+    names = [file.stem for file in files]
+    return names if len(set(names)) == len(names) else [str(file) for file in files]
+
+
+def _sizes(run: Any) -> dict[str, int]:
+    """Of the parameters, by name: what eigenvectors are made of."""
+    if "sizes" not in run.plan:
+        raise InputError(f"{run.path} does not say which entries of a vector are which parameter's")
+    return run.plan["sizes"]
+
+
+_VIEW_OPTIONS = {"sigma2": ("density", "certified"), "decades": ("log",), "floor": ("log",)}
+
+
+def _view_options(config: PlotConfig, view: str) -> dict[str, Any]:
+    """Those that were given; one that the view would ignore is refused."""
+    names = [name for name in _VIEW_OPTIONS if getattr(config, name) is not None]
+    for name in names:
+        if view not in _VIEW_OPTIONS[name]:
+            raise InputError(
+                f"--{name} with --view {view}: expected --view "
+                f"{' or '.join(_VIEW_OPTIONS[name])}; leave --{name} out"
+            )
+    return {name: getattr(config, name) for name in names}
+
+
+def info(config: InfoConfig) -> None:
+    from hessian_spectrum.commands import report
+    from hessian_spectrum.storage import run_file
+
+    with run_file.open(config.file) as run:
+        print(_json(report.contents(run), indent=2) if config.json else report.info(run))
+
+
+def merge(config: MergeConfig) -> None:
+    from hessian_spectrum.storage import merge as merging
+
+    held = merging.merge(config.summary, config.files)
+    print(f"{config.summary} holds {len(held)} results: {', '.join(held)}")
+
+
+def _json(value: Any, **options: Any) -> str:
+    """JSON text: "inf", "-inf" and null for what JSON has no numbers for."""
+    return json.dumps(_plain(value), allow_nan=False, **options)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return str(value) if isinstance(value, complex) else value
+
+
+def _stored(run: Any, key: str) -> Any:
+    if key not in run:
+        raise InputError(f"{run.path} holds no {key!r}; it holds {', '.join(run) or 'nothing'}")
+    if not run.finished:
+        say(f"{run.path} is not finished: what is not computed yet is missing, or is not a number")
+    return run[key]
+
+
+def _title(run: Any) -> str:
+    config = run.config
+    what = " on ".join(str(config[k]) for k in ("model", "dataset") if config.get(k)) or str(
+        config.get("problem") or ""
+    )
+    operator = config.get("operator", "hessian")
+    words = [what, *([] if operator == "hessian" else [operator])]
+    return ", ".join([*words, *([] if run.finished else ["not finished"])])

@@ -1,0 +1,1 @@
+"""Compute, save, resume, stop on a signal: one command a file."""

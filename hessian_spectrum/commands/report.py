@@ -1,0 +1,386 @@
+"""Results in words, for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hessian_spectrum.analyses.alignment_result import Alignment
+from hessian_spectrum.spectral.measure import EigenPairs, SpectralMeasure
+
+if TYPE_CHECKING:
+    from hessian_spectrum.landscape.parameter_points import PointPlan, Points
+    from hessian_spectrum.landscape.point_planner import PointTrial
+    from hessian_spectrum.landscape.results import Trajectory
+    from hessian_spectrum.landscape.surfaces import Curve, Surface
+    from hessian_spectrum.loss.evaluator import Evaluator
+    from hessian_spectrum.planning.product_planner import Estimate
+    from hessian_spectrum.storage.run_file import Run
+
+
+LONG = 20  # entries of a table that are better read from --json
+SHOWN = 100  # entries of an array; larger ones are described
+_PLACES = {"device": "on the device", "host": "in the host's memory", "disk": "on disk"}
+
+
+def estimate(
+    estimate: Estimate, evaluator: Evaluator, values: dict[str, float], most: bool = False
+) -> str:
+    """What a run will cost, before it starts.
+
+    Args:
+        most: a target may end it earlier.
+    """
+    plan = estimate.plan
+    how = [f"{plan.chunk or 'all'} vectors at once"]
+    how += [f"minibatches of {plan.batch_size}"] if plan.batch_size else []
+    how += ["linear maps kept between steps"] if plan.keep else []
+    how += [f"in {plan.precision}"] if plan.precision else []
+    most = "at most " if most else ""
+    chosen = "measured" if estimate.calibrated else "by default, the run being short"
+    lines = [
+        f"loss {values['loss']:.6g}, gradient norm {values['gradient_norm']:.3g}; "
+        f"{evaluator.n:,} parameters, {evaluator.num_samples:,.0f} samples, "
+        f"{evaluator.world.size} rank(s)",
+        f"{most}{estimate.products:,} products in {estimate.passes} passes over the data, about "
+        f"{_time(estimate.seconds)}; a rank needs {_bytes(estimate.basis)} for Krylov vectors "
+        f"({_PLACES[estimate.place]}) and {_bytes(estimate.working)} for products, of "
+        f"{_bytes(estimate.budget)}",
+        f"products by {plan.mode} ({', '.join(how)}; {chosen})",
+    ]
+    for name, reason in estimate.refused.items():
+        lines.append(f"  not by {name}: {reason}")
+    return "\n".join(lines)
+
+
+def points_estimate(
+    points: Points,
+    plan: PointPlan,
+    trials: Sequence[PointTrial],
+    num_groups: int,
+    evaluator: Evaluator,
+) -> str:
+    """What values at many points will cost, before they are computed."""
+    count, ev = len(points), evaluator
+    group = _groups(num_groups, ev)
+    seconds = min((trial.seconds for trial in trials), default=None)
+    took = "time unknown"
+    if seconds is not None:
+        took = f"about {_time(seconds * count * ev.num_samples / num_groups / ev.world.size)}"
+    how = [f"{plan.together} in one call" if plan.together > 1 else "one after another"]
+    how += ["first layers by linearity"] if plan.superposed else []
+    how += [f"minibatches of {plan.batch_size}"] if plan.batch_size else []
+    how += ["images in channels-last order"] if plan.channels_last else []
+    how += ["BatchNorm folded into convolutions"] if plan.folded else []
+    itemsize = ev.dtype.itemsize
+    size = len(points.vectors) * ev.n * itemsize + plan.chunk * ev.n * (8 + itemsize)
+    return (
+        f"{count:,} points of {ev.n:,} parameters on {ev.num_samples:,.0f} samples, {group}: "
+        f"{took}\n"
+        f"each pass over the data: {min(plan.chunk, count)} points, {', '.join(how)}; a rank needs "
+        f"{_bytes(size)} for parameter vectors"
+    )
+
+
+def map_estimate(estimate: Estimate, count: int, num_groups: int, evaluator: Evaluator) -> str:
+    """What eigenvalues at many points will cost, before they are computed."""
+    ev, seconds = evaluator, estimate.seconds * count / num_groups
+    return (
+        f"{count:,} points of {ev.n:,} parameters on {ev.num_samples:,.0f} samples, "
+        f"{_groups(num_groups, ev)}: with {estimate.products} products at each about "
+        f"{_time(seconds)}\n"
+        f"products by {estimate.plan.mode}; a rank needs {_bytes(estimate.basis)} for Krylov "
+        f"vectors and {_bytes(estimate.working)} for products, of {_bytes(estimate.budget)}"
+    )
+
+
+def _groups(num_groups: int, evaluator: Evaluator) -> str:
+    ranks = f"{evaluator.world.size} rank(s)"
+    return ranks if num_groups == 1 else f"{num_groups} groups of {ranks}"
+
+
+def curvature_map(result: Surface) -> str:
+    """A map of eigenvalues in a few lines."""
+    v = result.values
+    known = np.isfinite(v["smallest"])
+    lines = [f"points                   {result.loss.size}, with {int(known.sum())} computed"]
+    for name, label in (
+        ("largest", "largest eigenvalue"),
+        ("smallest", "smallest eigenvalue"),
+        ("ratio", "|smallest / largest|"),
+        ("products", "products at a point"),
+    ):
+        found = v[name][known]
+        if found.size:
+            lines.append(
+                f"{label:<24} {found.min():.6g} to {found.max():.6g}   "
+                f"(median {np.median(found):.4g})"
+            )
+    open_ = int((v["converged"][known] == 0).sum())
+    if open_:
+        lines.append(
+            f"not converged            {open_} points: more --max-products, or a larger --tol"
+        )
+    if result.num_invalid:
+        lines.append(f"not finite               {result.num_invalid} points")
+    return "\n".join(lines)
+
+
+def values(result: Curve | Surface | Trajectory, center: dict[str, float]) -> str:
+    """A curve, a surface or a trajectory in a few lines."""
+    lines = [f"loss at the parameters   {center['loss']:.6g}"]
+    axes = next(names for names in (("t",), ("a", "b"), ("steps",)) if hasattr(result, names[0]))
+    for name, array in result.values.items():
+        finite = array[np.isfinite(array)]
+        if not finite.size:
+            continue
+        if name == "converged":
+            open_ = int((finite == 0).sum())
+            lines += [f"not converged            {open_} points"] if open_ else []
+            continue
+        best, sign = ("largest", -1) if name.endswith("accuracy") else ("smallest", 1)
+        lowest = np.unravel_index(
+            np.where(np.isfinite(array), sign * array, np.inf).argmin(), array.shape
+        )
+        place = ", ".join(
+            f"{axis} = {getattr(result, axis)[i]:.4g}" for axis, i in zip(axes, lowest)
+        )
+        label = name.replace("_", " ")
+        lines.append(f"{label:<24} {finite.min():.6g} to {finite.max():.6g}   ({best} at {place})")
+    if hasattr(result, "barrier") and result.holds_ends and len(result.t) > 2:
+        first, last = result.ends
+        lines.append(
+            f"barrier of the loss      {result.barrier():.6g}   (above the line between the ends, "
+            f"t = {first:.4g} and {last:.4g})"
+        )
+    loss = np.asarray(result.values["loss"])
+    if not np.isfinite(loss).all():
+        invalid = int((~np.isfinite(loss)).sum())
+        lines.append(f"not finite               {invalid} of {loss.size} points")
+    if hasattr(result, "explained_variance"):
+        shares = ", ".join(f"{share:.1%}" for share in result.explained_variance[:2])
+        lines += [
+            f"distance from the start  {result.distance_from_start[-1]:.6g}",
+            f"off the straight line    {result.beta.max():.6g} at most",
+            f"principal components     {shares} of the variance",
+        ]
+    return "\n".join(lines)
+
+
+def density(
+    measure: SpectralMeasure,
+    extremes: EigenPairs,
+    values: dict[str, float],
+    sigma2: float | None = None,
+    target_error: float | None = None,
+) -> str:
+    """A density run in a few lines, each number with its error."""
+    low, high = extremes.values
+    low_error, high_error = extremes.residuals
+    scale = max(abs(low), abs(high))
+    sharp = [f for f in (0.1, 0.01) if f * scale > 0]
+    lines = [
+        f"loss                    {values['loss']:.6g}" if "loss" in values else "",
+        f"gradient norm           {values['gradient_norm']:.3g}"
+        if "gradient_norm" in values
+        else "",
+        f"largest eigenvalue      {high:.6g}   (an eigenvalue lies within {high_error:.1e})",
+        f"smallest eigenvalue     {low:.6g}   (an eigenvalue lies within {low_error:.1e})",
+        f"trace                   {measure.trace:.6g}   ({_error(measure, 'trace')})",
+    ]
+    for fraction in sharp:
+        count = measure.count(fraction * scale, math.inf)
+        error = _error(measure, "count", fraction * scale, math.inf)
+        lines.append(
+            f"eigenvalues above {fraction:>4.0%}  {count:.1f} of {measure.n:,}   ({error})"
+        )
+    negative = measure.negative_fraction(0.001 * scale)
+    lines.append(
+        f"negative beyond 0.1%    {negative:.3%} of the eigenvalues   "
+        f"({_error(measure, 'negative_fraction', 0.001 * scale, unit='%')}); 100% = |lambda|max"
+    )
+    if "product_noise" in values:
+        lines.append(
+            f"error of a product      {values['product_noise']:.1e} (asymmetry), "
+            f"{values['product_repeat_error']:.1e} (repeated), relative"
+        )
+    lines += _density_error(measure, sigma2, target_error)
+    return "\n".join(line for line in lines if line)
+
+
+def eigenpairs(pairs: EigenPairs, values: dict[str, float], products: int) -> str:
+    """The pairs in a table, largest first, each with its residual."""
+    done = int(pairs.converged.sum())
+    lines = [
+        f"loss {values['loss']:.6g}, gradient norm {values['gradient_norm']:.3g}; "
+        f"{done} of {len(pairs)} pairs converged with {products:,} products",
+        "eigenvalue       an eigenvalue lies within",
+    ]
+    for value, residual, converged in zip(*_descending(pairs)):
+        lines.append(f"{value:<16.9g} {residual:.1e}{'' if converged else '   not converged'}")
+    error = values["arithmetic_error"]
+    if error:
+        lines.append(
+            f"products in float64 differ by {error:.1e} for all pairs together, which is counted "
+            "in each; --certify tells how much each has"
+        )
+    if done < len(pairs):
+        lines.append("  more --max-products with --resume, or a larger --tol, for the others")
+    return "\n".join(lines)
+
+
+def _descending(pairs: EigenPairs) -> tuple:
+    return pairs.values[::-1], pairs.residuals[::-1], pairs.converged[::-1]
+
+
+def alignment(found: Alignment, values: dict[str, float]) -> str:
+    """A table, one line a batch size: means over minibatches, and their standard deviations."""
+    known = "" if math.isnan(found.top) else f"; lambda_1 = {found.top:.6g}"
+    columns = {
+        "batch size": [f"{size:,}" for size in found.batch_sizes],
+        "minibatches": [f"{count}" for count in found.counts()],
+        "mean": [f"{value:.4g}" for value in found.mean()],
+        "deviation": [_or_dash(value, ".2g") for value in found.std()],
+        "|g|": [f"{value:.3g}" for value in found.mean("gradient_norm")],
+    }
+    if known:
+        columns["of lambda_1"] = [_or_dash(value, ".1%") for value in found.mean("share")]
+    if np.isfinite(found.captured).any():
+        span = f"|g|^2 in {len(found.eigenvalues)} eigenvectors"
+        columns[span] = [_or_dash(value, ".1%") for value in found.mean("captured")]
+    return "\n".join(
+        [
+            f"loss                    {values['loss']:.6g}",
+            f"gradient norm           {values['gradient_norm']:.3g}",
+            f"alignment g^T H g / |g|^2 of minibatches' gradients g{known}",
+            *("  ".join(cells) for cells in zip(*map(_right, columns, columns.values()))),
+        ]
+    )
+
+
+def _right(title: str, cells: list[str]) -> list[str]:
+    width = max(map(len, [title, *cells]))
+    return [cell.rjust(width) for cell in [title, *cells]]
+
+
+def _or_dash(value: float, form: str) -> str:
+    return "-" if math.isnan(value) else f"{value:{form}}"
+
+
+def _density_error(
+    measure: SpectralMeasure, sigma2: float | None, target_error: float | None
+) -> list[str]:
+    sigma2 = measure.default_sigma2 if sigma2 is None else sigma2
+    error = measure.density_error(sigma2)
+    if math.isnan(error.total):
+        return []
+    lines = [
+        f"error of the density    {error.total:.1e} expected (L1, smoothed with sigma2 = "
+        f"{sigma2:.1e}); probes {error.noise:.1e}, last step {error.truncation:.1e}"
+    ]
+    if error.truncation > max(error.noise, 1e-6):
+        lines.append(
+            "  the last step changed more than the probes differ: more --num-steps would resolve it"
+        )
+    if target_error is not None and error.total > target_error:
+        lines.append(
+            f"  the target {target_error:g} was not reached: more --num-products or --num-steps"
+        )
+    return lines
+
+
+def _error(measure: SpectralMeasure, query: str, *args: float, unit: str = "") -> str:
+    low, high = measure.interval(query, *args) * (100 if unit == "%" else 1)
+    text = f"95%: {low:.6g}{unit} to {high:.6g}{unit}"
+    if math.isnan(low):
+        text = "one probe: error unknown"
+    varies = measure.data_error(query, *args) * (100 if unit == "%" else 1)
+    return text if math.isnan(varies) else f"{text}; other data: +- {varies:.2g}{unit}"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def contents(run: Run) -> dict[str, Any]:
+    """All of a result file but its arrays, as JSON holds it."""
+    return {
+        "path": str(run.path),
+        "created": run.created.isoformat(),
+        "finished": run.finished,
+        "results": {key: _shape(result) for key, result in run.items()},
+        "config": run.config,
+        "plan": run.plan,
+        "provenance": run.provenance,
+    }
+
+
+def info(run: Run) -> str:
+    """A result file in words: what it holds, how it was made, where."""
+    everything = contents(run)
+    state = "" if run.finished else " (not finished: --resume goes on)"
+    lines = [f"{run.path}, written {run.created:%Y-%m-%d %H:%M} UTC{state}"]
+    lines += [f"  {key}: {shape}" for key, shape in everything["results"].items()]
+    for name in ("config", "plan", "provenance"):
+        lines += [f"{name}:", *_indented(everything[name])]
+    return "\n".join(lines)
+
+
+def _shape(result: SpectralMeasure | EigenPairs | Alignment | dict) -> Any:
+    if isinstance(result, SpectralMeasure):
+        low, high = result.support
+        return (
+            f"{len(result.nodes)} nodes in [{low:.6g}, {high:.6g}], {result.num_probes} probes, "
+            f"n = {result.n}"
+        )
+    if isinstance(result, Alignment):
+        sizes = ", ".join(map(str, result.batch_sizes))
+        return f"batch sizes {sizes}, at most {result.num_batches} minibatches of each"
+    if isinstance(result, EigenPairs):
+        return f"{len(result)} eigenvalues, {int(result.converged.sum())} converged"
+    if not isinstance(result, Mapping):
+        return _fields(result)
+    return {name: _plain(v) for name, v in result.items()}
+
+
+def _fields(result: Any) -> dict[str, Any]:
+    """Of a result with named arrays: their shapes, and what was evaluated."""
+    found = {}
+    for name, value in vars(result).items():
+        if isinstance(value, np.ndarray):
+            found[name] = f"array of shape {value.shape}"
+        elif name == "values":
+            found[name] = ", ".join(value)
+    return found
+
+
+def _plain(value: Any) -> Any:
+    if not hasattr(value, "tolist"):
+        return value
+    return value.tolist() if np.size(value) <= SHOWN else f"array of shape {np.shape(value)}"
+
+
+def _indented(fields: dict[str, Any], depth: int = 1) -> list[str]:
+    lines = []
+    for name, value in fields.items():
+        if isinstance(value, dict) and len(value) > LONG:
+            lines.append("  " * depth + f"{name}: {len(value)} entries")
+        elif isinstance(value, dict):
+            lines += ["  " * depth + f"{name}:", *_indented(value, depth + 1)]
+        elif value not in (None, [], ""):
+            lines.append("  " * depth + f"{name}: {value}")
+    return lines

@@ -1,0 +1,106 @@
+"""Options from a file: TOML, JSON, or what an earlier result was computed with."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.validation import dashed
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The fields in a .toml or .json file, or in a result file's own configuration.
+
+    Keys may be written with dashes or underscores.
+    """
+    if not path.is_file():
+        raise InputError(f"--config {path}: no such file")
+    if path.suffix == ".h5":
+        from hessian_spectrum.storage import run_file
+
+        with run_file.open(path) as run:
+            fields = dict(run.config)
+        for name in ("command", "out", "resume", "overwrite"):  # of that run, not of this one
+            fields.pop(name, None)
+        return fields
+    try:
+        text = path.read_text()
+        fields = json.loads(text) if path.suffix == ".json" else _toml(text)
+    except ValueError as error:
+        raise InputError(f"--config {path}: {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise InputError(
+            f"--config {path}: holds a {type(fields).__name__}; expected a table of options, as "
+            'in {"num-steps": 90}'
+        )
+    return {name.replace("-", "_"): value for name, value in fields.items()}
+
+
+def with_fields(cls: type, fields: dict[str, Any], source: Path) -> dict[str, Any]:
+    """``fields`` as ``cls`` takes them.
+
+    Raises:
+        InputError: a field that ``cls`` does not have, or a value of another type; names the
+            file ``source``.
+    """
+    hints = get_type_hints(cls)
+    unknown = sorted(set(fields) - set(hints))
+    if unknown:
+        raise InputError(
+            f"--config {source}: unknown option {', '.join(unknown)}; expected among "
+            f"{', '.join(sorted(hints))}"
+        )
+    typed = {}
+    for name, value in fields.items():
+        try:
+            typed[name] = _typed(value, hints[name])
+        except (TypeError, OverflowError):  # a whole number can be too large for a float
+            raise InputError(
+                f"--config {source}: {dashed(name)} is {reprlib.repr(value)}; expected "
+                f"{_expected(hints[name])}"
+            ) from None
+    return typed
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """A value of a file as a field of this type holds it; TypeError where it is of another."""
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return None if value is None else _typed(value, _without_none(inner))
+    if kind is tuple:
+        return tuple(_typed(v, inner[0]) for v in (value if isinstance(value, list) else [value]))
+    if kind is Path and type(value) is str:
+        return Path(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is kind or (kind is Literal and value in inner):
+        return value
+    raise TypeError
+
+
+def _expected(hint: Any) -> str:
+    kind, inner = get_origin(hint) or hint, get_args(hint)
+    if kind in (Union, UnionType):
+        return _expected(_without_none(inner))
+    if kind is Literal:
+        return " or ".join(map(repr, inner))
+    if kind is tuple:
+        return f"a list, each {_expected(inner[0])}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+    return words.get(kind, "a text")
+
+
+def _without_none(kinds: tuple) -> Any:
+    return next(kind for kind in kinds if kind is not NoneType)
+
+
+def _toml(text: str) -> dict[str, Any]:
+    try:
+        import tomllib
+    except ModuleNotFoundError:  # Python 3.10
+        import tomli as tomllib
+    return tomllib.loads(text)

@@ -1,0 +1,270 @@
+"""How the ranks of a job find each other: by torchrun, MPI or SLURM, and within a stated time."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import socket
+import subprocess
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.liveness import RankLost
+
+# What launchers say about the number of processes they started, whether or not we use them.
+SIZE_HINTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+MPI_HINTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS")
+RANK_HINTS = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK")
+
+
+@dataclass(frozen=True)
+class Seat:
+    """This process's place in its job, and the store through which the ranks meet."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    launcher: str = "alone"
+    store: dist.Store | None = None
+    keeper: int | None = None  # the rank whose process serves the store; None: another process
+
+
+class NotMet(RankLost):
+    """The ranks of a job have not come together in time.
+
+    Args:
+        seat: as far as it is known.
+        missing: the ranks that are known not to have come.
+    """
+
+    def __init__(self, said: str, seat: Seat, missing: tuple[int, ...] = ()):
+        super().__init__(said)
+        self.seat, self.missing = seat, missing
+
+
+def join(timeout: timedelta, give_up: Callable[[NotMet], None]) -> Seat:
+    """Find the job that this process was launched in; alone where there is none.
+
+    Args:
+        timeout: how long to wait for another rank.
+        give_up: called in a thread, and not to return, where the wait is inside the MPI library.
+
+    Raises:
+        InputError: the launcher started several processes that do not know of each other.
+        NotMet: the process through which the ranks meet does not answer.
+    """
+    env, seat = os.environ, Seat()
+    if "RANK" in env and "WORLD_SIZE" in env and "MASTER_ADDR" in env:
+        return _join_torchrun(timeout)
+    if any(hint in env for hint in MPI_HINTS):
+        seat = _join_mpi(timeout, give_up)
+    elif "SLURM_PROCID" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return _join_slurm(timeout)
+    _refuse_singletons(seat.size)
+    return seat
+
+
+def roll_call(seat: Seat, timeout: timedelta) -> None:
+    """Until every rank is here.
+
+    Raises:
+        NotMet: some have not come in time; names them.
+        RankLost: the rank that serves the store was lost.
+    """
+    store, size = dist.PrefixStore("roll", seat.store), seat.size
+    try:
+        store.set(f"here/{seat.rank}", "yes")
+        if store.add("number", 1) == size:
+            store.set("all", "yes")
+        with suppress(dist.DistStoreError):  # too late
+            store.wait(["all"], timeout)
+        missing = tuple(rank for rank in range(size) if not store.check([f"here/{rank}"]))
+    except RuntimeError as error:
+        raise RankLost(f"the ranks' store failed ({_line(error)})") from None
+    if missing:
+        raise NotMet(_who(missing, size, timeout), seat, missing)
+
+
+def words(timeout: timedelta) -> str:
+    seconds = timeout.total_seconds()
+    return f"{seconds / 60:.3g} minutes" if seconds >= 120 else f"{seconds:.3g} s"
+
+
+def _who(missing: tuple[int, ...], size: int, timeout: timedelta) -> str:
+    several = len(missing) > 1
+    which = f"ranks {', '.join(map(str, missing))}" if several else f"rank {missing[0]}"
+    return (
+        f"{which} of {size} {'have' if several else 'has'} not come within {words(timeout)}: "
+        "killed, never started, or on a node that is lost (see --timeout-minutes)"
+    )
+
+
+def _store(host: str, port: int, seat: Seat, serves: bool, timeout: timedelta) -> dist.TCPStore:
+    """The store at that address; ``seat`` says which rank serves it."""
+    try:
+        if not serves:
+            _await(host, port, timeout)
+        return dist.TCPStore(
+            host,
+            port,
+            seat.size,
+            serves,
+            timeout,
+            wait_for_workers=False,
+            multi_tenant=seat.launcher == "torchrun",  # an earlier job of this process had it
+        )
+    except (OSError, RuntimeError) as error:
+        if serves:
+            raise OSError(f"cannot serve the ranks at {host}:{port} ({_line(error)})") from None
+        who = "torchrun" if seat.keeper is None else f"rank {seat.keeper} of {seat.size}"
+        raise NotMet(
+            f"{who} does not answer at {host}:{port}, for {words(timeout)}: killed, never "
+            "started, or on a node that cannot be reached (see --timeout-minutes)",
+            seat,
+            () if seat.keeper is None else (seat.keeper,),
+        ) from None
+
+
+def _await(host: str, port: int, timeout: timedelta) -> None:
+    """Until somebody listens there; OSError after that time. torch's own wait prints its stack."""
+    deadline, pause = time.monotonic() + timeout.total_seconds(), 0.01
+    while True:
+        try:
+            left = max(0.1, deadline - time.monotonic())
+            socket.create_connection((host, port), timeout=left).close()
+            return
+        except OSError:
+            if time.monotonic() + pause > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, 1.0)
+
+
+def _line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+# -- launchers -----------------------------------------------------------------------------------
+
+
+def _join_torchrun(timeout: timedelta) -> Seat:
+    env = os.environ
+    rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
+    local = int(env.get("LOCAL_RANK", rank)), int(env.get("LOCAL_WORLD_SIZE", size))
+    if size == 1:
+        return Seat(rank, size, *local, "torchrun")
+    # torchrun's own process may keep the store over restarts, with the addresses of the dead.
+    keeper = None if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
+    seat = Seat(rank, size, *local, "torchrun", None, keeper)
+    host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    store = _store(host, port, seat, rank == keeper, timeout)
+    attempt = dist.PrefixStore(f"attempt-{env.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return Seat(rank, size, *local, "torchrun", attempt, keeper)
+
+
+def _join_mpi(timeout: timedelta, give_up: Callable[[NotMet], None]) -> Seat:
+    with _watched(timeout, give_up):
+        comm = _world()
+        rank, size = comm.Get_rank(), comm.Get_size()
+        from mpi4py import MPI
+
+        node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+        local = node.Get_rank(), node.Get_size()
+        if size == 1:
+            return Seat(rank, size, *local)
+        seat, store, host = Seat(rank, size, *local, "mpi", None, 0), None, MPI.Get_processor_name()
+        if rank == 0:  # port 0 lets the system choose: no race between jobs for a fixed port
+            store = _store(host, 0, seat, True, timeout)
+        host, port = comm.bcast((host, store.port) if store else None)
+    store = store or _store(host, port, seat, False, timeout)
+    return Seat(rank, size, *local, "mpi", store, 0)
+
+
+def _world():
+    """MPI's, of all ranks. Other threads run while it is made: mpi4py's import would keep them."""
+    import mpi4py
+
+    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+    from mpi4py import MPI
+
+    if not MPI.Is_initialized():
+        start = getattr(ctypes.CDLL(MPI.__file__), "MPI_Init_thread", None)
+        if start is None:  # an mpi4py that finds its library in another way
+            MPI.Init_thread(MPI.THREAD_MULTIPLE)
+        else:
+            start(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int()))
+    return MPI.COMM_WORLD
+
+
+@contextmanager
+def _watched(timeout: timedelta, give_up: Callable[[NotMet], None]) -> Iterator[None]:
+    """MPI waits for ever for a rank that does not come, and calls for nobody."""
+    size, rank = (
+        next((int(os.environ[h]) for h in hints if h in os.environ), 0)
+        for hints in (SIZE_HINTS, RANK_HINTS)
+    )
+    seat = Seat(rank, size, launcher="mpi")
+    said = (
+        f"the {size or ''} ranks have not met in MPI within {words(timeout)}: one was killed, "
+        "never started, or is on a node that is lost (see --timeout-minutes)"
+    )
+    timer = threading.Timer(timeout.total_seconds(), lambda: give_up(NotMet(said, seat)))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _join_slurm(timeout: timedelta) -> Seat:
+    env = os.environ
+    nodes = env["SLURM_STEP_NODELIST"]
+    names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True)
+    host = (names.stdout.split() or [nodes])[0]
+    reserved = env.get("SLURM_STEP_RESV_PORTS")
+    job = f"{env.get('SLURM_JOB_ID')}.{env.get('SLURM_STEP_ID')}".encode()
+    port = int(reserved.split("-")[0]) if reserved else 20000 + zlib.crc32(job) % 20000
+    rank, size = int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
+    local_rank = int(env["SLURM_LOCALID"])
+    tasks = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    node = int(env["SLURM_NODEID"])
+    local_size = tasks[node] if node < len(tasks) else local_rank + 1
+    # Rank 0 may be on another node than the first of the list: the store lives on the first.
+    serves = node == 0 and local_rank == 0
+    seat = Seat(rank, size, local_rank, local_size, "slurm", None, 0)
+    store = _store(host, port, seat, serves, timeout)
+    if serves:
+        store.set("keeper", str(rank))
+    try:
+        keeper = int(store.get("keeper"))
+    except RuntimeError:
+        raise NotMet(_who((0,), size, timeout), seat, (0,)) from None
+    return Seat(rank, size, local_rank, local_size, "slurm", store, keeper)
+
+
+def _tasks_per_node(text: str) -> list[int]:
+    """SLURM's short form: "2(x3),1" -> [2, 2, 2, 1]."""
+    groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(tasks) for tasks, times in groups for _ in range(int(times or 1))]
+
+
+def _refuse_singletons(size: int) -> None:
+    for hint in SIZE_HINTS:
+        started = int(os.environ.get(hint, 1))
+        if size == 1 and started > 1:
+            raise InputError(
+                f"{hint}={started}, but this process is alone in its world: {started} copies "
+                "would write the same file; start with mpirun or torchrun, or use an srun --mpi "
+                "plugin that fits the MPI library"
+            )

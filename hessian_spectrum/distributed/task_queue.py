@@ -1,0 +1,150 @@
+"""Tasks for groups of ranks, handed out as they ask: a slow task holds up nobody else.
+
+All goes through the key-value store by which the ranks have met: a counter that says which task is
+next, and a letter box for what was found. No group waits for another one before all tasks are gone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hessian_spectrum.distributed.mesh import Mesh
+from hessian_spectrum.distributed.world import RankLost
+
+POLL = 0.02, 0.5  # seconds between looks while waiting, at first and at last
+PATIENCE = 30.0  # seconds of waiting before a look at who is alive
+LOOKS = 6  # in which a rank is silent before it is taken for lost: it may be in a long call
+
+
+class Handout:
+    """``count`` tasks, each for one group; what they find comes to rank 0.
+
+    Every rank of the world makes one, at the same place of the program. A task costs the first rank
+    of a group two operations of the store, and the group two small reductions.
+    """
+
+    def __init__(self, mesh: Mesh, count: int):
+        self.mesh, self.count = mesh, count
+        # A name of its own: counters of an earlier handout are still in the store.
+        name = mesh.world.gather_objects(uuid.uuid4().hex if mesh.world.rank == 0 else None)[0]
+        self._store = _Store(dist.PrefixStore(f"handout/{name}", _default_store(mesh)))
+        self._read = 0
+
+    # -- each group ------------------------------------------------------------------------------
+
+    def next(self, stopping: bool = False) -> int | None:
+        """The group's next task, the same on each of its ranks; None where none is left.
+
+        Args:
+            stopping: this rank was asked to stop; then no group is given another task.
+        """
+        if self.stopped(stopping):
+            return None
+        taken = self._store.add("next", 1) - 1 if self.mesh.leads else 0
+        taken = self._agreed(taken)
+        return taken if taken < self.count else None
+
+    def stopped(self, stopping: bool = False) -> bool:
+        """Was any rank asked to stop? Known to all ranks of a group, and soon to all groups."""
+        heard = stopping or (self.mesh.leads and self._store.check(["stop"]))
+        if not self._agreed(int(heard)):
+            return False
+        if self.mesh.leads:
+            self.stop()
+        return True
+
+    def stop(self) -> None:
+        """No more tasks for anyone."""
+        self._store.set("stop", "yes")
+
+    def send(self, found: Any) -> None:
+        """Post a value that JSON holds to rank 0, from a group's first rank."""
+        if self.mesh.leads:
+            number = self._store.add("sent", 1)
+            self._store.set(f"sent/{number}", json.dumps(found))
+
+    def _agreed(self, value: int) -> int:
+        """The sum over the group."""
+        if self.mesh.data.size == 1:
+            return value
+        return int(self.mesh.data.sum(torch.tensor(value, device=self.mesh.data.device)).item())
+
+    # -- rank 0 ----------------------------------------------------------------------------------
+
+    def received(self) -> Iterator[Any]:
+        """What has come since the last time, in the order of its arrival."""
+        while self._store.check([key := f"sent/{self._read + 1}"]):
+            self._read += 1
+            found = json.loads(self._store.get(key))
+            self._store.delete_key(key)
+            yield found
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def wait(self, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Until all groups are here: by looking, since collectives give up after some minutes.
+
+        Args:
+            meanwhile: called between looks.
+
+        Raises:
+            RankLost: a rank of a group that is not here has given no sign of life for a while.
+        """
+        if self.mesh.leads:
+            self._store.set(f"here/{self.mesh.group}", "yes")
+        absent, pause = set(range(self.mesh.num_groups)), POLL[0]
+        look = time.monotonic() + PATIENCE
+        while True:
+            absent -= {group for group in absent if self._store.check([f"here/{group}"])}
+            meanwhile()
+            if not absent:
+                return
+            if time.monotonic() > look:
+                self._require_alive(absent)
+                look = time.monotonic() + PATIENCE
+            time.sleep(pause)
+            pause = min(1.2 * pause, POLL[1])
+
+    def _require_alive(self, absent: set[int]) -> None:
+        """Some seconds while all is well, and half a minute where a rank is silent."""
+        world, suspects = self.mesh.world, None
+        for _ in range(LOOKS):
+            silent = world.presence.silent() if world.presence else []
+            silent = {rank for rank in silent if rank // self.mesh.data.size in absent}
+            suspects = silent if suspects is None else suspects & silent
+            if not suspects:
+                return
+        raise RankLost(f"rank {min(suspects)} of {world.size} has given no sign of life")
+
+
+class _Store:
+    """A store's operations; RankLost where nobody serves it any more."""
+
+    def __init__(self, store: dist.Store):
+        self._store = store
+
+    def __getattr__(self, name: str) -> Callable:
+        operation = getattr(self._store, name)
+
+        def called(*args: Any) -> Any:
+            try:
+                return operation(*args)
+            except RuntimeError as error:
+                raise RankLost(f"the ranks' store failed ({str(error).splitlines()[0]})") from error
+
+        return called
+
+
+def _default_store(mesh: Mesh) -> dist.Store:
+    """The store of the default process group; one process has its own."""
+    if mesh.world.size == 1:
+        return dist.HashStore()
+    # torch has no public way to ask for it, the same in 2.11 and 2.13.
+    return dist.distributed_c10d._get_default_store()

@@ -1,0 +1,164 @@
+"""Block Lanczos: all probes share one Krylov space."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.world import Flags
+from hessian_spectrum.krylov.block_gram_schmidt import extension, orthonormal
+from hessian_spectrum.krylov.product_noise import asymmetry, not_finite
+from hessian_spectrum.krylov.storage import Place, allocate_together
+from hessian_spectrum.operators.base import SymmetricOperator
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class BlockSpace:
+    """An orthonormal basis Q of a block Krylov space after m steps: Q A = T Q + E_m C_m Q_{m+1}.
+
+    Vectors are rows, in blocks Q_1, ..., Q_{m+1} of at most b rows; ``basis`` is filled in place by
+    ``step``: of two states of one run, only the later may go on.
+    """
+
+    # (capacity, n_local), on the device, the host or a disk: rows, then unused; lean: the last two
+    # blocks only
+    basis: Tensor
+    sizes: tuple[int, ...]  # (m + 1,), rows of each block; the last, perhaps 0, is multiplied next
+    first: Array  # (b, sizes[0]), the probes are first @ Q_1
+    diagonal: tuple[Array, ...] = ()  # m blocks, T[k, k] = Q_k A Q_k^T
+    off: tuple[Array, ...] = ()  # m blocks C_k = T[k, k + 1]; the last leads out of the space
+    scale: float = 0.0  # the largest |A q| so far: what breakdown is judged against
+    noise: float = 0.0  # relative error of a product, measured as asymmetry in the first step
+    lean: bool = False  # without reorthogonalization
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """The vectors that ``basis`` holds: from the first, or lean from the last two blocks."""
+        rank = sum(self.sizes)
+        return rank - sum(self.sizes[-2:]) if self.lean else 0, rank
+
+    @property
+    def num_vectors(self) -> int:
+        """How many ``basis`` holds."""
+        low, high = self.window
+        return high - low
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.diagonal)
+
+    @property
+    def order(self) -> int:
+        """Of T: the number of basis vectors that were multiplied."""
+        return sum(self.sizes[: self.num_steps])
+
+    @property
+    def is_invariant(self) -> bool:
+        """No direction leads out of the space: T has all that the probes can see of A."""
+        return self.sizes[-1] == 0
+
+    @property
+    def t(self) -> Array:
+        """T, (order, order), block tridiagonal and symmetric."""
+        t = np.zeros((self.order, self.order))
+        ends = np.cumsum((0, *self.sizes))
+        for k, a in enumerate(self.diagonal):
+            here = slice(ends[k], ends[k + 1])
+            t[here, here] = a
+            if k + 1 < self.num_steps:
+                after = slice(ends[k + 1], ends[k + 2])
+                t[here, after] = self.off[k]
+                t[after, here] = self.off[k].T
+        return t
+
+
+def start(
+    operator: SymmetricOperator,
+    probes: Tensor,
+    num_steps: int,
+    place: Place = "device",
+    lean: bool = False,
+) -> BlockSpace:
+    """The space of the probes alone, with room for ``num_steps`` steps.
+
+    Memory: b (num_steps + 1) n_local entries, and never more than n n_local; lean: 3 b n_local.
+
+    Args:
+        probes: (b, n_local), not all zero; more than n of them span no more than n dimensions.
+        place: where the basis lives: "device", "host", or a folder on a disk.
+        lean: keep the last two blocks only. Eigenvalues that have converged come back as ghosts,
+            which share the weight that each probe gives to one (Greenbaum, Linear Algebra Appl.
+            113 (1989)); nothing can be certified.
+
+    Raises:
+        InputError: no steps or no probes; no room on the disk.
+    """
+    if not isinstance(num_steps, (int, np.integer)) or not 1 <= num_steps <= operator.n:
+        raise InputError(
+            f"num_steps={num_steps} must lie between 1 and the operator's size {operator.n}, a "
+            f"whole number; use num_steps <= {operator.n}"
+        )
+    if len(probes) == 0:
+        raise InputError("num_probes=0: expected at least one probe")
+    world = operator.layout.world
+    rows, first = orthonormal(probes, world, operator.n)
+    if lean:
+        return BlockSpace(rows, (len(rows),), first, lean=True)
+    capacity = min(len(probes) * (num_steps + 1), operator.n)
+    basis = allocate_together((capacity, probes.shape[1]), probes, world, place)
+    basis[: len(rows)] = rows
+    return BlockSpace(basis, (len(rows),), first)
+
+
+def step(operator: SymmetricOperator, space: BlockSpace, flags: Flags | None = None) -> BlockSpace:
+    """Multiply the last block: one block product, and the block that leads out of the space.
+
+    Golub and Underwood (1977), except:
+      1. classical Gram-Schmidt against the whole basis (lean: the last two blocks), twice: no
+         eigenvalue appears more often than it is one;
+      2. residuals are made orthonormal by their Gram matrices (block_gram_schmidt.py), and
+         directions that are exhausted leave the block;
+      3. rank is judged against the largest |A q| so far, and against the noise of the products.
+
+    Args:
+        flags: what ranks tell each other with the second reduction.
+
+    Raises:
+        FloatingPointError: a product is not finite; on every rank.
+
+    Cost: 8 b r n_local flops for r basis vectors, all in matrix products; two small reductions of
+    b (r + b) float64 numbers, three where directions are short, one more in the first step.
+    """
+    world = operator.layout.world
+    low, rank = space.window
+    basis = space.basis[: rank - low]
+    here = slice(len(basis) - space.sizes[-1], len(basis))
+    q = basis[here].to(operator.device)
+    aq = operator.products(q)
+    noise = space.noise if space.num_steps else asymmetry(operator, q, aq)
+    found = extension(
+        aq.to(basis.device), basis, world, space.scale, noise, operator.n - rank, flags
+    )
+    if found is None:
+        raise not_finite(operator, f"block step {space.num_steps + 1}")
+    rows, along, out, scale = found
+    if space.lean:
+        space = replace(space, basis=torch.cat([basis[here], rows]))
+    else:
+        space.basis[rank : rank + len(rows)] = rows
+    a = along[:, here]
+    return replace(
+        space,
+        sizes=(*space.sizes, len(rows)),
+        diagonal=(*space.diagonal, (a + a.T) / 2),
+        off=(*space.off, out),
+        scale=scale,
+        noise=noise,
+    )

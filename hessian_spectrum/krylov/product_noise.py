@@ -1,0 +1,34 @@
+"""How wrong a product is, seen in what should be symmetric."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hessian_spectrum.operators.base import SymmetricOperator
+
+
+def asymmetry(operator: SymmetricOperator, q: Tensor, aq: Tensor) -> float:
+    """Relative error of a product, from the asymmetry of q_i^T A q_j for b unit vectors.
+
+    An error e of A q, in no particular direction, has q_i^T e of variance |e|^2 / n, and two
+    of them make an asymmetry. One small reduction; 0.0 for a single vector.
+    """
+    if len(q) < 2:
+        return 0.0
+    squares = torch.linalg.vector_norm(aq, dim=1, dtype=torch.float64).square()
+    gram, squares = operator.layout.world.sum_together(q @ aq.T, squares)
+    squares = squares.max().item()
+    pairs = len(q) * (len(q) - 1)
+    variance = (gram - gram.T).square().sum().item() / pairs
+    return (variance * operator.n / 2 / squares) ** 0.5 if squares else 0.0
+
+
+def not_finite(operator: SymmetricOperator, where: str) -> FloatingPointError:
+    """What to raise, on every rank, for a product that is not finite; names the ranks."""
+    ranks, size = operator.not_finite_on(), operator.layout.world.size
+    who = f" on rank {', '.join(map(str, ranks))} of {size}" if ranks and size > 1 else ""
+    return FloatingPointError(
+        f"a product with the operator is not finite{who} at {where}; are the derivatives of the "
+        f"loss finite at these parameters in {operator.dtype}?"
+    )

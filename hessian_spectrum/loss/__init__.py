@@ -1,0 +1,1 @@
+"""The loss as one deterministic function of the parameters: data, criteria, BatchNorm, gradient."""

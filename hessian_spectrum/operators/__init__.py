@@ -1,0 +1,1 @@
+"""Symmetric operators on sharded vectors, and the ways to multiply by a curvature matrix."""

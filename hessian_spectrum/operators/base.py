@@ -1,0 +1,122 @@
+"""Symmetric operators on sharded vectors: what Krylov methods multiply by."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import TypeVar
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator
+from torch import Tensor
+
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.sharding import Layout
+from hessian_spectrum.distributed.world import World
+
+Matrix = TypeVar("Matrix", Tensor, np.ndarray)
+
+
+SYMMETRIC = 1000  # units of rounding of the largest entry by which A and A^T may differ
+
+
+class SymmetricOperator(ABC):
+    """A real symmetric n x n matrix that is known through its products.
+
+    Inside the package vectors are rows, (k, n_local), sharded as ``layout`` says:
+    ``products``. From outside, ``H @ V`` takes whole vectors as columns, (n,) or (n, k).
+    """
+
+    layout: Layout
+    dtype: torch.dtype
+
+    @abstractmethod
+    def products(self, vectors: Tensor) -> Tensor:
+        """V -> V A for rows V, shape (k, n_local) -> (k, n_local). Called by every rank."""
+
+    def in_float64(self) -> SymmetricOperator:
+        """The same matrix by products in float64, where such can be formed; otherwise itself."""
+        return self
+
+    def forget(self) -> None:  # noqa: B027 (most keep nothing)
+        """Drop what is kept between products, where something is; the next one forms it again."""
+
+    def not_finite_on(self) -> list[int]:
+        """The ranks whose part of the latest product was not finite, where that is known.
+
+        Called by every rank.
+        """
+        return []
+
+    @property
+    def n(self) -> int:
+        return self.layout.n
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.n, self.n
+
+    @property
+    def device(self) -> torch.device:
+        return self.layout.world.device
+
+    def __matmul__(self, vectors: Matrix) -> Matrix:
+        """A @ V for whole vectors, (n,) or (n, k), the same on every rank.
+
+        Arrays of NumPy give arrays, tensors give tensors. One block product for all k.
+        """
+        whole = torch.as_tensor(vectors).detach()
+        if whole.ndim not in (1, 2) or len(whole) != self.n:
+            raise InputError(
+                f"cannot multiply an operator of shape {self.shape} by shape "
+                f"{tuple(whole.shape)}; expected ({self.n},) or ({self.n}, k)"
+            )
+        rows = whole.reshape(self.n, -1).T.to(self.device, self.dtype)
+        local = self.layout.local(rows).contiguous()
+        result = self.layout.gather(self.products(local)).T.reshape(whole.shape)
+        if isinstance(vectors, Tensor):
+            return result.to(vectors.device)
+        return result.cpu().numpy()
+
+    def to_scipy(self) -> LinearOperator:
+        """The same operator for scipy.sparse.linalg, in float64 or float32 as this one."""
+        dtype = np.dtype(str(self.dtype).removeprefix("torch."))
+        return LinearOperator(
+            self.shape,
+            matvec=lambda v: self @ np.asarray(v, dtype).reshape(-1),
+            matmat=lambda v: self @ np.asarray(v, dtype),
+            rmatvec=lambda v: self @ np.asarray(v, dtype).reshape(-1),
+            dtype=dtype,
+        )
+
+
+class Dense(SymmetricOperator):
+    """A matrix that is stored whole, shape (n, n), on every rank; each multiplies its columns.
+
+    Raises:
+        InputError: it is not square, not symmetric to rounding, or not finite.
+    """
+
+    def __init__(self, matrix: Tensor, world: World | None = None):
+        if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+            raise InputError(f"matrix of shape {tuple(matrix.shape)}; expected a square one")
+        if not matrix.is_floating_point() or not len(matrix):
+            raise InputError(
+                f"matrix of {matrix.dtype}, {len(matrix)} rows; expected real numbers in floating "
+                "point, and at least one row"
+            )
+        size, uneven = (part.abs().max().item() for part in (matrix, matrix - matrix.T))
+        if not math.isfinite(size):
+            raise InputError("matrix holds a NaN or an infinity; expected finite entries")
+        if uneven > SYMMETRIC * torch.finfo(matrix.dtype).eps * size:
+            raise InputError(
+                f"matrix is not symmetric: entries that should be equal differ by {uneven:.2g}, "
+                f"where the largest is {size:.2g}; pass (A + A.T) / 2 if that is meant"
+            )
+        self.layout = Layout.of_size(len(matrix), world or World(device=matrix.device))
+        self.dtype = matrix.dtype
+        self._columns = matrix[:, self.layout.start : self.layout.stop]
+
+    def products(self, vectors: Tensor) -> Tensor:
+        return self.layout.gather(vectors) @ self._columns

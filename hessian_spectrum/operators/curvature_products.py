@@ -1,0 +1,122 @@
+"""What is multiplied: the curvature matrices of one minibatch's part of the loss.
+
+Each form is written twice: as a map over a first-order graph that autograd keeps, and as one
+product by torch.func. ``product_modes.py`` makes the ways to multiply from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import grad as backward
+from torch.func import grad, jvp, vjp
+
+Rows = Callable[..., Tensor]  # (v, is_grads_batched=False): (n,) -> (n,), batched (k, n) -> (k, n)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A symmetric n x n matrix A of a part of the loss."""
+
+    name: str
+    graph: Callable[[Any, Tensor], Rows | None]  # part, theta -> map over a kept graph; None: A = 0
+    product: Callable[[Any, Tensor, Tensor], Tensor]  # part, theta, v -> A v
+
+
+# -- Hessian: A = d^2 loss ----------------------------------------------------------------------
+
+
+def _hessian_graph(part: Callable, theta: Tensor) -> Rows | None:
+    """The derivative of <grad loss, v> (Pearlmutter 1994): reverse over reverse."""
+    with torch.enable_grad():
+        theta = theta.detach().requires_grad_()
+        value = part(theta)
+        if not value.requires_grad:
+            return None
+        (gradient,) = backward(value, theta, create_graph=True, materialize_grads=True)
+    if not gradient.requires_grad:  # the loss is linear in theta
+        return None
+    return _pull(gradient, theta)
+
+
+def _hessian_product(part: Callable, theta: Tensor, v: Tensor) -> Tensor:
+    return jvp(grad(part), (theta,), (v,))[1]
+
+
+# -- generalized Gauss-Newton: A = J^T (d^2 criterion) J, J = d outputs (Schraudolph 2002) ------
+
+
+def _gauss_newton_graph(part: Any, theta: Tensor) -> Rows | None:
+    with torch.enable_grad():
+        theta = theta.detach().requires_grad_()
+        outputs = part.outputs(theta)
+        if not outputs.requires_grad:
+            return None
+        at = outputs.detach().requires_grad_()
+        (slope,) = backward(part.criterion(at), at, create_graph=True, materialize_grads=True)
+    if not slope.requires_grad:  # the criterion is linear in the outputs
+        return None
+    out, back, bend = push(outputs, theta), _pull(outputs, theta), _pull(slope, at)
+    return lambda v, **batched: back(bend(out(v, **batched), **batched), **batched)
+
+
+def _gauss_newton_product(part: Any, theta: Tensor, v: Tensor) -> Tensor:
+    outputs, moved = jvp(part.outputs, (theta,), (v,))
+    bent = jvp(grad(part.criterion), (outputs,), (moved,))[1]
+    return vjp(part.outputs, theta)[1](bent)[0]
+
+
+# -- covariance of the samples' gradients, not centred: A = J^T J, J = d samples ----------------
+
+
+def _covariance_graph(part: Any, theta: Tensor) -> Rows | None:
+    with torch.enable_grad():
+        theta = theta.detach().requires_grad_()
+        losses = part.samples(theta)
+    if not losses.requires_grad:
+        return None
+    out, back = push(losses, theta), _pull(losses, theta)
+    return lambda v, **batched: back(out(v, **batched), **batched)
+
+
+def _covariance_product(part: Any, theta: Tensor, v: Tensor) -> Tensor:
+    return vjp(part.samples, theta)[1](jvp(part.samples, (theta,), (v,))[1])[0]
+
+
+# -- inside -------------------------------------------------------------------------------------
+
+
+def _pull(value: Tensor, at: Tensor) -> Rows:
+    """u -> u J with J = d value / d at, over the graph that leads from ``at`` to ``value``."""
+
+    def rows(u: Tensor, is_grads_batched: bool = False) -> Tensor:
+        return backward(
+            value,
+            at,
+            u,
+            retain_graph=True,
+            is_grads_batched=is_grads_batched,
+            materialize_grads=True,
+        )[0]
+
+    return rows
+
+
+def push(value: Tensor, at: Tensor) -> Rows:
+    """v -> J v, J = d value / d at.
+
+    u -> u J is linear in u, and its derivative by u is J (Townsend 2017).
+    """
+    with torch.enable_grad():
+        u = torch.zeros_like(value, requires_grad=True)
+        (pulled,) = backward(value, at, u, create_graph=True, materialize_grads=True)
+    return _pull(pulled, u)
+
+
+HESSIAN = Form("hessian", _hessian_graph, _hessian_product)
+GAUSS_NEWTON = Form("gauss-newton", _gauss_newton_graph, _gauss_newton_product)
+COVARIANCE = Form("gradient-covariance", _covariance_graph, _covariance_product)

@@ -1,0 +1,158 @@
+"""Are the second derivatives that autograd forms those of the loss?
+
+torch returns zeros, without a word, for the part of a Hessian that lies behind a custom function
+whose backward is marked ``once_differentiable`` or detaches what it saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.loss.batching import cast, leading_size, split
+from hessian_spectrum.loss.evaluator import Evaluator
+from hessian_spectrum.loss.gradient import gradient
+from hessian_spectrum.loss.minibatch_loss import Part
+from hessian_spectrum.operators.curvature_products import push
+from hessian_spectrum.operators.product_modes import reverse
+
+SAMPLES = 8
+STEPS = (1e-6, 1e-7)  # of |theta|: in float64 far from truncation and from rounding
+AGREEMENT = 1e-3  # of the two differences with each other; ten times this with the product
+
+
+def check_second_derivatives(evaluator: Evaluator, theta: Tensor) -> None:
+    """Compare H u with central differences of the gradient, for one random direction u.
+
+    In float64, on a few samples. The differences decide only where two step sizes agree: at a
+    kink (a ReLU at exactly zero) they do not, and nothing is concluded. Once an evaluator.
+
+    Raises:
+        InputError: on every rank, if H u is not the derivative of the gradient on one.
+
+    Cost: four gradients and a product of eight samples.
+    """
+    if evaluator.second_derivatives_checked:
+        return
+    statistics = evaluator.statistics(theta)
+    with evaluator.evaluation_mode():
+        error = _error(evaluator, theta, statistics)
+    evaluator.world.raise_together(error)
+    evaluator.second_derivatives_checked = True
+
+
+def _error(evaluator: Evaluator, theta: Tensor, statistics: dict[str, Tensor]) -> InputError | None:
+    loss = _float64_part(evaluator, statistics)
+    if loss is None:
+        return None
+    theta = theta.double()
+    u = _direction(theta)
+    try:
+        differences = [_central_difference(loss, theta, u, step) for step in STEPS]
+    except RuntimeError:  # a model that insists on its own dtype
+        return None
+    size = differences[1].norm()
+    # A NaN, or kinks, conclude nothing.
+    if not (differences[0] - differences[1]).norm() <= AGREEMENT * size:
+        return None
+    try:
+        product = reverse(loss, theta)(u[None])[0]
+    except (RuntimeError, NotImplementedError) as failed:
+        return InputError(
+            f"the model's second derivatives cannot be formed ({' '.join(str(failed).split())}); "
+            "replace the operation that has none, such as a custom autograd.Function without "
+            "double backward or a fused kernel"
+        )
+    difference = (product - differences[1]).norm()
+    if difference <= 10 * AGREEMENT * size:
+        return None
+    wrong = (difference / size).item()
+    return InputError(
+        f"Hessian products would be wrong: H u differs from differences of the gradient by "
+        f"{wrong:.0%}; is there a custom autograd.Function that is once_differentiable, or whose "
+        "backward detaches what it uses, or weight_norm? Use differentiable operations"
+    )
+
+
+def check_jacobian(evaluator: Evaluator, theta: Tensor, of: str) -> None:
+    """Compare J u, formed by reverse mode twice, with central differences of what J is of.
+
+    Products with the Gauss-Newton matrix and the covariance of gradients need no second
+    derivatives, but a backward that leaves autograd's sight makes J u wrong, or zero.
+
+    Args:
+        of: "outputs" or "samples", the part's function.
+
+    Raises:
+        InputError: on every rank, if J u is not the derivative on one.
+
+    Cost: four evaluations and a product of eight samples.
+    """
+    statistics = evaluator.statistics(theta)
+    with evaluator.evaluation_mode():
+        error = _jacobian_error(evaluator, theta.double(), statistics, of)
+    evaluator.world.raise_together(error)
+
+
+def _jacobian_error(
+    evaluator: Evaluator, theta: Tensor, statistics: dict[str, Tensor], of: str
+) -> InputError | None:
+    part = _float64_part(evaluator, statistics)
+    if part is None:
+        return None
+    u = _direction(theta)
+    function = getattr(part, of)
+    try:
+        with torch.enable_grad():
+            leaf = theta.detach().requires_grad_()
+            value = function(leaf)
+        if not value.requires_grad:
+            return None
+        product = push(value, leaf)(u)
+        steps = [step * max(theta.norm().item(), 1.0) for step in STEPS]
+        with torch.no_grad():
+            differences = [
+                (function(theta + h * u) - function(theta - h * u)) / (2 * h) for h in steps
+            ]
+    except RuntimeError:  # a model that insists on its own dtype, or has no such derivative
+        return None
+    size = differences[1].norm()
+    if not (differences[0] - differences[1]).norm() <= AGREEMENT * size:
+        return None
+    wrong = ((product - differences[1]).norm() / size).item() if size else 0.0
+    if wrong <= 10 * AGREEMENT:
+        return None
+    return InputError(
+        f"products would be wrong: J u, J the Jacobian of the {of}, differs from their differences "
+        f"by {wrong:.0%}; is there a custom autograd.Function whose backward leaves torch or "
+        "detaches what it is given? Write it with differentiable operations"
+    )
+
+
+def _direction(theta: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta.device)
+    return u / u.norm()
+
+
+def _central_difference(loss: Callable, theta: Tensor, u: Tensor, step: float) -> Tensor:
+    h = step * max(theta.norm().item(), 1.0)
+    return (gradient(loss, theta + h * u) - gradient(loss, theta - h * u)) / (2 * h)
+
+
+def _float64_part(evaluator: Evaluator, statistics: dict[str, Tensor]) -> Part | None:
+    """The first few samples' part of the loss, in float64; None where this rank has none."""
+    batch = next((b for b in evaluator.batches if evaluator.weight(b)), None)
+    if batch is None:
+        return None
+    parts = split(batch, SAMPLES) if leading_size(batch) > SAMPLES else None
+    if evaluator.is_whole:
+        parts = None
+    if parts is not None and evaluator.weight(parts[0]):
+        batch = parts[0]
+    batch, constants = cast(batch, torch.float64), evaluator.constants(torch.float64)
+    constants.update((name, t.double()) for name, t in statistics.items())
+    return Part(evaluator, batch, constants)

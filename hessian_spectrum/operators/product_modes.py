@@ -1,0 +1,166 @@
+"""Ways to multiply by a curvature matrix of one minibatch, behind one interface.
+
+A minibatch's part of the loss is a function ``loss(theta)`` of the flat parameters, shape
+(n,) -> (), and a form says which matrix A of it is meant (for the Gauss-Newton matrix and the
+covariance of gradients the loss must be a ``parts.Part``). A product mode turns it, once, into a
+linear map on blocks of rows; what the map keeps (activations, first derivatives) lives until the
+map is dropped. By operation count a Hessian product costs two gradients a tangent in a deep
+network, once that preparation is shared; a Gauss-Newton product 4/3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.func import functionalize, vmap
+
+from hessian_spectrum._core.errors import is_out_of_memory
+from hessian_spectrum.loss.gradient import Loss
+from hessian_spectrum.operators.curvature_products import HESSIAN, Form
+from hessian_spectrum.operators.graph_passes import Simplifier
+from hessian_spectrum.operators.tracing import record
+
+Products = Callable[[Tensor], Tensor]  # V, shape (k, n) -> V A, shape (k, n)
+
+KEPT_SIZES = 2  # numbers of rows that a linearization is ready for: chunks, and the last one
+
+
+def reverse(loss: Loss, theta: Tensor, form: Form = HESSIAN) -> Products:
+    """V -> V A over a first-order graph that is built here, once: for each row backward passes.
+
+    Works wherever second derivatives do.
+    """
+    rows = form.graph(loss, theta)
+    if rows is None:
+        return torch.zeros_like
+    # One row at a time: a batched backward pass is slower than this loop for most networks;
+    # where it is faster, there is reverse_batched.
+    return lambda vectors: torch.stack([rows(v) for v in vectors])
+
+
+def reverse_batched(loss: Loss, theta: Tensor, form: Form = HESSIAN) -> Products:
+    """As ``reverse``, all rows in one backward pass under vmap; memory for all of them."""
+    rows = form.graph(loss, theta)
+    if rows is None:
+        return torch.zeros_like
+    return lambda vectors: rows(vectors, is_grads_batched=True)
+
+
+def forward(loss: Loss, theta: Tensor, form: Form = HESSIAN) -> Products:
+    """V -> V A by directional derivatives, all rows under vmap.
+
+    Keeps nothing between calls, and forms the primal again in each.
+    """
+    return lambda vectors: vmap(lambda v: form.product(loss, theta, v))(vectors)
+
+
+def linearize(loss: Loss, theta: Tensor, form: Form = HESSIAN) -> Products:
+    """V -> V A through one product, recorded once and simplified; all rows at once.
+
+    Of the operations of one product by torch.func only those that depend on v are needed
+    again (tracing.py); the rest are constants, about as much as a kept first-order graph, and
+    what vmap needs for all rows. A number of rows is recorded when it first occurs, and what was
+    recorded is compared with the product that it was recorded from.
+
+    Raises:
+        RuntimeError: it cannot be recorded, or the record's product differs.
+    """
+    single = linearized(loss, theta, form)
+    if single is None:
+        return torch.zeros_like
+    ready: dict[int, Products] = {}
+
+    def products(vectors: Tensor) -> Tensor:
+        k = len(vectors)
+        with torch.no_grad():
+            if k in ready:
+                return ready[k](vectors)
+            if len(ready) == KEPT_SIZES:
+                del ready[next(iter(ready))]
+            ready[k], out = _for_rows(single, vectors)
+            return out
+
+    return products
+
+
+def linearized(
+    loss: Loss, theta: Tensor, form: Form = HESSIAN
+) -> Callable[[Tensor], Tensor] | None:
+    """v -> A v for one vector, (n,) -> (n,), in operations that vmap knows; None if it is zero."""
+    theta = theta.detach()
+    product = partial(form.product, loss)
+    generator = torch.Generator().manual_seed(0)
+    v = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta)
+    # functionalize: changes in place become new tensors.
+    recorded = record(lambda v: functionalize(product, remove="mutations")(theta, v), v)
+    graph = Simplifier(recorded)
+    if not graph.depends():
+        return None
+    graph.drop_zeros()
+    graph.join_equal_constants()
+    graph.join_equal_calls()
+    graph.turn_derivatives_into_factors()
+    graph.merge_factors()
+    graph.merge_factors()
+    graph.join_many_products()
+    graph.scale_kernels()
+    graph.join_equal_constants()
+    graph.widen_products()
+    return _checked(graph.function(), v, recorded.out)[0]
+
+
+def _for_rows(single: Callable[[Tensor], Tensor], vectors: Tensor) -> tuple[Products, Tensor]:
+    """The map of this many rows, and its products with these.
+
+    Recorded through vmap, it has none of vmap's cost a call.
+    """
+    if len(vectors) == 1:
+        module, out = _recorded_again(single, vectors[0])
+        return lambda rows: module(rows[0])[None], out[None]
+    try:
+        return _recorded_again(vmap(single), vectors)
+    except RuntimeError as error:  # an operation that vmap does not know
+        if is_out_of_memory(error):
+            raise
+        return _one_by_one(single), _one_by_one(single)(vectors)
+
+
+def _one_by_one(single: Callable[[Tensor], Tensor]) -> Products:
+    return lambda rows: torch.stack([single(row) for row in rows])
+
+
+def _recorded_again(
+    function: Callable[[Tensor], Tensor], v: Tensor
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    recorded = record(function, v)
+    graph = Simplifier(recorded)
+    graph.join_equal_constants()
+    graph.join_equal_calls()
+    graph.add_into_products()
+    graph.multiply_and_add()
+    graph.reuse_memory()
+    return _checked(graph.function(), v, recorded.out)
+
+
+def _checked(
+    module: Callable[[Tensor], Tensor], v: Tensor, expected: Tensor
+) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    """The map, if it gives the product that it was recorded from, and that product as it gives it:
+    the same bits as in every later call."""
+    with torch.no_grad():
+        out = module(v)
+    error = (out - expected).norm().item()
+    if not error <= torch.finfo(v.dtype).eps ** 0.5 * expected.norm().item():
+        raise RuntimeError(f"the recorded linearization is wrong by {error:.1e}")
+    return module, out
+
+
+MODES: dict[str, Callable[..., Products]] = {
+    "reverse": reverse,
+    "reverse-batched": reverse_batched,
+    "forward": forward,
+    "linearize": linearize,
+}

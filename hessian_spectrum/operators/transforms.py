@@ -1,0 +1,185 @@
+"""Operators made of another one: a block of it, shifted, deflated, preconditioned."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.sharding import Layout, matches, require_matches
+from hessian_spectrum.operators.base import SymmetricOperator
+
+
+class _Transform(SymmetricOperator):
+    """An operator of the same size and layout as ``base``."""
+
+    def __init__(self, base: SymmetricOperator):
+        if not isinstance(base, SymmetricOperator):
+            name = type(self).__name__
+            raise InputError(
+                f"{name} of a {type(base).__name__}; expected an operator, such as "
+                f"hs.Hessian(evaluator)"
+            )
+        self.base, self.layout, self.dtype = base, base.layout, base.dtype
+
+    def in_float64(self) -> SymmetricOperator:
+        base = self.base.in_float64()
+        if base is self.base:
+            return self
+        other = copy.copy(self)
+        other.base, other.dtype = base, base.dtype
+        return other
+
+    def forget(self) -> None:
+        self.base.forget()
+
+    def not_finite_on(self) -> list[int]:
+        return self.base.not_finite_on()
+
+
+class Restricted(_Transform):
+    """The diagonal block of a matrix that belongs to some parameters, S A S^T.
+
+    Args:
+        base: an operator whose layout has named parameters.
+        parameters: shell-style name patterns, such as ``"layer1.*"`` or ``["*.weight"]``.
+
+    Raises:
+        InputError: no parameter matches.
+
+    Cost: a product of ``base``, and two exchanges of the block's entries. Where one block alone is
+    wanted, ``Evaluator(..., parameters=...)`` is cheaper: its products leave the others out.
+    """
+
+    def __init__(self, base: SymmetricOperator, parameters: str | Sequence[str]):
+        super().__init__(base)
+        patterns = (parameters,) if isinstance(parameters, str) else tuple(parameters)
+        names, shapes = base.layout.names, base.layout.shapes
+        if not patterns:
+            raise InputError("parameters=(): expected at least one name pattern")
+        require_matches(names, patterns)
+        chosen = [i for i, name in enumerate(names) if matches(name, patterns)]
+        self.layout = Layout(
+            tuple(names[i] for i in chosen), tuple(shapes[i] for i in chosen), base.layout.world
+        )
+        starts = list(accumulate(base.layout.sizes, initial=0))
+        own = list(accumulate(self.layout.sizes, initial=0))
+        # Of each parameter: its entries in the whole vector, and in the block's.
+        self._ranges = [(starts[i], starts[i + 1], own[j]) for j, i in enumerate(chosen)]
+
+    def products(self, vectors: Tensor) -> Tensor:
+        return products_of_blocks([self], [vectors])[0]
+
+    def embedded(self, vectors: Tensor) -> Tensor:
+        """This rank's entries of the whole vectors that are zero outside the block."""
+        block = self.layout.gather(vectors)
+        local = block.new_zeros(len(block), self.base.layout.n_local)
+        for here, there in self._owned():
+            local[:, here] = block[:, there]
+        return local
+
+    def restricted(self, local: Tensor) -> Tensor:
+        """This rank's share of the block's entries of whole vectors."""
+        block = local.new_zeros(len(local), self.layout.n)
+        for here, there in self._owned():
+            block[:, there] = local[:, here]
+        return self.layout.reduce(block)
+
+    def _owned(self) -> list[tuple[slice, slice]]:
+        """Where this rank's entries of the block are: in its share of the whole, in the block."""
+        base = self.base.layout
+        pairs = []
+        for first, last, own in self._ranges:
+            low, high = max(first, base.start), min(last, base.stop)
+            if low < high:
+                here = slice(low - base.start, high - base.start)
+                pairs.append((here, slice(own + low - first, own + high - first)))
+        return pairs
+
+
+def products_of_blocks(blocks: Sequence[Restricted], vectors: Sequence[Tensor]) -> list[Tensor]:
+    """Each block's products with its own vectors, by one block product of their common base."""
+    rows = torch.cat([block.embedded(v) for block, v in zip(blocks, vectors)])
+    results = blocks[0].base.products(rows).split([len(v) for v in vectors])
+    return [block.restricted(result) for block, result in zip(blocks, results)]
+
+
+class Shifted(_Transform):
+    """A + shift I: a damped matrix, or one whose eigenvalues near -shift are at zero."""
+
+    def __init__(self, base: SymmetricOperator, shift: float):
+        super().__init__(base)
+        if not isinstance(shift, (int, float)) or not math.isfinite(shift):
+            raise InputError(f"shift={shift}: expected a finite number")
+        self.shift = float(shift)
+
+    def products(self, vectors: Tensor) -> Tensor:
+        return self.base.products(vectors).add_(vectors, alpha=self.shift)
+
+
+class Deflated(_Transform):
+    """(I - U^T U) A (I - U^T U) for orthonormal rows U: A without what is known of it already.
+
+    With eigenvectors as rows their eigenvalues become 0 and the others stay.
+
+    Args:
+        vectors: U, whole, shape (k, n), on every rank; orthonormal to the root of rounding.
+
+    Cost: a product of ``base``, two small reductions and 8 k n flops for each vector.
+    """
+
+    def __init__(self, base: SymmetricOperator, vectors: Tensor):
+        super().__init__(base)
+        rows = torch.as_tensor(vectors).detach()
+        if rows.ndim != 2 or rows.shape[1] != self.n or not 0 < len(rows) <= self.n:
+            raise InputError(
+                f"vectors of shape {tuple(rows.shape)}; expected (k, {self.n}), 0 < k <= n"
+            )
+        gram = rows.double() @ rows.double().T
+        error = (gram - torch.eye(len(rows), dtype=gram.dtype, device=gram.device)).abs().max()
+        if not error <= torch.finfo(self.dtype).eps ** 0.5:
+            raise InputError(
+                f"the rows of vectors are not orthonormal: U U^T differs from I by {error:.1e}; "
+                "orthonormalize them, as by torch.linalg.qr(U.T)[0].T"
+            )
+        self._rows = self.layout.local(rows.to(self.device, self.dtype)).contiguous()
+
+    def products(self, vectors: Tensor) -> Tensor:
+        return self._project(self.base.products(self._project(vectors)))
+
+    def _project(self, vectors: Tensor) -> Tensor:
+        rows = self._rows.to(vectors)
+        along = self.layout.world.sum((vectors @ rows.T).double()).to(vectors)
+        return vectors - along @ rows
+
+
+class Preconditioned(_Transform):
+    """P^-1/2 A P^-1/2 with a positive diagonal P: what an optimizer that divides by P descends.
+
+    For Adam P is ``sqrt(exp_avg_sq / (1 - beta2^t)) + eps`` (Cohen et al. 2022, "Adaptive gradient
+    methods at the edge of stability"). Its eigenvalues are those of P^-1 A.
+
+    Args:
+        diagonal: P, whole, shape (n,), on every rank; all entries positive.
+    """
+
+    def __init__(self, base: SymmetricOperator, diagonal: Tensor):
+        super().__init__(base)
+        diagonal = torch.as_tensor(diagonal).detach()
+        if tuple(diagonal.shape) != (self.n,):
+            raise InputError(f"diagonal of shape {tuple(diagonal.shape)}; expected ({self.n},)")
+        if not (diagonal > 0).all() or not diagonal.isfinite().all():
+            raise InputError(
+                f"a preconditioner must be positive and finite; its entries lie between "
+                f"{diagonal.min():.3g} and {diagonal.max():.3g}: add a small number, as Adam does"
+            )
+        roots = diagonal.to(self.device, torch.float64).rsqrt().to(self.dtype)
+        self._roots = self.layout.local(roots[None])
+
+    def products(self, vectors: Tensor) -> Tensor:
+        return self.base.products(vectors * self._roots) * self._roots

@@ -1,0 +1,308 @@
+"""Job scripts: text made of named parameters, and nothing else.
+
+What the scripts do about signals, requeues and exit codes is the same under every launcher: SLURM
+signals the shell two minutes before the time limit, the shell has every rank save and end with
+exit code 75, and the job queues again, up to a cap. ``jobs/`` holds examples of what is made here.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from hessian_spectrum._core.errors import InputError
+
+Launcher = Literal["srun", "torchrun", "mpirun"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a job asks its batch system for."""
+
+    name: str = "hessian-spectrum"
+    """Of the job, and of its logs."""
+    launcher: Launcher = "srun"
+    """What starts the ranks: srun or torchrun under SLURM; mpirun on a cluster without it."""
+    nodes: int = 1
+    """Nodes."""
+    ranks: int = 1
+    """Ranks on each node."""
+    gpus: int = 0
+    """GPUs on each node: none, or one for each rank."""
+    cpus: int = 4
+    """Processors of each rank."""
+    mem: str = "16G"
+    """Memory on each node."""
+    minutes: int = 60
+    """Time limit of one start; the job goes on after it."""
+    signal_seconds: int = 120
+    """How long before the limit the job saves and ends; more than a step and a save take."""
+    requeues: int = 20
+    """How often the job may be started again."""
+    partition: str | None = None
+    """SLURM's partition."""
+    account: str | None = None
+    """SLURM's account."""
+    logs: str = "logs"
+    """Folder of the logs."""
+    setup: tuple[str, ...] = ()
+    """Lines of shell for the script, such as "module load python"; several, or the option again.
+    Default: this Python first on the PATH."""
+
+    def check(self) -> None:
+        """InputError for what no batch system grants."""
+        for field in ("nodes", "ranks", "cpus", "minutes"):
+            if getattr(self, field) < 1:
+                raise InputError(f"--{field} {getattr(self, field)}: expected 1 or more")
+        for field in ("gpus", "requeues"):
+            if getattr(self, field) < 0:
+                raise InputError(f"--{field} {getattr(self, field)}: expected 0 or more")
+        if not 1 <= self.signal_seconds < 60 * self.minutes:
+            raise InputError(
+                f"--signal-seconds {self.signal_seconds}: expected less than the time limit, "
+                f"{60 * self.minutes} seconds"
+            )
+        if self.gpus not in (0, self.ranks):
+            raise InputError(
+                f"--gpus {self.gpus} on each node for --ranks {self.ranks}: one rank a GPU; make "
+                "them equal, or leave --gpus out"
+            )
+        if not re.fullmatch(r"[\w.+-]+", self.name):
+            raise InputError(f"--name {self.name!r}: expected letters, digits, '.', '+', '-', '_'")
+
+
+def script(
+    resources: Resources,
+    command: Sequence[str],
+    checkpoints: Sequence[str] = (),
+    summary: str | None = None,
+) -> str:
+    """A job that runs ``hessian-spectrum COMMAND`` on all ranks until it is done.
+
+    Args:
+        command: of the command line, with what it needs; ``--resume`` is added.
+        checkpoints: one task of a job array for each; ``{checkpoint}`` in ``command`` is its path
+            and ``{name}`` its name without suffix.
+        summary: a file into which each task puts its result, under its name.
+
+    Raises:
+        InputError: an array without ``{name}`` in ``--out``, or such a word without an array.
+    """
+    resources.check()
+    _check_words(command, checkpoints, summary)
+    if resources.launcher == "mpirun":
+        if checkpoints:
+            raise InputError("an array of jobs needs a batch system; use --launcher srun")
+        settings = f"{_MPI_HEAD}\n{_settings(resources)}"
+        return _joined([settings, _setup(resources), _command(command), _MPI_TAIL])
+    parts = [
+        _directives(resources, len(checkpoints)),
+        _limits(resources),
+        _setup(resources),
+        _task(checkpoints),
+        _command(command),
+        _SLURM_ENVIRONMENT,
+        _finished(command, checkpoints),
+        _SRUN if resources.launcher == "srun" else _TORCHRUN,
+        _merge(command, summary),
+        _SLURM_TAIL,
+    ]
+    return _joined([part.replace("LOGS", shlex.quote(resources.logs)) for part in parts])
+
+
+def output_of(command: Sequence[str]) -> str | None:
+    """The value of ``--out``."""
+    for word, after in zip(command, [*command[1:], None]):
+        if word == "--out":
+            return after
+        if word.startswith("--out="):
+            return word.removeprefix("--out=")
+    return None
+
+
+def _check_words(command: Sequence[str], checkpoints: Sequence[str], summary: str | None) -> None:
+    text, out = " ".join(command), output_of(command)
+    if out is None:
+        raise InputError("the command has no --out: the job could not be gone on with")
+    if "--overwrite" in command:
+        raise InputError("--overwrite: a job that is requeued would start again; leave it out")
+    if not checkpoints and re.search(r"\{(name|checkpoint)\}", text):
+        raise InputError("{name} and {checkpoint} stand for those of an array; name --checkpoints")
+    if summary and not checkpoints:
+        raise InputError("--summary is for an array; name --checkpoints")
+    if not checkpoints:
+        return
+    names = [Path(path).stem for path in checkpoints]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if "{name}" not in out or "{checkpoint}" not in text:
+        raise InputError(
+            "an array needs {name} in --out and {checkpoint}: --checkpoint {checkpoint} "
+            "--out 'spectra/{name}.h5'"
+        )
+    if twice:
+        raise InputError(
+            f"several checkpoints are called {twice[0]}: their results would be one file"
+        )
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+
+def _directives(resources: Resources, tasks: int) -> str:
+    within = resources.launcher == "torchrun"  # one task a node, which starts the ranks
+    cpus = resources.cpus * (resources.ranks if within else 1)
+    log = "%x-%A_%a.log" if tasks else "%x-%j.log"
+    options = {
+        "job-name": resources.name,
+        "nodes": resources.nodes,
+        "ntasks-per-node": 1 if within else resources.ranks,
+        "gpus-per-node": resources.gpus or None,
+        "cpus-per-task": cpus,
+        "mem": resources.mem,
+        "time": resources.minutes,
+        "partition": resources.partition,
+        "account": resources.account,
+        "array": f"0-{tasks - 1}" if tasks else None,
+        "signal": f"B:USR1@{resources.signal_seconds}",
+        "output": f"{resources.logs}/{log}",
+        "open-mode": "append",
+    }
+    lines = [f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None]
+    return "\n".join(["#!/bin/bash -l", *lines, "#SBATCH --requeue"])
+
+
+def _limits(resources: Resources) -> str:
+    ranks = resources.ranks if resources.launcher == "torchrun" else 1
+    return f"ranks={ranks}  # of each task\nmax_requeues={resources.requeues}"
+
+
+def _setup(resources: Resources) -> str:
+    return "\n".join(resources.setup)
+
+
+def _task(checkpoints: Sequence[str]) -> str:
+    if not checkpoints:
+        return ""
+    listed = "\n".join(f"  {shlex.quote(path)}" for path in checkpoints)
+    return (
+        f"checkpoints=(\n{listed}\n)\n"
+        "checkpoint=${checkpoints[$SLURM_ARRAY_TASK_ID]}\n"
+        'name=$(basename "${checkpoint%.*}")'
+    )
+
+
+def _command(command: Sequence[str]) -> str:
+    words = [_quoted(word) for word in command if word != "--resume"]
+    return f"command=(-m hessian_spectrum {' '.join(words)} --resume)"
+
+
+def _quoted(word: str) -> str:
+    """For the shell, with the array's words as its variables."""
+    parts = re.split(r"\{(name|checkpoint)\}", word)
+    text = [shlex.quote(p) if i % 2 == 0 else f'"${p}"' for i, p in enumerate(parts) if p]
+    return "".join(text) or "''"
+
+
+def _settings(resources: Resources) -> str:
+    return (
+        f"ranks={resources.ranks * resources.nodes}\n"
+        f"max_restarts={resources.requeues}\n"
+        f"export OMP_NUM_THREADS={resources.cpus}"
+    )
+
+
+def _finished(command: Sequence[str], checkpoints: Sequence[str]) -> str:
+    """A task that was done already is done: of an array that is submitted again, or requeued."""
+    out = _quoted(output_of(command) or "")
+    again = "" if checkpoints else '[ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && '
+    return (
+        f"code=\nif {again}[ -e {out} ] &&\n"
+        f"  python -m hessian_spectrum info --json {out} | grep -q '\"finished\": true'; then\n"
+        f"  echo {out} is finished already\n  code=0\nfi"
+    )
+
+
+def _merge(command: Sequence[str], summary: str | None) -> str:
+    if summary is None:
+        return ""
+    out = _quoted(output_of(command) or "")
+    return (
+        '[ "$code" != 0 ] ||\n'
+        f"  python -m hessian_spectrum merge {shlex.quote(summary)} {out} || code=$?"
+    )
+
+
+_SLURM_ENVIRONMENT = """
+mkdir -p LOGS
+export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / ranks))
+# Launchers mask exit codes: the ranks write theirs here.
+export HESSIAN_SPECTRUM_EXIT=$PWD/LOGS/exit-$SLURM_JOB_ID
+rm -f "$HESSIAN_SPECTRUM_EXIT"
+# A requeued job keeps its number: the restart says which log is which.
+echo "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST, $(date -Is)"
+"""
+
+_SRUN = """
+# USR1 comes to this shell alone, before the time limit: it passes it on to every rank.
+trap 'scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
+if [ -z "$code" ]; then
+  srun --kill-on-bad-exit=1 --open-mode=append --output=LOGS/%x-%j-r%t.log python "${command[@]}" &
+  step=$!
+  # wait ends with 138 as soon as the trap has run, and not with the step.
+  while wait "$step"; code=$?; [ "$code" = 138 ]; do :; done
+fi
+"""
+
+_TORCHRUN = """
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # a new store for each attempt
+host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+port=$((20000 + SLURM_JOB_ID % 20000))
+# USR1 comes to this shell alone, before the time limit: it passes it on to every rank. torchrun
+# would die of it, and starts with it ignored; the ranks listen.
+trap 'scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
+if [ -z "$code" ]; then
+  srun --kill-on-bad-exit=1 --open-mode=append --output=LOGS/%x-%j-n%n.log \\
+    bash -c 'trap "" USR1; exec "$@"' - \\
+    torchrun --nnodes="$SLURM_NNODES" --nproc-per-node="$ranks" \\
+    --rdzv-backend=c10d --rdzv-endpoint="$host:$port" \\
+    --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \\
+    --log-dir="LOGS/$SLURM_JOB_ID" --tee=3 "${command[@]}" &
+  step=$!
+  # wait ends with 138 as soon as the trap has run, and not with the step.
+  while wait "$step"; code=$?; [ "$code" = 138 ]; do :; done
+fi
+"""
+
+_SLURM_TAIL = """
+[ ! -s "$HESSIAN_SPECTRUM_EXIT" ] || [ "$code" = 0 ] || code=$(cat "$HESSIAN_SPECTRUM_EXIT")
+rm -f "$HESSIAN_SPECTRUM_EXIT"
+# 75: saved, and to be started again. 137: killed, as by a node that ran out of memory.
+case $code in 75 | 137)
+  if [ "${SLURM_RESTART_COUNT:-0}" -lt "$max_requeues" ]; then
+    job=$SLURM_JOB_ID  # of an array the last task has the array's number: name the task
+    [ -z "$SLURM_ARRAY_TASK_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+    scontrol requeue "$job" && sleep 60
+  fi
+  echo "requeued $max_requeues times already: sbatch it again to go on" ;;
+esac
+exit "$code"
+"""
+
+_MPI_HEAD = "#!/bin/bash -l"
+
+_MPI_TAIL = """
+# Without a batch system's requeue: 75 means saved, and to be started again. Of the ranks of a job
+# that mpirun has killed, none says so.
+trap 'exit 75' INT TERM
+for ((restart = 0; restart <= max_restarts; restart++)); do
+  mpirun -n "$ranks" python "${command[@]}"
+  code=$?
+  case $code in 0 | 1 | 2) break ;; esac
+done
+exit "$code"
+"""

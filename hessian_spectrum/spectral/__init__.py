@@ -1,0 +1,1 @@
+"""Spectral measures and eigenpairs, their queries and their errors. NumPy only: no torch."""

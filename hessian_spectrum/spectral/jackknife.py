@@ -1,0 +1,67 @@
+"""What answers would be without a part of the data: the error of having these samples. NumPy only.
+
+A data set is a sample of a population. With each of K random groups of samples left out in turn,
+and the same probes, answers scatter as they would from data set to data set, but for a factor that
+is known: the jackknife. Noise of the probes that leaving out samples does not cancel is taken off.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.spectral.quadrature import Array
+
+LEAST = 0.25  # of a variance: no less is left of it when the probes' noise is taken off
+
+
+@dataclass(frozen=True)
+class Replicates:
+    """The spectral measure without each group of samples, as each probe sees it."""
+
+    nodes: Array  # (group, s), approximate eigenvalues, ascending
+    weights: Array  # (group, probe, s), each probe's sum to 1
+    shares: Array  # (group,), of the data's weight that the group has; they add up to 1
+
+    def __post_init__(self):
+        groups = self.shares.shape
+        shapes_fit = self.weights.ndim == 3 and self.nodes.shape == (
+            *groups,
+            *self.weights.shape[2:],
+        )
+        if not shapes_fit or self.weights.shape[:1] != groups or len(self.shares) < 2:
+            raise InputError(
+                f"replicates of shapes {self.nodes.shape}, {self.weights.shape} and "
+                f"{self.shares.shape} do not belong together; expected (groups, s), (groups, "
+                "probes, s) and (groups,)"
+            )
+
+    def __len__(self) -> int:
+        return len(self.shares)
+
+
+def standard_error(whole: Array, without: Array, shares: Array, scatter: float = 1.0) -> Array:
+    """Of an answer on data sets of this size: delete-a-group jackknife, groups of any sizes.
+
+    Equation 5 of Busing, Meijer and van der Leeden (Stat. Comput. 9 (1999) 3-8), with the square
+    of each group's mean over the probes freed of the probes' own variance, down to ``LEAST``. As
+    every jackknife too large rather than too small (Efron and Stein 1981).
+
+    Args:
+        whole: (probe, ...), each probe's answer with all data.
+        without: (group, probe, ...), without each group.
+        shares: (group,), the groups' parts of the data.
+        scatter: of a mean over probes, in units of independent probes'.
+    """
+    odds = ((1 - shares) / shares).reshape(-1, *(1,) * whole.ndim)
+    # What each group moves, as if it alone were all that differs: pseudo-values less their mean.
+    moved = odds * (whole - without)
+    moved = moved - (moved * (1 / (1 + odds))).sum(axis=0)
+    variance = np.mean(moved.mean(axis=1) ** 2 / odds[:, 0], axis=0)
+    b = moved.shape[1]
+    if b < 2:
+        return np.sqrt(variance)
+    noise = np.mean(scatter**2 * moved.var(axis=1, ddof=1) / b / odds[:, 0], axis=0)
+    return np.sqrt(np.maximum(variance - noise, LEAST * variance))

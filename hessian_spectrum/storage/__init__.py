@@ -1,0 +1,1 @@
+"""Result files, immutable shards, the writer's lock. Readers need no torch."""

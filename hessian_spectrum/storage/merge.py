@@ -1,0 +1,81 @@
+"""Results of many run files in one, each under its file's name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.storage import hdf5_schema, provenance, run_file
+from hessian_spectrum.storage.writer_lock import WriterLock
+
+PATIENCE = 300.0  # seconds that a job of an array waits for the others to have put theirs in
+
+
+def merge(summary: Path, files: Sequence[Path], patience: float = PATIENCE) -> list[str]:
+    """Put the results of ``files`` into ``summary``; returns what it holds then.
+
+    ``density`` of ``epoch-0005.h5`` becomes ``density/epoch-0005``, and ``density/late`` of it
+    ``density/epoch-0005, late``. What is there under the same name is replaced, and everything
+    else kept, so that a job that is started again does no harm. Several processes may merge into
+    one file at the same time.
+
+    Raises:
+        InputError: a file is not finished, or was not written by hessian_spectrum; another process
+            holds the summary for longer than ``patience`` seconds.
+    """
+    names = [path.stem for path in files]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not files or twice:
+        what = f"two files are called {twice[0]}" if twice else "no files to merge"
+        raise InputError(f"{what}; expected run files with names of their own")
+    with ExitStack() as stack:
+        runs = {path.stem: stack.enter_context(run_file.open(path)) for path in files}
+        for run in runs.values():
+            if not run.finished:
+                raise InputError(f"{run.path} is not finished: its command with --resume goes on")
+        stack.enter_context(_PatientLock(summary, patience))
+        held, told = {}, {"config": {}, "provenance": {}}
+        if summary.exists():
+            before = stack.enter_context(run_file.open(summary))
+            if before.config.get("command") != "merge":
+                raise InputError(f"{summary} is not a summary; choose another name")
+            held.update(before)
+            told = {"config": before.config["of"], "provenance": before.provenance["of"]}
+        for name, run in runs.items():
+            held.update({_key(key, name): result for key, result in run.items()})
+            told["config"][name], told["provenance"][name] = run.config, run.provenance
+        run_file.save(
+            summary,
+            config={"command": "merge", "of": told["config"]},
+            provenance={**provenance.collect(), "of": told["provenance"]},
+            overwrite=True,
+            **held,
+        )
+    return list(held)
+
+
+def _key(key: str, name: str) -> str:
+    kind, label = hdf5_schema.split_key(key)
+    main = label == hdf5_schema.DEFAULT_LABEL
+    return hdf5_schema.join_key(kind, name if main else f"{name}, {label}")
+
+
+class _PatientLock(WriterLock):
+    """Waits for whoever writes."""
+
+    def __init__(self, path: Path, patience: float):
+        super().__init__(path)
+        self.patience = patience
+
+    def __enter__(self) -> WriterLock:
+        end = time.monotonic() + self.patience
+        while True:
+            try:
+                return super().__enter__()
+            except InputError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.2)

@@ -1,0 +1,202 @@
+"""Run files: written whole, read without torch or pickles. What is in them: hdf5_schema.py."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+
+import h5py
+
+from hessian_spectrum._core.atomic import replacing
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.storage import hdf5_schema
+from hessian_spectrum.storage.hdf5_schema import Result
+
+
+def save(
+    path: str | os.PathLike,
+    *results: Result,
+    config: object = None,
+    plan: object = None,
+    provenance: object = None,
+    finished: bool = True,
+    overwrite: bool = False,
+    **labelled: Result,
+) -> None:
+    """Write a run file that holds exactly these results.
+
+    The file is always written whole: a reader, a failure or a kill at any instant finds the
+    old file or the new one. ``save(other, **run)`` copies the results of an open run.
+
+    Args:
+        path: the file to write; its folder must exist.
+        *results: measures, eigenpairs, alignments, at most one of a kind, under the label "main".
+        config, plan, provenance: dicts or dataclasses that JSON can hold.
+        finished: False for a run that was interrupted and can be resumed.
+        overwrite: replace an existing file instead of refusing.
+        **labelled: results by label (``early=measure``), or by kind and label
+            (``**{"eigenpairs/early": pairs}``). A dict of named numbers, texts and arrays is
+            stored too: ``initial={"loss": 2.3, "gradient_norm": 0.1}``.
+
+    Raises:
+        InputError: the path is not usable, or a result is not something that can be stored.
+        OSError: the file cannot be written; the old one is as it was.
+
+    Memory: the size of the file, once.
+    """
+    _check_place(path, overwrite=overwrite)  # a disk that fails now is no mistake of the input
+    stored = hdf5_schema.by_key(results, labelled)
+    texts = {
+        name: hdf5_schema.to_json(name, value)
+        for name, value in zip(hdf5_schema.TEXTS, (config, plan, provenance))
+    }
+    with replacing(path) as temporary:
+        temporary.write_bytes(_content(stored, texts, finished))
+
+
+def _content(stored: Mapping[str, Result], texts: Mapping[str, str], finished: bool) -> memoryview:
+    """The file's bytes. Made in memory: on a full disk the HDF5 library crashes at exit."""
+    content = io.BytesIO()
+    with h5py.File(content, "w") as file:
+        file.attrs["schema"] = hdf5_schema.SCHEMA
+        file.attrs["schema_version"] = hdf5_schema.SCHEMA_VERSION
+        file.attrs["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        file.attrs["finished"] = bool(finished)
+        for name, text in texts.items():  # data sets: attributes end at 64 KiB
+            file.create_dataset(name, data=text, dtype=h5py.string_dtype())
+        for key, result in stored.items():
+            kind, label = hdf5_schema.split_key(key)
+            hdf5_schema.WRITERS[kind](file.create_group(f"{kind}/{label}"), result)
+    return content.getbuffer()
+
+
+def open(path: str | os.PathLike) -> Run:
+    """Open a run file for queries; checks all of it but the eigenvectors, which stay on disk.
+
+    It holds no lock. To look into the same file by h5py meanwhile: ``h5py.File(path,
+    locking=False)``; HDF5 refuses to open a file twice in a process with other settings.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        InputError: it is damaged, was not written by hessian_spectrum, or by a newer one.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no such file; expected a run file, as written by hessian_spectrum.save"
+        )
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected a run file such as run.h5")
+    try:
+        file = _opened(path)
+    except OSError as error:
+        reason = "is truncated or damaged" if _has_signature(path) else "is not an HDF5 file"
+        raise InputError(f"{path}: {reason} ({hdf5_schema.one_line(error)})") from None
+    try:
+        return Run(path, file)
+    except InputError as error:
+        file.close()
+        raise InputError(f"{path}: {error}") from None
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        file.close()
+        raise InputError(f"{path}: is damaged ({hdf5_schema.one_line(error)})") from None
+
+
+def _opened(path: Path) -> h5py.File:
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError:
+        # Open in this process already, with locks: HDF5 refuses to mix. What is damaged is refused
+        # again.
+        return h5py.File(path, "r")
+
+
+class Run(Mapping):
+    """The results in one run file: a mapping from "density", "eigenpairs/LABEL", ...
+
+    The label "main" goes without saying. Eigenvectors are read when they are indexed, and
+    only while the run is open; everything else is in memory.
+    """
+
+    def __init__(self, path: Path, file: h5py.File):
+        self.path = path
+        self._file = file
+        hdf5_schema.check_schema(file)
+        self.created = datetime.fromisoformat(file.attrs["created"])  # UTC
+        self.finished = bool(file.attrs["finished"])
+        self.config, self.plan, self.provenance = (
+            json.loads(hdf5_schema.read_text(file, n)) for n in hdf5_schema.TEXTS
+        )
+        self._results = {
+            hdf5_schema.join_key(kind, label): reader(file[kind][label])
+            for kind, reader in hdf5_schema.READERS.items()
+            for label in sorted(file.get(kind, ()), key=hdf5_schema.main_first)
+        }
+
+    def __getitem__(self, key: str) -> Result:
+        try:
+            return self._results[hdf5_schema.join_key(*hdf5_schema.split_key(key))]
+        except (KeyError, InputError):
+            held = ", ".join(map(repr, self)) or "nothing"
+            raise KeyError(f"{self.path} holds no {key!r}; it holds {held}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._results)
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "finished" if self.finished else "not finished"
+        when = f"{self.created:%Y-%m-%d %H:%M} UTC"
+        return f"<Run {self.path}: {', '.join(self) or 'empty'}; {state}, {when}>"
+
+
+def check_output(path: str | os.PathLike, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Refuse an output before hours are spent on it; leaves nothing behind.
+
+    Raises:
+        InputError: ``path`` exists and neither flag is given, is a folder, or its folder is
+            missing or not writable.
+    """
+    path = _check_place(path, overwrite=overwrite, resume=resume)
+    # Permission bits do not tell: root ignores them, and file systems are mounted read-only.
+    probe = path.parent / f".{uuid.uuid4().hex[:12]}.tmp"
+    try:
+        probe.write_bytes(b"probe")
+    except OSError as error:
+        raise InputError(f"{path}: cannot write in {path.parent} ({error.strerror})") from None
+    finally:
+        with suppress(OSError):  # a disk that is read-only refuses that, too
+            probe.unlink(missing_ok=True)
+
+
+def _check_place(path: str | os.PathLike, *, overwrite: bool, resume: bool = False) -> Path:
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected the name of a file, such as run.h5")
+    if path.exists() and not (overwrite or resume):
+        raise InputError(f"{path}: exists already; choose another name, resume it or overwrite it")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
+    return path
+
+
+def _has_signature(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8) == b"\x89HDF\r\n\x1a\n"

@@ -1,0 +1,312 @@
+"""Immutable shards of a run's state, and the manifest that makes them count.
+
+Beside ``run.h5`` stands the folder ``run.h5.d/``: safetensors files that are written once,
+and ``manifest.json``, written last. What no manifest mentions does not exist. All ranks may
+write shards at the same time; one of them commits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+
+from hessian_spectrum._core.atomic import replacing, sync
+from hessian_spectrum._core.errors import InputError, Warned
+
+LATEST, PREVIOUS = "manifest.json", "manifest.previous.json"
+SUFFIX = ".safetensors"
+
+
+class ShardFolder:
+    """The folder of a run's shards; created at the first write.
+
+    A manifest is any JSON dict; the entries that ``write`` returned may stand anywhere in it.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+
+    @classmethod
+    def beside(cls, run: str | os.PathLike) -> ShardFolder:
+        """The shard folder of the run file ``run``: ``run.h5`` -> ``run.h5.d``."""
+        return cls(f"{os.fspath(run)}.d")
+
+    def write(
+        self, name: str, arrays: Mapping[str, NDArray], index: tuple[int, int] | None = None
+    ) -> dict:
+        """Write one shard, on disk for good when this returns, and return its manifest entry.
+
+        Args:
+            name: letters, digits and ``.-_``; ends up in the file's name, which is unique, so
+                that a step computed again after a kill never overwrites what a manifest lists.
+            arrays: what to keep; non-contiguous ones are copied.
+            index: (start, stop), the global entries that this shard holds.
+        """
+        if not re.fullmatch(r"[\w-][\w.-]*", name):
+            raise InputError(f"shard name {name!r}: expected letters, digits, '.', '-' and '_'")
+        arrays = {key: np.asarray(value, order="C") for key, value in arrays.items()}
+        self._make()
+        path = self.folder / f"{name}-{uuid.uuid4().hex[:12]}{SUFFIX}"
+        with replacing(path) as temporary:
+            try:
+                save_file(arrays, temporary)
+            except SafetensorError as error:  # a full disk, among others
+                raise _system_error(error, path) from None
+            digest, size = _sha256(temporary), temporary.stat().st_size
+        return {
+            "file": path.name,
+            "sha256": digest,
+            "bytes": size,
+            "index": None if index is None else [int(bound) for bound in index],
+            "shapes": {key: list(value.shape) for key, value in arrays.items()},
+            "dtypes": {key: value.dtype.name for key, value in arrays.items()},
+        }
+
+    def read(self, entry: Mapping) -> dict[str, NDArray]:
+        """The arrays of one shard.
+
+        Raises:
+            InputError: the file is missing or its content is not what was written.
+        """
+        self.verify(entry)
+        return load_file(self.folder / entry["file"])
+
+    def verify(self, entry: Mapping) -> None:
+        """Raise InputError unless the shard is there with the checksum of its entry."""
+        path = self.folder / entry["file"]
+        if not path.is_file():
+            raise InputError(f"{path}: this shard is missing; restore it or start again")
+        if _sha256(path) != entry["sha256"]:
+            raise InputError(
+                f"{path}: this shard is damaged (its checksum differs from the manifest's); "
+                "restore it or start again"
+            )
+
+    def commit(self, manifest: dict) -> None:
+        """Make ``manifest`` the latest and keep the one before as the previous.
+
+        Of the shards, those that only the outgoing manifest lists are deleted. A shard that
+        none has listed stays: another rank may be writing it for the next commit. What a
+        killed run left over goes with ``sweep``.
+        """
+        text = json.dumps(manifest, indent=1)
+        self._make()
+        latest, previous = self._load(LATEST), self._load(PREVIOUS)
+        # A manifest that lost its shards must not push out an older one that still has them.
+        if latest is not None and self._present(latest):
+            previous, dropped = latest, previous
+            self._replace(PREVIOUS, (self.folder / LATEST).read_text())
+        else:
+            dropped = latest
+        self._replace(LATEST, text)
+        for file in _files(dropped) - _files(manifest) - _files(previous):
+            (self.folder / file).unlink(missing_ok=True)
+
+    def manifest(self, required: Iterable[str] = ()) -> dict | None:
+        """The latest manifest whose shards are all there, checksums verified; None if none.
+
+        One without a ``required`` key counts as damaged. Warns when that is not the last one
+        written. Cost: reads every shard that it lists.
+
+        Raises:
+            InputError: there are manifests, but all of them are damaged, or what they list is.
+        """
+        reasons, culprit = [], "the manifest"
+        for name in (LATEST, PREVIOUS):
+            if not (self.folder / name).exists():
+                continue
+            try:
+                manifest = json.loads((self.folder / name).read_text())
+                missing = set(required) - set(_dict(manifest))
+                if missing:
+                    raise InputError(f"{', '.join(sorted(missing))} is missing")
+                entries = _entries(manifest)
+            except (OSError, ValueError) as error:  # InputError and JSON's are ValueErrors
+                reasons.append(f"{name}: {error}")
+                continue
+            try:
+                for entry in entries:
+                    self.verify(entry)
+            except (OSError, ValueError) as error:
+                culprit = "a shard"
+                reasons.append(str(error))
+                continue
+            if reasons:
+                why = f"going back to {name}, because {reasons[0]}"
+                warnings.warn(why, Warned, stacklevel=2)
+            return manifest
+        if reasons:
+            raise InputError(
+                f"{self.folder}: nothing to resume from: {culprit} is damaged: "
+                f"{'; '.join(reasons)}; remove the folder to start again"
+            )
+        return None
+
+    def sweep(self) -> None:
+        """Delete what no manifest mentions. For the one writer, while no rank is writing."""
+        if not self.folder.is_dir():
+            return
+        listed = _files(self._load(LATEST)) | _files(self._load(PREVIOUS))
+        for path in self.folder.iterdir():
+            if path.suffix == ".tmp" or (path.suffix == SUFFIX and path.name not in listed):
+                path.unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Delete what this class wrote, and the folder if nothing else is in it."""
+        if not self.folder.is_dir():
+            return
+        for name in (LATEST, PREVIOUS):  # first: a manifest without its shards is a damaged one
+            (self.folder / name).unlink(missing_ok=True)
+        for path in self.folder.iterdir():
+            if path.suffix in (".tmp", SUFFIX):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):  # something of the user's is in it
+            self.folder.rmdir()
+
+    def _make(self) -> None:
+        if not self.folder.is_dir():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            sync(self.folder.parent)
+
+    def _replace(self, name: str, text: str) -> None:
+        with replacing(self.folder / name) as temporary:
+            temporary.write_text(text)
+
+    def _load(self, name: str) -> dict | None:
+        try:
+            return json.loads((self.folder / name).read_text())
+        except (OSError, ValueError):
+            return None
+
+    def _present(self, manifest: dict) -> bool:
+        paths = ((self.folder / entry["file"], entry["bytes"]) for entry in _entries(manifest))
+        return all(path.is_file() and path.stat().st_size == size for path, size in paths)
+
+
+class LazyRows:
+    """Rows (k, n) that are read when indexed; ``np.asarray`` reads them all."""
+
+    shape: tuple[int, int]
+    dtype: np.dtype
+    ndim = 2
+
+    def _row(self, index: int) -> NDArray:
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key) -> NDArray:
+        """NumPy's indexing; reads the rows that ``key`` selects, one at a time."""
+        rows, rest = (key[0], key[1:]) if isinstance(key, tuple) and key else (key, ())
+        selected = np.arange(len(self))[rows]
+        if selected.ndim == 0:
+            return self._row(int(selected))[rest]
+        block = np.empty((selected.size, self.shape[1]), self.dtype)
+        for out, row in zip(block, selected.ravel()):
+            out[:] = self._row(int(row))
+        return block.reshape(*selected.shape, self.shape[1])[
+            (slice(None),) * selected.ndim + tuple(rest)
+        ]
+
+    def __array__(self, dtype=None, copy=None) -> NDArray:
+        if copy is False:
+            raise ValueError("vectors on disk cannot become an array without a copy")
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.shape}, {self.dtype}, on disk>"
+
+
+class ShardedVectors(LazyRows):
+    """Eigenvectors too large for the run's file: shards that each hold some entries of all rows.
+
+    Args:
+        folder: where the shards are.
+        entries: from ``ShardFolder.write``, each with an array "vectors" (k, stop - start) and
+            ``index=(start, stop)``; together they must cover 0..n. List them in the manifest,
+            or the folder forgets them.
+    """
+
+    def __init__(self, folder: ShardFolder, entries: Sequence[Mapping]):
+        self.folder = folder
+        self.entries = sorted((dict(entry) for entry in entries), key=lambda e: e["index"])
+        end = 0
+        for entry in self.entries:
+            (start, stop), shape = entry["index"], entry["shapes"]["vectors"]
+            if start != end or shape != [self.entries[0]["shapes"]["vectors"][0], stop - start]:
+                raise InputError(
+                    f"{folder.folder / entry['file']}: holds vectors {shape} for the entries "
+                    f"{start} to {stop}; expected (k, stop - start), and a start at {end}"
+                )
+            end = stop
+        if not self.entries:
+            raise InputError(f"{folder.folder}: sharded vectors need at least one shard")
+        self.shape = (self.entries[0]["shapes"]["vectors"][0], end)
+        self.dtype = np.dtype(self.entries[0]["dtypes"]["vectors"])
+        self._verified = False
+
+    def _row(self, index: int) -> NDArray:
+        if not self._verified:
+            for entry in self.entries:
+                self.folder.verify(entry)
+            self._verified = True
+        return np.concatenate([self._slice(entry, index) for entry in self.entries])
+
+    def _slice(self, entry: Mapping, index: int) -> NDArray:
+        path = self.folder.folder / entry["file"]
+        try:
+            with safe_open(path, framework="numpy") as file:
+                return file.get_slice("vectors")[index : index + 1][0]
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: cannot be read ({error})") from None
+
+
+def _system_error(error: SafetensorError, path: Path) -> OSError:
+    """With the number that the library puts into its text."""
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if number is None:
+        return OSError(f"{path}: cannot be written ({error})")
+    return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
+
+
+def _dict(manifest: object) -> dict:
+    if not isinstance(manifest, dict):
+        raise InputError(f"holds a {type(manifest).__name__}, so every key is missing")
+    return manifest
+
+
+def _entries(node: object) -> Iterator[dict]:
+    """Every shard entry in a manifest, wherever it stands."""
+    if isinstance(node, dict):
+        if "file" in node and "sha256" in node:
+            yield node
+        else:
+            node = list(node.values())
+    if isinstance(node, list):
+        for item in node:
+            yield from _entries(item)
+
+
+def _files(manifest: object) -> set[str]:
+    return {Path(entry["file"]).name for entry in _entries(manifest)}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

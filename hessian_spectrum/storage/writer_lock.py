@@ -1,0 +1,187 @@
+"""One writer at a time. Readers hold no lock: files are replaced whole (atomic.py)."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from contextlib import suppress
+from datetime import datetime, timezone
+from pathlib import Path
+
+from hessian_spectrum._core.errors import InputError
+
+HEARTBEAT_SECONDS = 30.0
+STALE_SECONDS = 300.0
+
+
+class LockLost(OSError):
+    """Another process writes where this one did."""
+
+
+class WriterLock:
+    """The right to write ``path``, held through the file ``<path>.lock``.
+
+    A thread touches the lock every 30 s. It is stale, and taken over, when its process is dead
+    on this host, when it was silent for five minutes, or when it belongs to an earlier start
+    of this same SLURM job (a requeued job runs on another node, and once at a time).
+
+    Raises:
+        InputError: another process holds the lock; names its host, pid and job.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, heartbeat: float = HEARTBEAT_SECONDS):
+        self.path = Path(f"{os.path.realpath(path)}.lock")
+        self.heartbeat = heartbeat  # seconds
+        self._token = uuid.uuid4().hex
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> WriterLock:
+        if not self._create():
+            self._take_over()
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._beat, name="writer-lock", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self.held:
+            # Where it cannot be removed, the run has ended with a better reason; it becomes stale.
+            with suppress(OSError):
+                self.path.unlink(missing_ok=True)
+
+    @property
+    def held(self) -> bool:
+        """Whether the lock is still ours: a process that slept too long may have lost it."""
+        return _content(self.path).get("token") == self._token
+
+    def require(self) -> None:
+        """Raise LockLost if another process has taken the lock over: it is the writer now."""
+        if not self.held:
+            raise LockLost(
+                f"{self.path} was taken over or removed while this process was silent; nothing "
+                "more was written here"
+            )
+
+    def _create(self) -> bool:
+        try:
+            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot create this lock file ({error.strerror})"
+            ) from None
+        with os.fdopen(descriptor, "w") as file:
+            json.dump({**_whoami(), "token": self._token}, file)
+            file.flush()
+            os.fsync(descriptor)
+        return True
+
+    def _take_over(self) -> None:
+        before = _identity(self.path)
+        if not _is_stale(self.path):
+            raise InputError(self._refusal())
+        # Two processes may find the same lock stale; the slower must not rename the faster
+        # one's new lock away. Only one of them can create the claim on *this* stale lock, and
+        # whoever has it looks again before touching anything.
+        claim = self.path.with_name(f"{self.path.name}.{before}")
+        try:
+            os.close(os.open(claim, os.O_CREAT | os.O_EXCL, 0o666))
+        except FileExistsError:
+            raise InputError(
+                f"{self.path}: another process is taking this lock over; try again, and if "
+                f"that does not help, remove {claim}"
+            ) from None
+        try:
+            if _identity(self.path) == before:
+                with suppress(FileNotFoundError):
+                    os.rename(self.path, claim)
+            if not self._create():
+                raise InputError(self._refusal())
+        finally:
+            claim.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self.heartbeat):
+            if self.held:
+                with suppress(OSError):
+                    os.utime(self.path)
+
+    def _refusal(self) -> str:
+        owner = _content(self.path)
+        who = ", ".join(f"{key} {owner.get(key) or 'unknown'}" for key in ("host", "pid", "job"))
+        return (
+            f"{self.path}: another process is writing here ({who}, since "
+            f"{owner.get('started', 'unknown')}); wait for it, choose another output, or, if it "
+            f"is gone, try again {STALE_SECONDS / 60:.0f} minutes after its end or remove this file"
+        )
+
+
+def _whoami() -> dict:
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "job": os.environ.get("SLURM_JOB_ID") or os.environ.get("PBS_JOBID"),
+        "restart": int(os.environ.get("SLURM_RESTART_COUNT") or 0),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _content(lock: Path) -> dict:
+    """What the lock says; nothing while it is absent or not yet written."""
+    try:
+        content = json.loads(lock.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _identity(lock: Path) -> str:
+    """A name for this lock at this heartbeat; another owner or a new heartbeat changes it."""
+    try:
+        status = lock.stat()
+    except FileNotFoundError:
+        return "absent"
+    return f"{_content(lock).get('token', 'unknown')}-{status.st_ino}-{status.st_mtime_ns}"
+
+
+def _is_stale(lock: Path) -> bool:
+    owner, me = _content(lock), _whoami()
+    if owner.get("host") == me["host"] and not _alive(owner.get("pid")):
+        return True
+    if me["job"] and owner.get("job") == me["job"] and owner.get("restart", 0) < me["restart"]:
+        return True
+    try:
+        return _now(lock.parent) - lock.stat().st_mtime > STALE_SECONDS
+    except FileNotFoundError:  # released meanwhile
+        return True
+
+
+def _alive(pid: object) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, TypeError, ValueError, OverflowError):
+        pass  # someone else's process, or no pid to ask about: the heartbeat decides
+    return True
+
+
+def _now(folder: Path) -> float:
+    """The time by the file system's clock, which stamps the heartbeats; a node's may differ."""
+    probe = folder / f".clock.{uuid.uuid4().hex[:12]}.tmp"
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
