@@ -264,7 +264,7 @@ def test_arrays_that_do_not_belong_together_are_refused():
         SpectralMeasure(*(np.zeros(s) for s in [(0,), (1, 0)]), 3, np.zeros(0), np.zeros(0, bool))
 
 
-@pytest.mark.parametrize("module", ["measure", "store", "plotting"])
+@pytest.mark.parametrize("module", ["spectral.measure", "storage.run_file", "plotting.density"])
 def test_results_are_read_queried_and_drawn_without_torch(module):
     code = (
         f"import sys, hessian_spectrum.{module}; "

@@ -371,8 +371,8 @@ def test_a_flipped_bit_is_noticed(path, name):
 
 WRITER = """
 import sys, numpy as np
-from hessian_spectrum import store
-from hessian_spectrum.measure import SpectralMeasure
+from hessian_spectrum.storage import run_file as store
+from hessian_spectrum.spectral.measure import SpectralMeasure
 i = 0
 while True:
     weights, i_everywhere = np.full((4, 20_000), 1 / 20_000), np.full(20_000, float(i))
@@ -676,8 +676,8 @@ def test_a_lock_that_was_lost_is_neither_touched_nor_removed(path):
 
 RIVAL = """
 import sys, time
-from hessian_spectrum.errors import InputError
-from hessian_spectrum.lock import WriterLock
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.storage.writer_lock import WriterLock
 time.sleep(max(0, float(sys.argv[2]) - time.time()))
 try:
     with WriterLock(sys.argv[1]) as lock:

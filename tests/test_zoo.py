@@ -355,7 +355,7 @@ def test_absent_torchvision_is_an_input_error():
         import importlib.util
         real = importlib.util.find_spec
         importlib.util.find_spec = lambda name, *a: None if name == "torchvision" else real(name)
-        from hessian_spectrum.errors import InputError
+        from hessian_spectrum._core.errors import InputError
         from hessian_spectrum.zoo.torchvision_compat import import_torchvision
         try:
             import_torchvision()

@@ -182,7 +182,7 @@ def _density_of(run: Any, file: Path | None) -> Any:
 def plot(config: PlotConfig) -> None:
     from hessian_spectrum.plotting import density as plotting
     from hessian_spectrum.plotting import registry
-    from hessian_spectrum.storage import run_file
+    from hessian_spectrum.storage import hdf5_schema, run_file
 
     out = config.out or config.file.with_suffix(".png")
     run_file.check_output(out, overwrite=config.overwrite)
@@ -203,7 +203,7 @@ def plot(config: PlotConfig) -> None:
             registry.save(result, out, config.view, config.value, _title(run), path)
             print(f"written to {out}")
             return
-        views = plotting.VIEWS_OF.get(run_file.schema.split_key(key)[0], {})
+        views = plotting.VIEWS_OF.get(hdf5_schema.split_key(key)[0], {})
         view = config.view or next(iter(views), None)
         if view not in views:
             raise InputError(
