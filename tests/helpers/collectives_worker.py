@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from conftest import with_spectrum
+from prescribed_spectra import with_spectrum
 from torch import nn
 from torch.nn import functional as F
 

@@ -1,5 +1,6 @@
-"""Objectives whose loss can be worked out by hand."""
+"""Objectives whose loss, and a path whose shape, can be worked out by hand."""
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -50,3 +51,16 @@ def product(depth):
     torch.manual_seed(0)
     ones = torch.ones(2, 1, dtype=torch.float64)
     return hs.Evaluator(Product(depth).double(), nn.MSELoss(), (ones, ones))
+
+
+def spiral(count=12, n=30, seed=0):
+    """A curved path of ``count`` points near a space of three dimensions, (count, n)."""
+    rng = np.random.default_rng(seed)
+    t = np.linspace(0, 1, count)[:, None]
+    ends = rng.normal(size=(3, n))
+    return tensor(
+        (1 - t) * ends[0]
+        + t * ends[1]
+        + np.sin(3 * t) * ends[2]
+        + 0.01 * rng.normal(size=(count, n))
+    )

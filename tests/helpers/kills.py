@@ -1,7 +1,7 @@
 """Kills running jobs at random instants, resumes them, and prints a table of what became of them.
 
-python tests/kills.py --kills 50          # a table; exit code 1 if a line is not perfect
-python tests/kills.py --kinds density --kills 5 --seconds 3
+python tests/helpers/kills.py --kills 50          # a table; exit code 1 if a line is not perfect
+python tests/helpers/kills.py --kinds density --kills 5 --seconds 3
 
 A job is some processes with one process group, forked from this one so that they start at once.
 One of them is killed (SIGKILL): at a random instant, or, every other time, as soon as a random

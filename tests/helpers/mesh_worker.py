@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from test_evaluator import NETWORKS, data
+from small_networks import NETWORKS, data
 from torch.nn import functional as F
 
 import hessian_spectrum as hs

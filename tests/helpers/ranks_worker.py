@@ -10,8 +10,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from conftest import with_spectrum
-from test_evaluator import NETWORKS, data
+from prescribed_spectra import with_spectrum
+from small_networks import NETWORKS, data
 from torch.nn import functional as F
 from torch.utils.data import IterableDataset
 

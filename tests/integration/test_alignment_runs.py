@@ -7,9 +7,9 @@ import os
 import numpy as np
 import pytest
 import torch
-from test_cli import fails, inside  # noqa: F401, a fixture
-from test_distributed import TORCHRUN, launch
-from test_evaluator import data, mlp
+from command_line import fails
+from launching import TORCHRUN, launch
+from small_networks import data, mlp
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
@@ -162,7 +162,7 @@ def test_what_a_resume_and_eigenpairs_of_something_else_are_told(tmp_path):
     assert np.isnan(found_in(out).captured).all()
 
 
-def test_the_command_line_answers_draws_and_refuses(inside, capsys):  # noqa: F811
+def test_the_command_line_answers_draws_and_refuses(inside, capsys):
     assert main([*RUN, *SIZES, "--out", "run.h5"]) == 0
     said = capsys.readouterr()
     assert "11 products in 3 passes" in said.err
@@ -188,7 +188,7 @@ def test_the_command_line_answers_draws_and_refuses(inside, capsys):  # noqa: F8
     fails(capsys, ["query", "run.h5", "trace", "--result", "alignment"], "alignment: has no quer")
 
 
-def test_the_command_line_on_ranks(inside):  # noqa: F811
+def test_the_command_line_on_ranks(inside):
     program = [*RUN, *SIZES, "--out"]
     assert main([*program, "alone.h5"]) == 0
     launch([*TORCHRUN, "3", "-m", "hessian_spectrum", *program, "torchrun.h5"], inside)
@@ -204,7 +204,7 @@ def test_the_command_line_on_ranks(inside):  # noqa: F811
 
 
 @pytest.fixture
-def stored(inside):  # noqa: F811
+def stored(inside):
     """Eigenpairs of both ends and a density of the same matrix."""
     ev = hs.Evaluator(**problem())
     H = hs.Hessian(ev)

@@ -10,7 +10,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from command_line import fails
+from locations import ROOT
 
 import hessian_spectrum as hs
 from hessian_spectrum import zoo
@@ -19,23 +20,6 @@ from hessian_spectrum.cli import main
 MODEL = "mlp-64-6-10"
 ZOO = ["--model", MODEL, "--dataset", "digits", "--limit", "100", "--dtype", "float64"]
 SMALL = [*ZOO, "--num-probes", "3", "--num-steps", "12", "--batch-size", "40"]
-
-
-@pytest.fixture
-def inside(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def fails(capsys, argv, message):
-    """Exit code 2, one line, and no file that was not there before."""
-    capsys.readouterr()
-    before = sorted(os.listdir())
-    assert main(argv) == 2
-    said = capsys.readouterr().err.strip()
-    assert message in said
-    assert "\n" not in said
-    assert sorted(os.listdir()) == before
 
 
 def test_density_writes_a_file_that_answers_without_the_model(inside, capsys):

@@ -4,7 +4,8 @@ import json
 
 import pytest
 from collectives_worker import STEPS, B
-from test_distributed import TORCHRUN, WORKER, launch
+from launching import TORCHRUN, launch
+from locations import HELPERS
 
 RANKS = 2
 FLOAT = 8  # bytes; the coefficients are always of that size
@@ -13,7 +14,7 @@ FLOAT = 8  # bytes; the coefficients are always of that size
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("collectives")
-    worker = WORKER.with_name("collectives_worker.py")
+    worker = HELPERS / "collectives_worker.py"
     launch([*TORCHRUN, str(RANKS), str(worker), str(folder)], folder)
     return json.loads((folder / "collectives.json").read_text())
 

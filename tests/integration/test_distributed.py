@@ -2,50 +2,20 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from launching import LAUNCHERS, TORCHRUN, launch, mpirun
+from locations import HELPERS, ROOT
 
 import hessian_spectrum as hs
 from hessian_spectrum import distributed, joining
 from hessian_spectrum.cli import main
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-WORKER = Path(__file__).with_name("ranks_worker.py")
-
-
-def mpirun(ranks):
-    beside = Path(sys.executable).with_name("mpiexec")
-    program = str(beside) if beside.exists() else shutil.which("mpiexec")
-    if program is None:
-        pytest.skip("no mpiexec here; pip install '.[mpi]'")
-    return [program, "-n", str(ranks), sys.executable]
-
-
-def srun(ranks):
-    if shutil.which("srun") is None or "SLURM_CONF" not in os.environ:
-        pytest.skip("no SLURM here, or SLURM_CONF does not say where")
-    return ["srun", f"--ntasks={ranks}", sys.executable]
-
-
-LAUNCHERS = {
-    "torchrun": lambda ranks: [*TORCHRUN, str(ranks)],
-    "mpi": mpirun,
-    "slurm": srun,
-}
-
-
-def launch(command, cwd, expected=0):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-    assert done.returncode == expected, done.stderr[-3000:]
-    return done
+WORKER = HELPERS / "ranks_worker.py"
 
 
 @pytest.fixture(scope="module")

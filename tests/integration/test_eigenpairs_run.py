@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import with_spectrum
-from test_runs import StopAfterOneSave, contents, problem
+from density_runs import StopAfterOneSave, contents, problem
+from prescribed_spectra import with_spectrum
 
 import hessian_spectrum as hs
 from hessian_spectrum import eigensolver, schema

@@ -3,10 +3,10 @@
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
 import pytest
-from test_distributed import TORCHRUN, launch
+from launching import TORCHRUN, launch
+from locations import HELPERS
 
 import hessian_spectrum as hs
 from hessian_spectrum import handout
@@ -14,7 +14,7 @@ from hessian_spectrum.distributed import RankLost
 from hessian_spectrum.handout import Handout
 from hessian_spectrum.mesh import Mesh
 
-WORKER = Path(__file__).with_name("mesh_worker.py")
+WORKER = HELPERS / "mesh_worker.py"
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import dense_hessian
-from test_distributed import TORCHRUN, launch
-from test_evaluator import data, mlp
+from dense_oracles import dense_hessian
+from launching import TORCHRUN, launch
+from small_networks import data, mlp
 from torch import nn
 from torch.nn import functional as F
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from conftest import ROOT
+from locations import ROOT
 
 import hessian_spectrum as hs
 from hessian_spectrum import problems

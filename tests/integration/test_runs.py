@@ -8,7 +8,8 @@ import signal
 import numpy as np
 import pytest
 import torch
-from test_evaluator import N, data, mlp
+from density_runs import StopAfterOneSave, contents, problem
+from small_networks import N, data
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
@@ -27,13 +28,6 @@ def out(tmp_path):
     return tmp_path / "run.h5"
 
 
-def problem(loss_fn=F.cross_entropy, model=None, **options):
-    torch.manual_seed(0)
-    samples = data()
-    model = model or mlp()
-    return {"model": model, "loss_fn": loss_fn, "data": samples, "batch_size": 4, **options}
-
-
 def config(out, **options):
     # Minutes of 0: the state is saved after each step.
     fields = {"num_probes": 2, "num_steps": STEPS, "checkpoint_minutes": 0.0, "hvp": "reverse"}
@@ -42,22 +36,6 @@ def config(out, **options):
 
 def density(out, arguments, stop=None, **options):
     runs.density(config(out, **options), arguments, hs.World(), stop)
-
-
-class StopAfterOneSave(StopRequest):
-    """A signal that comes as soon as there is something to go on from, or when ``then`` says."""
-
-    def __init__(self, out, then=lambda: "SIGTERM"):
-        self.state, self.then = out.with_name("run.h5.d") / "manifest.json", then
-        super().__init__()
-
-    @property
-    def name(self):
-        return self.then() if self.state.exists() else None
-
-    @name.setter
-    def name(self, value):
-        assert value is None
 
 
 def interrupted(out, arguments, **options):
@@ -70,12 +48,6 @@ def spoil(out, text):
     """Both manifests: the run would go back to an intact earlier one."""
     for name in ("manifest.json", "manifest.previous.json"):
         (out.with_name("run.h5.d") / name).write_text(text)
-
-
-def contents(out):
-    """Every file of the run, with its bytes."""
-    files = [*out.parent.glob("run.h5"), *out.parent.glob("run.h5.d/*")]
-    return {path.name: path.read_bytes() for path in files}
 
 
 def refused(out, arguments, message, **options):

@@ -5,16 +5,16 @@ import resource
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from disks_worker import COMMON, KINDS, OFTEN, ROOMS, SAVES, SELDOM, in_small_tasks, same
+from locations import HELPERS
 
 import hessian_spectrum as hs
 from hessian_spectrum import point_planner, store
 from hessian_spectrum.cli import main
 
-WORKER = Path(__file__).with_name("disks_worker.py")
+WORKER = HELPERS / "disks_worker.py"
 PRIVATE = ["unshare", "--mount", "--map-root-user"]  # mounts that nobody else sees
 
 

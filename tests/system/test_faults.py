@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
-from test_distributed import TORCHRUN, launch, mpirun
+from launching import TORCHRUN, launch, mpirun
+from locations import HELPERS, ROOT
 
 import hessian_spectrum as hs
 
-PROBLEM = Path(__file__).with_name("faulty.py")
+PROBLEM = HELPERS / "faulty.py"
 SILENCE = 8.0  # seconds that the others wait for a rank here
 ANSWER = 5.0  # seconds that they take to find out which it is, and to say it
 TORCHRUN_WAITS = 30.0  # seconds that torchrun leaves to a rank which it has asked to end

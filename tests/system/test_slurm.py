@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from locations import HELPERS, ROOT
 
 import hessian_spectrum as hs
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
-PROBLEM = Path(__file__).with_name("faulty.py")
+PROBLEM = HELPERS / "faulty.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 

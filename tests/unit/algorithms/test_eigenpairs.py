@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import with_spectrum
+from prescribed_spectra import with_spectrum
 from torch import nn
 
 import hessian_spectrum as hs

@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, dense_hessian
-from test_evaluator import CLASSES, INPUTS, NETWORKS, data, mlp
+from dense_oracles import dense_hessian
+from locations import ROOT
+from small_networks import CLASSES, INPUTS, NETWORKS, data, mlp
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset

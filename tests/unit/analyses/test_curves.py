@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from hand import bowl, objective, product, tensor
-from test_points import PLANS, conv, evaluator, images, plane
+from hand import bowl, objective, product, spiral, tensor
+from image_networks import PLANS, conv, evaluator, images, plane
 from torch import nn
 from torch.nn import functional as F
 
@@ -67,18 +67,6 @@ def test_a_search_that_is_continued_takes_the_same_steps():
 
 
 # -- trajectories --------------------------------------------------------------------------------
-
-
-def spiral(count=12, n=30, seed=0):
-    rng = np.random.default_rng(seed)
-    t = np.linspace(0, 1, count)[:, None]
-    ends = rng.normal(size=(3, n))
-    return tensor(
-        (1 - t) * ends[0]
-        + t * ends[1]
-        + np.sin(3 * t) * ends[2]
-        + 0.01 * rng.normal(size=(count, n))
-    )
 
 
 def test_a_trajectory_is_what_its_definitions_say():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from hand import bowl, product, tensor
-from test_points import conv, evaluator, images
+from image_networks import conv, evaluator, images
 from torch import nn
 from torch.nn import functional as F
 

@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
-from test_curves import spiral
-from test_points import evaluator
+from hand import spiral
+from image_networks import evaluator
+from locations import ROOT
 
 import hessian_spectrum as hs
 from hessian_spectrum import cli, directions, field_schema, report

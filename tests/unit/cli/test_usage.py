@@ -22,12 +22,6 @@ ZOO = ["density", "--model", "mlp-64-4-10", "--dataset", "digits", "--limit", "3
 TRAIN = ["train", "--model", "mlp-64-4-10", "--dataset", "digits", "--limit", "30"]
 
 
-@pytest.fixture
-def inside(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def refused(capsys, argv, *words, code=2):
     """One line on stderr, and no file that was not there before; returns the line."""
     capsys.readouterr()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import with_spectrum
+from prescribed_spectra import with_spectrum
 
 import hessian_spectrum as hs
 from hessian_spectrum.krylov import lanczos

@@ -5,24 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import with_spectrum
+from prescribed_spectra import BULK, OUTLIERS, space_of, with_spectrum
 
 import hessian_spectrum as hs
 from hessian_spectrum.krylov import block
 from hessian_spectrum.probes import gaussian_probes
-
-BULK = [*np.linspace(-0.01, 0.01, 40), *([0.0] * 20)]
-OUTLIERS = [-1.0, 0.5, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0]
-
-
-def space_of(matrix, b, steps, seed=0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    probes = torch.randn(b, len(matrix), generator=generator, dtype=torch.float64).to(dtype)
-    operator = hs.Dense(matrix.to(dtype))
-    space = block.start(operator, probes, steps)
-    while space.num_steps < steps and not space.is_invariant:
-        space = block.step(operator, space)
-    return space, probes
 
 
 def residual_of(space, matrix):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import with_spectrum
+from prescribed_spectra import with_spectrum
 
 import hessian_spectrum as hs
 from hessian_spectrum.krylov.extremes import Extremes, extremes

@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from test_evaluator import CLASSES, N, Rows, data, mlp, relative, spoiled
+from small_networks import CLASSES, N, Rows, data, mlp, relative, spoiled
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from conftest import FLOAT32, dense_hessian
-from test_evaluator import CLASSES, relative
+from dense_oracles import dense_hessian
+from precision_switches import FLOAT32
+from small_networks import CLASSES, relative
 from torch import backends, nn
 from torch.backends import cuda, mha
 from torch.nn import functional as F

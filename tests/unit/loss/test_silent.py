@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from conftest import dense_hessian
-from test_evaluator import CLASSES, INPUTS, data, mlp, relative
+from dense_oracles import dense_hessian
+from small_networks import CLASSES, INPUTS, data, mlp, relative
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from kinds import KINDS, oracle
-from test_evaluator import relative
+from small_networks import relative
 from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile

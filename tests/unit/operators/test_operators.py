@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from conftest import with_spectrum
 from kinds import BATCH, KINDS, collated, oracle
-from test_evaluator import NETWORKS, Rows, data, mlp, relative
+from prescribed_spectra import with_spectrum
+from small_networks import NETWORKS, Rows, data, mlp, relative
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_evaluator import data, mlp
+from small_networks import data, mlp
 from torch import nn
 from torch.nn import functional as F
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from test_plotting import texts
+from figures import texts
 
 import hessian_spectrum as hs
 from hessian_spectrum import outliers

@@ -6,10 +6,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import with_spectrum
+from figures import texts
 from matplotlib.colors import to_hex
+from prescribed_spectra import OUTLIERS, space_of, with_spectrum
 from scipy.integrate import trapezoid
-from test_block import OUTLIERS, space_of
 
 import hessian_spectrum as hs
 from hessian_spectrum import plotting, views
@@ -28,10 +28,6 @@ def some_measure(num_probes=4, scale=1.0, n=5000):
     bulk = np.where(certified, 0, weights)
     weights = np.where(certified, 1 / n, bulk * (1 - 3 / n) / bulk.sum(axis=1, keepdims=True))
     return SpectralMeasure(nodes, weights, n, np.zeros(43), certified)
-
-
-def texts(figure):
-    return " | ".join(text.get_text() for text in figure.findobj(lambda a: hasattr(a, "get_text")))
 
 
 @pytest.mark.parametrize("steps", [None, 3])

@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from hand import spiral
+from image_networks import evaluator
 from matplotlib.colors import LogNorm
-from test_curves import spiral
-from test_points import evaluator
 
 import hessian_spectrum as hs
 from hessian_spectrum import pictures, surface_export, surface_views

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from locations import ROOT
 
 import hessian_spectrum as hs
 from hessian_spectrum import batch, merging

@@ -3,27 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from conftest import with_spectrum
+from diagonal_operators import OUTLIERS, SIGMA2, SPECTRA, Diagonal, N, l1, rng, rule_of
+from prescribed_spectra import with_spectrum
 
 import hessian_spectrum as hs
 from hessian_spectrum.certified import certified
-from hessian_spectrum.krylov import block
 from hessian_spectrum.layout import Layout
 from hessian_spectrum.probes import gaussian_probes
-from hessian_spectrum.quadrature import BlockRule
-
-N = 400
-
-
-class Diagonal(hs.SymmetricOperator):
-    """Gaussian probes make every matrix of this spectrum equivalent."""
-
-    def __init__(self, values, dtype=torch.float64):
-        self.values = torch.as_tensor(values).to(dtype)
-        self.layout, self.dtype = Layout.of_size(len(self.values)), dtype
-
-    def products(self, vectors):
-        return vectors * self.values
 
 
 class Noisy(Diagonal):
@@ -37,40 +23,6 @@ class Noisy(Diagonal):
         exact = super().products(vectors)
         noise = torch.randn(exact.shape, generator=self.generator, dtype=exact.dtype)
         return exact + 1e-2 * exact.norm(dim=1, keepdim=True) * noise / self.n**0.5
-
-
-def rng():
-    return np.random.default_rng(0)
-
-
-OUTLIERS = np.array([-0.6, 0.3, 0.5, 0.8, 1.0, 1.7, 2.0, 3.0])
-SPECTRA = {
-    "outliers": np.r_[0.005 * rng().standard_normal(N - 8), OUTLIERS],
-    "a gap": np.r_[np.linspace(-0.1, 0.1, N // 2), np.linspace(1, 1.2, N - N // 2)],
-    "clusters": np.r_[np.zeros(N - 40), 1 + 1e-4 * rng().standard_normal(40)],
-    "multiplicities": np.r_[np.zeros(N - 9), [0.5] * 3, [1.0] * 6],
-    "all zero": np.zeros(N),
-    "low rank": np.r_[np.zeros(N - 5), [1.0, 2.0, 3.0, 4.0, 5.0]],
-    "power law": np.arange(1, N + 1) ** -1.2,
-    "no outliers": np.sort(rng().standard_normal((N, 2 * N)) @ np.ones(2 * N)) / N,
-    "Marchenko-Pastur": np.linalg.eigvalsh(np.cov(rng().standard_normal((N, 2 * N)))),
-}
-SIGMA2 = 1e-3
-
-
-def l1(measure, exact, sigma2=SIGMA2):
-    t = measure.grid(sigma2, 1500)
-    true = np.exp(-((t[:, None] - exact) ** 2) / (2 * sigma2)).mean(1) / np.sqrt(2 * np.pi * sigma2)
-    return np.trapezoid(np.abs(measure.density(t, sigma2) - true), t)
-
-
-def rule_of(operator, b, m, seed):
-    """What m steps from b probes know of the operator."""
-    z = gaussian_probes(operator.layout, range(b), seed, operator.dtype)
-    space = block.start(operator, z, m)
-    while space.num_steps < m and not space.is_invariant:
-        space = block.step(operator, space)
-    return BlockRule(space.t, space.first, space.off[-1], space.num_steps)
 
 
 def rules(values, b, m, seeds):

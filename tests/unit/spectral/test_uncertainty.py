@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from diagonal_operators import OUTLIERS, SPECTRA, Diagonal, N, l1, rule_of
 from scipy import stats
-from test_certified import OUTLIERS, SPECTRA, Diagonal, N, l1, rule_of
 
 import hessian_spectrum as hs
 from hessian_spectrum import InputError, SpectralMeasure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from locations import DATA, ROOT
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -26,9 +26,6 @@ from hessian_spectrum.zoo import (
     train,
 )
 from hessian_spectrum.zoo import datasets as datasets_module
-
-REPOSITORY = Path(__file__).parents[1]
-DATA = Path(os.environ.get("HESSIAN_SPECTRUM_DATA", REPOSITORY / "../shared/data")).resolve()
 
 
 def shared(name: str) -> Path:
@@ -294,7 +291,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> Path:
 
 def run_python(code: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
