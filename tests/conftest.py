@@ -1,4 +1,4 @@
-"""Shared oracles: the dense float64 Hessian of an independently written full-batch loss."""
+"""Fixtures of all tests, the environment of what they start, and markers by folder."""
 
 import os
 from pathlib import Path
@@ -9,16 +9,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from torch import backends, nn
+from locations import DATA
+from precision_switches import FLOAT32
 
-ROOT = Path(__file__).parents[1]
-DATA = Path(os.environ.get("HESSIAN_SPECTRUM_DATA", ROOT.parent / "shared" / "data"))
+# The assertions of these helpers explain themselves like those of a test.
+pytest.register_assert_rewrite("command_line", "density_runs", "launching")
+FOLDERS = Path(__file__).parent
 
 
-FLOAT32 = (
-    *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
-    *(backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn),
-)
+def pytest_collection_modifyitems(items):
+    """Mark tests by their folder: ``quick`` (unit and not slow), ``integration``, ``system``."""
+    for item in items:
+        if not item.path.is_relative_to(FOLDERS):
+            continue
+        folder = item.path.relative_to(FOLDERS).parts[0]
+        if folder in ("integration", "system"):
+            item.add_marker(folder)
+        elif folder == "unit" and item.get_closest_marker("slow") is None:
+            item.add_marker("quick")
 
 
 @pytest.fixture(autouse=True)
@@ -42,41 +50,8 @@ def data_root() -> Path:
     return DATA
 
 
-def dense_hessian(model, loss_of_model, parameters=None):
-    """(n, n) of ``loss_of_model(model)``, one scalar over all data in one batch.
-
-    Reverse over reverse by torch.autograd.functional: forward over ``jacrev`` is silently wrong
-    with LayerNorm.
-    """
-    named = {
-        name: p.detach()
-        for name, p in model.named_parameters()
-        if p.requires_grad and (parameters is None or name in parameters)
-    }
-    sizes = [p.numel() for p in named.values()]
-
-    class Loss(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model
-
-        def forward(self):
-            return loss_of_model(self.model)
-
-    def loss(theta):
-        parts = zip(named.items(), theta.split(sizes))
-        state = {f"model.{name}": part.view_as(p) for (name, p), part in parts}
-        return torch.func.functional_call(Loss(), state, ())
-
-    theta = torch.cat([p.reshape(-1) for p in named.values()])
-    return torch.autograd.functional.hessian(loss, theta)
-
-
-def with_spectrum(eigenvalues, seed=0):
-    """A dense symmetric matrix with these eigenvalues and random eigenvectors."""
-    eigenvalues = torch.as_tensor(eigenvalues, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    n = len(eigenvalues)
-    q, _ = torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))
-    matrix = (q * eigenvalues) @ q.T
-    return (matrix + matrix.T) / 2
+@pytest.fixture
+def inside(tmp_path, monkeypatch):
+    """An empty folder, which is the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

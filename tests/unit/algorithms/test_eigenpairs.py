@@ -1,0 +1,362 @@
+"""Extreme eigenpairs against dense ones: both ends, copies, restarts, noise, too little of all."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from prescribed_spectra import with_spectrum
+from torch import nn
+
+import hessian_spectrum as hs
+from hessian_spectrum.distributed.sharding import Layout
+from hessian_spectrum.krylov.ritz import WHICH, may_miss_copies, ritz, wanted
+
+N = 200
+BULK = np.linspace(-0.1, 0.1, N)
+
+
+def spectrum(*outside):
+    return np.sort(np.concatenate([outside, BULK[len(outside) :]]))
+
+
+SPECTRA = {
+    "outliers": spectrum(-0.3, -0.2, 0.5, 0.7, 1.3),
+    "three alike below": spectrum(-0.3, -0.3, -0.3, 0.9),
+    "three alike above": spectrum(-0.3, 0.9, 0.9, 0.9),
+    "a cluster": spectrum(-1, -1 + 1e-9, -1 + 2e-9, -1 + 3e-9),
+    "one apart": spectrum(5.0),
+    "even": np.linspace(-1, 1, N),
+    "low rank": np.r_[np.zeros(N - 4), 1, 2, 3, 4],
+    "all alike": np.full(N, 2.0),
+    "zero": np.zeros(N),
+}
+
+
+class Counted(hs.SymmetricOperator):
+    """Products by a matrix, counted; each row of them passed through ``spoil``."""
+
+    def __init__(self, matrix, spoil=lambda rows: rows):
+        self.matrix, self.spoil, self.count = matrix, spoil, 0
+        self.layout, self.dtype = Layout.of_size(len(matrix)), matrix.dtype
+
+    def products(self, vectors):
+        self.count += len(vectors)
+        return self.spoil(vectors @ self.matrix)
+
+
+def exact(values, which, k):
+    values = np.sort(values)
+    return values[wanted(which, k, values)]
+
+
+def misfits(matrix, pairs):
+    vectors = torch.as_tensor(pairs.vectors)
+    return (vectors @ matrix - torch.as_tensor(pairs.values)[:, None] * vectors).norm(dim=1).numpy()
+
+
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("name", SPECTRA)
+def test_values_are_the_dense_ones_and_residuals_are_true(name, which):
+    values = SPECTRA[name]
+    matrix = with_spectrum(values)
+    pairs = hs.eigenpairs(hs.Dense(matrix), 4, which, tol=1e-8)
+    scale = np.abs(values).max()
+    assert pairs.converged.all()
+    assert np.abs(pairs.values - exact(values, which, 4)).max() <= 1e-12 * scale
+    assert (misfits(matrix, pairs) <= 2 * pairs.residuals + 1e-14 * scale).all()
+    assert (pairs.residuals <= 1e-8 * scale).all()
+    gram = pairs.vectors @ pairs.vectors.T
+    assert np.abs(gram - np.eye(len(pairs))).max() <= 1e-12
+
+
+@pytest.mark.parametrize("k", [1, 2, 5, 11, 12])
+@pytest.mark.parametrize("which", WHICH)
+def test_as_many_as_there_are(which, k):
+    values = np.random.default_rng(3).standard_normal(12)
+    pairs = hs.eigenpairs(hs.Dense(with_spectrum(values)), k, which, tol=1e-8)
+    assert np.abs(pairs.values - exact(values, which, k)).max() <= 1e-13
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("k", [(1, 6), (5, 2), (3, N - 2)])
+def test_other_numbers_at_the_two_ends(name, k):
+    values = np.sort(SPECTRA[name])
+    pairs = hs.eigenpairs(hs.Dense(with_spectrum(values)), k, tol=1e-8)
+    expected = values if sum(k) > N else np.r_[values[: k[0]], values[N - k[1] :]]
+    assert np.abs(pairs.values - expected).max() <= 1e-12 * np.abs(values).max()
+    assert pairs.num_lower == k[0]
+
+
+def test_scaling_the_loss_scales_the_answer_and_nothing_else():
+    matrix = with_spectrum(SPECTRA["outliers"])
+    found = {}
+    for scale in (1e-8, 1.0, 1e8):
+        operator = Counted(scale * matrix)
+        pairs = hs.eigenpairs(operator, 3, tol=1e-8)
+        found[scale] = operator.count
+        assert np.abs(pairs.values / scale - exact(SPECTRA["outliers"], "both", 3)).max() <= 1e-13
+    assert len(set(found.values())) == 1
+
+
+@pytest.mark.parametrize("block_size", [1, 2, 3])
+def test_copies_are_found_whatever_the_block_size(block_size):
+    values = spectrum(-0.5, -0.5, -0.5, -0.5, -0.3)
+    pairs = hs.eigenpairs(
+        hs.Dense(with_spectrum(values)), 6, "smallest", 1e-8, block_size=block_size
+    )
+    assert np.abs(pairs.values - values[:6]).max() <= 1e-12
+
+
+def test_copies_that_are_not_looked_for_save_products_and_may_be_missing():
+    values = spectrum(-0.5, -0.5, -0.5, -0.3)
+    careful, quick = Counted(with_spectrum(values)), Counted(with_spectrum(values))
+    assert np.abs(hs.eigenpairs(careful, 4, "smallest", 1e-8).values - values[:4]).max() <= 1e-12
+    pairs = hs.eigenpairs(quick, 4, "smallest", 1e-8, copies=False)
+    assert quick.count < careful.count
+    assert np.abs(pairs.values[:, None] - values).min(1).max() <= 1e-12  # eigenvalues all the same
+
+
+def test_a_space_that_shows_an_eigenvalue_once_for_each_start_may_miss_copies():
+    values, zero = np.array([-2.0, -2.0, -1.0, 0.0]), np.zeros((4, 1))
+    found = ritz(np.diag(values), zero, np.zeros(4), 10)
+    assert may_miss_copies(found, "smallest", 3, 2, 1e-12)
+    assert not may_miss_copies(found, "smallest", 3, 3, 1e-12)
+    assert not may_miss_copies(found, "smallest", 2, 2, 1e-12)  # more copies change nothing
+
+
+@pytest.mark.parametrize("which", ["both", "smallest"])
+def test_a_bounded_basis_gives_the_same_with_more_products(which):
+    matrix = with_spectrum(SPECTRA["even"])
+    free, bounded = Counted(matrix), Counted(matrix)
+    states = []
+    one = hs.eigenpairs(free, 4, which, tol=1e-8)
+    other = hs.eigenpairs(
+        bounded, 4, which, tol=1e-8, basis_size=30, max_products=5000, on_step=states.append
+    )
+    assert other.converged.all() and states[-1].restarts > 3
+    assert max(state.order + state.width for state in states) <= 30
+    assert np.abs(one.values - other.values).max() <= 1e-13
+    assert bounded.count > free.count
+
+
+@pytest.mark.parametrize("relative", [1e-3, 1e-6])
+def test_noisy_products_are_never_called_converged(relative):
+    matrix = with_spectrum(SPECTRA["outliers"])
+
+    def spoil(rows):
+        return rows + relative * rows.norm(dim=1, keepdim=True) * torch.randn_like(rows) / N**0.5
+
+    pairs = hs.eigenpairs(Counted(matrix, spoil), 3, tol=1e-2 * relative, max_products=600)
+    assert not pairs.converged.any()
+    assert np.abs(pairs.values - exact(SPECTRA["outliers"], "both", 3)).max() <= 2 * relative
+    assert (misfits(matrix, pairs) <= 2 * pairs.residuals + 2 * relative).all()
+
+
+def test_products_of_a_matrix_that_is_not_symmetric_are_not_called_converged():
+    skew = torch.randn(N, N, dtype=torch.float64) * 1e-3 / N**0.5
+    matrix = with_spectrum(SPECTRA["outliers"]) + skew - skew.T
+    pairs = hs.eigenpairs(Counted(matrix), 3, tol=1e-6, max_products=400)
+    assert not pairs.converged.any()
+
+
+def test_too_few_products_give_partial_results_that_say_so():
+    values = SPECTRA["outliers"]
+    matrix = with_spectrum(values)
+    operator = Counted(matrix)
+    pairs = hs.eigenpairs(operator, 5, tol=1e-10, max_products=30)
+    assert operator.count <= 30 + 2 + 10  # the look at the residuals
+    assert pairs.converged.any() and not pairs.converged.all()
+    done = pairs.converged
+    assert np.abs(pairs.values[done][-1] - values[-1]) <= 1e-10
+    assert (misfits(matrix, pairs) <= 2 * pairs.residuals + 1e-14).all()
+    for value, residual in zip(pairs.values, pairs.residuals):
+        assert np.abs(values - value).min() <= 2 * residual + 1e-14
+
+
+def test_residuals_that_the_recurrence_does_not_know_are_found_by_a_look():
+    """Products change after the recurrence: what it believed was true is not any more."""
+    matrix = with_spectrum(SPECTRA["outliers"])
+    operator = Counted(matrix)
+
+    def turn(state):
+        if state.steps == 5:
+            operator.matrix = with_spectrum(SPECTRA["outliers"], seed=1)
+
+    pairs = hs.eigenpairs(operator, 2, tol=1e-6, max_products=60, on_step=turn)
+    assert (misfits(operator.matrix, pairs) <= 2 * pairs.residuals).all()
+    assert not pairs.converged.any()
+
+
+def test_single_precision_states_its_own_residuals():
+    matrix = with_spectrum(SPECTRA["outliers"]).float()
+    pairs = hs.eigenpairs(hs.Dense(matrix), 3, tol=1e-5)
+    assert pairs.converged.all() and pairs.vectors.dtype == np.float32
+    assert np.abs(pairs.values - exact(SPECTRA["outliers"], "both", 3)).max() <= 1e-6
+    assert (misfits(matrix, pairs) <= 2 * pairs.residuals).all()
+
+
+class Rounded(Counted):
+    """Products by a matrix that is not quite the one they are said to be of, as in float32."""
+
+    def __init__(self, matrix, error):
+        super().__init__(matrix + error * with_spectrum(np.linspace(-1, 1, N), seed=3))
+        self.exact = Counted(matrix)
+
+    def in_float64(self):
+        return self.exact
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-8])
+def test_what_the_arithmetic_moves_is_counted_in_every_residual(tol):
+    """Symmetric rounding: the recurrence cannot see it, whatever it has converged to."""
+    matrix = with_spectrum(SPECTRA["outliers"])
+    operator = Rounded(matrix, 1e-4)
+    pairs = hs.eigenpairs(operator, 3, tol=tol)
+    true = misfits(matrix, pairs)
+    assert (true > 3e-5).all() and (true <= 1.001 * pairs.residuals).all()
+    assert (pairs.residuals <= 10 * np.linalg.norm(true)).all()
+    assert pairs.converged.all() == (tol == 1e-2) and operator.exact.count == 2
+    for value, residual in zip(pairs.values, pairs.residuals):
+        assert np.abs(SPECTRA["outliers"] - value).min() <= residual
+
+
+def test_a_small_residual_that_is_wrong_is_seen_beside_large_ones():
+    matrix = with_spectrum(SPECTRA["outliers"])
+    operator = Counted(matrix)
+    top = torch.linalg.eigh(matrix)[1][:, -1]
+
+    def turn(state):  # before the last product: the largest eigenvalue's vector is none any more
+        if state.products == 22:
+            bent = torch.outer(top, matrix[0])
+            operator.matrix = matrix + 1e-5 * (bent + bent.T)
+
+    pairs = hs.eigenpairs(operator, (5, 1), tol=1e-12, max_products=24, on_step=turn)
+    true = misfits(operator.matrix, pairs)
+    assert true[-1] < 1e-3 * true[:-1].max() and not pairs.converged.any()
+    assert (true <= 2 * pairs.residuals).all()
+
+
+def test_certified_pairs_have_the_values_and_residuals_of_float64():
+    matrix = with_spectrum(SPECTRA["outliers"])
+    operator = Rounded(matrix, 1e-4)
+    pairs = hs.eigenpairs(operator, 5, tol=1e-3, certify=True)
+    v = pairs.vectors
+    assert operator.exact.count == 10 and pairs.converged.all()
+    assert np.abs(pairs.values - ((v @ matrix.numpy()) * v).sum(1)).max() <= 1e-14
+    assert np.abs(misfits(matrix, pairs) - pairs.residuals).max() <= 1e-14
+    # Of second order in the error: the eigenvalues themselves moved by 1e-4.
+    assert np.abs(pairs.values - exact(SPECTRA["outliers"], "both", 5))[[0, -1]].max() <= 1e-6
+
+
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
+@pytest.mark.parametrize("certify", [False, True])
+def test_residuals_of_a_float32_network_hold_in_float64(precision, certify):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 4))
+    problem = model, nn.CrossEntropyLoss(), (torch.randn(40, 6), torch.randint(0, 4, (40,)))
+    single, double = (hs.Evaluator(*problem, dtype=d) for d in (torch.float32, torch.float64))
+    dense = hs.Hessian(double) @ torch.eye(double.n, dtype=torch.float64)
+    hessian = hs.Hessian(single, plan=hs.ProductPlan(precision=precision))
+    pairs = hs.eigenpairs(hessian, 3, tol=1e-3, certify=certify)
+    assert pairs.vectors.dtype == np.float32
+    pairs = dataclasses.replace(pairs, vectors=pairs.vectors.astype(np.float64))
+    values = torch.linalg.eigvalsh(dense).numpy()
+    floor = 2e-7 * np.abs(values).max()  # vectors are rounded once more when they are returned
+    assert (misfits(dense, pairs) <= 1.01 * pairs.residuals + floor).all()
+    for value, residual in zip(pairs.values, pairs.residuals):
+        assert np.abs(values - value).min() <= residual + floor
+    if certify and precision is None:
+        assert np.abs(pairs.values - values[[0, 1, 2, -3, -2, -1]]).max() <= 1e-6
+
+
+@pytest.mark.parametrize("certify", [False, True])
+def test_what_float32_products_keep_makes_room_for_those_in_float64(certify):
+    samples = torch.randn(8, 3), torch.arange(8) % 4
+    ev = hs.Evaluator(nn.Linear(3, 4), nn.CrossEntropyLoss(), samples, batch_size=4)
+    hessian = hs.Hessian(ev, plan=hs.ProductPlan("reverse", keep=True))
+    hs.eigenpairs(hessian, 1, tol=1e-2, certify=certify)
+    before = ev.counts.graphs
+    hessian @ torch.randn(ev.n)
+    assert ev.counts.graphs == before + 2
+
+
+def test_a_tolerance_below_the_rounding_ends_and_says_no():
+    operator = Counted(with_spectrum(SPECTRA["outliers"]).float())
+    pairs = hs.eigenpairs(operator, 3, tol=1e-12)
+    assert not pairs.converged.any() and operator.count < 200
+
+
+def test_a_warm_start_takes_fewer_products():
+    matrix = with_spectrum(SPECTRA["outliers"])
+    near = with_spectrum(SPECTRA["outliers"], seed=0) + 1e-4 * with_spectrum(BULK, seed=7)
+    cold, warm = Counted(near), Counted(near)
+    vectors = hs.eigenpairs(hs.Dense(matrix), 1, tol=1e-8).vectors
+    one = hs.eigenpairs(cold, 1, tol=1e-6)
+    other = hs.eigenpairs(warm, 1, tol=1e-6, start=vectors)
+    assert np.abs(one.values - other.values).max() <= 1e-10
+    assert warm.count < cold.count
+
+
+def test_a_density_run_is_gone_on_with_not_computed_again():
+    matrix = with_spectrum(SPECTRA["outliers"])
+    states = []
+    hs.spectral_density(hs.Dense(matrix), 6, 20, on_step=states.append)
+    fresh, going_on = Counted(matrix), Counted(matrix)
+    one = hs.eigenpairs(fresh, 2, tol=1e-9)
+    other = hs.eigenpairs(going_on, 2, tol=1e-9, start=states[-1])
+    assert np.abs(one.values - other.values).max() <= 1e-12
+    assert going_on.count <= fresh.count / 4
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"k": 0}, "k=0: expected a whole number"),
+        ({"k": (3, 0)}, r"k\[1\]=0: expected a whole number"),
+        ({"k": (3, 4), "which": "largest"}, "expected a number, or"),
+        ({"k": (3, 4, 5)}, "expected a number, or"),
+        ({"k": (3, N + 1)}, "exceeds the operator's size"),
+        ({"k": N + 1}, "exceeds the operator's size"),
+        ({"which": "top"}, "which='top'"),
+        ({"tol": -1}, "tol=-1"),
+        ({"basis_size": 9}, "at least"),
+        ({"start": np.ones(3)}, "start of shape"),
+        ({"seed": -1}, "seed=-1"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(options, said):
+    with pytest.raises(hs.InputError, match=said):
+        hs.eigenpairs(hs.Dense(with_spectrum(BULK)), **{"k": 3, **options})
+
+
+def test_products_that_are_not_finite_are_an_error():
+    broken = Counted(with_spectrum(BULK), lambda rows: rows * float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        hs.eigenpairs(broken, 2)
+
+
+# -- inside the spectrum -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shift", [0.03, 0.6, -0.5])
+def test_pairs_nearest_to_a_number_inside_the_spectrum(shift):
+    values = np.concatenate([np.linspace(-0.1, 0.1, 36), [-0.4, 0.5, 0.58, 1.3]])
+    matrix = with_spectrum(values)
+    pairs = hs.eigenpairs_near(hs.Dense(matrix), shift, 2, tol=1e-7)
+    nearest = np.sort(values[np.argsort(np.abs(values - shift))[:2]])
+    assert pairs.converged.all()
+    assert np.abs(pairs.values - nearest).max() <= 1e-10
+    assert (misfits(matrix, pairs) <= 2 * pairs.residuals + 1e-14).all()
+
+
+def test_solutions_that_fall_short_are_not_called_converged():
+    pairs = hs.eigenpairs_near(
+        hs.Dense(with_spectrum(SPECTRA["even"])), 0.001, 2, tol=1e-9, max_steps=3, max_solves=12
+    )
+    assert not pairs.converged.any()
+
+
+def test_a_shift_that_is_no_number_is_refused():
+    with pytest.raises(hs.InputError, match="shift=nan"):
+        hs.eigenpairs_near(hs.Dense(with_spectrum(BULK)), float("nan"))

@@ -1,0 +1,183 @@
+"""Results of surfaces and curves in run files, and without torch."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from hand import spiral
+from image_networks import evaluator
+from locations import ROOT
+
+import hessian_spectrum as hs
+from hessian_spectrum.cli import main as cli
+from hessian_spectrum.commands import report
+from hessian_spectrum.landscape import directions
+from hessian_spectrum.landscape.surfaces import Curve, Surface
+from hessian_spectrum.storage import field_schema
+
+
+@pytest.fixture(scope="module")
+def results():
+    torch.manual_seed(0)
+    ev = evaluator()
+    rows = spiral(count=5, n=ev.n)
+    return {
+        "curve": hs.interpolate(ev, ev.theta, 2 * ev.theta, 5),
+        "surface": hs.surface(ev, directions.random(ev), (3, 4)),
+        "directions": directions.gradient(ev).joined(directions.random(ev)).stored(True),
+        "trajectory": hs.along_trajectory(ev, rows),
+        "functional": hs.functional_distances(ev, {"a": ev.theta, "b": 2 * ev.theta}),
+        "asymmetry": hs.asymmetry(ev, rows[:2], [0.1, 0.2]),
+        "averaging": hs.averaging_bias(ev, rows, rows[-1], rows[:1]),
+    }
+
+
+def equal(found, expected):
+    for field in dataclasses.fields(expected):
+        a, b = getattr(found, field.name), getattr(expected, field.name)
+        if field.name == "values":
+            assert list(a) == sorted(b)
+            assert all(np.array_equal(a[name], b[name]) for name in b)
+        elif field.name == "about":
+            assert a == b
+        else:
+            assert np.array_equal(a, b), field.name
+
+
+def test_every_kind_is_read_as_it_was_written(results, tmp_path):
+    assert set(results) == set(field_schema.KINDS)
+    path = tmp_path / "run.h5"
+    hs.save(path, **results, **{"surface/other": results["surface"]})
+    with hs.open(path) as run:
+        assert set(run) == {*results, "surface/other"}
+        for kind, result in results.items():
+            assert type(run[kind]) is type(result)
+            equal(run[kind], result)
+        hs.save(tmp_path / "copy.h5", **run)
+
+
+def test_arrays_say_what_they_are(results, tmp_path):
+    path = tmp_path / "run.h5"
+    hs.save(path, **results)
+    with h5py.File(path) as file:
+        loss = file["surface/main/values/loss"]
+        assert [dimension.label for dimension in loss.dims] == ["a", "b"]
+        assert np.array_equal(loss.dims[1][0], file["surface/main/b"])
+        assert file["trajectory/main/beta"].attrs["units"] == "theta"
+        assert file["trajectory/main/beta"].dims[0].label == "iterate"
+
+
+def test_damaged_results_are_named(results, tmp_path):
+    path = tmp_path / "run.h5"
+    hs.save(path, results["curve"])
+    with h5py.File(path, "a") as file:
+        del file["curve/main/distance"]
+    with pytest.raises(hs.InputError, match="/curve/main/distance is missing"):
+        hs.open(path)
+    hs.save(path, results["surface"], overwrite=True)
+    with h5py.File(path, "a") as file:
+        del file["surface/main/a"]
+        file["surface/main/a"] = np.zeros(7)
+    with pytest.raises(hs.InputError, match="is damaged: /surface/main"):
+        hs.open(path)
+
+
+def test_directions_in_a_file_are_read_or_made_again(tmp_path):
+    ev = evaluator()
+    for found in (directions.random(ev, seed=3), directions.differences(ev, [2 * ev.theta])):
+        path = tmp_path / f"{len(found)}.h5"
+        kept = found.stored()
+        assert len(kept.vectors) == (0 if found.recipes[0]["kind"] == "random" else 1)
+        hs.save(path, kept)
+        with hs.open(path) as run:
+            again = directions.from_stored(ev, run["directions"])
+        assert torch.equal(again.vectors, found.vectors)
+        assert torch.equal(again.origin, found.origin)
+        assert again.recipes == found.recipes
+
+
+def test_files_are_read_where_torch_is_not_installed(results, tmp_path):
+    path = tmp_path / "run.h5"
+    hs.save(path, **results)
+    code = f"""
+import sys
+sys.modules["torch"] = None
+import hessian_spectrum as hs
+with hs.open({str(path)!r}) as run:
+    print(run["surface"].minimum().value, run["curve"].barrier(), run["trajectory"].length)
+"""
+    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    surface, curve, trajectory = (float(word) for word in done.stdout.split())
+    assert surface == results["surface"].minimum().value
+    assert (curve, trajectory) == (results["curve"].barrier(), results["trajectory"].length)
+
+
+# -- queries by name -----------------------------------------------------------------------------
+
+
+def asked(capsys, *words):
+    """The answer, and the sentence."""
+    assert cli.main(["query", *words, "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert cli.main(["query", *words]) == 0
+    return answer, capsys.readouterr().out.strip()
+
+
+def test_curves_and_surfaces_are_asked_by_name(tmp_path, capsys):
+    t = np.linspace(-1, 2, 13)
+    loss = 1 + t - 4 * t * (t - 1)
+    curve = Curve(t, 2 * (t + 1), {"loss": loss, "accuracy": 1 - t**2}, {"ends": [0.0, 1.0]})
+    a, b = np.array([0.0, 1.0]), np.array([0.0, 2.0, 4.0])
+    surface = Surface(a, b, {"loss": np.array([[3.0, 1.0, np.nan], [5.0, 2.0, 4.0]])})
+    line, plane = str(tmp_path / "line.h5"), str(tmp_path / "plane.h5")
+    hs.save(line, curve)
+    hs.save(plane, surface)
+
+    answer, text = asked(capsys, line, "barrier")
+    assert answer["value"] == pytest.approx(curve.barrier(), rel=1e-15)
+    assert answer["ends"] == [0.0, 1.0]
+    assert text == "barrier of the loss = 1, between t = 0 and 1"
+    answer, text = asked(capsys, line, "basin", "1.5", "2")
+    found = curve.basin(1.5, near=2)
+    assert (answer["value"], answer["left"], answer["bounded"]) == (found.width, found.left, False)
+    assert text.endswith("; it goes on beyond the points")
+    assert asked(capsys, line, "minimum", "--value", "accuracy")[0]["value"] == -3.0
+    assert asked(capsys, line, "at", "0.25")[0]["value"] == pytest.approx(2.0)
+    assert asked(capsys, plane, "minimum")[1] == "minimum of the loss = 1 at 0, 2"
+    assert asked(capsys, plane, "at", "0.5", "1")[0]["value"] == 2.75
+    assert asked(capsys, plane, "share_below", "3")[0]["value"] == 0.5
+    for words, said in (
+        ([plane, "barrier"], "no query 'barrier' of a surface"),
+        ([line, "share_below", "1"], "no query 'share_below' of a curve"),
+        ([line, "at"], "at takes 1 numbers (T), got 0"),
+        ([line, "at", "3"], "beyond the points"),
+        ([plane, "at", "0", "4"], "beside one that is not finite"),
+        ([line, "minimum", "--value", "test_loss"], "no 'test_loss' was evaluated"),
+        ([line, "trace"], "holds no 'density'"),
+    ):
+        assert cli.main(["query", *words]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_summary_names_the_best_of_each_value():
+    values = {"loss": [1.0, 2.0, 0.5], "accuracy": [0.2, 0.9, 0.5], "converged": [1.0, 0.0, 1.0]}
+    t = np.array([0.0, 0.5, 1.0])
+    curve = Curve(t, t, {name: np.array(array) for name, array in values.items()})
+    lines = {
+        line[:24].strip(): line[24:] for line in report.values(curve, {"loss": 1.0}).split("\n")
+    }
+    assert lines["loss"].endswith("(smallest at t = 1)")
+    assert lines["accuracy"].endswith("(largest at t = 0.5)")
+    assert lines["not converged"].strip() == "1 points"
+    assert "barrier of the loss" in lines
+    zoom = Curve(t, t, {"loss": 1 + t}, {"ends": [0.0, 2.0]})
+    assert "barrier" not in report.values(zoom, {"loss": 1.0})
