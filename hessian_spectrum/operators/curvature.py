@@ -42,6 +42,7 @@ class Curvature(SymmetricOperator):
                 f"hs.{name}(hs.Evaluator(model, loss_fn, data))"
             )
         self.evaluator, self.plan = evaluator, plan or ProductPlan()
+        self.is_planned = plan is not None  # else algorithms choose a plan for the work ahead
         self.layout = evaluator.layout
         self.dtype = evaluator.dtype
         self.theta = evaluator.checked(theta)
@@ -57,7 +58,7 @@ class Curvature(SymmetricOperator):
             first: ``Estimate.first``: what was formed to be measured need not be formed again.
         """
         other = copy.copy(self)
-        other.plan = plan
+        other.plan, other.is_planned = plan, True
         other._local = Linearization(self.evaluator, self.theta, plan, self.form, first)
         return other
 
