@@ -1,7 +1,7 @@
 """Reference runs: small commands whose results must stay as they are, and what they gave.
 
-python tests/golden/runs.py record      write reference.npz anew, with the numbers of this checkout
-python tests/golden/runs.py compare     compare with it bit for bit, on the processor that wrote it
+python tests/golden/reference_runs.py record     write reference.npz anew, from this checkout
+python tests/golden/reference_runs.py compare    bit for bit, on the processor that wrote it
 
 Processors round differently, so that the test suite compares to a tolerance; a change that is
 meant to change no number is compared bit for bit by hand, on one machine, before and after it.
@@ -69,17 +69,22 @@ def run(name: str, ranks: int, folder: Path) -> dict[str, np.ndarray]:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    found: dict[str, np.ndarray] = {}
-    with h5py.File(out) as file:
+    return numbers(out)
 
-        def visit(path: str, data: object) -> None:
-            if isinstance(data, h5py.Dataset) and data.dtype.kind in "biuf":
-                found[path] = data[()]
 
-        file.visititems(visit)
+def numbers(path: Path) -> dict[str, np.ndarray]:
+    """Every array of numbers in a result file, by its path; and what it took to compute them."""
     import hessian_spectrum as hs
 
-    with hs.open(out) as stored:
+    found: dict[str, np.ndarray] = {}
+    with h5py.File(path) as file:
+
+        def visit(name: str, data: object) -> None:
+            if isinstance(data, h5py.Dataset) and data.dtype.kind in "biuf":
+                found[name] = data[()]
+
+        file.visititems(visit)
+    with hs.open(path) as stored:
         found[PRODUCTS] = np.array([stored.provenance[n] for n in ("products", "passes")])
     return found
 
