@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -11,6 +12,13 @@ import hessian_spectrum as hs
 from hessian_spectrum import planner
 
 GIB = 2**30
+
+
+@pytest.fixture
+def always(monkeypatch, tmp_path):
+    """Calibrate however short the run, and whatever was measured before."""
+    monkeypatch.setattr(planner, "WORTH", -1.0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def make_plan(ev, probes=4, steps=10, **options):
