@@ -13,6 +13,7 @@ from run_files import two_run_files
 
 import hessian_spectrum as hs
 from hessian_spectrum import batch
+from hessian_spectrum.cli import main
 
 
 @pytest.mark.parametrize("name", JOBS)
@@ -119,3 +120,19 @@ def test_many_processes_merge_into_one_file(tmp_path):
     assert [process.wait() for process in going] == [0] * 6
     with hs.open(summary) as run:
         assert len(run) == 12
+
+
+def test_merging_keeps_each_result_under_its_files_name(tmp_path, capsys):
+    results = two_run_files(tmp_path)
+    summary = tmp_path / "all.h5"
+    assert main(["merge", str(summary), str(results[0])]) == 0
+    assert main(["merge", str(summary), str(results[1])]) == 0
+    assert main(["merge", str(summary), str(results[1])]) == 0  # a task that is started again
+    assert "holds 4 results" in capsys.readouterr().out
+    with hs.open(summary) as run:
+        names = {f"density/epoch-{i}{late}" for i in (1, 2) for late in ("", ", late")}
+        assert set(run) == names
+        assert run.config["of"]["epoch-2"] == {"seed": 2}
+        with hs.open(results[1]) as alone:
+            found, expected = run["density/epoch-2"].nodes, alone["density"].nodes
+            assert found.tolist() == expected.tolist()

@@ -93,3 +93,16 @@ def dense_operators(ev, expected, plan=None):
 
 def shapes(operator, names):
     return [s for n, s in zip(operator.layout.names, operator.layout.shapes) if n in names]
+
+
+def test_a_restriction_is_the_diagonal_block_wherever_its_parameters_lie():
+    kind, expected = kind_and_oracle("GroupNorm")
+    hessian = hs.Hessian(hs.Evaluator(**kind.arguments()))
+    sizes = hessian.layout.sizes
+    starts = torch.tensor([0, *sizes]).cumsum(0)
+    for patterns in ("3.*", ["*.bias"], ["0.weight", "6.weight"]):
+        block = hs.Restricted(hessian, patterns)
+        kept = [i for i, name in enumerate(hessian.layout.names) if name in block.layout.names]
+        index = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in kept])
+        matrix = expected.hessian[index][:, index]
+        assert relative(block @ torch.eye(block.n, dtype=torch.float64), matrix) < 1e-13

@@ -178,19 +178,6 @@ def test_what_makes_no_operator_is_refused(make, message):
     assert message in str(error.value)
 
 
-def test_a_restriction_is_the_diagonal_block_wherever_its_parameters_lie():
-    kind, expected = kind_and_oracle("GroupNorm")
-    hessian = hs.Hessian(hs.Evaluator(**kind.arguments()))
-    sizes = hessian.layout.sizes
-    starts = torch.tensor([0, *sizes]).cumsum(0)
-    for patterns in ("3.*", ["*.bias"], ["0.weight", "6.weight"]):
-        block = hs.Restricted(hessian, patterns)
-        kept = [i for i, name in enumerate(hessian.layout.names) if name in block.layout.names]
-        index = torch.cat([torch.arange(starts[i], starts[i + 1]) for i in kept])
-        matrix = expected.hessian[index][:, index]
-        assert relative(block @ torch.eye(block.n, dtype=torch.float64), matrix) < 1e-13
-
-
 def test_a_block_smaller_than_the_number_of_steps_ends_at_its_size():
     hessian = hs.Hessian(hs.Evaluator(mlp(), F.cross_entropy, data(), batch_size=4))
     measures = hs.spectral_densities(hessian, hs.layer_blocks(hessian), 1, 20, seed=0)

@@ -5,28 +5,12 @@ from run_files import two_run_files
 
 import hessian_spectrum as hs
 from hessian_spectrum import merging
-from hessian_spectrum.cli import main
 from hessian_spectrum.errors import InputError
 
 
 @pytest.fixture
 def results(tmp_path):
     return two_run_files(tmp_path)
-
-
-def test_merging_keeps_each_result_under_its_files_name(results, tmp_path, capsys):
-    summary = tmp_path / "all.h5"
-    assert main(["merge", str(summary), str(results[0])]) == 0
-    assert main(["merge", str(summary), str(results[1])]) == 0
-    assert main(["merge", str(summary), str(results[1])]) == 0  # a task that is started again
-    assert "holds 4 results" in capsys.readouterr().out
-    with hs.open(summary) as run:
-        names = {f"density/epoch-{i}{late}" for i in (1, 2) for late in ("", ", late")}
-        assert set(run) == names
-        assert run.config["of"]["epoch-2"] == {"seed": 2}
-        with hs.open(results[1]) as alone:
-            found, expected = run["density/epoch-2"].nodes, alone["density"].nodes
-            assert found.tolist() == expected.tolist()
 
 
 def test_what_cannot_be_merged_is_refused(results, tmp_path):
