@@ -57,3 +57,27 @@ def rule_of(operator, b, m, seed):
     while space.num_steps < m and not space.is_invariant:
         space = block_lanczos.step(operator, space)
     return BlockRule(space.t, space.first, space.off[-1], space.num_steps)
+
+
+class Noisy(Diagonal):
+    """Each product is wrong by a hundredth of its length, in no particular direction."""
+
+    def __init__(self, values, seed):
+        super().__init__(values)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def products(self, vectors):
+        exact = super().products(vectors)
+        noise = torch.randn(exact.shape, generator=self.generator, dtype=exact.dtype)
+        return exact + 1e-2 * exact.norm(dim=1, keepdim=True) * noise / self.n**0.5
+
+
+def rules(values, b, m, seeds):
+    return (rule_of(Diagonal(values), b, m, seed) for seed in range(seeds))
+
+
+def check_mean(found, exact, slack=1e-12):
+    """The mean over seeds is the exact value within four of its standard errors."""
+    error = np.std(found, axis=0, ddof=1) / len(found) ** 0.5
+    assert (np.abs(np.mean(found, axis=0) - exact) < 4 * error + slack).all()
+    return error

@@ -30,3 +30,9 @@ def space_of(matrix, b, steps, seed=0, dtype=torch.float64):
     while space.num_steps < steps and not space.is_invariant:
         space = block_lanczos.step(operator, space)
     return space, probes
+
+
+def marchenko_pastur(n=150, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 100, generator=generator, dtype=torch.float64)
+    return x @ x.T / 100 - 0.3 * torch.eye(n).double()  # two thirds rank, negative eigenvalues

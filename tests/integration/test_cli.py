@@ -12,6 +12,7 @@ import pytest
 import torch
 from command_line import fails
 from locations import ROOT
+from own_problem import OWN
 
 import hessian_spectrum as hs
 from hessian_spectrum import zoo
@@ -388,3 +389,14 @@ def test_batch_norm_by_minibatch_is_recorded_and_its_minibatches_cannot_change(i
     capsys.readouterr()
     assert main([*command, "--operator", "gradient-covariance"]) == 2
     assert "(BatchNorm2d)" in capsys.readouterr().err
+
+
+def test_the_stored_options_give_the_result_again_when_the_problem_changes_its_mind(inside):
+    (inside / "mine.py").write_text(OWN)
+    run = ["density", "--problem", "mine.py:make", "--num-probes", "2", "--num-steps", "4"]
+    assert main([*run, "--out", "a.h5"]) == 0
+    (inside / "mine.py").write_text(OWN.replace("0.5", "0.1").replace("(data, 7", "(data, 9"))
+    assert main(["density", "--config", "a.h5", "--out", "b.h5"]) == 0
+    with hs.open("a.h5") as a, hs.open("b.h5") as b:
+        assert np.array_equal(a["density"].nodes, b["density"].nodes)
+        assert (a.config["weight_decay"], a.config["batch_size"]) == (0.5, 7)

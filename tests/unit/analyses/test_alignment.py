@@ -1,15 +1,12 @@
 """Alignment of gradients: its dense definition, closed forms, minibatches whoever holds them."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from alignment_problems import N, eigenpairs, evaluator
 from dense_oracles import dense_hessian
-from locations import ROOT
 from small_networks import CLASSES, INPUTS, NETWORKS, data, mlp
 from torch import nn
 from torch.nn import functional as F
@@ -18,21 +15,6 @@ from torch.utils.data import DataLoader, IterableDataset
 import hessian_spectrum as hs
 from hessian_spectrum.analyses.alignment_result import joined
 from hessian_spectrum.loss.sample_gradients import draw, minibatch_gradients, numbers
-
-N = 23
-
-
-def evaluator(network="mlp", samples=N, batch_size=5, **options):
-    torch.manual_seed(0)
-    return hs.Evaluator(
-        NETWORKS[network](), F.cross_entropy, data(samples), batch_size=batch_size, **options
-    )
-
-
-def eigenpairs(matrix, k):
-    values, vectors = torch.linalg.eigh(matrix)
-    zeros = np.zeros(k)
-    return hs.EigenPairs(values[-k:].numpy(), zeros, zeros == 0, vectors[:, -k:].T.numpy())
 
 
 def dense_gradient(model, x, y, weight_decay=0.0, loss_fn=F.cross_entropy):
@@ -293,26 +275,3 @@ def test_single_precision_finds_the_same():
     single.model.load_state_dict(double.model.state_dict())
     a, b = (hs.alignment(ev, (3, 11), 8) for ev in (double, single))
     np.testing.assert_allclose(a.alignment, b.alignment, rtol=1e-4)
-
-
-def test_it_is_stored_and_read_without_torch(tmp_path):
-    ev = evaluator()
-    x, y = data(N)
-    pairs = eigenpairs(dense_hessian(ev.model, lambda m: F.cross_entropy(m(x), y)), 2)
-    for options in ({"pairs": pairs}, {}):
-        found = hs.alignment(ev, (2, "full"), 3, **options)
-        hs.save(tmp_path / "run.h5", found, late=found, overwrite=True)
-        code = (
-            "import sys, hessian_spectrum as hs; run = hs.open(sys.argv[1]);"
-            "print(run['alignment'].mean(), run['alignment/late'].share.shape);"
-            "assert 'torch' not in sys.modules"
-        )
-        command = [sys.executable, "-c", code, str(tmp_path / "run.h5")]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        assert f"{found.mean()} (2, 3)" in subprocess.check_output(
-            command, text=True, env=environment
-        )
-        with hs.open(tmp_path / "run.h5") as run:
-            again = run["alignment"]
-        for field in dataclasses.fields(hs.Alignment):
-            np.testing.assert_array_equal(getattr(again, field.name), getattr(found, field.name))

@@ -2,16 +2,13 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import h5py
 import numpy as np
 import pytest
 import torch
-from hand import spiral
 from image_networks import evaluator
-from locations import ROOT
+from landscape_results import results_of_all_analyses
 
 import hessian_spectrum as hs
 from hessian_spectrum.cli import main as cli
@@ -23,18 +20,7 @@ from hessian_spectrum.storage import field_schema
 
 @pytest.fixture(scope="module")
 def results():
-    torch.manual_seed(0)
-    ev = evaluator()
-    rows = spiral(count=5, n=ev.n)
-    return {
-        "curve": hs.interpolate(ev, ev.theta, 2 * ev.theta, 5),
-        "surface": hs.surface(ev, directions.random(ev), (3, 4)),
-        "directions": directions.gradient(ev).joined(directions.random(ev)).stored(True),
-        "trajectory": hs.along_trajectory(ev, rows),
-        "functional": hs.functional_distances(ev, {"a": ev.theta, "b": 2 * ev.theta}),
-        "asymmetry": hs.asymmetry(ev, rows[:2], [0.1, 0.2]),
-        "averaging": hs.averaging_bias(ev, rows, rows[-1], rows[:1]),
-    }
+    return results_of_all_analyses()
 
 
 def equal(found, expected):
@@ -99,26 +85,6 @@ def test_directions_in_a_file_are_read_or_made_again(tmp_path):
         assert torch.equal(again.vectors, found.vectors)
         assert torch.equal(again.origin, found.origin)
         assert again.recipes == found.recipes
-
-
-def test_files_are_read_where_torch_is_not_installed(results, tmp_path):
-    path = tmp_path / "run.h5"
-    hs.save(path, **results)
-    code = f"""
-import sys
-sys.modules["torch"] = None
-import hessian_spectrum as hs
-with hs.open({str(path)!r}) as run:
-    print(run["surface"].minimum().value, run["curve"].barrier(), run["trajectory"].length)
-"""
-    environment = {"PYTHONPATH": str(ROOT), "PATH": ""}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    surface, curve, trajectory = (float(word) for word in done.stdout.split())
-    assert surface == results["surface"].minimum().value
-    assert (curve, trajectory) == (results["curve"].barrier(), results["trajectory"].length)
 
 
 # -- queries by name -----------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from own_problem import OWN
 from safetensors import SafetensorError
 
 import hessian_spectrum as hs
@@ -152,25 +153,6 @@ def test_config_belongs_to_commands_that_compute_and_names_one_file(inside, caps
 
 # -- a problem of the user's own -----------------------------------------------------------------
 
-OWN = """
-import torch
-from torch.utils.data import DataLoader, TensorDataset
-from hessian_spectrum import zoo
-
-def make(loader=True, **more):
-    data = zoo.load_dataset("digits", limit=30)
-    model = zoo.model_for(data, "mlp-64-4-10", "tanh", 0)
-    own = {"weight_decay": 0.5, "dtype": torch.float64, "parameters": ["1.*"]}
-    own |= {"data": DataLoader(data, 7, shuffle=True)} if loader else {"data": data}
-    own |= {} if loader else {"batch_size": 11}
-    return {"model": model, "loss_fn": torch.nn.CrossEntropyLoss(), **own, **more}
-
-def batches():
-    data = zoo.load_dataset("digits", limit=30)
-    loader = DataLoader(data, batch_sampler=[[0, 1], [2, 3]])
-    return zoo.model_for(data, "mlp-64-4-10", "tanh", 0), torch.nn.CrossEntropyLoss(), loader
-"""
-
 
 def loaded(*argv):
     config = parsed("density", "--problem", "mine.py:make", *argv)
@@ -202,17 +184,6 @@ def test_a_problem_that_decides_nothing_gets_the_evaluators_defaults():
     config = parsed(*ZOO)
     config = problem_loader.settled(config, problem_loader.load(config))
     assert (config.batch_size, config.weight_decay, config.parameters) == (512, 0, ())
-
-
-def test_the_stored_options_give_the_result_again_when_the_problem_changes_its_mind(inside):
-    (inside / "mine.py").write_text(OWN)
-    run = ["density", "--problem", "mine.py:make", "--num-probes", "2", "--num-steps", "4"]
-    assert main([*run, "--out", "a.h5"]) == 0
-    (inside / "mine.py").write_text(OWN.replace("0.5", "0.1").replace("(data, 7", "(data, 9"))
-    assert main(["density", "--config", "a.h5", "--out", "b.h5"]) == 0
-    with hs.open("a.h5") as a, hs.open("b.h5") as b:
-        assert np.array_equal(a["density"].nodes, b["density"].nodes)
-        assert (a.config["weight_decay"], a.config["batch_size"]) == (0.5, 7)
 
 
 def test_a_loader_that_makes_its_own_batches_keeps_them(inside, capsys):

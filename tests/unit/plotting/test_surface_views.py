@@ -3,10 +3,7 @@
 import base64
 import dataclasses
 import re
-import shutil
-import subprocess
 import sys
-from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,23 +11,12 @@ import pytest
 from hand import spiral
 from image_networks import evaluator
 from matplotlib.colors import LogNorm
+from surfaces_by_hand import bowl
 
 import hessian_spectrum as hs
 from hessian_spectrum.landscape.surfaces import Curve, Surface
 from hessian_spectrum.plotting import landscape, registry, surface_export
 from hessian_spectrum.plotting.density import save_figure
-
-
-def bowl(a=9, b=7, broken=False, positions=True):
-    x, y = np.linspace(-1, 1, a), np.linspace(-2, 2, b)
-    z = 0.1 + np.add.outer(10 * x**2, y**2)
-    if broken:
-        z[0, 0], z[-1, -1] = np.inf, np.nan
-    about = {"batch_norm": "recalibrate", "n": 83, "num_samples": 11}
-    about["directions"] = 2 * [{"kind": "random", "seed": 3, "normalize": "filter"}]
-    places = np.stack(np.meshgrid(2 * x, 3 * y, indexing="ij"), -1)
-    extra = {"positions": places} if positions else {}
-    return Surface(x, y, {"loss": z, "accuracy": np.zeros_like(z)}, about, **extra)
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -222,51 +208,6 @@ def test_a_triangle_is_drawn_in_its_own_plane():
 
 
 # -- the page ------------------------------------------------------------------------------------
-
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-OPTIONS = [
-    *(
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--enable-unsafe-swiftshader",
-        "--hide-scrollbars",
-    ),
-    *("--use-angle=swiftshader", "--disable-dev-shm-usage", "--window-size=900,700"),
-    *(
-        "--host-resolver-rules=MAP * ~NOTFOUND",
-        "--enable-logging=stderr",
-        "--virtual-time-budget=8000",
-    ),
-]
-
-
-def chromium(page: Path, *options: str) -> subprocess.CompletedProcess:
-    profile = f"--user-data-dir={page.parent / 'profile'}"
-    command = [CHROMIUM, *OPTIONS, profile, *options, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here; apt-get install chromium")
-def test_the_page_shows_the_surface_in_a_browser_without_a_network(tmp_path):
-    pytest.importorskip("plotly")
-    page = tmp_path / "surface.html"
-    surface_export.save_page(bowl(broken=True), page, log=True, title="a < b")
-    done = chromium(page, "--dump-dom", f"--screenshot={tmp_path / 'page.png'}")
-    assert done.returncode == 0, done.stderr[-2000:]
-    console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    errors = [line for line in console if re.search("error|not supported|refused", line, re.I)]
-    assert not errors
-    assert "gl-container" in done.stdout
-    assert "<canvas" in done.stdout
-    assert "a &lt; b" in done.stdout
-    from matplotlib.image import imread
-
-    pixels = imread(tmp_path / "page.png")[..., :3].reshape(-1, 3)
-    viridis = np.abs(pixels - [0.13, 0.57, 0.55]).max(1) < 0.12  # its middle: teal
-    assert viridis.sum() > 500
 
 
 def test_the_page_asks_for_nothing_from_outside(tmp_path):

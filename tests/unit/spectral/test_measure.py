@@ -1,8 +1,6 @@
 """SpectralMeasure: every query against the eigenvalues it was made from, and its error by hand."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -262,13 +260,3 @@ def test_arrays_that_do_not_belong_together_are_refused():
         SpectralMeasure(m.nodes * np.nan, m.weights, m.n, m.residuals, m.certified)
     with pytest.raises(InputError, match="at least one node"):
         SpectralMeasure(*(np.zeros(s) for s in [(0,), (1, 0)]), 3, np.zeros(0), np.zeros(0, bool))
-
-
-@pytest.mark.parametrize("module", ["spectral.measure", "storage.run_file", "plotting.density"])
-def test_results_are_read_queried_and_drawn_without_torch(module):
-    code = (
-        f"import sys, hessian_spectrum.{module}; "
-        "bad = {'torch', 'matplotlib.pyplot'} & set(sys.modules); sys.exit(repr(bad) if bad else 0)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr

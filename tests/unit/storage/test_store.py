@@ -4,15 +4,13 @@ import dataclasses
 import itertools
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 import time
 
 import h5py
 import numpy as np
 import pytest
+from locks import content, dead_pid
 from safetensors import SafetensorError
 
 from hessian_spectrum._core import atomic
@@ -369,36 +367,6 @@ def test_a_flipped_bit_is_noticed(path, name):
     refused(f"{path}: is damaged", lambda: np.asarray(run_file.open(path)["eigenpairs"].vectors))
 
 
-WRITER = """
-import sys, numpy as np
-from hessian_spectrum.storage import run_file as store
-from hessian_spectrum.spectral.measure import SpectralMeasure
-i = 0
-while True:
-    weights, i_everywhere = np.full((4, 20_000), 1 / 20_000), np.full(20_000, float(i))
-    measure = SpectralMeasure(np.arange(20_000.0), weights, 9, i_everywhere, weights[0] > 0)
-    store.save(sys.argv[1], measure, provenance={"i": i}, overwrite=True)
-    print(i, flush=True)
-    i += 1
-"""
-
-
-def test_kill_at_any_instant_leaves_a_whole_file_with_all_that_was_finished(tmp_path):
-    delays = np.random.default_rng(3).uniform(0, 0.05, 10)
-    for trial, delay in enumerate(delays):
-        path = tmp_path / f"{trial}.h5"
-        command = [sys.executable, "-c", WRITER, str(path)]
-        writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        writer.stdout.readline()
-        time.sleep(delay)
-        writer.send_signal(signal.SIGKILL)
-        finished = [0, *map(int, writer.communicate()[0].split())][-1]
-        run = run_file.open(path)
-        i = run.provenance["i"]
-        assert finished <= i <= finished + 1
-        assert (run["density"].residuals == i).all()
-
-
 # -- shards ------------------------------------------------------------------------------------
 
 
@@ -579,18 +547,6 @@ def test_sharded_vectors_must_cover_all_entries(folder):
 # -- lock --------------------------------------------------------------------------------------
 
 
-def content(path, **fields):
-    """A lock of someone else, as if it had been written on this host just now."""
-    owner = {"host": socket.gethostname(), "pid": 1, "job": None, "token": "theirs", **fields}
-    (path.parent / "run.h5.lock").write_text(json.dumps(owner))
-
-
-def dead_pid():
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return process.pid
-
-
 @pytest.mark.parametrize("lose", [os.remove, lambda lock: lock.write_text('{"token": "theirs"}')])
 def test_a_lock_that_was_lost_is_required_in_vain(path, lose):
     with WriterLock(path) as mine:
@@ -672,29 +628,6 @@ def test_a_lock_that_was_lost_is_neither_touched_nor_removed(path):
         time.sleep(0.1)
         assert not mine.held and mine.path.stat().st_mtime == 0
     assert mine.path.exists()
-
-
-RIVAL = """
-import sys, time
-from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.storage.writer_lock import WriterLock
-time.sleep(max(0, float(sys.argv[2]) - time.time()))
-try:
-    with WriterLock(sys.argv[1]) as lock:
-        time.sleep(0.5)
-        print("won" if lock.held else "lost")
-except InputError:
-    print("refused")
-"""
-
-
-def test_of_many_that_find_a_stale_lock_one_wins(path):
-    content(path, pid=dead_pid())
-    command = [sys.executable, "-c", RIVAL, str(path), str(time.time() + 1.5)]
-    rivals = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(6)]
-    outcomes = sorted(rival.communicate()[0].strip() for rival in rivals)
-    assert outcomes == ["refused"] * 5 + ["won"]
-    assert only(path.parent) == []
 
 
 def test_the_slower_of_two_that_found_a_stale_lock_leaves_the_new_one_alone(path, monkeypatch):
