@@ -62,7 +62,7 @@ def child(config: Config) -> dict:
     from hessian_spectrum.planning import product_planner
     from hessian_spectrum.zoo import problem_loader
 
-    ev = hs.Evaluator(**problem_loader.load(config))
+    ev = problem_loader.load(config).evaluator()
     (budget,) = config.budgets
     with PeakMemory(ev.device) as used:
         size = int(budget * 2**30)

@@ -38,8 +38,7 @@ class Config(ProblemConfig):
 def main(config: Config) -> None:
     config.check()
     torch.set_num_threads(config.threads)
-    arguments = problem_loader.load(config)
-    hessian = hs.Hessian(hs.Evaluator(**arguments))
+    hessian = hs.Hessian(problem_loader.load(config).evaluator())
     with hs.open(config.pairs_file) as run:
         found, values = run["eigenpairs"], run["values"]
         vectors = np.asarray(found.vectors, np.float64)

@@ -22,9 +22,8 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import peers
@@ -36,6 +35,7 @@ from torch import Tensor, nn
 import hessian_spectrum as hs
 from hessian_spectrum.algorithms import budget
 from hessian_spectrum.config.computing import ProblemConfig
+from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.planning import product_planner
 from hessian_spectrum.zoo import problem_loader
 
@@ -65,14 +65,14 @@ class Config(ProblemConfig):
 class Work:
     """What a density is computed of: everything is in memory."""
 
-    arguments: dict[str, Any]  # of Evaluator
+    problem: Problem
     model: nn.Module  # in eval mode, of the evaluator's dtype
     inputs: Tensor
     targets: Tensor
 
     @property
     def loss_fn(self) -> nn.Module:
-        return self.arguments["loss_fn"]
+        return self.problem.loss_fn
 
     @property
     def batches(self) -> list[tuple[Tensor, Tensor]]:
@@ -96,17 +96,16 @@ def main(config: Config) -> None:
     torch.set_num_threads(config.threads)
     peers.find(config.peers)
     warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph=True")
-    arguments = problem_loader.load(config)
-    arguments["dtype"] = getattr(torch, config.dtype or "float32")
-    exact = eigenvalues(hs.Evaluator(**{**arguments, "dtype": torch.float64}), config.cache)
+    problem = replace(problem_loader.load(config), dtype=getattr(torch, config.dtype or "float32"))
+    exact = eigenvalues(replace(problem, dtype=torch.float64).evaluator(), config.cache)
     methods = _methods(config)
     for method, probes, steps in methods.values():
-        method(_work(arguments, WARM_UP_SAMPLES), probes, min(steps, 12), 0)
+        method(_work(problem, WARM_UP_SAMPLES), probes, min(steps, 12), 0)
 
     found = {name: Runs([], []) for name in methods}
     for repeat in range(config.repeats):
         for name, (method, probes, steps) in methods.items():
-            work = _work(arguments)
+            work = _work(problem)
             clock = time.perf_counter()
             measure = method(work, probes, steps, repeat)
             found[name].seconds.append(time.perf_counter() - clock)
@@ -131,7 +130,7 @@ def _methods(config: Config) -> dict[str, tuple[Method, int, int]]:
 
 def ours(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.SpectralMeasure:
     """The evaluator, the plan as the command line makes it, and the block estimator."""
-    evaluator = hs.Evaluator(**work.arguments)
+    evaluator = work.problem.evaluator()
     operator = hs.Hessian(evaluator)
     estimate = product_planner.plan(
         evaluator, operator.theta, num_probes, num_steps, form=operator.form
@@ -188,12 +187,12 @@ PEERS: dict[str, Method] = {
 }
 
 
-def _work(arguments: dict[str, Any], samples: int | None = None) -> Work:
+def _work(problem: Problem, samples: int | None = None) -> Work:
     """A model of its own each time: some leave gradients behind."""
-    model = copy.deepcopy(arguments["model"]).to(dtype=arguments["dtype"]).eval()
-    inputs, targets = (tensor[:samples] for tensor in arguments["data"])
-    inputs = inputs.to(arguments["dtype"])
-    return Work({**arguments, "model": model, "data": (inputs, targets)}, model, inputs, targets)
+    model = copy.deepcopy(problem.model).to(dtype=problem.dtype).eval()
+    inputs, targets = (tensor[:samples] for tensor in problem.data)
+    inputs = inputs.to(problem.dtype)
+    return Work(replace(problem, model=model, data=(inputs, targets)), model, inputs, targets)
 
 
 def _measure(work: Work, nodes: Sequence, weights: Sequence) -> hs.SpectralMeasure:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -141,14 +141,13 @@ def cases(config: Config) -> Iterator[tuple[str, Array, hs.SymmetricOperator]]:
             yield name, np.sort(exact), Diagonal(np.sort(exact))
         return
     config.check()
-    arguments = problem_loader.load(config)
-    arguments.pop("dtype", None)
-    exact = eigenvalues(hs.Evaluator(**arguments, dtype=torch.float64), config.cache)
+    problem = replace(problem_loader.load(config), dtype=torch.float64)
+    exact = eigenvalues(problem.evaluator(), config.cache)
     name = f"{config.problem or f'{config.model} {config.activation}'}, n = {len(exact):,}"
     if config.stand_in:
         yield name, exact, Diagonal(exact)
         return
-    hessian = hs.Hessian(hs.Evaluator(**arguments, dtype=torch.float64))
+    hessian = hs.Hessian(problem.evaluator())
     plan = product_planner.plan(hessian.evaluator, hessian.theta, 2, 100).plan
     yield name, exact, hessian.planned(plan)
 

@@ -14,7 +14,7 @@ equivalent, and many seeds affordable. --synthetic takes the spectra of spectra.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -78,16 +78,15 @@ def cases(config: Config) -> Iterator[tuple[str, Array, SymmetricOperator, str]]
             yield name, exact, Diagonal(exact), "float64"
         return
     config.check()
-    arguments = problem_loader.load(config)
-    arguments.pop("dtype", None)
-    exact = eigenvalues(hs.Evaluator(**arguments, dtype=torch.float64), config.cache)
+    problem = problem_loader.load(config)
+    exact = eigenvalues(replace(problem, dtype=torch.float64).evaluator(), config.cache)
     network = config.problem or f"{config.model} {config.activation}"
     name = f"{Path(network).name}, n = {len(exact):,}"
     if config.stand_in:
         yield name, exact, Diagonal(exact), "stand-in"
         return
     dtype = config.dtype or "float32"
-    evaluator = hs.Evaluator(**arguments, dtype=getattr(torch, dtype))
+    evaluator = replace(problem, dtype=getattr(torch, dtype)).evaluator()
     hessian = hs.Hessian(evaluator)
     b, m = choose(hessian.n, num_products=max(config.num_products))
     plan = product_planner.plan(evaluator, hessian.theta, b, m).plan

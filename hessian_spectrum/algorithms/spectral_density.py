@@ -95,10 +95,8 @@ def spectral_density(
         groups = leave_group_out.groups_of(operator, estimator, data_groups, seed)
     if state is None:
         state = start(operator, estimator, num_probes, num_steps, seed, basis)
-    while state.num_steps < num_steps and not is_finished(state):
-        if target_error is not None and _reached(state, operator, target_error, sigma2):
-            break
-        state = _MODULE[type(state)].step(operator, state, flags)
+    while not is_done(state, operator, num_steps, target_error, sigma2):
+        state = step(operator, state, flags)
         if on_step:
             on_step(state)
     found = measure(state, operator)
@@ -124,6 +122,24 @@ def start(
     if estimator == "slq":
         return lanczos.start(operator, probes, num_steps, basis)
     return block_lanczos.start(operator, probes, num_steps, basis, lean=estimator == "lean")
+
+
+def step(operator: SymmetricOperator, state: State, flags: Flags | None = None) -> State:
+    """The state after one more step of all its recurrences."""
+    return _MODULE[type(state)].step(operator, state, flags)
+
+
+def is_done(
+    state: State,
+    operator: SymmetricOperator,
+    num_steps: int,
+    target_error: float | None = None,
+    sigma2: float | None = None,
+) -> bool:
+    """Has the run its steps, or can no step add anything, or is the target reached?"""
+    if state.num_steps >= num_steps or is_finished(state):
+        return True
+    return target_error is not None and _reached(state, operator, target_error, sigma2)
 
 
 def vectors_kept(n: int, estimator: Estimator, num_probes: int, num_steps: int) -> int:

@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -32,17 +32,8 @@ from hessian_spectrum.cli.exit_status import (
     warnings_on_one_line,
 )
 from hessian_spectrum.cli.parsing import parse
-from hessian_spectrum.config.computing import (
-    AlignmentConfig,
-    DemoConfig,
-    DensityConfig,
-    EigenpairsConfig,
-    InterpolateConfig,
-    MapConfig,
-    SurfaceConfig,
-    TrackConfig,
-    TrainConfig,
-)
+from hessian_spectrum.commands import registry
+from hessian_spectrum.commands.registry import Command
 from hessian_spectrum.slurm.job_script import Resources, script
 
 # What launchers tell a process before any collective can: its rank, and among how many. Without
@@ -77,14 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv[:1] == ["submit"] and "--" in argv:
             command = argv[argv.index("--") + 1 :]
             argv = argv[: argv.index("--")]
-        config = parse(argv, _COMMANDS, _DESCRIPTION, quiet=not first)
+        config = _parsed(argv, quiet=not first)
         if hasattr(config, "check"):
             config.check()
         if isinstance(config, SubmitConfig):
             _submit(config, command)
             return DONE
-        if type(config) in _SINGLE:
-            _SINGLE[type(config)](config)
+        row = _row_of(config)
+        if row.runs == "at once":
+            row.implementation()(config)
             return DONE
     except (InputError, *PATH_ERRORS) as error:
         code, said = USAGE, str(error)
@@ -95,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             time.sleep(PATIENCE)
         raise
     else:
-        return _on_ranks(config)
+        return _on_ranks(row, config)
     say_once(said, first)
     return code
 
@@ -111,7 +103,7 @@ def _first_by_environment() -> bool:
 # -- commands that compute: on every rank of the job ---------------------------------------------
 
 
-def _on_ranks(config: Any) -> int:
+def _on_ranks(row: Command, config: Any) -> int:
     from hessian_spectrum.commands import signals
 
     # Where a rank is lost, torch's own threads print their stacks beside the one line that says so.
@@ -128,7 +120,7 @@ def _on_ranks(config: Any) -> int:
 
             world = distributed.start(getattr(config, "device", "cpu"), silence, give_up)
             first = world.rank == 0
-            _COMPUTING[type(config)](config, world, stop)
+            _carry_out(row, config, world, stop)
             code, said = DONE, None
         except (InputError, *PATH_ERRORS) as error:
             code, said = USAGE, str(error)
@@ -155,85 +147,16 @@ def _on_ranks(config: Any) -> int:
     return code
 
 
-def _density(config: DensityConfig, world: Any, stop: Any) -> None:
-    from hessian_spectrum.commands.density import density
-
-    density(*_loaded(config, world), world, stop)
-
-
-def _eigenpairs(config: EigenpairsConfig, world: Any, stop: Any) -> None:
-    from hessian_spectrum.commands.eigenpairs import eigenpairs
-
-    eigenpairs(*_loaded(config, world), world, stop)
-
-
-def _interpolate(config: InterpolateConfig, world: Any, stop: Any) -> None:
-    from hessian_spectrum.commands.surfaces import interpolate
-
-    config = _at(config, config.between[0])
-    interpolate(*_loaded(config, world), world, stop)
-
-
-def _surface(config: SurfaceConfig, world: Any, stop: Any) -> None:
-    from hessian_spectrum.commands.surfaces import surface
-
-    config = _at(config, *config.checkpoints[-1:])
-    surface(*_loaded(config, world), world, stop)
-
-
-def _map(config: MapConfig, world: Any, stop: Any) -> None:
-    from hessian_spectrum.commands.curvature_map import curvature_map
-
-    config = _at(config, *config.checkpoints[-1:])
-    curvature_map(*_loaded(config, world), world, stop)
-
-
-def _track(config: TrackConfig, world: Any, stop: Any) -> None:
-    from hessian_spectrum.commands.surfaces import track
-
-    config = _at(config, config.checkpoints[-1])
-    track(*_loaded(config, world), world, stop)
-
-
-def _at(config: Any, checkpoint: Path | None = None) -> Any:
-    """At this checkpoint, unless another one was chosen."""
-    return config if config.checkpoint else dataclasses.replace(config, checkpoint=checkpoint)
-
-
-def _alignment(config: AlignmentConfig, world: Any, stop: Any) -> None:
-    from hessian_spectrum.commands.alignment import align
-
-    align(*_loaded(config, world), world, stop)
-
-
-def _loaded(config: Any, world: Any) -> tuple[Any, dict[str, Any]]:
-    """The problem as Evaluator's arguments, and the configuration with what it left open."""
+def _carry_out(row: Command, config: Any, world: Any, stop: Any) -> None:
+    if row.runs == "in one process":
+        if world.size > 1:
+            raise InputError(f"{row.name} runs in one process, but was started on {world.size}")
+        row.implementation()(config)
+        return
     from hessian_spectrum.commands import runner
-    from hessian_spectrum.zoo import problem_loader
 
-    if config.download:  # once, before the others look
-        runner.on_first_rank(world, lambda: problem_loader.load(config))
-    arguments = runner.together(world, lambda: problem_loader.load(config))
-    return problem_loader.settled(config, arguments), arguments
-
-
-def _train(config: TrainConfig, world: Any, stop: Any) -> None:
-    from hessian_spectrum.commands import train as training
-
-    _alone(world, "train")
-    training.train(config)
-
-
-def _demo(config: DemoConfig, world: Any, stop: Any) -> None:
-    from hessian_spectrum.commands import demo
-
-    _alone(world, "demo")
-    demo.demo(config, world)
-
-
-def _alone(world: Any, command: str) -> None:
-    if world.size > 1:
-        raise InputError(f"{command} runs in one process, but was started on {world.size}")
+    computation = row.implementation()
+    runner.run(computation, *runner.load_problem(computation, config, world), world, stop)
 
 
 def _submit(config: SubmitConfig, command: list[str]) -> None:
@@ -244,8 +167,8 @@ def _submit(config: SubmitConfig, command: list[str]) -> None:
             "no command to submit: expected one behind --, as in hessian-spectrum submit "
             "--minutes 60 -- density --problem my.py:make --out run.h5"
         )
-    submitted = parse(command, _COMMANDS, _DESCRIPTION)
-    if type(submitted) not in _COMPUTING or not hasattr(submitted, "resume"):
+    submitted = _parsed(command)
+    if isinstance(submitted, SubmitConfig) or _row_of(submitted).runs != "on ranks":
         raise InputError(f"{command[0]} does not compute for hours; submit density or its like")
     submitted.check()
     if not config.setup:  # a login shell would find another Python
@@ -264,45 +187,52 @@ _DESCRIPTION = (
     "compute also take --config FILE: the same options in a .toml or .json file, or those stored "
     "in an earlier result (.h5); options on the command line win. But for demo and train they run "
     "unchanged alone, under torchrun, mpirun and srun. Exit codes: 0 done, 1 failed, 2 usage, 75 "
-    "stopped by a signal with its state saved (go on with --resume)."
+    "stopped by a signal with its state saved (resume it with --resume)."
 )
 
-_COMMANDS = [
-    ("demo", DemoConfig, "train a small network on real digits and look at its Hessian"),
-    ("train", TrainConfig, "train a zoo model, writing checkpoints"),
-    ("density", DensityConfig, "eigenvalue density of a Hessian"),
-    ("eigenpairs", EigenpairsConfig, "extreme eigenvalues and eigenvectors of a Hessian"),
-    ("alignment", AlignmentConfig, "curvature along the gradients of minibatches"),
-    ("interpolate", InterpolateConfig, "loss between checkpoints: a line, a triangle, a rectangle"),
-    ("surface", SurfaceConfig, "loss on a line or a plane around the parameters"),
-    ("map", MapConfig, "smallest and largest eigenvalue at each point of a plane"),
-    ("track", TrackConfig, "the way of a training run through its checkpoints"),
-    (
+# Commands that read files, and need no torch.
+_READERS = [
+    Command(
         "query",
         read_commands.QueryConfig,
+        "hessian_spectrum.cli.read_commands:query",
         "ask a result file: masses, counts, quantiles, outlier ratios",
+        "at once",
     ),
-    ("plot", read_commands.PlotConfig, "draw a result"),
-    ("info", read_commands.InfoConfig, "what a result file holds and where it comes from"),
-    ("merge", read_commands.MergeConfig, "put the results of many files into one"),
-    ("submit", SubmitConfig, "submit a command to SLURM as a job that goes on by itself"),
+    Command(
+        "plot",
+        read_commands.PlotConfig,
+        "hessian_spectrum.cli.read_commands:plot",
+        "draw a result",
+        "at once",
+    ),
+    Command(
+        "info",
+        read_commands.InfoConfig,
+        "hessian_spectrum.cli.read_commands:info",
+        "what a result file holds and where it comes from",
+        "at once",
+    ),
+    Command(
+        "merge",
+        read_commands.MergeConfig,
+        "hessian_spectrum.cli.read_commands:merge",
+        "put the results of many files into one",
+        "at once",
+    ),
 ]
 
-_COMPUTING: dict[type, Callable] = {
-    DensityConfig: _density,
-    EigenpairsConfig: _eigenpairs,
-    AlignmentConfig: _alignment,
-    InterpolateConfig: _interpolate,
-    SurfaceConfig: _surface,
-    MapConfig: _map,
-    TrackConfig: _track,
-    TrainConfig: _train,
-    DemoConfig: _demo,
-}
 
-_SINGLE: dict[type, Callable] = {
-    read_commands.QueryConfig: read_commands.query,
-    read_commands.PlotConfig: read_commands.plot,
-    read_commands.InfoConfig: read_commands.info,
-    read_commands.MergeConfig: read_commands.merge,
-}
+def _commands() -> list[tuple[str, type, str]]:
+    """Name, options and one line of help of every command, in the order of --help."""
+    rows = [(row.name, row.config, row.help) for row in [*registry.COMMANDS, *_READERS]]
+    submit = ("submit", SubmitConfig, "submit a command to SLURM as a job that resumes by itself")
+    return [*rows, submit]
+
+
+def _parsed(argv: Sequence[str], quiet: bool = False) -> Any:
+    return parse(argv, _commands(), _DESCRIPTION, quiet)
+
+
+def _row_of(config: Any) -> Command:
+    return next(row for row in [*registry.COMMANDS, *_READERS] if row.config is type(config))

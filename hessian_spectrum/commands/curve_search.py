@@ -1,87 +1,79 @@
-"""The search of ``interpolate --curve``: a step at a time, saved where due, and gone on with."""
+"""The search of ``interpolate --curve``: optimize the bends of a low-loss curve, step by step."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hessian_spectrum.analyses import mode_connectivity
-from hessian_spectrum.analyses.mode_connectivity import Bends
 from hessian_spectrum.commands import plane_vectors
-from hessian_spectrum.commands.runner import on_first_rank, together
-from hessian_spectrum.commands.scheduler import Job, PointRecord, Saved
-from hessian_spectrum.commands.signals import StopRequest
+from hessian_spectrum.commands.points_computation import Saved
 from hessian_spectrum.config.computing import InterpolateConfig
+from hessian_spectrum.distributed.agreement import together
+from hessian_spectrum.distributed.mesh import Mesh
 from hessian_spectrum.landscape.tasks import PointTask
 from hessian_spectrum.loss.evaluator import Evaluator
+from hessian_spectrum.loss.problem import Problem
 
 
-def start(config: InterpolateConfig, ev: Evaluator) -> Bends:
-    ends = plane_vectors.of_checkpoints(ev, config.between)
-    return mode_connectivity.start(ev, *ends, config.curve, config.num_bends)
+class CurveSearch:
+    """All ranks take a step together: the same bit for bit on as many ranks, to rounding on others.
 
-
-def task(config: InterpolateConfig, ev: Evaluator, state: Bends) -> PointTask:
-    return mode_connectivity.curve_task(ev, state, config.num_points or 50)
-
-
-def search(
-    config: InterpolateConfig,
-    arguments: dict[str, Any],
-    record: PointRecord,
-    saved: Saved | None,
-    stop: StopRequest,
-    job_of: Callable[[PointTask], Job],
-) -> Job:
-    """From the bends that there are to ``num_steps``, by all ranks together; then the curve's job.
-
-    A step is the same bit for bit on the same number of ranks, to rounding on others.
-
-    Raises:
-        FloatingPointError: the search diverged; what there was before that step is saved.
-        Interrupted: a signal came; all steps are saved.
+    Args:
+        ev: the evaluator of this rank's group.
     """
-    ev, world = record.evaluator, record.world
-    if record.mesh.num_groups > 1:  # a step is one computation
-        ev = together(world, lambda: Evaluator(**arguments, world=world))
-    state = _gone_on_with(start(config, ev), record, saved)
-    record.begin(job_of(task(config, ev, state)), saved and saved.progress)
 
-    def save() -> None:
-        record.how["search"] = {"num_steps": state.num_steps, "loss": state.loss}
-        record.keep(torch.cat([state.bends, state.first_moment, state.second_moment]))
-        on_first_rank(world, lambda: record.commit(finished=False))
+    def __init__(self, config: InterpolateConfig, ev: Evaluator):
+        self.config, self.group_evaluator, self._evaluator = config, ev, ev
+        ends = plane_vectors.of_checkpoints(ev, config.between)
+        kind, bends = config.curve, config.num_bends
+        self.state = mode_connectivity.start(ev, ends[0], ends[1], kind, bends)
 
-    with record.bar(config.num_steps, state.num_steps, "step") as bar:
-        while state.num_steps < config.num_steps:
-            try:
-                state = mode_connectivity.step(
-                    ev, state, config.lr, config.points_per_step, config.seed
-                )
-            except FloatingPointError:
-                save()
-                raise
-            bar.update(1)
-            record.checkpoint(stop, save, finished=False)
-    save()
-    if ev is not record.evaluator:
-        record.evaluator.counts.passes += ev.counts.passes
-    return job_of(task(config, record.evaluator, state))
+    def task(self) -> PointTask:
+        """The points of the curve as it is now."""
+        num_points = self.config.num_points or 50
+        return mode_connectivity.curve_task(self.group_evaluator, self.state, num_points)
 
+    def begin(self, problem: Problem, mesh: Mesh, saved: Saved | None) -> None:
+        """Spread the data over all ranks, and continue from what an earlier run has left."""
+        if mesh.num_groups > 1:
+            self._evaluator = together(mesh.world, lambda: problem.evaluator(mesh.world))
+        found = saved.header.plan["how"].get("search") if saved else None
+        if saved is None or not found:
+            return
+        count = len(self.state.bends)
+        rows = self.state.bends.new_zeros(3 * count, self.state.bends.shape[1])
+        if mesh.world.rank == 0:
+            rows = torch.from_numpy(saved.vectors).to(rows)
+        bends, first, second = mesh.world.sum(rows).split(count)
+        self.state = dataclasses.replace(
+            self.state, bends=bends, first_moment=first, second_moment=second, **found
+        )
 
-def _gone_on_with(state: Bends, record: PointRecord, saved: Saved | None) -> Bends:
-    """The state that the earlier run has left, on every rank: the first rank's."""
-    found = record.how.get("search")
-    if not saved or not found:
-        return state
-    count = len(state.bends)
-    rows = state.bends.new_zeros(3 * count, state.bends.shape[1])
-    if record.world.rank == 0:
-        rows = torch.from_numpy(saved.vectors).to(rows)
-    bends, first, second = record.world.sum(rows).split(count)
-    return dataclasses.replace(
-        state, bends=bends, first_moment=first, second_moment=second, **found
-    )
+    @property
+    def is_finished(self) -> bool:
+        return self.state.num_steps >= self.config.num_steps
+
+    def step(self) -> None:
+        """One step of Adam. FloatingPointError where it diverges; the state is then as before."""
+        config = self.config
+        self.state = mode_connectivity.step(
+            self._evaluator, self.state, config.lr, config.points_per_step, config.seed
+        )
+
+    def end(self) -> None:
+        """Count the search's passes with those of the group."""
+        if self._evaluator is not self.group_evaluator:
+            self.group_evaluator.counts.passes += self._evaluator.counts.passes
+
+    def described(self) -> dict[str, Any]:
+        """The numbers of the state; its vectors are ``vectors``."""
+        return {"num_steps": self.state.num_steps, "loss": self.state.loss}
+
+    def vectors(self) -> Tensor:
+        """(3 bends, n): the bends and both moments of Adam."""
+        state = self.state
+        return torch.cat([state.bends, state.first_moment, state.second_moment])

@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.commands.density import density as compute_density
+from hessian_spectrum.commands import runner
+from hessian_spectrum.commands.density import Density
 from hessian_spectrum.commands.train import folder, train
 from hessian_spectrum.config.computing import DemoConfig, DensityConfig, TrainConfig
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.plotting import density as plotting
 from hessian_spectrum.spectral.measure import SpectralMeasure
-from hessian_spectrum.storage import run_file
-from hessian_spectrum.zoo import problem_loader
 
 MODEL = "mlp-64-20-10"  # 1,510 parameters: seconds to train, and to look at
 
 
-def demo(config: DemoConfig, world: World) -> None:
+def demo(config: DemoConfig) -> None:
     """Train a small network on the shipped digits; write density, extremes and a picture."""
     result, picture = config.out / "digits.h5", config.out / "digits.png"
     if not config.out.parent.is_dir():
@@ -27,10 +26,10 @@ def demo(config: DemoConfig, world: World) -> None:
             raise InputError(f"{path} exists; choose another --out, or use --overwrite")
 
     with folder(config.out):
-        _demo(config, world, result, picture)
+        _demo(config, result, picture)
 
 
-def _demo(config: DemoConfig, world: World, result: Path, picture: Path) -> None:
+def _demo(config: DemoConfig, result: Path, picture: Path) -> None:
     print(f"1. Training {MODEL} on 1,500 real handwritten digits (8 x 8 pixels).")
     checkpoint = train(
         TrainConfig(
@@ -57,12 +56,10 @@ def _demo(config: DemoConfig, world: World, result: Path, picture: Path) -> None
         out=result,
         overwrite=config.overwrite,
     )
-    arguments = problem_loader.load(density)
-    compute_density(problem_loader.settled(density, arguments), arguments, world)
-
-    with run_file.open(result) as run:
-        measure = run["density"]
-        plotting.save_figure(plotting.density_figure(measure, title=f"{MODEL} on digits"), picture)
+    world = World()  # on the CPU
+    measure = runner.run(Density, *runner.load_problem(Density, density, world), world)
+    assert measure is not None  # no dry run
+    plotting.save_figure(plotting.density_figure(measure, title=f"{MODEL} on digits"), picture)
     print(_explanation(measure, picture, result))
 
 

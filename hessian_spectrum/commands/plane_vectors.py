@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,9 +15,8 @@ from torch import Tensor
 from hessian_spectrum import zoo
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.analyses import surface, trajectory
-from hessian_spectrum.commands.runner import together
-from hessian_spectrum.commands.scheduler import Saved
-from hessian_spectrum.config.computing import WINDOW, PlaneConfig
+from hessian_spectrum.config.computing import WINDOW, PlaneConfig, PointsConfig
+from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.distributed.mesh import Mesh
 from hessian_spectrum.krylov.extremal import extremes
 from hessian_spectrum.landscape import directions, paths
@@ -28,12 +27,19 @@ from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.validation import finite_parameters
 from hessian_spectrum.operators.curvature import Hessian
 
+LocatedT = TypeVar("LocatedT", bound=PointsConfig)
+
 ENDS = {"smallest": 0, "largest": 1}  # of the Hessian's spectrum
 # How many vectors each is, that are kept and not made again.
 COMPUTED = {"gradient": 1, "smallest": 1, "largest": 1, "components": 2}
 MARGIN = 0.1  # of a trajectory's extent, beyond it on each side of a plane
 TOL = 1e-5  # of an eigenvector's residual
 IGNORED = {"both": IGNORABLE, "bias": ("bias",), "norm": ("norm",), "none": ()}
+
+
+def located(config: LocatedT, checkpoint: Path | None = None) -> LocatedT:
+    """``config`` at this checkpoint, unless another one was chosen."""
+    return config if config.checkpoint else dataclasses.replace(config, checkpoint=checkpoint)
 
 
 def of_checkpoints(ev: Evaluator, paths: Sequence[Path]) -> Tensor:
@@ -55,14 +61,14 @@ def of_checkpoints(ev: Evaluator, paths: Sequence[Path]) -> Tensor:
 
 def plane(
     config: PlaneConfig, ev: Evaluator, computed: Tensor
-) -> tuple[Directions, list[np.ndarray], Trajectory | None]:
+) -> tuple[Directions, list[list[float]], Trajectory | None]:
     """Directions that --directions names, coordinates along each, and what the plane follows.
 
     Args:
         computed: (k, n), those that have to be, in order.
     """
     if "components" not in config.directions:
-        grid = [paths.window(*axis) for axis in config.axes(WINDOW, WINDOW)]
+        grid = [paths.window(*axis).tolist() for axis in config.axes(WINDOW, WINDOW)]
         return _chosen(config, ev, computed), grid, None
     followed = _followed(config, ev, computed)
     low, high = followed.coordinates.min(0), followed.coordinates.max(0)
@@ -72,7 +78,7 @@ def plane(
         {"kind": "principal component", "index": i, "explained_variance": float(share)}
         for i, share in enumerate(followed.explained_variance[:2])
     )
-    grid = [paths.window(*axis) for axis in config.axes(*defaults)]
+    grid = [paths.window(*axis).tolist() for axis in config.axes(*defaults)]
     return Directions(ev.theta, computed, recipes), grid, followed
 
 
@@ -80,7 +86,7 @@ def plane_task(
     config: PlaneConfig,
     ev: Evaluator,
     computed: Tensor,
-    make: Callable[[Evaluator, Directions, list[np.ndarray]], PointTask] = surface.surface_task,
+    make: Callable[[Evaluator, Directions, list[list[float]]], PointTask] = surface.surface_task,
 ) -> PointTask:
     """The points of the plane, and beside them what it follows."""
     along, grid, followed = plane(config, ev, computed)
@@ -145,17 +151,22 @@ def _random(config: PlaneConfig, ev: Evaluator, theta: Tensor, index: int) -> Di
     )
 
 
-def settled(config: Any, ev: Evaluator, mesh: Mesh, saved: Saved | None) -> Tensor:
+def settled(
+    config: Any, ev: Evaluator, mesh: Mesh, is_resumed: bool, saved: np.ndarray | None
+) -> Tensor:
     """(k, n), the computed ones: those of the run that is resumed, or made now.
 
     The first rank's, on every rank: other groups may round in another way.
+
+    Args:
+        saved: on the first rank, the vectors of the run that is resumed.
     """
     if not isinstance(config, PlaneConfig) or not set(COMPUTED) & set(config.directions):
         return ev.theta.new_empty(0, ev.n)
-    if saved is None:
+    if not is_resumed:
         rows = together(mesh.world, lambda: computed(config, ev))
-    elif saved.vectors is not None:
-        rows = torch.from_numpy(saved.vectors).to(ev.device, ev.dtype)
+    elif saved is not None:
+        rows = torch.from_numpy(saved).to(ev.device, ev.dtype)
     else:
         rows = stand_ins(config, ev)
     return mesh.world.sum(rows if mesh.world.rank == 0 else torch.zeros_like(rows))
@@ -164,5 +175,5 @@ def settled(config: Any, ev: Evaluator, mesh: Mesh, saved: Saved | None) -> Tens
 def digest(task: PointTask) -> str:
     """SHA-256 of the vectors and weights that the points are made of."""
     sha = hashlib.sha256(task.points.weights.tobytes())
-    sha.update(task.points.vectors.detach().cpu().contiguous().view(torch.uint8).numpy())
+    sha.update(task.points.vectors.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return sha.hexdigest()

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessian_spectrum.analyses.alignment_result import Alignment
+from hessian_spectrum.landscape.results import Trajectory
+from hessian_spectrum.landscape.surfaces import Curve, Surface
 from hessian_spectrum.spectral.measure import EigenPairs, SpectralMeasure
 
 if TYPE_CHECKING:
     from hessian_spectrum.landscape.parameter_points import PointPlan, Points
     from hessian_spectrum.landscape.point_planner import PointTrial
-    from hessian_spectrum.landscape.results import Trajectory
-    from hessian_spectrum.landscape.surfaces import Curve, Surface
     from hessian_spectrum.loss.evaluator import Evaluator
     from hessian_spectrum.planning.product_planner import Estimate
     from hessian_spectrum.storage.run_file import Run
@@ -39,13 +39,13 @@ def estimate(
     how += [f"minibatches of {plan.batch_size}"] if plan.batch_size else []
     how += ["linear maps kept between steps"] if plan.keep else []
     how += [f"in {plan.precision}"] if plan.precision else []
-    most = "at most " if most else ""
+    at_most = "at most " if most else ""
     chosen = "measured" if estimate.calibrated else "by default, the run being short"
     lines = [
         f"loss {values['loss']:.6g}, gradient norm {values['gradient_norm']:.3g}; "
         f"{evaluator.n:,} parameters, {evaluator.num_samples:,.0f} samples, "
         f"{evaluator.world.size} rank(s)",
-        f"{most}{estimate.products:,} products in {estimate.passes} passes over the data, about "
+        f"{at_most}{estimate.products:,} products in {estimate.passes} passes over the data, about "
         f"{_time(estimate.seconds)}; a rank needs {_bytes(estimate.basis)} for Krylov vectors "
         f"({_PLACES[estimate.place]}) and {_bytes(estimate.working)} for products, of "
         f"{_bytes(estimate.budget)}",
@@ -150,7 +150,7 @@ def values(result: Curve | Surface | Trajectory, center: dict[str, float]) -> st
         )
         label = name.replace("_", " ")
         lines.append(f"{label:<24} {finite.min():.6g} to {finite.max():.6g}   ({best} at {place})")
-    if hasattr(result, "barrier") and result.holds_ends and len(result.t) > 2:
+    if isinstance(result, Curve) and result.holds_ends and len(result.t) > 2:
         first, last = result.ends
         lines.append(
             f"barrier of the loss      {result.barrier():.6g}   (above the line between the ends, "
@@ -160,7 +160,7 @@ def values(result: Curve | Surface | Trajectory, center: dict[str, float]) -> st
     if not np.isfinite(loss).all():
         invalid = int((~np.isfinite(loss)).sum())
         lines.append(f"not finite               {invalid} of {loss.size} points")
-    if hasattr(result, "explained_variance"):
+    if isinstance(result, Trajectory):
         shares = ", ".join(f"{share:.1%}" for share in result.explained_variance[:2])
         lines += [
             f"distance from the start  {result.distance_from_start[-1]:.6g}",

@@ -4,146 +4,203 @@ worth of numbers made of them."""
 from __future__ import annotations
 
 import dataclasses
-import sys
-import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hessian_spectrum._core.errors import Warned
 from hessian_spectrum.analyses import interpolate as between
 from hessian_spectrum.analyses import trajectory
 from hessian_spectrum.analyses.curvature_map import COLUMNS
 from hessian_spectrum.commands import curvature_map as maps
-from hessian_spectrum.commands import curve_search, plane_vectors, report
-from hessian_spectrum.commands.runner import check_output, on_first_rank, together, writing
-from hessian_spectrum.commands.scheduler import TASKS, Job, Piece, PointRecord, run, saved_run
-from hessian_spectrum.commands.signals import StopRequest
+from hessian_spectrum.commands import plane_vectors, report
+from hessian_spectrum.commands.computation import ResultT
+from hessian_spectrum.commands.curve_search import CurveSearch
+from hessian_spectrum.commands.points_computation import PointsComputation
+from hessian_spectrum.commands.scheduler import TASKS, Job, Piece
+from hessian_spectrum.commands.session import Session
 from hessian_spectrum.config.computing import (
     InterpolateConfig,
     SurfaceConfig,
     TrackConfig,
     ValuesConfig,
 )
+from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.distributed.mesh import Mesh
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.landscape import paths, point_planner
 from hessian_spectrum.landscape.parameter_points import PointPlan, evaluate, ranges
 from hessian_spectrum.landscape.point_planner import PointTrial
+from hessian_spectrum.landscape.results import Trajectory
+from hessian_spectrum.landscape.surfaces import Curve, Surface
 from hessian_spectrum.landscape.tasks import PointTask
 from hessian_spectrum.loss import batch_norm
 from hessian_spectrum.loss.evaluator import Evaluator
+from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.zoo import problem_loader
 
-Task = Callable[[Evaluator, Any], PointTask]  # with computed directions
+ValuesT = TypeVar("ValuesT", bound=ValuesConfig)
 
 
-def interpolate(
-    config: InterpolateConfig, arguments: dict[str, Any], world: World, stop: StopRequest
-) -> None:
-    """From checkpoints to values between them; see ``density`` for arguments and errors."""
+class ValuesComputation(PointsComputation[ValuesT, ResultT]):
+    """Loss and accuracy at each point; a task is a chunk of points that share passes."""
 
-    def make(ev: Evaluator, _: Any) -> PointTask:
+    def __init__(self, config: ValuesT, problem: Problem, world: World):
+        super().__init__(config, problem, world)
+        self.test = _test(config, problem, self.mesh)
+
+    def plan(self, task: PointTask, session: Session | None) -> str:
+        plan, trials = _planned(self.config, self.mesh, self.evaluator, task, self.test)
+        self.how = {"points": dataclasses.asdict(plan)}
+        groups = self.mesh.num_groups
+        return report.points_estimate(task.points, plan, trials, groups, self.evaluator)
+
+    def make_job(self, task: PointTask, session: Session) -> Job:
+        ev, test, plan = self.evaluator, self.test, PointPlan(**self.how["points"])
+        columns = tuple(evaluate(ev, task.points, 0, 0, plan=plan, test=test))
+
+        def compute(indices: Sequence[int]) -> Iterator[Piece]:
+            found = evaluate(ev, task.points, indices[0], indices[-1] + 1, plan=plan, test=test)
+            yield indices, np.column_stack([found[name] for name in columns])
+
+        return Job(columns, ranges(len(task.points), plan), compute, task.finish)
+
+
+class SurfaceRun(ValuesComputation[SurfaceConfig, Surface]):
+    """Values on a line or a plane around the parameters."""
+
+    command = "surface"
+    result_kinds = (Surface,)
+
+    @classmethod
+    def located(cls, config: SurfaceConfig) -> SurfaceConfig:
+        return plane_vectors.located(config, *config.checkpoints[-1:])
+
+    def make_task(self, computed: Tensor) -> PointTask:
+        return plane_vectors.plane_task(self.config, self.evaluator, computed)
+
+    def report(self, result: Surface, values: dict[str, float]) -> str:
+        return report.values(result, values)
+
+
+class Track(ValuesComputation[TrackConfig, Trajectory]):
+    """Checkpoints of a training run as iterates, with what was evaluated at each."""
+
+    command = "track"
+    result_kinds = (Trajectory,)
+
+    def __init__(self, config: TrackConfig, problem: Problem, world: World):
+        _warn_of_statistics(problem)
+        super().__init__(config, problem, world)
+
+    @classmethod
+    def located(cls, config: TrackConfig) -> TrackConfig:
+        return plane_vectors.located(config, config.checkpoints[-1])
+
+    def make_task(self, computed: Tensor) -> PointTask:
+        rows = plane_vectors.of_checkpoints(self.evaluator, self.config.checkpoints)
+        return trajectory.iterates_task(self.evaluator, rows)
+
+    def plan(self, task: PointTask, session: Session | None) -> str:
+        text = super().plan(task, session)
+        if session and self.config.eigenvalues:
+            session.take(maps.planned(self.config, self.mesh, self.evaluator))
+        return text
+
+    def make_job(self, task: PointTask, session: Session) -> Job:
+        """With eigenvalues: the same points, one at a time, with both extreme eigenvalues."""
+        job = super().make_job(task, session)
+        if not self.config.eigenvalues:
+            return job
+        rows = maps.rows_along(self.config, self.evaluator, task.points, session.product_plan)
+
+        def compute(indices: Sequence[int]) -> Iterator[Piece]:
+            ((_, values),) = job.compute(indices)
+            for (index, found), row in zip(rows(indices), values):
+                yield [index], np.concatenate([row, found[1:]])[None]
+
+        return dataclasses.replace(job, columns=(*job.columns, *COLUMNS[1:]), compute=compute)
+
+    def report(self, result: Trajectory, values: dict[str, float]) -> str:
+        return report.values(result, values)
+
+
+class Interpolate(ValuesComputation[InterpolateConfig, Curve | Surface]):
+    """Values between checkpoints. Of a curve, steps of a search come first, then its points."""
+
+    command = "interpolate"
+    result_kinds = (Curve, Surface)
+    search: CurveSearch | None = None  # the search that is not finished
+
+    def __init__(self, config: InterpolateConfig, problem: Problem, world: World):
+        _warn_of_statistics(problem)
+        super().__init__(config, problem, world)
+
+    @classmethod
+    def located(cls, config: InterpolateConfig) -> InterpolateConfig:
+        return plane_vectors.located(config, config.between[0])
+
+    def make_task(self, computed: Tensor) -> PointTask:
+        config, ev = self.config, self.evaluator
         if config.curve != "straight":
-            return curve_search.task(config, ev, curve_search.start(config, ev))
+            self.search = CurveSearch(config, ev)
+            return self.search.task()
         corners = list(plane_vectors.of_checkpoints(ev, config.between))
         num_points = config.num_points or (50 if len(corners) == 2 else 25)
-        at = paths.window(config.low, config.high, num_points)
+        at = paths.window(config.low, config.high, num_points).tolist()
         if len(corners) == 4:
             return between.bilinear_task(ev, corners, at, at)
         if len(corners) == 3:
             return between.barycentric_task(ev, corners, at, at)
         if config.by_distance:
-            return between.distance_task(ev, *corners, at)
+            return between.distance_task(ev, corners[0], corners[1], at)
         ends = (config.low, config.high)
-        return between.linear_task(ev, *corners, num_points, window=ends)
+        return between.linear_task(ev, corners[0], corners[1], num_points, window=ends)
 
-    _values("interpolate", config, arguments, world, stop, make)
+    def first_task(self) -> PointTask:
+        if self.search is None:
+            return self.task
+        self.search.begin(self.problem, self.mesh, self.saved)
+        return self.search.task()
 
+    @property
+    def progress(self) -> tuple[int, int, str]:
+        points, done, unit = super().progress
+        if self.config.curve == "straight":
+            return points, done, unit
+        steps = self.search.state.num_steps if self.search else self.config.num_steps
+        return self.config.num_steps + points, steps + done, "step"
 
-def surface(
-    config: SurfaceConfig, arguments: dict[str, Any], world: World, stop: StopRequest
-) -> None:
-    """Values on a line or a plane around the parameters."""
+    def step(self, session: Session) -> None:
+        if self.search and not self.search.is_finished:
+            self.search.step()
+            return
+        if self.search:
+            self.save(session)
+            self.search.end()
+            task, self.search = self.search.task(), None
+            self.begin(self.make_job(task, session))
+        super().step(session)
 
-    def make(ev: Evaluator, computed: torch.Tensor) -> PointTask:
-        return plane_vectors.plane_task(config, ev, computed)
+    @property
+    def has_state(self) -> bool:
+        return self.search is not None
 
-    _values("surface", config, arguments, world, stop, make)
+    def save(self, session: Session) -> None:
+        if self.search:
+            self.how["search"] = self.search.described()
+            self.keep(self.search.vectors())
+        super().save(session)
 
-
-def track(config: TrackConfig, arguments: dict[str, Any], world: World, stop: StopRequest) -> None:
-    """Checkpoints of a training run as iterates, with what was evaluated at each."""
-
-    def make(ev: Evaluator, _: Any) -> PointTask:
-        return trajectory.iterates_task(ev, plane_vectors.of_checkpoints(ev, config.checkpoints))
-
-    _values("track", config, arguments, world, stop, make)
-
-
-def _values(
-    command: str,
-    config: ValuesConfig,
-    arguments: dict[str, Any],
-    world: World,
-    stop: StopRequest,
-    make: Task,
-) -> None:
-    started = time.time()
-    has_eigenvalues = isinstance(config, TrackConfig) and config.eigenvalues
-
-    def check() -> None:
-        check_output(config, "")
-
-    on_first_rank(world, check)
-    if command != "surface" and (arguments.get("batch_norm") or "eval") == "eval":
-        _warn_of_statistics(arguments["model"])
-    mesh = Mesh.of(world, config.ranks_per_point, timedelta(minutes=config.timeout_minutes))
-    ev = together(world, lambda: Evaluator(**arguments, world=mesh.data))
-    test = _test(config, arguments, mesh)
-    if config.dry_run:
-        stand_in = plane_vectors.stand_ins(config, ev)
-        task = together(world, lambda: make(ev, stand_in))
-        _estimate(task, *_planned(config, mesh, ev, task, test), mesh, ev, sys.stdout)
-        return
-    with writing(config, world, stop, check) as lock:
-        saved = saved_run(config, command, world)
-        computed = plane_vectors.settled(config, ev, mesh, saved)
-        task = together(world, lambda: make(ev, computed))
-        record = PointRecord(command, config, mesh, ev, lock, started, plane_vectors.digest(task))
-        record.keep(computed, task.beside)
-        record.go_on(saved, stop)
-        if saved:
-            plan = PointPlan(**record.how["points"])
-        else:
-            plan, trials = _planned(config, mesh, ev, task, test)
-            record.how = {"points": dataclasses.asdict(plan)}
-            if has_eigenvalues:
-                estimate = maps.planned(config, mesh, ev)
-                record.product_plan, record.place = estimate.plan, estimate.place
-            _estimate(task, plan, trials, mesh, ev, sys.stderr)
-        job = _job(task, plan, ev, test)
-        if isinstance(config, InterpolateConfig) and config.curve != "straight":
-
-            def job_of(task: PointTask) -> Job:
-                return _job(task, plan, ev, test)
-
-            job = curve_search.search(config, arguments, record, saved, stop, job_of)
-        if has_eigenvalues:
-            job = _with_eigenvalues(job, maps.rows_along(config, ev, task.points, record))
-        run(record, job, stop, saved and saved.progress)
-        if world.rank == 0:
-            print(report.values(record.result(), record.values))
-            print(f"written to {config.out}")
+    def report(self, result: Curve | Surface, values: dict[str, float]) -> str:
+        return report.values(result, values)
 
 
-def _warn_of_statistics(model: nn.Module) -> None:
-    if batch_norm.layers(model):
+def _warn_of_statistics(problem: Problem) -> None:
+    if problem.batch_norm in (None, "eval") and _is_normalized(problem.model):
         warnings.warn(
             "at every point BatchNorm normalizes by the running statistics of one network; "
             "networks with statistics of their own are compared by --batch-norm recalibrate",
@@ -152,35 +209,18 @@ def _warn_of_statistics(model: nn.Module) -> None:
         )
 
 
-def _job(task: PointTask, plan: PointPlan, ev: Evaluator, test: Evaluator | None) -> Job:
-    columns = tuple(evaluate(ev, task.points, 0, 0, plan=plan, test=test))
-
-    def compute(indices: Sequence[int]) -> Iterator[Piece]:
-        found = evaluate(ev, task.points, indices[0], indices[-1] + 1, plan=plan, test=test)
-        yield indices, np.column_stack([found[name] for name in columns])
-
-    return Job(columns, ranges(len(task.points), plan), compute, task.finish)
+def _is_normalized(model: object) -> bool:
+    return isinstance(model, nn.Module) and bool(batch_norm.layers(model))
 
 
-def _with_eigenvalues(job: Job, rows: Callable) -> Job:
-    """The same points, one at a time, with both extreme eigenvalues."""
-
-    def compute(indices: Sequence[int]) -> Iterator[Piece]:
-        ((_, values),) = job.compute(indices)
-        for (index, found), row in zip(rows(indices), values):
-            yield [index], np.concatenate([row, found[1:]])[None]
-
-    return dataclasses.replace(job, columns=(*job.columns, *COLUMNS[1:]), compute=compute)
-
-
-def _test(config: ValuesConfig, arguments: dict[str, Any], mesh: Mesh) -> Evaluator | None:
+def _test(config: ValuesConfig, problem: Problem, mesh: Mesh) -> Evaluator | None:
     """The same model on the test split."""
     if not config.test:
         return None
 
     def made() -> Evaluator:
-        data = problem_loader.load(dataclasses.replace(config, split="test"))["data"]
-        return Evaluator(**{**arguments, "data": data}, world=mesh.data)
+        data = problem_loader.load(dataclasses.replace(config, split="test")).data
+        return dataclasses.replace(problem, data=data).evaluator(mesh.data)
 
     return together(mesh.world, made)
 
@@ -190,7 +230,7 @@ def _planned(
 ) -> tuple[PointPlan, tuple[PointTrial, ...]]:
     """The first group's plan, in chunks that leave something for all groups."""
 
-    def measured() -> tuple | None:
+    def measured() -> tuple[PointPlan, tuple[PointTrial, ...]] | None:
         if mesh.group > 0:
             return None
         return point_planner.plan(ev, task.points, memory=config.memory_bytes, test=test)
@@ -200,16 +240,3 @@ def _planned(
     if mesh.num_groups > 1 and plan.chunk > most:
         plan = dataclasses.replace(plan, chunk=most, together=min(plan.together, most))
     return plan, trials
-
-
-def _estimate(
-    task: PointTask,
-    plan: PointPlan,
-    trials: Sequence[PointTrial],
-    mesh: Mesh,
-    ev: Evaluator,
-    file: Any,
-) -> None:
-    if mesh.world.rank == 0:
-        text = report.points_estimate(task.points, plan, trials, mesh.num_groups, ev)
-        print(text, file=file, flush=True)

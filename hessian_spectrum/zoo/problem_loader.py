@@ -1,4 +1,4 @@
-"""A problem by name or from the user's own file: the arguments of an Evaluator."""
+"""A problem by name or from the user's own file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, NoneType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -22,38 +22,34 @@ from torch.utils.data import DataLoader, IterableDataset
 from hessian_spectrum import zoo
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.config.computing import ProblemConfig
-from hessian_spectrum.loss.evaluator import Evaluator
+from hessian_spectrum.loss.problem import Problem
 
 REQUIRED = ("model", "loss_fn", "data")
-# What a problem may set; the ranks are not its to choose.
-ARGUMENTS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(Evaluator).parameters.items()
-    if name != "world"
-}
+ARGUMENTS = tuple(field.name for field in dataclasses.fields(Problem))
 
 Config = TypeVar("Config", bound=ProblemConfig)
 
 
-def load(config: ProblemConfig) -> dict[str, Any]:
-    """``model``, ``loss_fn``, ``data`` and the other arguments of Evaluator.
-
-    What ``config`` gives wins over what the problem sets itself.
+def load(config: ProblemConfig) -> Problem:
+    """The problem that ``config`` names; what ``config`` sets wins over what the problem sets.
 
     Raises:
         InputError: unknown names, missing files, a function that fails or returns something else.
     """
-    if config.problem:
-        arguments = _from_file(config.problem, config.problem_arg)
-    else:
-        arguments = _from_zoo(config)
+    found = _from_file(config.problem, config.problem_arg) if config.problem else _from_zoo(config)
     if config.checkpoint:
-        zoo.load_checkpoint(arguments["model"], config.checkpoint)
+        zoo.load_checkpoint(found.model, config.checkpoint)
+    return with_options(config, found)
+
+
+def with_options(config: ProblemConfig, problem: Problem) -> Problem:
+    """``problem`` with the options that ``config`` sets."""
+    data = problem.data
     if config.limit is not None:
-        arguments["data"] = _first(arguments["data"], config.limit)
-    if config.batch_size is not None and isinstance(arguments["data"], DataLoader):
-        arguments["data"] = _rebatched(arguments["data"], config.batch_size)
-    given = {
+        data = _first(data, config.limit)
+    if config.batch_size is not None and isinstance(data, DataLoader):
+        data = _rebatched(data, config.batch_size)
+    given: dict[str, Any] = {
         "parameters": config.parameters or None,
         "weight_decay": config.weight_decay,
         "batch_size": config.batch_size,
@@ -62,34 +58,34 @@ def load(config: ProblemConfig) -> dict[str, Any]:
         "dropout_seed": config.dropout_seed,
         "dtype": config.dtype and getattr(torch, config.dtype),
     }
+    chosen = {name: value for name, value in given.items() if value is not None}
     if config.device is not None:  # the ranks' device is that one already
-        arguments.pop("device", None)
-    return {**arguments, **{name: value for name, value in given.items() if value is not None}}
+        chosen["device"] = None
+    return dataclasses.replace(problem, data=data, **chosen)
 
 
-def settled(config: Config, arguments: dict[str, Any]) -> Config:
+def settled(config: Config, problem: Problem) -> Config:
     """``config`` with what the problem decided where no option did.
 
     Stored with a result, it says what was computed, and gives it again whatever the problem's
     own choices are by then.
     """
-    data, chosen = arguments["data"], {**ARGUMENTS, **arguments}
-    batch_size = data.batch_size if isinstance(data, DataLoader) else chosen["batch_size"]
-    parameters = chosen["parameters"] or ()
+    data, parameters = problem.data, problem.parameters or ()
+    batch_size = data.batch_size if isinstance(data, DataLoader) else problem.batch_size
     parameters = (parameters,) if isinstance(parameters, str) else tuple(parameters)
     return dataclasses.replace(
         config,
         batch_size=batch_size,
-        weight_decay=chosen["weight_decay"],
-        batch_norm=chosen["batch_norm"],
-        dropout=chosen["dropout"],
-        dropout_seed=chosen["dropout_seed"],
+        weight_decay=problem.weight_decay,
+        batch_norm=problem.batch_norm,
+        dropout=problem.dropout,
+        dropout_seed=problem.dropout_seed,
         parameters=parameters,
-        dtype=_DTYPES.get(chosen["dtype"], config.dtype),
+        dtype=_NAMES.get(problem.dtype, config.dtype),
     )
 
 
-def _from_zoo(config: ProblemConfig) -> dict[str, Any]:
+def _from_zoo(config: ProblemConfig) -> Problem:
     data = zoo.load_dataset(
         config.dataset,
         data_root=config.data_root,
@@ -106,10 +102,10 @@ def _from_zoo(config: ProblemConfig) -> dict[str, Any]:
         shortcut=config.shortcut,
         batchnorm=config.batchnorm,
     )
-    return {"model": model, "loss_fn": nn.CrossEntropyLoss(), "data": data.tensors}
+    return Problem(model=model, loss_fn=nn.CrossEntropyLoss(), data=data.tensors)
 
 
-def _from_file(problem: str, problem_arg: tuple[str, ...]) -> dict[str, Any]:
+def _from_file(problem: str, problem_arg: tuple[str, ...]) -> Problem:
     path, _, name = problem.rpartition(":")
     if not path:
         raise InputError(f"--problem {problem}: expected FILE.py:FUNCTION")
@@ -123,7 +119,7 @@ def _from_file(problem: str, problem_arg: tuple[str, ...]) -> dict[str, Any]:
     if isinstance(result, tuple) and len(result) == len(REQUIRED):
         result = dict(zip(REQUIRED, result))
     _require_arguments(problem, result)
-    return dict(result)
+    return Problem(**result)
 
 
 @contextmanager
@@ -265,4 +261,7 @@ def _rebatched(loader: DataLoader, batch_size: int) -> DataLoader:
     )
 
 
-_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+_NAMES: dict[torch.dtype | None, Literal["float32", "float64"] | None] = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+}

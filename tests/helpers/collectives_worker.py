@@ -15,14 +15,15 @@ from torch import nn
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-import hessian_spectrum.commands.eigenpairs
-from hessian_spectrum import commands
 from hessian_spectrum.algorithms import eigenpairs as eigensolver
+from hessian_spectrum.commands import runner
+from hessian_spectrum.commands.eigenpairs import Eigenpairs
 from hessian_spectrum.commands.signals import StopRequest
 from hessian_spectrum.config.computing import EigenpairsConfig
 from hessian_spectrum.distributed import world as distributed
 from hessian_spectrum.distributed.random_vectors import gaussian_probes
 from hessian_spectrum.krylov import block_lanczos, lanczos
+from hessian_spectrum.loss.problem import Problem
 
 B, STEPS = 3, 6
 
@@ -105,9 +106,8 @@ def eigenpair_steps(words, folder, world, counted):
         return after, pairs
 
     eigensolver.advance = noted
-    run = commands.eigenpairs.eigenpairs
     config = EigenpairsConfig(**words, out=folder / "pairs.h5", checkpoint_minutes=1000.0)
-    run(config, problem(2), world, StopRequest())
+    runner.run(Eigenpairs, config, Problem(**problem(2)), world, StopRequest())
     eigensolver.advance = advance
     found[-1]["sent"] = counted.taken()
     return found

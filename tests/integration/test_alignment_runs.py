@@ -15,8 +15,10 @@ from torch.nn import functional as F
 import hessian_spectrum as hs
 from hessian_spectrum.cli.main import main
 from hessian_spectrum.commands import alignment as command
+from hessian_spectrum.commands import runner
 from hessian_spectrum.commands.signals import Interrupted, StopRequest
 from hessian_spectrum.config.computing import AlignmentConfig
+from hessian_spectrum.loss.problem import Problem
 
 ZOO = ["--model", "mlp-64-6-10", "--dataset", "digits", "--limit", "60", "--dtype", "float64"]
 RUN = ["alignment", *ZOO, "--batch-size", "16", "--num-batches", "5", "--k", "0"]
@@ -37,7 +39,8 @@ def pairs_of(arguments, k=3):
 
 def align(out, stop=None, arguments=None, **options):
     fields = {"batch_sizes": ("3", "8", "full"), "num_batches": 6, "out": out, **options}
-    command.align(AlignmentConfig(**fields), arguments or problem(), hs.World(), stop)
+    config, chosen = AlignmentConfig(**fields), Problem(**(arguments or problem()))
+    runner.run(command.AlignmentRun, config, chosen, hs.World(), stop)
 
 
 def found_in(path):

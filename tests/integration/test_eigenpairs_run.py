@@ -11,11 +11,13 @@ from prescribed_spectra import with_spectrum
 import hessian_spectrum as hs
 from hessian_spectrum.algorithms import eigenpairs as eigensolver
 from hessian_spectrum.algorithms.eigenpairs import Goal, advance, first
-from hessian_spectrum.commands.density import density
-from hessian_spectrum.commands.eigenpairs import eigenpairs
+from hessian_spectrum.commands import runner
+from hessian_spectrum.commands.density import Density
+from hessian_spectrum.commands.eigenpairs import Eigenpairs
 from hessian_spectrum.commands.signals import Interrupted, StopRequest
 from hessian_spectrum.config.computing import DensityConfig, EigenpairsConfig
 from hessian_spectrum.distributed.world import World
+from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.storage import hdf5_schema
 from hessian_spectrum.storage.krylov_state import RecurrenceStore
 
@@ -29,7 +31,12 @@ def run(out, stop=None, arguments=None, **options):
     # Minutes of 0: the state is saved after each step.
     fields = {"k": 3, "tol": 1e-8, "checkpoint_minutes": 0.0, "hvp": "reverse"}
     config = EigenpairsConfig(out=out, **{**fields, **options})
-    eigenpairs(config, arguments or problem(), hs.World(), stop)
+    runner.run(Eigenpairs, config, Problem(**(arguments or problem())), hs.World(), stop)
+
+
+def density(**options):
+    config = DensityConfig(num_probes=4, hvp="reverse", **options)
+    runner.run(Density, config, Problem(**problem()), hs.World())
 
 
 def pairs_of(out):
@@ -137,9 +144,7 @@ def test_eigenvectors_of_an_earlier_run_save_products(out):
 
 def test_a_densitys_krylov_space_is_gone_on_with(out):
     space = out.with_name("density.h5")
-    density(
-        DensityConfig(out=space, num_probes=4, num_steps=9, hvp="reverse"), problem(), hs.World()
-    )
+    density(out=space, num_steps=9)
     run(out, start=space)
     exact = torch.linalg.eigvalsh(dense()).numpy()
     assert np.abs(pairs_of(out).values - exact[[0, 1, 2, -3, -2, -1]]).max() <= 1e-12
@@ -153,8 +158,7 @@ def test_a_densitys_krylov_space_is_gone_on_with(out):
 
 def test_a_krylov_space_of_another_matrix_is_refused(out):
     space = out.with_name("density.h5")
-    options = {"num_probes": 4, "num_steps": 5, "hvp": "reverse"}
-    density(DensityConfig(out=space, operator="gauss-newton", **options), problem(), hs.World())
+    density(out=space, operator="gauss-newton", num_steps=5)
     with pytest.raises(hs.InputError, match=r"another matrix .*--operator was 'gauss-newton'"):
         run(out, start=space)
     with pytest.raises(hs.InputError, match=r"another matrix .*the loss was"):

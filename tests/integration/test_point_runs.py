@@ -22,7 +22,8 @@ import hessian_spectrum as hs
 from hessian_spectrum import zoo
 from hessian_spectrum.cli import main as cli
 from hessian_spectrum.commands import curvature_map as maps
-from hessian_spectrum.commands import plane_vectors, scheduler, surfaces
+from hessian_spectrum.commands import plane_vectors, runner, surfaces
+from hessian_spectrum.commands.points_computation import PointsComputation
 from hessian_spectrum.commands.signals import Interrupted, StopRequest
 from hessian_spectrum.config.computing import (
     InterpolateConfig,
@@ -30,13 +31,14 @@ from hessian_spectrum.config.computing import (
     SurfaceConfig,
     TrackConfig,
 )
+from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.storage.writer_lock import LockLost
 
 COMMANDS = {
-    SurfaceConfig: surfaces.surface,
-    MapConfig: maps.curvature_map,
-    InterpolateConfig: surfaces.interpolate,
-    TrackConfig: surfaces.track,
+    SurfaceConfig: surfaces.SurfaceRun,
+    MapConfig: maps.CurvatureMap,
+    InterpolateConfig: surfaces.Interpolate,
+    TrackConfig: surfaces.Track,
 }
 
 
@@ -51,7 +53,8 @@ def problem(loss_fn=F.cross_entropy, **options):
 
 
 def compute(config, stop=None, arguments=None):
-    COMMANDS[type(config)](config, arguments or problem(), hs.World(), stop or StopRequest())
+    chosen = Problem(**(arguments or problem()))
+    runner.run(COMMANDS[type(config)], config, chosen, hs.World(), stop or StopRequest())
     return stored(config.out)
 
 
@@ -266,13 +269,13 @@ def test_a_failure_leaves_what_was_finished(out, monkeypatch):
 
 
 def test_a_lost_lock_ends_the_run(out, monkeypatch):
-    real = scheduler.PointRecord.commit
+    real = PointsComputation.commit
 
-    def commit(record, finished):
-        real(record, finished)
+    def commit(*given, **options):
+        real(*given, **options)
         out.with_name("run.h5.lock").unlink()
 
-    monkeypatch.setattr(scheduler.PointRecord, "commit", commit)
+    monkeypatch.setattr(PointsComputation, "commit", commit)
     with pytest.raises(LockLost):
         compute(surface(out))
 
@@ -514,7 +517,7 @@ def test_a_curve_is_searched_for_on_the_command_line(checkpoints, tmp_path, caps
     while True:
         try:
             resumed = dataclasses.replace(config, resume=bool(steps))
-            surfaces.interpolate(resumed, loaded(), hs.World(), After())
+            runner.run(surfaces.Interpolate, resumed, Problem(**loaded()), hs.World(), After())
             break
         except Interrupted:
             with hs.open(config.out) as run:

@@ -1,5 +1,6 @@
 """The README's examples of one's own model: short, and they run."""
 
+import dataclasses
 import re
 
 import pytest
@@ -59,7 +60,7 @@ def test_its_products_are_the_same_in_every_mode(name, example, request):
     problem_arg = tuple(arguments_of(name, request, 7))
     config = ProblemConfig(problem=example(name), problem_arg=problem_arg, dtype="float64")
     torch.manual_seed(0)
-    ev = hs.Evaluator(**{**problem_loader.load(config), "batch_size": 4})
+    ev = dataclasses.replace(problem_loader.load(config), batch_size=4).evaluator()
     v = torch.randn(ev.n, 2, dtype=torch.float64)
     expected = hs.Hessian(ev) @ v
     for mode in MODES:

@@ -13,11 +13,14 @@ from small_networks import N, data
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum.commands import density as runs
-from hessian_spectrum.commands import runner
+from hessian_spectrum.commands import computation, output
+from hessian_spectrum.commands.density import Density
+from hessian_spectrum.commands.header import ProblemSize, RunHeader, Work
+from hessian_spectrum.commands.runner import run
 from hessian_spectrum.commands.signals import STOP_SIGNALS, Interrupted, StopRequest
 from hessian_spectrum.config.computing import DensityConfig
 from hessian_spectrum.loss import batching
+from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.storage.writer_lock import LockLost
 
 STEPS = 12
@@ -35,7 +38,7 @@ def config(out, **options):
 
 
 def density(out, arguments, stop=None, **options):
-    runs.density(config(out, **options), arguments, hs.World(), stop)
+    run(Density, config(out, **options), Problem(**arguments), hs.World(), stop)
 
 
 def interrupted(out, arguments, **options):
@@ -101,16 +104,13 @@ def test_resume_with_another_weighting_of_the_same_samples_is_refused(out):
 def test_resume_in_another_precision_is_refused(out):
     interrupted(out, problem())
     refused(out, problem(dtype=torch.float32), "cannot resume")
-    _, now = headers(dtype="torch.float32")
     with pytest.raises(hs.InputError, match=r"dtype was torch\.float64 and is now torch\.float32"):
-        runner.same_run(headers()[0], now, runs.DensityRecord.free_fields)
+        header("torch.float64").require_same_run(header("torch.float32"), Density.free_fields)
 
 
-def headers(**changed):
-    """What was saved, and what a run that differs in ``changed`` compares with it."""
-    same = {"parameters": 9, "total_weight": 4.0, "dtype": "torch.float64"}
-    saved = {"config": {}, "digests": {"parameters": "a", "data": "b"}, "problem": same}
-    return saved, {**saved, "problem": {**same, **changed}}
+def header(dtype):
+    digests = {"parameters": "a", "data": "b"}
+    return RunHeader({}, digests, ProblemSize(9, 4.0, dtype), {}, {}, Work())
 
 
 @pytest.mark.parametrize("kept_first", [True, False])
@@ -144,16 +144,16 @@ def test_memory_may_differ_and_the_plan_may_be_asked_for_before_a_resume(out, st
 
 def test_a_resumed_run_forms_its_products_as_the_interrupted_one_did(out, monkeypatch):
     chosen = hs.ProductPlan("reverse-batched", chunk=1, batch_size=3, keep=True)
-    estimate = runs._estimate
+    estimate = Density.estimate
     monkeypatch.setattr(
-        runs, "_estimate", lambda *given: dataclasses.replace(estimate(*given), plan=chosen)
+        Density, "estimate", lambda *given: dataclasses.replace(estimate(*given), plan=chosen)
     )
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(before + 1)
         interrupted(out, problem())
         torch.set_num_threads(before)
-        monkeypatch.setattr(runs, "_estimate", None)  # nothing is measured again
+        monkeypatch.setattr(Density, "estimate", None)  # nothing is measured again
         used, set_num_threads = [], torch.set_num_threads
         with monkeypatch.context() as patch:
             patch.setattr(torch, "set_num_threads", lambda n: (used.append(n), set_num_threads(n)))
@@ -186,7 +186,7 @@ def test_the_state_of_an_interrupted_run_is_not_deleted_by_a_plain_start(out):
     assert contents(out) == before
     # Nor by one that finds it only when it has the lock.
     with pytest.raises(hs.InputError, match="exists already, the state of an earlier run"):
-        runner.check_output(config(out), "")
+        output.check_output(config(out))
 
 
 def test_a_state_that_appears_while_the_problem_is_set_up_is_not_deleted(out):
@@ -319,7 +319,7 @@ def test_a_signal_while_products_are_prepared_ends_the_run_before_the_first_step
         os.kill(os.getpid(), signal.SIGTERM)
         return hs.Hessian(*given, **options)
 
-    monkeypatch.setitem(runner.OPERATORS, "hessian", prepared)
+    monkeypatch.setitem(computation.OPERATORS, "hessian", prepared)
     with pytest.raises(Interrupted, match="SIGTERM"):
         density(out, problem())
     assert list(out.parent.iterdir()) == []

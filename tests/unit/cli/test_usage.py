@@ -17,7 +17,7 @@ from hessian_spectrum.cli import main as cli
 from hessian_spectrum.cli import read_commands
 from hessian_spectrum.cli.main import main
 from hessian_spectrum.cli.parsing import parse
-from hessian_spectrum.config.computing import DensityConfig
+from hessian_spectrum.commands import runner
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.zoo import problem_loader
 
@@ -39,7 +39,7 @@ def refused(capsys, argv, *words, code=2):
 
 
 def parsed(*argv):
-    return parse(argv, cli._COMMANDS, "")
+    return parse(argv, cli._commands(), "")
 
 
 # -- options -------------------------------------------------------------------------------------
@@ -156,24 +156,24 @@ def test_config_belongs_to_commands_that_compute_and_names_one_file(inside, caps
 
 def loaded(*argv):
     config = parsed("density", "--problem", "mine.py:make", *argv)
-    arguments = problem_loader.load(config)
-    return arguments, problem_loader.settled(config, arguments)
+    problem = problem_loader.load(config)
+    return problem, problem_loader.settled(config, problem)
 
 
 @pytest.mark.parametrize("loader, own_size", [(True, 7), (False, 11)])
 def test_the_problem_decides_what_no_option_does(inside, loader, own_size):
     (inside / "mine.py").write_text(OWN)
     source = ["--problem-arg", f"loader={loader}"]
-    arguments, config = loaded(*source)
-    evaluator = hs.Evaluator(**arguments)
+    problem, config = loaded(*source)
+    evaluator = problem.evaluator()
     assert next(len(y) for _, y in evaluator.batches) == own_size == config.batch_size
     assert (evaluator.weight_decay, evaluator.dtype) == (0.5, torch.float64)
     assert (config.weight_decay, config.dtype, config.parameters) == (0.5, "float64", ("1.*",))
 
     options = ["--batch-size", "4", "--weight-decay", "0", "--dtype", "float32"]
     options += ["--parameters", "3.*"]
-    arguments, config = loaded(*source, *options)
-    evaluator = hs.Evaluator(**arguments)
+    problem, config = loaded(*source, *options)
+    evaluator = problem.evaluator()
     assert next(len(y) for _, y in evaluator.batches) == 4 == config.batch_size
     assert (evaluator.weight_decay, evaluator.dtype) == (0, torch.float32)
     assert evaluator.layout.names == ("3.weight", "3.bias")
@@ -272,13 +272,13 @@ class OutOfMemoryError(RuntimeError):
     ],
 )
 def test_what_the_machine_cannot_do_is_one_line_and_exit_code_1(capsys, monkeypatch, error, words):
-    def fail(*_):
+    def fail(*_, **options):
         raise error
 
-    monkeypatch.setitem(cli._COMPUTING, DensityConfig, fail)
+    monkeypatch.setattr(runner, "run", fail)
     refused(capsys, ZOO, *words, code=1)
     if isinstance(error, (OSError, MemoryError)):
-        monkeypatch.setitem(cli._SINGLE, read_commands.InfoConfig, fail)
+        monkeypatch.setattr(read_commands, "info", fail)
         refused(capsys, ["info", "run.h5"], words[0], code=1)
 
 
@@ -295,7 +295,7 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch):
     def fail(*_):
         raise AssertionError("ours")
 
-    monkeypatch.setitem(cli._COMPUTING, DensityConfig, fail)
+    monkeypatch.setattr(runner, "run", fail)
     with pytest.raises(AssertionError, match="ours"):
         main(ZOO)
 

@@ -1,0 +1,156 @@
+"""The header of a run: what a resumed run must agree with, and what it counts on from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.operators.linearization import ProductPlan
+from hessian_spectrum.storage.run_file import Run
+
+# Options that may differ between a run and its resumption: none changes a number.
+FREE_FIELDS = frozenset(
+    {
+        *("command", "out", "resume", "overwrite", "checkpoint_minutes", "timeout_minutes"),
+        *("device", "memory", "dry_run", "download"),  # the stored plan is used again
+    }
+)
+# Options that say where a problem comes from. One that was given in Python has no name; digests,
+# sizes and values then decide alone whether it is the same.
+NAMES = frozenset(
+    {
+        *("model", "activation", "shortcut", "batchnorm", "init_seed", "checkpoint"),
+        *("dataset", "data_root", "image_size", "split", "limit", "problem", "problem_arg"),
+    }
+)
+
+
+@dataclass(frozen=True)
+class ProblemSize:
+    """The function that was evaluated, as far as three numbers describe it."""
+
+    parameters: int
+    total_weight: float
+    dtype: str  # "torch.float64"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a run and the runs that it resumes have spent."""
+
+    seconds: float = 0.0
+    products: int = 0  # of the first rank; of many points, of all
+    passes: int = 0
+
+
+@dataclass(frozen=True)
+class RunHeader:
+    """Stored with the state of a run, in OUT.d's manifest or in the result file itself."""
+
+    config: Mapping[str, Any]
+    digests: Mapping[str, str | None]  # None: of data too large to be read for one
+    problem: ProblemSize
+    values: Mapping[str, float]  # the loss and what else is known of it
+    plan: Mapping[str, Any]
+    work: Work
+
+    # -- to and from files -----------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        """As a manifest holds it."""
+        whole = {name: getattr(self, name) for name in HEADER_KEYS}
+        problem, work = dataclasses.asdict(self.problem), dataclasses.asdict(self.work)
+        return {**whole, "problem": problem, "work": work}
+
+    @classmethod
+    def from_json(cls, saved: Mapping[str, Any]) -> RunHeader:
+        """Of a manifest, which must have the keys ``HEADER_KEYS``."""
+        whole = {name: saved[name] for name in HEADER_KEYS}
+        return cls(
+            **{**whole, "problem": ProblemSize(**saved["problem"]), "work": Work(**saved["work"])}
+        )
+
+    @classmethod
+    def from_run(cls, run: Run) -> RunHeader:
+        """Of a run whose result file is its state."""
+        plan, provenance = run.plan, run.provenance
+        values = run["values"]
+        assert isinstance(values, Mapping)
+        return cls(
+            config=run.config,
+            digests=provenance["digests"],
+            problem=ProblemSize(plan["parameters"], plan["total_weight"], f"torch.{plan['dtype']}"),
+            values=dict(values),
+            plan=plan,
+            work=Work(*(provenance[field.name] for field in dataclasses.fields(Work))),
+        )
+
+    # -- how products are formed -----------------------------------------------------------------
+
+    @property
+    def product_plan(self) -> ProductPlan | None:
+        """None where no products are formed."""
+        return ProductPlan(**self.plan["products"]) if "products" in self.plan else None
+
+    @property
+    def place(self) -> str:
+        """Where Krylov vectors live: "device", "host" or "disk"."""
+        return self.plan.get("basis", "device")
+
+    @property
+    def threads(self) -> int:
+        return self.plan["threads"]
+
+    # -- comparison ------------------------------------------------------------------------------
+
+    def require_same_run(self, now: RunHeader, free_fields: Collection[str] = FREE_FIELDS) -> None:
+        """InputError, with the reason, unless the run ``now`` may resume this one."""
+        before, options = self.config, now.config
+        ignored = {*free_fields, *(NAMES if _is_nameless(before) or _is_nameless(options) else ())}
+        for name in sorted({*before, *options} - ignored):
+            if before.get(name) != options.get(name):
+                raise InputError(
+                    f"cannot resume: --{name.replace('_', '-')} was {before.get(name)!r} and is "
+                    f"now {options.get(name)!r}; use the same options, or --overwrite to start "
+                    "again"
+                )
+        for name, digest in now.digests.items():
+            if None not in (digest, self.digests[name]) and self.digests[name] != digest:
+                raise InputError(
+                    f"cannot resume: the {name} are not those of the interrupted run; restore "
+                    "them, or use --overwrite to start again"
+                )
+        sizes = dataclasses.asdict(self.problem)
+        for name, value in dataclasses.asdict(now.problem).items():
+            if sizes[name] != value:
+                raise InputError(
+                    f"cannot resume: {name.replace('_', ' ')} was {sizes[name]} and is now "
+                    f"{value}; restore the problem, or use --overwrite to start again"
+                )
+
+    def require_same_values(self, now: Mapping[str, float], dtype: torch.dtype) -> None:
+        """InputError unless what both hold, such as the loss, is the same to rounding.
+
+        The loss may have changed where no digest shows it: in the problem file's code.
+        """
+        tolerance = torch.finfo(dtype).eps ** 0.6  # another number of ranks rounds
+        for name, value in self.values.items():
+            again = now.get(name, value)
+            if abs(again - value) > tolerance * max(abs(again), abs(value)):
+                raise InputError(
+                    f"cannot resume: the {name.replace('_', ' ')} was {value:.9g} and is now "
+                    f"{again:.9g}; restore the model, the loss and the data, or use --overwrite "
+                    "to start again"
+                )
+
+
+HEADER_KEYS = tuple(field.name for field in dataclasses.fields(RunHeader))
+
+
+def _is_nameless(config: Mapping[str, Any]) -> bool:
+    return config.get("problem") is None and config.get("model") is None

@@ -1,0 +1,76 @@
+"""The output of a run: what it must not touch, and that it alone writes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.commands.signals import StopRequest
+from hessian_spectrum.config.computing import ComputingConfig
+from hessian_spectrum.distributed.agreement import on_first_rank
+from hessian_spectrum.distributed.world import World
+from hessian_spectrum.storage import run_file
+from hessian_spectrum.storage.writer_lock import WriterLock
+
+
+def state_folder(out: Path) -> Path:
+    """Where the state of a run is kept, beside its result file."""
+    return Path(f"{out}.d")
+
+
+@contextmanager
+def writing(
+    out: Path, world: World, stop: StopRequest, check: Callable[[], None]
+) -> Iterator[WriterLock]:
+    """Make these ranks the only writer of ``out``, defer signals, restore torch's threads after.
+
+    Args:
+        check: looks at ``out`` again on rank 0, once the lock is held.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(stop.deferred())
+        stack.callback(torch.set_num_threads, torch.get_num_threads())  # a resume sets its own
+        lock = WriterLock(out)
+        on_first_rank(world, lambda: stack.enter_context(lock))
+        on_first_rank(world, check)
+        yield lock
+
+
+def check_output(config: ComputingConfig, unresumable: str = "") -> None:
+    """Refuse an OUT, or an earlier run's state beside it, that this run must not touch.
+
+    Args:
+        unresumable: why a finished run without its state cannot be resumed.
+    """
+    run_file.check_output(config.out, overwrite=config.overwrite, resume=config.resume)
+    state = state_folder(config.out)
+    if state.exists() and not (config.resume or config.overwrite):
+        raise InputError(
+            f"{state} exists already, the state of an earlier run; use --resume to go on, "
+            "--overwrite to start again, or another --out"
+        )
+    if config.resume and not state.exists():
+        require_unfinished(config.out, unresumable)
+
+
+def require_unfinished(out: Path, why: str = "") -> None:
+    """Refuse a finished run without its state: it cannot be resumed, nor computed over."""
+    if out.exists():
+        with reopened(out) as run:
+            if run.finished:
+                raise InputError(
+                    f"{out} is finished: there is nothing to resume{why}; use --overwrite to "
+                    "compute it again"
+                )
+
+
+def reopened(path: Path) -> run_file.Run:
+    """The file of an earlier run; InputError says what to do if it cannot be read."""
+    try:
+        return run_file.open(path)
+    except InputError as error:
+        raise InputError(f"{error}; restore it, or use --overwrite to start again") from None
