@@ -26,7 +26,7 @@ from hessian_spectrum.commands.runner import (
     writing,
 )
 from hessian_spectrum.commands.signals import StopRequest
-from hessian_spectrum.config.computing import AlignmentConfig
+from hessian_spectrum.config import AlignmentConfig
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.krylov_schur import RitzSpace
 from hessian_spectrum.loss.evaluator import Evaluator

@@ -23,7 +23,7 @@ from hessian_spectrum.commands.runner import (
 )
 from hessian_spectrum.commands.scheduler import TASKS, Job, Piece, PointRecord, run, saved_run
 from hessian_spectrum.commands.signals import StopRequest
-from hessian_spectrum.config.computing import CurvatureConfig, MapConfig, TrackConfig
+from hessian_spectrum.config import CurvatureConfig, MapConfig, TrackConfig
 from hessian_spectrum.distributed.mesh import Mesh
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.extremal import STEPS

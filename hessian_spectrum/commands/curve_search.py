@@ -14,7 +14,7 @@ from hessian_spectrum.commands import plane_vectors
 from hessian_spectrum.commands.runner import on_first_rank, together
 from hessian_spectrum.commands.scheduler import Job, PointRecord, Saved
 from hessian_spectrum.commands.signals import StopRequest
-from hessian_spectrum.config.computing import InterpolateConfig
+from hessian_spectrum.config import InterpolateConfig
 from hessian_spectrum.landscape.tasks import PointTask
 from hessian_spectrum.loss.evaluator import Evaluator
 

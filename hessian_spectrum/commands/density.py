@@ -26,7 +26,7 @@ from hessian_spectrum.commands.runner import (
     writing,
 )
 from hessian_spectrum.commands.signals import StopRequest
-from hessian_spectrum.config.computing import DensityConfig
+from hessian_spectrum.config import DensityConfig
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.operators.base import SymmetricOperator

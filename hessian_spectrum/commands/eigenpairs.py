@@ -32,7 +32,7 @@ from hessian_spectrum.commands.runner import (
     writing,
 )
 from hessian_spectrum.commands.signals import StopRequest
-from hessian_spectrum.config.computing import CurvatureConfig, EigenpairsConfig
+from hessian_spectrum.config import CurvatureConfig, EigenpairsConfig
 from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.block_lanczos import BlockSpace

@@ -17,7 +17,7 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.analyses import surface, trajectory
 from hessian_spectrum.commands.runner import together
 from hessian_spectrum.commands.scheduler import Saved
-from hessian_spectrum.config.computing import WINDOW, PlaneConfig
+from hessian_spectrum.config.landscape import WINDOW, PlaneConfig
 from hessian_spectrum.distributed.mesh import Mesh
 from hessian_spectrum.krylov.extremal import extremes
 from hessian_spectrum.landscape import directions, paths

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.commands import report
 from hessian_spectrum.commands.signals import Interrupted, StopRequest
-from hessian_spectrum.config.computing import ComputingConfig, to_dict
+from hessian_spectrum.config import ComputingConfig, to_dict
 from hessian_spectrum.distributed.world import Flags, World
 from hessian_spectrum.krylov.storage import Place
 from hessian_spectrum.loss.evaluator import Evaluator

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.commands.runner import Record, on_first_rank, reopened, together
 from hessian_spectrum.commands.signals import StopRequest
-from hessian_spectrum.config.computing import PointsConfig
+from hessian_spectrum.config import PointsConfig
 from hessian_spectrum.distributed.mesh import Mesh
 from hessian_spectrum.distributed.task_queue import Handout
 from hessian_spectrum.distributed.world import World

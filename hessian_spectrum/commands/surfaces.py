@@ -24,7 +24,7 @@ from hessian_spectrum.commands import curve_search, plane_vectors, report
 from hessian_spectrum.commands.runner import check_output, on_first_rank, together, writing
 from hessian_spectrum.commands.scheduler import TASKS, Job, Piece, PointRecord, run, saved_run
 from hessian_spectrum.commands.signals import StopRequest
-from hessian_spectrum.config.computing import (
+from hessian_spectrum.config import (
     InterpolateConfig,
     SurfaceConfig,
     TrackConfig,

@@ -16,7 +16,7 @@ import hessian_spectrum as hs
 from hessian_spectrum.cli.main import main
 from hessian_spectrum.commands import alignment as command
 from hessian_spectrum.commands.signals import Interrupted, StopRequest
-from hessian_spectrum.config.computing import AlignmentConfig
+from hessian_spectrum.config import AlignmentConfig
 
 ZOO = ["--model", "mlp-64-6-10", "--dataset", "digits", "--limit", "60", "--dtype", "float64"]
 RUN = ["alignment", *ZOO, "--batch-size", "16", "--num-batches", "5", "--k", "0"]

@@ -14,7 +14,7 @@ from hessian_spectrum.algorithms.eigenpairs import Goal, advance, first
 from hessian_spectrum.commands.density import density
 from hessian_spectrum.commands.eigenpairs import eigenpairs
 from hessian_spectrum.commands.signals import Interrupted, StopRequest
-from hessian_spectrum.config.computing import DensityConfig, EigenpairsConfig
+from hessian_spectrum.config import DensityConfig, EigenpairsConfig
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.storage import hdf5_schema
 from hessian_spectrum.storage.krylov_state import RecurrenceStore

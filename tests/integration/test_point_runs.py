@@ -24,7 +24,7 @@ from hessian_spectrum.cli import main as cli
 from hessian_spectrum.commands import curvature_map as maps
 from hessian_spectrum.commands import plane_vectors, scheduler, surfaces
 from hessian_spectrum.commands.signals import Interrupted, StopRequest
-from hessian_spectrum.config.computing import (
+from hessian_spectrum.config import (
     InterpolateConfig,
     MapConfig,
     SurfaceConfig,

@@ -16,7 +16,7 @@ import hessian_spectrum as hs
 from hessian_spectrum.commands import density as runs
 from hessian_spectrum.commands import runner
 from hessian_spectrum.commands.signals import STOP_SIGNALS, Interrupted, StopRequest
-from hessian_spectrum.config.computing import DensityConfig
+from hessian_spectrum.config import DensityConfig
 from hessian_spectrum.loss import batching
 from hessian_spectrum.storage.writer_lock import LockLost
 

@@ -16,7 +16,7 @@ from hessian_spectrum.cli import main as cli
 from hessian_spectrum.cli import read_commands
 from hessian_spectrum.cli.main import main
 from hessian_spectrum.cli.parsing import parse
-from hessian_spectrum.config.computing import DensityConfig
+from hessian_spectrum.config import DensityConfig
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.zoo import problem_loader
 
