@@ -34,8 +34,9 @@ class EigenpairsConfig(CurvatureConfig):
     float32: its value and its residual are then those of the matrix in float64. Without, two such
     products tell what float32 adds to all residuals together."""
     copies: bool = True
-    """Do not look for further copies of eigenvalues: fewer products, but of one that is multiple
-    some copies may be missing."""
+    """A search for further copies of the eigenvalues found, so that a multiple eigenvalue is listed
+    as often as its multiplicity; --no-copies skips it, which saves products, but some copies of a
+    multiple eigenvalue may then be missing."""
     block_size: int | None = None
     """Vectors multiplied together. Default: 2, in which what shows once is single; without copies
     1."""
@@ -43,7 +44,8 @@ class EigenpairsConfig(CurvatureConfig):
     """Krylov vectors held at once, before a restart. Default: 300 and ten for each pair, or what
     the memory takes."""
     vectors: bool = True
-    """Store the eigenvectors: in OUT below 2 GiB, else in shards in OUT.d."""
+    """Eigenvectors in the result, in OUT below 2 GiB, else in shards in OUT.d; --no-vectors stores
+    only the eigenvalues and their residuals."""
     start: Path | None = None
     """An earlier result: start from its eigenvectors, or go on with the Krylov space that a density
     run of the same problem left beside it."""

@@ -22,9 +22,10 @@ class ProblemConfig:
     activation: Activation = "tanh"
     """Activation function of mlp and cnn."""
     shortcut: bool = True
-    """A resnet without its identity connections."""
+    """Identity connections of a resnet; --no-shortcut removes them, which gives a plain network."""
     batchnorm: bool = True
-    """A resnet without BatchNorm."""
+    """BatchNorm layers of a resnet; --no-batchnorm removes them and gives the convolutions biases
+    instead."""
     dataset: str | None = None
     """Zoo data: digits, mnist, cifar10, arrays, or a data set of torchvision with a label for each
     picture, torchvision:CIFAR100; with the cross-entropy loss."""

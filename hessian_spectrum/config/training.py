@@ -21,9 +21,10 @@ class TrainConfig:
     activation: Activation = "tanh"
     """Activation function of mlp and cnn."""
     shortcut: bool = True
-    """A resnet without its identity connections."""
+    """Identity connections of a resnet; --no-shortcut removes them, which gives a plain network."""
     batchnorm: bool = True
-    """A resnet without BatchNorm."""
+    """BatchNorm layers of a resnet; --no-batchnorm removes them and gives the convolutions biases
+    instead."""
     dataset: str = "mnist"
     """Zoo data: digits, mnist, cifar10, arrays, or torchvision:CIFAR100 and the like."""
     data_root: Path | None = None
