@@ -18,7 +18,7 @@ from pathlib import Path
 
 import tyro
 
-from hessian_spectrum.config.computing import ProblemConfig, to_dict
+from hessian_spectrum.config import ProblemConfig, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ import tyro
 
 import hessian_spectrum as hs
 from hessian_spectrum.algorithms import eigenpairs
-from hessian_spectrum.config.computing import ProblemConfig
+from hessian_spectrum.config import ProblemConfig
 from hessian_spectrum.zoo import problem_loader
 
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 import hessian_spectrum as hs
 from hessian_spectrum.algorithms import budget
-from hessian_spectrum.config.computing import ProblemConfig
+from hessian_spectrum.config import ProblemConfig
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.planning import product_planner
 from hessian_spectrum.zoo import problem_loader

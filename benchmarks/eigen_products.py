@@ -26,7 +26,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from spectra import Diagonal
 
 import hessian_spectrum as hs
-from hessian_spectrum.config.computing import ProblemConfig
+from hessian_spectrum.config import ProblemConfig
 from hessian_spectrum.krylov.ritz import wanted
 from hessian_spectrum.planning import product_planner
 from hessian_spectrum.zoo import problem_loader

@@ -25,7 +25,7 @@ from spectra import SPECTRA, Diagonal
 
 import hessian_spectrum as hs
 from hessian_spectrum.algorithms.budget import Estimator, choose
-from hessian_spectrum.config.computing import ProblemConfig
+from hessian_spectrum.config import ProblemConfig
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.planning import product_planner
 from hessian_spectrum.spectral.measure import SpectralMeasure

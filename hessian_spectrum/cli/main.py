@@ -11,7 +11,6 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,8 @@ from hessian_spectrum.cli.exit_status import (
 from hessian_spectrum.cli.parsing import parse
 from hessian_spectrum.commands import registry
 from hessian_spectrum.commands.registry import Command
-from hessian_spectrum.slurm.job_script import Resources, script
+from hessian_spectrum.config import SubmitConfig
+from hessian_spectrum.slurm.job_script import script
 
 # What launchers tell a process before any collective can: its rank, and among how many. Without
 # the second, a variable that happens to be called RANK would silence a command's only process.
@@ -44,20 +44,6 @@ RANK_HINTS = (
     ("PMI_RANK", "PMI_SIZE"),  # MPICH and its kin
     ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SubmitConfig(Resources):
-    """Submit a computing command to SLURM: submit [OPTIONS] -- density ... --out FILE. The job
-    saves before its time limit and starts again until it is done."""
-
-    checkpoints: tuple[Path, ...] = ()
-    """A job array, one task for each of these files: in the command {checkpoint} is its path and
-    {name} its name, as in --checkpoint {checkpoint} --out 'spectra/{name}.h5'."""
-    summary: Path | None = None
-    """A file into which each task of an array puts its result."""
-    dry_run: bool = False
-    """Print the script, and submit nothing."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

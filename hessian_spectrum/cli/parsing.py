@@ -1,19 +1,21 @@
-"""The words of a command line, and a --config file -> one command's configuration."""
+"""The words of a command line, and a --config file -> one command's configuration.
+
+tyro parses; docstring_parser, which tyro itself depends on, reads the text under each field.
+"""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import inspect
 import io
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
-from itertools import pairwise
+from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
+import docstring_parser
 import tyro
 from tyro.constructors import (
     MISSING,
@@ -28,8 +30,12 @@ from hessian_spectrum.config.files import read_file, with_fields
 
 Command = tuple[str, type, str]  # name, dataclass of its options, one line of help
 
-CONFIG_HELP = """Options from a .toml or .json file, or those stored in an earlier result (.h5);
-options on the command line win."""
+CONFIG_HELP = (
+    "Read options from a .toml or .json file, or take those stored in an earlier result (.h5). "
+    "Options on the command line win."
+)
+EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong usage or input"
+SAVED = ", 75 stopped by a signal after saving its state (--resume continues)"
 
 
 def parse(
@@ -38,7 +44,10 @@ def parse(
     """The chosen command's configuration: defaults < --config file < command line.
 
     Args:
-        commands: those that compute, with a ``check``, take --config.
+        argv: the words after the program's name.
+        commands: name, dataclass and one line of help of each. Those whose dataclass has a
+            ``check`` take --config.
+        description: the program's help, above the list of commands.
         quiet: print neither help nor errors, for a rank that is not the first.
 
     Raises:
@@ -52,26 +61,32 @@ def parse(
             f"--config goes behind {', '.join(takers)}: hessian-spectrum {takers[-1]} --config FILE"
         )
     kinds = []
-    for name, cls, text in commands:
-        options: dict[str, Any] = {"name": name, "description": text, "prefix_name": False}
-        if source and argv[0] == name:
+    for name, cls, summary in commands:
+        chosen = argv[:1] == [name]
+        options: dict[str, Any] = {"name": name, "prefix_name": False}
+        options["description"] = _description(cls) if chosen else summary
+        if source and chosen:
             options["default"] = cls(**with_fields(cls, read_file(source), source))
-        kinds.append(Annotated[cls, tyro.conf.subcommand(**options)])
-    fields = [field for _, cls, _ in commands for field in dataclasses.fields(cls)]
+        kinds.append(_annotated(cls, tyro.conf.subcommand(**options)))
+    any_command: Any = Union[tuple(kinds)]  # noqa: UP007 - built at run time
     with _silence() if quiet else nullcontext():
         return tyro.cli(
-            Union[tuple(kinds)],  # noqa: UP007 - built at run time
+            any_command,
             prog="hessian-spectrum",
             description=description,
-            args=_gathered(argv, {_flag(f.name) for f in fields if "tuple" in str(f.type)}),
-            config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+            args=argv,
+            config=(
+                tyro.conf.FlagCreatePairsOff,
+                tyro.conf.OmitArgPrefixes,
+                tyro.conf.DisallowNone,  # options are left out, not set to None
+            ),
             registry=_registry({cls for _, cls, _ in commands}),
         )
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    # tyro's own console_outputs=False prints wrong values all the same.
+    # tyro's own console_outputs=False still prints errors about values.
     with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
         yield
 
@@ -92,39 +107,25 @@ def _config_file(argv: list[str]) -> tuple[list[str], Path | None]:
     return argv[:i] + rest, Path(name)
 
 
-def _gathered(argv: list[str], flags: set[str]) -> list[str]:
-    """``--f a --g b --f c`` as ``--f a c --g b`` for each f in ``flags``.
-
-    tyro takes all values behind one flag or one behind each; users write both.
-    """
-    words: list[str] = []
-    values: dict[str, list[str]] = {}
-    current = None  # the list that values are added to now
-    for word in argv:
-        flag, equals, value = word.partition("=")
-        flag = flag.replace("_", "-")
-        if flag in flags:
-            if flag not in values:
-                values[flag] = []
-                words.append(flag)
-            current = values[flag]
-            current += [value] if equals else []
-        elif word.startswith("-"):
-            current = None
-            words.append(word)
-        else:
-            (words if current is None else current).append(word)
-    return [part for word in words for part in (word, *values.get(word, ()))]
-
-
 # -- help ------------------------------------------------------------------------------------
 
 
-def _registry(classes: set[type]) -> ConstructorRegistry:
-    """How tyro shows our dataclasses: each field's docstring as one paragraph.
+def _description(cls: type) -> str:
+    """A command's docstring, each paragraph on one line, and its exit codes."""
+    paragraphs = (inspect.getdoc(cls) or "").split("\n\n")
+    # tyro keeps indented lines as they are: examples.
+    text = [p if p.startswith(" ") else " ".join(p.split()) for p in paragraphs]
+    codes = EXIT_CODES + (SAVED if hasattr(cls, "resume") else "") + "."
+    return "\n\n".join([*text, codes])
 
-    By itself tyro keeps the line breaks of an indented docstring, and adds "(default: None)"
-    to options whose text says what happens without them.
+
+def _registry(classes: set[type]) -> ConstructorRegistry:
+    """How tyro shows and fills our dataclasses.
+
+    tyro's own rule for dataclasses was tried with each of its markers (1.0.17). It breaks
+    help texts where the source does, adds "(default: None)" and "(default: False)" to options
+    whose text says what happens without them, and takes several values either behind one flag or
+    behind several, not both.
     """
     registry = ConstructorRegistry()
 
@@ -137,60 +138,55 @@ def _registry(classes: set[type]) -> ConstructorRegistry:
 
 def _shown(cls: type, default: Any) -> StructConstructorSpec:
     hints = get_type_hints(cls, include_extras=True)
-    fields = []
+    docs = _docs(cls)
+    fields, repeated = [], {}
     for field in dataclasses.fields(cls):
+        name, hint = field.name, hints[field.name]
         value = field.default if field.default is not dataclasses.MISSING else MISSING
-        value = getattr(default, field.name) if isinstance(default, cls) else value
-        hint = Annotated[hints[field.name], _look(hints[field.name], field.name, value)]
-        help_text = functools.partial(_doc, cls, field.name)
-        fields.append(StructFieldSpec(field.name, hint, value, help_text))
-    if not hasattr(cls, "check"):
-        return StructConstructorSpec(cls, tuple(fields))
-    # Only for --help: _config_file has taken it out of the words.
-    look = tyro.conf.arg(metavar="FILE", help_behavior_hint="")
-    text = " ".join(CONFIG_HELP.split())
-    option = StructFieldSpec("config", Annotated[Path | None, look], None, text)
-    return StructConstructorSpec(lambda config, **options: cls(**options), (option, *fields))
+        value = getattr(default, name) if isinstance(default, cls) else value
+        look = _look(hint, name, value)
+        if get_origin(hint) is tuple:
+            # Values behind one flag, or behind several, or both: appended, then chained.
+            repeated[name], value = value, ()
+            hint = _annotated(tuple[hint, ...], tyro.conf.UseAppendAction)
+        fields.append(StructFieldSpec(name, _annotated(hint, look), value, docs.get(name)))
+    if hasattr(cls, "check"):  # only for --help: _config_file has taken it out of the words
+        look = tyro.conf.arg(metavar="FILE", help_behavior_hint="")
+        fields.insert(0, StructFieldSpec("config", _annotated(str, look), "", CONFIG_HELP))
+
+    def make(config: str = "", **options: Any) -> Any:
+        for name, value in repeated.items():
+            options[name] = tuple(chain(*options[name])) if options[name] else value
+        return cls(**options)
+
+    return StructConstructorSpec(make, tuple(fields))
 
 
 def _look(hint: Any, name: str, default: Any) -> Any:
     """What stands for the value, and the default where the text does not tell."""
-    if tyro.conf.Positional in get_args(hint):
-        name = name.upper()
-        many = get_origin(get_args(hint)[0]) is tuple
-        return tyro.conf.arg(metavar=f"[{name} ...]" if many else name, help_behavior_hint="")
-    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
     metavar = None
+    if tyro.conf.Positional in get_args(hint):
+        many = get_origin(get_args(hint)[0]) is tuple
+        metavar, evident = f"[{name.upper()} ...]" if many else name.upper(), True
+    else:
+        evident = default is None or default == () or isinstance(default, bool)
     if get_origin(hint) is tuple:
-        metavar = f"{_metavar(kinds[0])} ..."
-    elif type(None) in get_args(hint):
-        metavar = _metavar(kinds[0])
-    evident = default is None or default == () or isinstance(default, bool)
+        metavar = f"{get_args(hint)[0].__name__.upper()} ..."
+        shown = "" if evident else f"(default: {' '.join(map(str, default))})"
+        return tyro.conf.arg(metavar=metavar, help_behavior_hint=shown)
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="" if evident else None)
-
-
-def _metavar(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "{" + ",".join(map(str, get_args(kind))) + "}"
-    return kind.__name__.upper()
-
-
-def _doc(cls: type, field: str) -> str | None:
-    return next((docs[field] for base in cls.__mro__[:-1] if field in (docs := _docs(base))), None)
 
 
 @functools.cache
 def _docs(cls: type) -> dict[str, str]:
-    """The string under each field of the class, on one line."""
-    (definition,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    """The text under each field of the class and of its bases, on one line."""
     return {
-        field.target.id: " ".join(text.value.value.split())
-        for field, text in pairwise(definition.body)
-        if isinstance(field, ast.AnnAssign)
-        and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant)
+        field.arg_name: " ".join((field.description or "").split())
+        for base in reversed(cls.__mro__[:-1])
+        for field in docstring_parser.parse_from_object(base).params
     }
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+def _annotated(hint: Any, *marks: Any) -> Any:
+    """``Annotated`` of a type that is known at run time only."""
+    return Annotated[(hint, *marks)]

@@ -15,7 +15,7 @@ from hessian_spectrum.commands import output, report
 from hessian_spectrum.commands.computation import CurvatureComputation
 from hessian_spectrum.commands.header import FREE_FIELDS, RunHeader
 from hessian_spectrum.commands.session import Session
-from hessian_spectrum.config.computing import AlignmentConfig
+from hessian_spectrum.config import AlignmentConfig
 from hessian_spectrum.distributed.agreement import on_first_rank, together
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.krylov_schur import RitzSpace

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from hessian_spectrum.commands import output, report
 from hessian_spectrum.commands.header import FREE_FIELDS
 from hessian_spectrum.commands.session import Session
-from hessian_spectrum.config.computing import ComputingConfig, CurvatureConfig
+from hessian_spectrum.config import ComputingConfig, CurvatureConfig
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.problem import Problem

@@ -14,7 +14,7 @@ from hessian_spectrum.commands.computation import OPERATORS
 from hessian_spectrum.commands.points_computation import PointsComputation
 from hessian_spectrum.commands.scheduler import TASKS, Array, Job, Piece
 from hessian_spectrum.commands.session import Session
-from hessian_spectrum.config.computing import MapConfig, TrackConfig
+from hessian_spectrum.config import MapConfig, TrackConfig
 from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.distributed.mesh import Mesh
 from hessian_spectrum.krylov.extremal import STEPS

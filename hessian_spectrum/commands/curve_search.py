@@ -11,7 +11,7 @@ from torch import Tensor
 from hessian_spectrum.analyses import mode_connectivity
 from hessian_spectrum.commands import plane_vectors
 from hessian_spectrum.commands.points_computation import Saved
-from hessian_spectrum.config.computing import InterpolateConfig
+from hessian_spectrum.config import InterpolateConfig
 from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.distributed.mesh import Mesh
 from hessian_spectrum.landscape.tasks import PointTask

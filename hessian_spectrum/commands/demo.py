@@ -8,7 +8,7 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.commands import runner
 from hessian_spectrum.commands.density import Density
 from hessian_spectrum.commands.train import folder, train
-from hessian_spectrum.config.computing import DemoConfig, DensityConfig, TrainConfig
+from hessian_spectrum.config import DemoConfig, DensityConfig, TrainConfig
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.plotting import density as plotting
 from hessian_spectrum.spectral.measure import SpectralMeasure

@@ -15,7 +15,7 @@ from hessian_spectrum.commands import report
 from hessian_spectrum.commands.header import FREE_FIELDS
 from hessian_spectrum.commands.krylov_computation import KrylovComputation
 from hessian_spectrum.commands.session import Session
-from hessian_spectrum.config.computing import DensityConfig
+from hessian_spectrum.config import DensityConfig
 from hessian_spectrum.distributed.agreement import on_first_rank
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.block_lanczos import BlockSpace

@@ -16,7 +16,7 @@ from hessian_spectrum.commands import output, report
 from hessian_spectrum.commands.header import FREE_FIELDS, HEADER_KEYS, RunHeader
 from hessian_spectrum.commands.krylov_computation import KrylovComputation
 from hessian_spectrum.commands.session import Session
-from hessian_spectrum.config.computing import CurvatureConfig, EigenpairsConfig
+from hessian_spectrum.config import CurvatureConfig, EigenpairsConfig
 from hessian_spectrum.distributed.agreement import on_first_rank, together
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.block_lanczos import BlockSpace

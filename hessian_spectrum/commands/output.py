@@ -10,7 +10,7 @@ import torch
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.commands.signals import StopRequest
-from hessian_spectrum.config.computing import ComputingConfig
+from hessian_spectrum.config import ComputingConfig
 from hessian_spectrum.distributed.agreement import on_first_rank
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.storage import run_file

@@ -15,7 +15,8 @@ from torch import Tensor
 from hessian_spectrum import zoo
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.analyses import surface, trajectory
-from hessian_spectrum.config.computing import WINDOW, PlaneConfig, PointsConfig
+from hessian_spectrum.config import PlaneConfig
+from hessian_spectrum.config.landscape import WINDOW, PointsConfig
 from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.distributed.mesh import Mesh
 from hessian_spectrum.krylov.extremal import extremes

@@ -20,7 +20,7 @@ from hessian_spectrum.commands.header import FREE_FIELDS, RunHeader
 from hessian_spectrum.commands.output import reopened
 from hessian_spectrum.commands.scheduler import Array, Job, PointTable, hand_out
 from hessian_spectrum.commands.session import Session
-from hessian_spectrum.config.computing import PointsConfig
+from hessian_spectrum.config import PointsConfig
 from hessian_spectrum.distributed.agreement import on_first_rank, together
 from hessian_spectrum.distributed.mesh import Mesh
 from hessian_spectrum.distributed.world import World

@@ -16,7 +16,7 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.commands import registry, runner
 from hessian_spectrum.commands.computation import Computation
 from hessian_spectrum.commands.signals import StopRequest
-from hessian_spectrum.config.computing import ComputingConfig, ProblemConfig
+from hessian_spectrum.config import ComputingConfig, ProblemConfig
 from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.distributed.world import World, resolve_device
 from hessian_spectrum.loss.problem import Problem

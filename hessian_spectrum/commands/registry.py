@@ -6,8 +6,8 @@ import importlib
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hessian_spectrum import config
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.config import computing as config
 
 HERE = __name__.rpartition(".")[0]
 

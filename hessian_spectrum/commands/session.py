@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from hessian_spectrum.commands.checkpointing import Checkpoints
 from hessian_spectrum.commands.header import ProblemSize, RunHeader, Work
-from hessian_spectrum.config.computing import to_dict
+from hessian_spectrum.config import to_dict
 from hessian_spectrum.distributed.agreement import on_first_rank
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.storage import Place

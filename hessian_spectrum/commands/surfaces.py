@@ -22,7 +22,7 @@ from hessian_spectrum.commands.curve_search import CurveSearch
 from hessian_spectrum.commands.points_computation import PointsComputation
 from hessian_spectrum.commands.scheduler import TASKS, Job, Piece
 from hessian_spectrum.commands.session import Session
-from hessian_spectrum.config.computing import (
+from hessian_spectrum.config import (
     InterpolateConfig,
     SurfaceConfig,
     TrackConfig,

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from hessian_spectrum import zoo
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.config.computing import TrainConfig, to_dict
+from hessian_spectrum.config import TrainConfig, to_dict
 from hessian_spectrum.loss import criteria
 from hessian_spectrum.storage import run_file
 

@@ -1,1 +1,42 @@
-"""One frozen dataclass a command: the same fields on the command line, in a file, in Python."""
+"""One frozen dataclass a command: the same fields on the command line, in a file and in Python."""
+
+from hessian_spectrum.config.alignment import AlignmentConfig
+from hessian_spectrum.config.curvature import CurvatureConfig
+from hessian_spectrum.config.density import DensityConfig
+from hessian_spectrum.config.eigenpairs import EigenpairsConfig
+from hessian_spectrum.config.files import to_dict
+from hessian_spectrum.config.landscape import (
+    InterpolateConfig,
+    MapConfig,
+    PlaneConfig,
+    PointsConfig,
+    SurfaceConfig,
+    TrackConfig,
+    ValuesConfig,
+)
+from hessian_spectrum.config.output import ComputingConfig, OutputConfig
+from hessian_spectrum.config.problem import ProblemConfig
+from hessian_spectrum.config.submission import Resources, SubmitConfig
+from hessian_spectrum.config.training import DemoConfig, TrainConfig
+
+__all__ = [
+    "AlignmentConfig",
+    "ComputingConfig",
+    "CurvatureConfig",
+    "DemoConfig",
+    "DensityConfig",
+    "EigenpairsConfig",
+    "InterpolateConfig",
+    "MapConfig",
+    "OutputConfig",
+    "PlaneConfig",
+    "PointsConfig",
+    "ProblemConfig",
+    "Resources",
+    "SubmitConfig",
+    "SurfaceConfig",
+    "TrackConfig",
+    "TrainConfig",
+    "ValuesConfig",
+    "to_dict",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import reprlib
 from pathlib import Path
@@ -38,6 +39,11 @@ def read_file(path: Path) -> dict[str, Any]:
             'in {"num-steps": 90}'
         )
     return {name.replace("-", "_"): value for name, value in fields.items()}
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as JSON holds it: paths as text, tuples as lists."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def with_fields(cls: type, fields: dict[str, Any], source: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.slurm.job_script import Resources
+from hessian_spectrum.config.submission import Resources
 
 
 def submit(text: str, resources: Resources) -> str:

@@ -46,7 +46,9 @@ def build_model(
         num_classes: number of logits.
         input_shape: (C, H, W) of one sample.
         activation: ``tanh`` or ``relu``, between layers.
-        shortcut, batchnorm: False takes them out of a ``resnet``.
+        shortcut: keep the identity connections of a ``resnet``; other models ignore it.
+        batchnorm: keep the BatchNorm layers of a ``resnet``; without them its convolutions have
+            biases. Other models ignore it.
 
     Raises:
         InputError: an unknown name or activation, or sizes that do not fit the data.

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from hessian_spectrum import zoo
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.config.computing import ProblemConfig
+from hessian_spectrum.config import ProblemConfig
 from hessian_spectrum.loss.problem import Problem
 
 REQUIRED = ("model", "loss_fn", "data")

@@ -27,8 +27,8 @@ def resnet(
 
     Args:
         depth: 6 b + 2 with b >= 1.
-        shortcut: False leaves out the identity connections.
-        batchnorm: False leaves out BatchNorm; the convolutions get biases instead.
+        shortcut: keep the identity connections.
+        batchnorm: keep the BatchNorm layers; without them the convolutions have biases.
     """
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:

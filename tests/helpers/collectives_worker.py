@@ -19,7 +19,7 @@ from hessian_spectrum.algorithms import eigenpairs as eigensolver
 from hessian_spectrum.commands import runner
 from hessian_spectrum.commands.eigenpairs import Eigenpairs
 from hessian_spectrum.commands.signals import StopRequest
-from hessian_spectrum.config.computing import EigenpairsConfig
+from hessian_spectrum.config import EigenpairsConfig
 from hessian_spectrum.distributed import world as distributed
 from hessian_spectrum.distributed.random_vectors import gaussian_probes
 from hessian_spectrum.krylov import block_lanczos, lanczos

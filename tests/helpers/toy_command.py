@@ -11,7 +11,7 @@ import torch
 from hessian_spectrum.commands.computation import Computation
 from hessian_spectrum.commands.header import FREE_FIELDS, RunHeader
 from hessian_spectrum.commands.output import reopened
-from hessian_spectrum.config.computing import ComputingConfig
+from hessian_spectrum.config import ComputingConfig
 from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.operators.curvature import Hessian
 

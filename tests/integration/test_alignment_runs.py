@@ -17,7 +17,7 @@ from hessian_spectrum.cli.main import main
 from hessian_spectrum.commands import alignment as command
 from hessian_spectrum.commands import runner
 from hessian_spectrum.commands.signals import Interrupted, StopRequest
-from hessian_spectrum.config.computing import AlignmentConfig
+from hessian_spectrum.config import AlignmentConfig
 from hessian_spectrum.loss.problem import Problem
 
 ZOO = ["--model", "mlp-64-6-10", "--dataset", "digits", "--limit", "60", "--dtype", "float64"]

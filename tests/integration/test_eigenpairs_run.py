@@ -15,7 +15,7 @@ from hessian_spectrum.commands import runner
 from hessian_spectrum.commands.density import Density
 from hessian_spectrum.commands.eigenpairs import Eigenpairs
 from hessian_spectrum.commands.signals import Interrupted, StopRequest
-from hessian_spectrum.config.computing import DensityConfig, EigenpairsConfig
+from hessian_spectrum.config import DensityConfig, EigenpairsConfig
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.storage import hdf5_schema

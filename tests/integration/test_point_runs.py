@@ -25,7 +25,7 @@ from hessian_spectrum.commands import curvature_map as maps
 from hessian_spectrum.commands import plane_vectors, runner, surfaces
 from hessian_spectrum.commands.points_computation import PointsComputation
 from hessian_spectrum.commands.signals import Interrupted, StopRequest
-from hessian_spectrum.config.computing import (
+from hessian_spectrum.config import (
     InterpolateConfig,
     MapConfig,
     SurfaceConfig,

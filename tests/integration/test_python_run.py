@@ -109,7 +109,7 @@ def test_a_configuration_of_no_use_is_refused_and_nothing_written(out, fields, a
 
 
 def test_only_configurations_of_commands_that_compute_are_taken():
-    from hessian_spectrum.config.computing import ProblemConfig, TrainConfig
+    from hessian_spectrum.config import ProblemConfig, TrainConfig
 
     for wrong, message in (
         (ProblemConfig(), "a ProblemConfig is the configuration of no command; expected one of"),

@@ -9,7 +9,7 @@ from locations import ROOT
 
 import hessian_spectrum as hs
 from hessian_spectrum.cli.main import main
-from hessian_spectrum.config.computing import ProblemConfig
+from hessian_spectrum.config import ProblemConfig
 from hessian_spectrum.operators.product_modes import MODES
 from hessian_spectrum.zoo import problem_loader
 

@@ -18,7 +18,7 @@ from hessian_spectrum.commands.density import Density
 from hessian_spectrum.commands.header import ProblemSize, RunHeader, Work
 from hessian_spectrum.commands.runner import run
 from hessian_spectrum.commands.signals import STOP_SIGNALS, Interrupted, StopRequest
-from hessian_spectrum.config.computing import DensityConfig
+from hessian_spectrum.config import DensityConfig
 from hessian_spectrum.loss import batching
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.storage.writer_lock import LockLost

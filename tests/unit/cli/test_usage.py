@@ -1,9 +1,11 @@
 """What users type and write, taken as they mean it or refused in one line."""
 
+import dataclasses
 import errno
 import json
 import math
 import os
+import re
 
 import numpy as np
 import pytest
@@ -102,6 +104,28 @@ def test_help_says_what_happens_without_an_option_in_words(command, capsys, monk
         assert "returns (model, loss_fn, data) or a dict of Evaluator's arguments." in text
         assert "--problem-arg a=1 --problem-arg b=2" in text
     assert ("--config FILE" in text) == (command in ("demo", "train", "density"))
+
+
+@pytest.mark.parametrize("command, cls", [(name, cls) for name, cls, _ in cli._COMMANDS])
+def test_flags_that_switch_something_off_say_what_happens_then(command, cls, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for field in dataclasses.fields(cls):
+        if field.default is not True:
+            continue
+        flag = f"--no-{field.name.replace('_', '-')}"
+        _, *described = text.split(f" {flag} ")  # the option, then its mention in the description
+        assert len(described) >= 2, f"{command} {flag}: not described"
+        assert re.match(r"(removes|skips|stores|leaves) ", described[-1]), described[-1][:60]
+
+
+def test_an_old_files_switches_still_mean_the_same(inside):
+    old = {"shortcut": False, "batchnorm": False, "copies": False, "vectors": True}
+    (inside / "run.json").write_text(json.dumps(old))
+    config = parsed("eigenpairs", "--config", "run.json", "--no-vectors")
+    assert (config.shortcut, config.batchnorm, config.copies, config.vectors) == (False,) * 4
 
 
 # -- a --config file -----------------------------------------------------------------------------
