@@ -11,7 +11,6 @@ from typing import Any
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.algorithms import spectral_density as spectrum
 from hessian_spectrum.algorithms.budget import choose
-from hessian_spectrum.algorithms.spectral_density import State
 from hessian_spectrum.commands import report
 from hessian_spectrum.commands.runner import (
     HEADER,
@@ -28,6 +27,7 @@ from hessian_spectrum.commands.runner import (
 from hessian_spectrum.commands.signals import StopRequest
 from hessian_spectrum.config.computing import DensityConfig
 from hessian_spectrum.distributed.world import World
+from hessian_spectrum.krylov.state import ProbeState
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.operators.curvature import Curvature
@@ -95,11 +95,11 @@ def _density(config: DensityConfig, record: DensityRecord, stop: StopRequest) ->
     bar = record.bar(num_steps, state.num_steps if state else 0, "step")
     latest, flags = state, record.flags(stop)
 
-    def on_step(state: State) -> None:
+    def on_step(state: ProbeState) -> None:
         nonlocal latest
         latest = state
         bar.update()
-        finished = state.num_steps == num_steps or spectrum.is_finished(state)
+        finished = state.num_steps == num_steps or state.is_finished
         done = finished and not config.data_groups
         record.checkpoint(stop, lambda: record.save(state, operator), done, flags)
 
@@ -199,7 +199,7 @@ class DensityRecord(Record):
         self.sizes = _sizes(config, evaluator.n)
         self.states = RecurrenceStore(self.folder, world)
 
-    def resumed_state(self) -> State | None:
+    def resumed_state(self) -> ProbeState | None:
         """The saved state that this run goes on from; None for a new run, which starts clean."""
         config = self.config
         if not config.resume:
@@ -275,12 +275,14 @@ class DensityRecord(Record):
     def _asks_for_groups(self, saved: dict[str, Any]) -> bool:
         return bool(self.config.data_groups and not saved["config"].get("data_groups"))
 
-    def save(self, state: State, operator: SymmetricOperator) -> None:
+    def save(self, state: ProbeState, operator: SymmetricOperator) -> None:
         """Everything finished so far: the state, to go on from, and its measure, to look at."""
         self._save_state(state, operator)
         self._write(spectrum.measure(state, operator), finished=False)
 
-    def finish(self, state: State, measure: SpectralMeasure, operator: SymmetricOperator) -> None:
+    def finish(
+        self, state: ProbeState, measure: SpectralMeasure, operator: SymmetricOperator
+    ) -> None:
         """The result, and where it is small the state, so that the run can be extended."""
         size = state.num_vectors * operator.n * operator.dtype.itemsize
         keep = self.config.keep_state
@@ -298,9 +300,9 @@ class DensityRecord(Record):
         else:
             on_first_rank(self.world, self.states.remove)
 
-    def _save_state(self, state: State, operator: SymmetricOperator) -> None:
+    def _save_state(self, state: ProbeState, operator: SymmetricOperator) -> None:
         on_first_rank(self.world, self.lock.require)
-        progress = {"num_steps": state.num_steps, "exhausted": spectrum.is_finished(state)}
+        progress = {"num_steps": state.num_steps, "exhausted": state.is_finished}
         self.states.save(state, operator.layout, {**self.header(), **progress})
 
     def _write(self, measure: SpectralMeasure, finished: bool) -> None:
