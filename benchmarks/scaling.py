@@ -98,7 +98,7 @@ def worker(args) -> None:
         store, before = RecurrenceStore(Path(place) / "state", world), time.perf_counter()
         for _ in range(args.steps):
             with clock.timing("orthogonalization"):
-                space = block_lanczos.step(operator, space)
+                space = space.step(operator)
         total = time.perf_counter() - before
         with clock.timing("writing"):
             store.save(space, operator.layout, {})
@@ -167,7 +167,7 @@ def _sharded(args, world, operator, probes) -> int:
 
     space = block_lanczos.start(operator, probes, args.steps)
     for _ in range(args.steps):
-        space = block_lanczos.step(operator, space)
+        space = space.step(operator)
     return space.basis.numel() * space.basis.itemsize
 
 

@@ -182,8 +182,8 @@ def advance(
         flags: what ranks tell each other in this step.
     """
     world = operator.layout.world
-    if space.width:
-        space = krylov_schur.step(operator, space, flags)
+    if not space.is_finished:
+        space = space.step(operator, flags)
     elif flags:  # no product, and nothing to travel with
         flags.hear(world.sum_together(flags.answers())[0])
     if not _is_looked_at(space, goal):
@@ -349,9 +349,9 @@ class Found:
 
 def _is_looked_at(space: RitzSpace, goal: Goal) -> bool:
     """Not after every step: it takes O(r^3)."""
-    if space.is_full or space.width == 0 or space.products >= goal.max_products:
+    if space.is_full or space.is_finished or space.products >= goal.max_products:
         return True
-    return space.steps % max(1, space.order // (LOOKS * space.width)) == 0
+    return space.num_steps % max(1, space.order // (LOOKS * space.width)) == 0
 
 
 def _seen(
@@ -376,9 +376,9 @@ def _choice(
     # What is smaller is noise of the products: more of them would show nothing new.
     floor = 2 * max(eps, space.noise) * pairs.scale
     worst = pairs.residuals[best].max()
-    invariant = space.width == 0
+    invariant = space.is_finished
     if enough and (worst <= max(goal.tol * pairs.scale, floor) or invariant):
-        explored = invariant or space.steps >= space.fresh_at + space.patience
+        explored = invariant or space.num_steps >= space.fresh_at + space.patience
         missing = goal.copies and may_miss_copies(
             pairs, goal.which, goal.k, space.starts, 10 * eps * pairs.scale
         )
@@ -453,10 +453,7 @@ def _check(operator: SymmetricOperator, tol: float, seed: int, start: Any) -> No
         raise InputError(f"tol={tol}: expected a number from 0 to 1, relative to |lambda|max")
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
         raise InputError(f"seed={seed}: expected a whole number, 0 or more and below 2^64")
-    if isinstance(start, BlockSpace):
-        if start.lean or not start.num_steps:
-            raise InputError("start: expected the space of a block density with a step or more")
-    elif start is not None:
+    if start is not None and not isinstance(start, BlockSpace):
         shape = tuple(np.shape(start))
         if len(shape) != 2 or shape[1] != operator.n or not shape[0]:
             raise InputError(f"start of shape {shape}; expected vectors (j, {operator.n})")

@@ -9,16 +9,11 @@ d (z^T A^p z) = sum over i of (A^i z)^T dA (A^(p - 1 - i) z).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.krylov.block_lanczos import BlockSpace
-from hessian_spectrum.krylov.lanczos import Recurrences
-from hessian_spectrum.krylov.state import State
+from hessian_spectrum.krylov.state import ProbeState
 from hessian_spectrum.loss.data_groups import random_groups
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.operators.base import SymmetricOperator
@@ -52,7 +47,7 @@ def groups_of(
 
 def replicates(
     operator: Curvature,
-    state: State,
+    state: ProbeState,
     measure: SpectralMeasure,
     groups: Sequence[Evaluator],
     on_group: Callable[[], None] | None = None,
@@ -95,17 +90,19 @@ def _replicate(matrices: list[Array], measure: SpectralMeasure, n: int) -> tuple
 class _Reduced:
     """A curvature matrix in the recurrences' bases, additive over samples."""
 
-    def __init__(self, operator: Curvature, state: State, measure: SpectralMeasure | None = None):
+    def __init__(
+        self, operator: Curvature, state: ProbeState, measure: SpectralMeasure | None = None
+    ):
         evaluator = operator.evaluator
         self.weight, self.samples = evaluator.total_weight, evaluator.num_samples
         self.is_covariance = isinstance(operator, GradientCovariance)
         if measure is None:
-            self.matrices = compressed(operator, state)
+            self.matrices = _finite(state.compressed(operator))
         else:
             self.matrices = [rule.t for rule in measure.rules]
         self.means: list[Array] | None = None
         if self.is_covariance and operator.centered:
-            self.means = _coordinates(operator, state, operator.mean)
+            self.means = state.coordinates(operator.mean, operator.layout.world)
             self.matrices = [t + np.outer(g, g) for t, g in zip(self.matrices, self.means)]
 
     def without(self, part: _Reduced) -> list[Array]:
@@ -125,51 +122,7 @@ class _Reduced:
         return [t - np.outer(g, g) for t, g in zip(left, means)]
 
 
-def compressed(operator: SymmetricOperator, state: State) -> list[Array]:
-    """Q A Q^T of each recurrence, (N, N) float64, for an A that need not be the recurrence's.
-
-    Cost: a product with each basis vector, in as many passes as there were steps.
-    """
-    if isinstance(state, BlockSpace):
-        ends = np.cumsum((0, *state.sizes[: state.num_steps]))
-        q = state.basis[: state.order]
-        rows = [_along(operator, state.basis[a:b], q) for a, b in pairwise(ends)]
-        return [_symmetric(np.concatenate(rows))]
-    rows = [_all_along(operator, state, step) for step in range(state.num_steps)]
-    every = np.stack(rows, axis=1)  # (b, k, k)
-    return [_symmetric(t[:k, :k]) for t, k in zip(every, state.lengths)]
-
-
-def _along(operator: SymmetricOperator, rows: Tensor, q: Tensor) -> Array:
-    """(k, N), the coordinates of products along Q."""
-    world = operator.layout.world
-    products = operator.products(rows.to(operator.device)).to(q.device)
-    return _finite(world.sum((products @ q.T).double().to(world.device)).cpu().numpy())
-
-
-def _all_along(operator: SymmetricOperator, state: Recurrences, step: int) -> Array:
-    """(b, k), the same of each recurrence's vector of this step along its own Q."""
-    world, q = operator.layout.world, state.basis[:, : state.num_steps]
-    products = operator.products(q[:, step].to(operator.device)).to(q.device)
-    along = torch.bmm(q, products[:, :, None])[:, :, 0].double()
-    return _finite(world.sum(along.to(world.device)).cpu().numpy())
-
-
-def _coordinates(operator: Curvature, state: State, vector: Tensor) -> list[Array]:
-    """(N,) for each recurrence: a vector (n_local,) along Q."""
-    block = isinstance(state, BlockSpace)
-    q = state.basis[None, : state.order] if block else state.basis[:, : state.num_steps]
-    world = operator.layout.world
-    along = world.sum((q @ vector.to(q.device)).double().to(world.device)).cpu().numpy()
-    lengths = [state.order] if block else state.lengths
-    return [row[:k] for row, k in zip(along, lengths)]
-
-
-def _finite(rows: Array) -> Array:
-    if not np.isfinite(rows).all():
+def _finite(matrices: list[Array]) -> list[Array]:
+    if not all(np.isfinite(matrix).all() for matrix in matrices):
         raise FloatingPointError("a product with a group of the samples is not finite")
-    return rows
-
-
-def _symmetric(t: Array) -> Array:
-    return (t + t.T) / 2
+    return matrices

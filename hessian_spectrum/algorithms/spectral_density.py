@@ -9,6 +9,7 @@ from itertools import accumulate
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.algorithms import leave_group_out
@@ -16,9 +17,7 @@ from hessian_spectrum.algorithms.budget import Estimator, choose
 from hessian_spectrum.distributed.random_vectors import gaussian_probes
 from hessian_spectrum.distributed.world import Flags
 from hessian_spectrum.krylov import block_lanczos, lanczos
-from hessian_spectrum.krylov.block_lanczos import BlockSpace
-from hessian_spectrum.krylov.lanczos import Recurrences
-from hessian_spectrum.krylov.state import State, is_finished
+from hessian_spectrum.krylov.state import ProbeState
 from hessian_spectrum.krylov.storage import Place
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.operators.transforms import Restricted, products_of_blocks
@@ -26,7 +25,6 @@ from hessian_spectrum.spectral.held_out_probes import certified
 from hessian_spectrum.spectral.measure import EigenPairs, SpectralMeasure
 from hessian_spectrum.spectral.quadrature import BlockRule
 
-_MODULE = {Recurrences: lanczos, BlockSpace: block_lanczos}
 # Steps after which a target is looked at: the overshoot is at most a fifth.
 LOOK_AT = tuple(accumulate(range(40), lambda m, _: math.ceil(1.2 * m), initial=4))
 
@@ -43,8 +41,8 @@ def spectral_density(
     sigma2: float | None = None,
     data_groups: int | None = None,
     basis: Place = "device",
-    state: State | None = None,
-    on_step: Callable[[State], None] | None = None,
+    state: ProbeState | None = None,
+    on_step: Callable[[ProbeState], None] | None = None,
     flags: Flags | None = None,
     on_group: Callable[[], None] | None = None,
 ) -> SpectralMeasure:
@@ -96,7 +94,7 @@ def spectral_density(
     if state is None:
         state = start(operator, estimator, num_probes, num_steps, seed, basis)
     while not is_done(state, operator, num_steps, target_error, sigma2):
-        state = step(operator, state, flags)
+        state = state.step(operator, flags)
         if on_step:
             on_step(state)
     found = measure(state, operator)
@@ -114,32 +112,31 @@ def start(
     num_steps: int,
     seed: int,
     basis: Place = "device",
-) -> State:
+) -> ProbeState:
     """The state before the first step, with room for ``num_steps``."""
-    probes = gaussian_probes(
-        operator.layout, range(num_probes), seed, operator.dtype, operator.device
-    )
+    probes = _probes(operator, num_probes, seed)
     if estimator == "slq":
         return lanczos.start(operator, probes, num_steps, basis)
     return block_lanczos.start(operator, probes, num_steps, basis, lean=estimator == "lean")
 
 
-def step(operator: SymmetricOperator, state: State, flags: Flags | None = None) -> State:
-    """The state after one more step of all its recurrences."""
-    return _MODULE[type(state)].step(operator, state, flags)
-
-
 def is_done(
-    state: State,
+    state: ProbeState,
     operator: SymmetricOperator,
     num_steps: int,
     target_error: float | None = None,
     sigma2: float | None = None,
 ) -> bool:
     """Has the run its steps, or can no step add anything, or is the target reached?"""
-    if state.num_steps >= num_steps or is_finished(state):
+    if state.num_steps >= num_steps or state.is_finished:
         return True
     return target_error is not None and _reached(state, operator, target_error, sigma2)
+
+
+def _probes(operator: SymmetricOperator, num_probes: int, seed: int) -> Tensor:
+    return gaussian_probes(
+        operator.layout, range(num_probes), seed, operator.dtype, operator.device
+    )
 
 
 def vectors_kept(n: int, estimator: Estimator, num_probes: int, num_steps: int) -> int:
@@ -151,7 +148,7 @@ def vectors_kept(n: int, estimator: Estimator, num_probes: int, num_steps: int) 
 
 
 def _reached(
-    state: State, operator: SymmetricOperator, target_error: float, sigma2: float | None
+    state: ProbeState, operator: SymmetricOperator, target_error: float, sigma2: float | None
 ) -> bool:
     """Is the density as good as was asked? The first rank decides: dense algebra may round
     differently on another processor. Seen at some steps only: it takes O(N^3)."""
@@ -196,23 +193,23 @@ def spectral_densities(
     choose(operator.n, "slq", num_probes, num_steps)
     restricted = {name: Restricted(operator, patterns) for name, patterns in blocks.items()}
     states = {
-        name: start(block, "slq", num_probes, min(num_steps, block.n), seed, basis)
+        name: lanczos.start(block, _probes(block, num_probes, seed), min(num_steps, block.n), basis)
         for name, block in restricted.items()
     }
     for done in range(1, num_steps + 1):
         going = [
             name
             for name, state in states.items()
-            if state.num_steps < restricted[name].n and state.active.any()
+            if state.num_steps < restricted[name].n and not state.is_finished
         ]
         if not going:
             break
         products = products_of_blocks(
             [restricted[name] for name in going],
-            [lanczos.latest(states[name]).to(operator.device) for name in going],
+            [states[name].next_vectors.to(operator.device) for name in going],
         )
         for name, product in zip(going, products):
-            states[name] = lanczos.extend(restricted[name], states[name], product)
+            states[name] = states[name].extended(restricted[name], product)
         if on_step:
             on_step(done)
     return {name: measure(states[name], block) for name, block in restricted.items()}
@@ -236,26 +233,15 @@ def _check(operator: SymmetricOperator, seed: int) -> None:
         raise InputError(f"seed={seed}: expected a whole number, 0 or more and below 2^64")
 
 
-def measure(state: State, operator: SymmetricOperator) -> SpectralMeasure:
+def measure(state: ProbeState, operator: SymmetricOperator) -> SpectralMeasure:
     """What the recurrences know of the spectrum so far."""
     eps = torch.finfo(operator.dtype).eps
     # A residual below the error of a product is not known to be real.
     floor, tolerance = (max(f * eps, state.noise) * state.scale for f in (1, 10))
-    if isinstance(state, BlockSpace):
-        rule = BlockRule(state.t, state.first, state.off[-1], state.num_steps, tolerance)
-        if not state.lean:
-            return certified(rule, operator.n, floor)
-        return SpectralMeasure.of_rules([rule], operator.n, floor)
-    one = np.ones((1, 1))
-    rules = [
-        BlockRule(_tridiagonal(alpha[:k], beta[: k - 1]), one, beta[None, k - 1 : k], k, tolerance)
-        for alpha, beta, k in zip(state.alpha, state.beta, state.lengths)
-    ]
+    rules = [BlockRule(*matrix, tolerance) for matrix in state.reduced()]
+    if state.can_hold_out_probes:
+        return certified(rules[0], operator.n, floor)
     return SpectralMeasure.of_rules(rules, operator.n, floor)
-
-
-def _tridiagonal(alpha: np.ndarray, beta: np.ndarray) -> np.ndarray:
-    return np.diag(alpha) + np.diag(beta, 1) + np.diag(beta, -1)
 
 
 def repeat_error(operator: SymmetricOperator, seed: int = 0) -> float:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.algorithms import leave_group_out
 from hessian_spectrum.algorithms import spectral_density as spectrum
 from hessian_spectrum.algorithms.budget import choose
-from hessian_spectrum.algorithms.spectral_density import State
 from hessian_spectrum.commands import report
 from hessian_spectrum.commands.header import FREE_FIELDS
 from hessian_spectrum.commands.krylov_computation import KrylovComputation
@@ -18,15 +17,13 @@ from hessian_spectrum.commands.session import Session
 from hessian_spectrum.config import DensityConfig
 from hessian_spectrum.distributed.agreement import on_first_rank
 from hessian_spectrum.distributed.world import World
-from hessian_spectrum.krylov.block_lanczos import BlockSpace
-from hessian_spectrum.krylov.lanczos import Recurrences
+from hessian_spectrum.krylov.state import KrylovState, ProbeState
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.operators.curvature import Curvature
 from hessian_spectrum.planning import product_planner
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.storage import run_file
-from hessian_spectrum.storage.krylov_state import Stored
 
 SMALL = 2 << 30  # bytes of Krylov vectors, on all ranks, that are kept without being asked for
 
@@ -49,7 +46,7 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         self.may_end_early = config.target_error is not None
         self.groups: Sequence[Evaluator] = ()
         self.measure: SpectralMeasure | None = None  # once it is known
-        self._state: State | None = None
+        self._state: ProbeState | None = None
         self._krylov_is_done = False
 
     @property
@@ -125,9 +122,8 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
                     f"{target:g} asks for no more; name a smaller one to extend it"
                 )
 
-    def adopt(self, state: Stored) -> None:
-        assert isinstance(state, Recurrences | BlockSpace)
-        self._state = state
+    def adopt(self, state: KrylovState) -> None:
+        self._state = cast(ProbeState, state)  # a density's manifest holds no other kind
 
     def _asks_for_groups(self, saved: dict[str, Any]) -> bool:
         return bool(self.config.data_groups and not saved["config"].get("data_groups"))
@@ -149,7 +145,7 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         self._look_at_state()
 
     @property
-    def state(self) -> State:
+    def state(self) -> ProbeState:
         assert self._state is not None  # the runner has called ``prepare``
         return self._state
 
@@ -165,7 +161,7 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         if self._krylov_is_done:
             self.measure = self._without_groups(session)
         else:
-            self._state = spectrum.step(self.operator, self.state, session.checkpoints.flags)
+            self._state = self.state.step(self.operator, session.checkpoints.flags)
             self._look_at_state()
 
     def _look_at_state(self) -> None:
@@ -219,7 +215,7 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         return measure
 
     def _save_state(self, session: Session) -> None:
-        done, exhausted = self.state.num_steps, spectrum.is_finished(self.state)
+        done, exhausted = self.state.num_steps, self.state.is_finished
         self.save_state(self.state, session, num_steps=done, exhausted=exhausted)
 
     def _write(self, measure: SpectralMeasure, session: Session, finished: bool) -> None:

@@ -21,13 +21,14 @@ from hessian_spectrum.distributed.agreement import on_first_rank, together
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.block_lanczos import BlockSpace
 from hessian_spectrum.krylov.krylov_schur import RitzSpace
+from hessian_spectrum.krylov.state import KrylovState
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.operators.curvature import Curvature
 from hessian_spectrum.planning import product_planner
 from hessian_spectrum.spectral.measure import EigenPairs
 from hessian_spectrum.storage import hdf5_schema, run_file
-from hessian_spectrum.storage.krylov_state import RecurrenceStore, Stored
+from hessian_spectrum.storage.krylov_state import RecurrenceStore
 from hessian_spectrum.storage.shards import ShardedVectors
 
 EXPECTED_STEPS = 100  # of a run whose length nobody knows
@@ -81,7 +82,7 @@ class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
     def take_over(self, saved: dict[str, Any]) -> None:
         self._room = saved["plan"]["basis_size"]
 
-    def adopt(self, state: Stored) -> None:
+    def adopt(self, state: KrylovState) -> None:
         assert isinstance(state, RitzSpace)
         self._space = state
 

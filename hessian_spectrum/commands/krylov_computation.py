@@ -11,8 +11,9 @@ from hessian_spectrum.commands.header import HEADER_KEYS, RunHeader
 from hessian_spectrum.commands.session import Session
 from hessian_spectrum.distributed.agreement import on_first_rank, together
 from hessian_spectrum.distributed.world import World
+from hessian_spectrum.krylov.state import KrylovState
 from hessian_spectrum.loss.problem import Problem
-from hessian_spectrum.storage.krylov_state import RecurrenceStore, Stored
+from hessian_spectrum.storage.krylov_state import RecurrenceStore
 
 
 class KrylovComputation(CurvatureComputation[CurvatureT, ResultT]):
@@ -62,7 +63,7 @@ class KrylovComputation(CurvatureComputation[CurvatureT, ResultT]):
     def require_extension(self, saved: dict[str, Any]) -> None:
         """Refuse to resume a finished run that would not get further; on rank 0."""
 
-    def adopt(self, state: Stored) -> None:
+    def adopt(self, state: KrylovState) -> None:
         """Continue from this state, which was read."""
         raise NotImplementedError
 
@@ -74,7 +75,7 @@ class KrylovComputation(CurvatureComputation[CurvatureT, ResultT]):
             error = spectrum.repeat_error(self.operator, self.config.seed)
         session.values["product_repeat_error"] = error
 
-    def save_state(self, state: Stored, session: Session, **entries: Any) -> None:
+    def save_state(self, state: KrylovState, session: Session, **entries: Any) -> None:
         """Commit the state, with ``entries`` beside the header in its manifest."""
         on_first_rank(self.world, session.lock.require)
         self.states.save(state, self.operator.layout, session.header().to_json() | entries)

@@ -89,12 +89,12 @@ def extremes(
         steps = min(max_steps, n, max_products - spent)
         space = block_lanczos.start(operator, start, steps)
         for _ in range(steps):
-            space = block_lanczos.step(operator, space)
+            space = space.step(operator)
             spent += 1
             values, coordinates, residuals = _ends(space)
             scale = np.abs(values).max()
             met = bool((residuals <= max(tol, floor) * scale).all())
-            done = space.is_invariant or (met and spent > 1)
+            done = space.is_finished or (met and spent > 1)
             if done:
                 break
         rows = torch.from_numpy(coordinates.T.copy()).to(space.basis) @ space.basis[: space.order]

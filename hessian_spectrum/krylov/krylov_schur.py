@@ -6,27 +6,27 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.distributed.world import Flags, World
 from hessian_spectrum.krylov.block_gram_schmidt import extension, orthonormal
 from hessian_spectrum.krylov.block_lanczos import BlockSpace
 from hessian_spectrum.krylov.product_noise import asymmetry, not_finite
+from hessian_spectrum.krylov.state import Array, StateArrays
 from hessian_spectrum.krylov.storage import Place, allocate_together
 from hessian_spectrum.operators.base import SymmetricOperator
 
-Array = NDArray[np.float64]
-
-SLICE = 1 << 16  # entries of the basis that are turned at once
+SLICE = 1 << 16  # entries of the basis that are rotated at once
 
 
 @dataclass(frozen=True)
 class RitzSpace:
     """An orthonormal basis with what A does to it: Q A = H Q + C Q_next + what was dropped.
 
-    Vectors are rows. ``basis`` is changed in place: of two states of one run, only the later may
-    go on.
+    A ``KrylovState``: see krylov/state.py. Vectors are rows. ``basis`` is changed in place, so that
+    of two states of one run only the later one may be continued.
     """
 
     basis: Tensor  # (capacity, n_local): Q, then Q_next, then unused
@@ -34,11 +34,11 @@ class RitzSpace:
     coupling: Array  # (r, b), C
     leak: Array  # (r,), |what was dropped of A q_i| by restarts
     starts: int  # random vectors that the space was started from
-    steps: int = 0
+    num_steps: int = 0
     products: int = 0
     restarts: int = 0
     fresh_at: int = 0  # step of the latest random vector
-    patience: int = 0  # steps to go with it
+    patience: int = 0  # steps that are made with it at least
     scale: float = 0.0  # the largest |A q| so far: what breakdown is judged against
     noise: float = 0.0  # relative error of a product, measured as asymmetry in the first step
 
@@ -61,6 +61,94 @@ class RitzSpace:
         """There is no room for another step."""
         return self.order + 2 * self.width > self.capacity
 
+    @property
+    def is_finished(self) -> bool:
+        """The space is invariant: no direction leads out of it."""
+        return self.width == 0
+
+    @property
+    def next_vectors(self) -> Tensor:
+        """Q_next, (width, n_local)."""
+        return self.basis[self.order : self.order + self.width]
+
+    def step(self, operator: SymmetricOperator, flags: Flags | None = None) -> RitzSpace:
+        """Multiply Q_next: one block product, and the block that leads out of the space.
+
+        As ``BlockSpace.step``, with all coordinates kept as they are computed: the asymmetry of H
+        is part of the residuals.
+
+        Raises:
+            FloatingPointError: a product is not finite; on every rank.
+
+        Cost: 8 b r n_local flops, all in matrix products; two small reductions, or three.
+        """
+        world, device = operator.layout.world, operator.device
+        r, b = self.order, self.width
+        basis = self.basis[: r + b]
+        q = self.next_vectors.to(device)
+        aq = operator.products(q)
+        noise = self.noise if self.num_steps else asymmetry(operator, q, aq)
+        most = operator.n - r - b
+        extended = extension(aq.to(basis.device), basis, world, self.scale, noise, most, flags)
+        if extended is None:
+            raise not_finite(operator, f"block step {self.num_steps + 1}")
+        found, rows, out, scale = extended
+        self.basis[r + b : r + b + len(found)] = found
+        return replace(
+            self,
+            h=np.block([[self.h, self.coupling], [rows]]) if r else rows,
+            coupling=np.concatenate([np.zeros((r, len(found))), out]),
+            leak=np.concatenate([self.leak, np.zeros(b)]),
+            num_steps=self.num_steps + 1,
+            products=self.products + b,
+            scale=scale,
+            noise=noise,
+        )
+
+    @property
+    def window(self) -> tuple[int, int]:
+        return 0, self.order + self.width
+
+    def basis_shape(self, room: int, layout: Layout) -> tuple[int, int, int]:
+        return 1, max(room, self.order + self.width), layout.n_local
+
+    def to_arrays(self) -> StateArrays:
+        return StateArrays(
+            self.basis[None, : self.order + self.width],
+            {"h": self.h, "coupling": self.coupling, "leak": self.leak},
+            {
+                "width": self.width,
+                "starts": self.starts,
+                "steps": self.num_steps,
+                "products": self.products,
+                "restarts": self.restarts,
+                "fresh_at": self.fresh_at,
+                "patience": self.patience,
+                "scale": self.scale,
+                "noise": self.noise,
+            },
+        )
+
+    @classmethod
+    def from_arrays(cls, arrays: StateArrays) -> RitzSpace:
+        vectors, coefficients, metadata = arrays
+        order, width = len(coefficients["h"]), metadata["width"]
+        return cls(
+            basis=vectors[0],
+            # Nested lists do not keep the shape of an empty array.
+            h=np.asarray(coefficients["h"]).reshape(order, order),
+            coupling=np.asarray(coefficients["coupling"]).reshape(order, width),
+            leak=np.asarray(coefficients["leak"]),
+            starts=metadata["starts"],
+            num_steps=metadata["steps"],
+            products=metadata["products"],
+            restarts=metadata["restarts"],
+            fresh_at=metadata["fresh_at"],
+            patience=metadata["patience"],
+            scale=metadata["scale"],
+            noise=metadata["noise"],
+        )
+
 
 def start(
     operator: SymmetricOperator, vectors: Tensor, capacity: int, place: Place = "device"
@@ -77,7 +165,13 @@ def start(
 def of_block_space(
     space: BlockSpace, capacity: int, world: World, place: Place = "device"
 ) -> RitzSpace:
-    """What a density run has found: its Krylov space, to go on from. No products."""
+    """The Krylov space of a density run, from which eigenpairs are continued. No products.
+
+    Raises:
+        InputError: the space has no steps, or is lean: its basis is not held.
+    """
+    if space.lean or not space.num_steps:
+        raise InputError("start: expected the space of a block density with a step or more")
     order, width = space.order, space.sizes[-1]
     coupling = np.zeros((order, width))
     coupling[order - len(space.off[-1]) :] = space.off[-1]
@@ -90,45 +184,10 @@ def of_block_space(
         coupling,
         np.zeros(order),
         starts=space.sizes[0],
-        steps=space.num_steps,
+        num_steps=space.num_steps,
         products=order,
         scale=space.scale,
         noise=space.noise,
-    )
-
-
-def step(operator: SymmetricOperator, space: RitzSpace, flags: Flags | None = None) -> RitzSpace:
-    """Multiply Q_next: one block product, and the block that leads out of the space.
-
-    As ``block.step``, with all coordinates kept as they are computed: that H is not quite symmetric
-    is part of the residuals.
-
-    Raises:
-        FloatingPointError: a product is not finite; on every rank.
-
-    Cost: 8 b r n_local flops, all in matrix products; two small reductions, or three.
-    """
-    world, device = operator.layout.world, operator.device
-    r, b = space.order, space.width
-    basis = space.basis[: r + b]
-    q = basis[r:].to(device)
-    aq = operator.products(q)
-    noise = space.noise if space.steps else asymmetry(operator, q, aq)
-    most = operator.n - r - b
-    extended = extension(aq.to(basis.device), basis, world, space.scale, noise, most, flags)
-    if extended is None:
-        raise not_finite(operator, f"block step {space.steps + 1}")
-    found, rows, out, scale = extended
-    space.basis[r + b : r + b + len(found)] = found
-    return replace(
-        space,
-        h=np.block([[space.h, space.coupling], [rows]]) if r else rows,
-        coupling=np.concatenate([np.zeros((r, len(found))), out]),
-        leak=np.concatenate([space.leak, np.zeros(b)]),
-        steps=space.steps + 1,
-        products=space.products + b,
-        scale=scale,
-        noise=noise,
     )
 
 
@@ -138,7 +197,7 @@ def restarted(space: RitzSpace, s: Array) -> RitzSpace:
     It is a Krylov space still (Stewart, SIAM J. Matrix Anal. Appl. 23 (2002) 601-614). No products.
     """
     r, b, p = space.order, space.width, s.shape[1]
-    _turn(space.basis[:r], s)
+    _rotate(space.basis[:r], s)
     space.basis[p : p + b] = space.basis[r : r + b].clone()
     h = s.T @ space.h @ s
     dropped = ((space.h.T @ s - s @ h.T) ** 2).sum(0)  # an asymmetry, or small
@@ -169,20 +228,20 @@ def refreshed(operator: SymmetricOperator, space: RitzSpace, s: Array, vector: T
         coupling=np.zeros((p, len(rows))),
         leak=leak,
         starts=old.starts + 1,
-        fresh_at=old.steps,
-        patience=max(old.patience, (old.steps - old.fresh_at + 1) // 2),
+        fresh_at=old.num_steps,
+        patience=max(old.patience, (old.num_steps - old.fresh_at + 1) // 2),
     )
 
 
 def vectors(space: RitzSpace, s: Array) -> Tensor:
     """The Ritz vectors with coordinates ``s``, (r, p), as rows (p, n_local), where the basis is."""
-    turned = torch.from_numpy(np.ascontiguousarray(s.T)).to(space.basis)
-    return turned @ space.basis[: space.order]
+    rotated = torch.from_numpy(np.ascontiguousarray(s.T)).to(space.basis)
+    return rotated @ space.basis[: space.order]
 
 
-def _turn(rows: Tensor, s: Array) -> None:
+def _rotate(rows: Tensor, s: Array) -> None:
     """rows[:p] = s^T rows, in place."""
-    turned = torch.from_numpy(np.ascontiguousarray(s.T)).to(rows)
+    rotated = torch.from_numpy(np.ascontiguousarray(s.T)).to(rows)
     for first in range(0, rows.shape[1], SLICE):
         part = rows[:, first : first + SLICE]
-        rows[: len(turned), first : first + SLICE] = turned @ part
+        rows[: len(rotated), first : first + SLICE] = rotated @ part

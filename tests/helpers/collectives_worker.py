@@ -84,9 +84,9 @@ def steps(operator, module, counted, flags, probes=B, num_steps=STEPS):
     rows = gaussian_probes(operator.layout, range(probes), 0, operator.dtype)
     state, found = module.start(operator, rows, num_steps), []
     counted.taken()
-    while state.num_steps < num_steps and not getattr(state, "is_invariant", False):
+    while state.num_steps < num_steps and not state.is_finished:
         before = state.num_vectors
-        state = module.step(operator, state, flags)
+        state = state.step(operator, flags)
         found.append({"sent": counted.taken(), "before": before})
     return found, state
 

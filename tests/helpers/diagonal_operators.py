@@ -54,8 +54,8 @@ def rule_of(operator, b, m, seed):
     """What m steps from b probes know of the operator."""
     z = gaussian_probes(operator.layout, range(b), seed, operator.dtype)
     space = block_lanczos.start(operator, z, m)
-    while space.num_steps < m and not space.is_invariant:
-        space = block_lanczos.step(operator, space)
+    while space.num_steps < m and not space.is_finished:
+        space = space.step(operator)
     return BlockRule(space.t, space.first, space.off[-1], space.num_steps)
 
 

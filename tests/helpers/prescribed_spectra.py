@@ -27,8 +27,8 @@ def space_of(matrix, b, steps, seed=0, dtype=torch.float64):
     probes = torch.randn(b, len(matrix), generator=generator, dtype=torch.float64).to(dtype)
     operator = hs.Dense(matrix.to(dtype))
     space = block_lanczos.start(operator, probes, steps)
-    while space.num_steps < steps and not space.is_invariant:
-        space = block_lanczos.step(operator, space)
+    while space.num_steps < steps and not space.is_finished:
+        space = space.step(operator)
     return space, probes
 
 

@@ -180,7 +180,7 @@ def test_residuals_that_the_recurrence_does_not_know_are_found_by_a_look():
     operator = Counted(matrix)
 
     def turn(state):
-        if state.steps == 5:
+        if state.num_steps == 5:
             operator.matrix = with_spectrum(SPECTRA["outliers"], seed=1)
 
     pairs = hs.eigenpairs(operator, 2, tol=1e-6, max_products=60, on_step=turn)

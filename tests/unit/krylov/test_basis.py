@@ -21,7 +21,7 @@ def run(place, dtype, on_step=lambda: None):
     probes = gaussian_probes(operator.layout, range(3), 0, dtype)
     state = lanczos.start(operator, probes, 15, place)
     for _ in range(15):
-        state = lanczos.step(operator, state)
+        state = state.step(operator)
         on_step()
     return state
 

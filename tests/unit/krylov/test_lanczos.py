@@ -21,7 +21,7 @@ def run_operator(operator, num_probes, num_steps, seed=0):
     probes = gaussian_probes(operator.layout, range(num_probes), seed, operator.dtype)
     state = lanczos.start(operator, probes, num_steps)
     while state.num_steps < num_steps and state.active.any():
-        state = lanczos.step(operator, state)
+        state = state.step(operator)
     return operator, state
 
 
@@ -71,7 +71,7 @@ def test_the_recurrences_in_lockstep_are_those_of_single_probes():
         probe = gaussian_probes(operator.layout, [i], 0, torch.float64)
         alone = lanczos.start(operator, probe, 20)
         for _ in range(20):
-            alone = lanczos.step(operator, alone)
+            alone = alone.step(operator)
         np.testing.assert_allclose(together.alpha[i], alone.alpha[0], atol=1e-11)
         np.testing.assert_allclose(together.beta[i], alone.beta[0], atol=1e-11)
 
@@ -99,7 +99,7 @@ def test_recurrences_that_end_at_different_steps():
     probes[0, 3:] = 0  # lives on three eigenvectors
     state = lanczos.start(operator, probes, 12)
     while state.num_steps < 12:
-        state = lanczos.step(operator, state)
+        state = state.step(operator)
     assert state.lengths.tolist() == [3, 12]
     np.testing.assert_allclose(np.linalg.eigvalsh(tridiagonal(state, 0)), [1, 2, 3], atol=1e-13)
     np.testing.assert_allclose(np.linalg.eigvalsh(tridiagonal(state, 1)), range(1, 13), atol=1e-12)
@@ -185,7 +185,7 @@ def test_recurrences_go_on_while_others_have_ended_and_only_they_are_multiplied(
     probes[2, 1:] = 0  # and this one on a single one
     state = lanczos.start(operator, probes, 9)
     for _ in range(9):
-        state = lanczos.step(operator, state)
+        state = state.step(operator)
     assert rows == [3, 2, 2, 1, 1, 1, 1, 1, 1]
     assert state.active.tolist() == [False, True, False]
     assert state.lengths.tolist() == [3, 9, 1]
@@ -228,7 +228,7 @@ def test_the_scale_is_the_largest_product_so_far_and_not_the_last(scale):
     state = lanczos.start(operator, probe, 6)
     largest = []
     for k in range(6):
-        state = lanczos.step(operator, state)
+        state = state.step(operator)
         largest.append((matrix @ state.basis[0, k]).norm().item())
         assert state.scale == pytest.approx(max(largest), rel=1e-12)
     assert largest[-1] < 1e-4 * largest[0]
@@ -245,7 +245,7 @@ def test_a_recurrence_ends_at_ten_rounding_errors_of_the_largest_product(
     matrix = scale * torch.tensor([[1.0, off], [off, 1.0]], dtype=torch.float64)
     operator = hs.Dense(matrix.to(dtype))
     state = lanczos.start(operator, torch.tensor([[1.0, 0.0]], dtype=dtype), 2)
-    state = lanczos.step(operator, state)
+    state = state.step(operator)
     assert state.active.tolist() == [not ends]
     assert state.beta[0, 0] == (0 if ends else pytest.approx(off * scale, rel=1e-6))
 

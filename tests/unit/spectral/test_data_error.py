@@ -8,7 +8,6 @@ from torch import nn
 import hessian_spectrum as hs
 from hessian_spectrum import InputError
 from hessian_spectrum.algorithms import leave_group_out
-from hessian_spectrum.algorithms import spectral_density as spectrum
 from hessian_spectrum.loss.data_groups import random_groups
 from hessian_spectrum.spectral import jackknife
 from hessian_spectrum.spectral.jackknife import Replicates
@@ -159,7 +158,7 @@ def test_t_without_a_group_is_that_of_the_other_samples(kind, estimator):
         part = leave_group_out._Reduced(operator.on(group), states[-1])
         rest = torch.cat([rows(g) for j, g in enumerate(groups) if j != i])
         others = KINDS[kind](evaluator((rest[:, :5], rest[:, 5].long()), weight_decay=0.1))
-        expected = leave_group_out.compressed(others, states[-1])
+        expected = states[-1].compressed(others)
         for t, own in zip(whole.without(part), expected):
             np.testing.assert_allclose(t, own, atol=1e-12 * np.abs(own).max())
 
@@ -169,7 +168,7 @@ def test_the_groups_of_all_samples_add_up_to_t():
     ev, states = evaluator(samples(50)), []
     operator = hs.Hessian(ev)
     measure = hs.spectral_density(operator, 3, 5, on_step=states.append)
-    t = leave_group_out.compressed(operator, states[-1])[0]
+    t = states[-1].compressed(operator)[0]
     np.testing.assert_allclose(t, measure.rules[0].t, atol=1e-13)
     nodes, weights = leave_group_out._replicate([measure.rules[0].t], measure, operator.n)
     np.testing.assert_allclose(nodes, measure.nodes, atol=1e-13)
@@ -231,4 +230,4 @@ def test_a_mapping_of_ranks_is_not_needed_for_one_state_twice():
     once = hs.spectral_density(H, 4, 6, data_groups=K, on_step=states.append)
     again = hs.spectral_density(H, 4, 6, data_groups=K, state=states[-1])
     np.testing.assert_array_equal(once.replicates.nodes, again.replicates.nodes)
-    assert spectrum.is_finished(states[-1]) is False
+    assert states[-1].is_finished is False
