@@ -18,7 +18,7 @@ _HOME = {
     "Deflated": "operators.transforms",
     "Dense": "operators.base",
     "Directions": "landscape.directions",
-    "EigenPairs": "spectral.measure",
+    "EigenPairs": "spectral.eigenpairs",
     "Evaluator": "loss.evaluator",
     "Fisher": "operators.curvature",
     "FunctionalDistances": "landscape.results",
