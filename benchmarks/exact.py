@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import trange
 
 import hessian_spectrum as hs
-from hessian_spectrum.spectral.measure import smoothed
+from hessian_spectrum.spectral.atoms import smoothed
 
 COLUMNS = 64  # of the identity, multiplied at a time
 

@@ -20,7 +20,7 @@ _HOME = {
     "Dense": "operators.base",
     "DensityConfig": "config",
     "Directions": "landscape.directions",
-    "EigenPairs": "spectral.measure",
+    "EigenPairs": "spectral.eigenpairs",
     "EigenpairsConfig": "config",
     "Evaluator": "loss.evaluator",
     "Fisher": "operators.curvature",

@@ -32,7 +32,7 @@ from hessian_spectrum.krylov.ritz import (
 )
 from hessian_spectrum.krylov.storage import Place
 from hessian_spectrum.operators.base import SymmetricOperator
-from hessian_spectrum.spectral.measure import EigenPairs
+from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
 # Vectors multiplied together. Of each eigenvalue a block of two shows two copies, if there are:
 # what appears once is known to be single.

@@ -12,7 +12,7 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.algorithms.eigenpairs import eigenpairs
 from hessian_spectrum.algorithms.minres import solve
 from hessian_spectrum.operators.base import SymmetricOperator
-from hessian_spectrum.spectral.measure import EigenPairs
+from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
 ROUGH = 1e-2  # relative error of |lambda|max, which only scales the tolerance
 

@@ -21,8 +21,9 @@ from hessian_spectrum.krylov.state import ProbeState
 from hessian_spectrum.krylov.storage import Place
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.operators.transforms import Restricted, products_of_blocks
+from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.held_out_probes import certified
-from hessian_spectrum.spectral.measure import EigenPairs, SpectralMeasure
+from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.spectral.quadrature import BlockRule
 
 # Steps after which a target is looked at: the overshoot is at most a fifth.

@@ -15,7 +15,7 @@ from hessian_spectrum.distributed.memory import available
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.sample_gradients import draw, minibatch_gradients, numbers
 from hessian_spectrum.operators.curvature import Curvature, Hessian
-from hessian_spectrum.spectral.measure import EigenPairs
+from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
 SHARE = 0.25  # of the free memory, for gradients and their products
 COPIES = 6  # of a whole gradient on a rank: itself, its product, and both on their way

@@ -7,38 +7,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.cli import value_queries
 from hessian_spectrum.cli.exit_status import say
 
-Query = Literal[
-    "density",
-    "mass",
-    "count",
-    "quantile",
-    "moment",
-    "energy",
-    "trace",
-    "frobenius_norm",
-    "effective_dimension",
-    "negative_fraction",
-    "log_determinant",
-    "eigenvalue",
-    "smallest",
-    "outlier_ratio",
-    "condition_number",
-    "normalized",
-    "participation",
-    "minimum",
-    "at",
-    "barrier",
-    "basin",
-    "share_below",
-]
-
+if TYPE_CHECKING:
+    Query = str
+else:
+    Query = Literal[value_queries.NAMES]
 
 View = Literal[
     "density",
@@ -60,14 +40,7 @@ class QueryConfig:
 
     file: tyro.conf.Positional[Path]
     """The result file."""
-    query: tyro.conf.Positional[Query]
-    """mass A B, count A B, energy A B (closed intervals), quantile Q, moment P, density T,
-    effective_dimension DAMPING, negative_fraction [THRESHOLD], log_determinant [DAMPING],
-    trace or frobenius_norm. Of eigenpairs: eigenvalue K (the K-th largest), smallest (with its
-    sign), outlier_ratio K (lambda_1 / lambda_K), condition_number DAMPING, normalized K (in units
-    of lambda_K), participation (by layer), log_determinant DAMPING (with a density). Of a curve:
-    minimum, at T, barrier (between the networks), basin LEVEL [NEAR] (its width, a distance); of a
-    surface or map: minimum, at A B, share_below LEVEL."""
+    query: Annotated[Query, tyro.conf.Positional, tyro.conf.arg(help=value_queries.described())]
     numbers: tyro.conf.Positional[tuple[float, ...]] = ()
     """The query's arguments."""
     result: str | None = None
@@ -141,17 +114,14 @@ class MergeConfig:
 
 
 def query(config: QueryConfig) -> None:
-    from hessian_spectrum.cli import value_queries
     from hessian_spectrum.landscape.surfaces import Curve, Surface
-    from hessian_spectrum.spectral import functionals
-    from hessian_spectrum.spectral.measure import EigenPairs, SpectralMeasure
+    from hessian_spectrum.spectral import queries
+    from hessian_spectrum.spectral.eigenpairs import EigenPairs
+    from hessian_spectrum.spectral.measure import SpectralMeasure
     from hessian_spectrum.storage import run_file
 
     with run_file.open(config.file) as run:
-        default = "density" if config.query in functionals.ARGUMENTS else "eigenpairs"
-        if config.query in value_queries.NAMES:
-            default = "curve" if "curve" in run else "surface"
-        key = config.result or default
+        key = config.result or value_queries.default_kind(config.query, run)
         result = _stored(run, key)
         if isinstance(result, (Curve, Surface)) and config.sigma2 is None:
             name = config.value or "loss"
@@ -163,15 +133,15 @@ def query(config: QueryConfig) -> None:
         if config.density is not None and not isinstance(result, EigenPairs):
             raise InputError("--density is for eigenpairs; leave it out, or choose --result")
         if isinstance(result, SpectralMeasure):
-            answer = functionals.ask(result, config.query, config.numbers, config.sigma2)
+            answer = queries.ask(result, config.query, config.numbers, config.sigma2)
         elif isinstance(result, EigenPairs) and config.sigma2 is None:
             measure = _density_of(run, config.density)
             sizes = run.plan.get("sizes")
-            answer = functionals.ask_pairs(result, config.query, config.numbers, sizes, measure)
+            answer = queries.ask_pairs(result, config.query, config.numbers, sizes, measure)
         else:
             what = "--sigma2 is for a density" if config.sigma2 else "has no queries"
             raise InputError(f"{key}: {what}; expected a density, eigenpairs, a curve, a surface")
-    print(_json(answer) if config.json else functionals.sentence(answer))
+    print(_json(answer) if config.json else queries.sentence(answer))
 
 
 def _density_of(run: Any, file: Path | None) -> Any:

@@ -1,51 +1,137 @@
-"""NumPy only: a query by name of stored curves and surfaces."""
+"""The table of queries on stored curves and surfaces, and those of all kinds. NumPy only."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.landscape.surfaces import Curve, Surface
-from hessian_spectrum.spectral.functionals import checked
+from hessian_spectrum.spectral import functionals
+from hessian_spectrum.spectral.functionals import Answer, Query
+from hessian_spectrum.spectral.queries import row_of
 
-# What each query takes, as the user types it.
-OF_CURVE = {"minimum": (), "at": ("T",), "barrier": (), "basin": ("LEVEL", "NEAR")}
-OF_SURFACE = {"minimum": (), "at": ("A", "B"), "share_below": ("LEVEL",)}
-NAMES = {*OF_CURVE, *OF_SURFACE}
+
+@dataclass(frozen=True, kw_only=True)
+class ValueQuery(Query):
+    """A query on a curve or a surface: which of its members answers, and what is told of that."""
+
+    answer: Callable[..., Answer]  # of the result, the numbers, and name=, which of its values
+
+
+def _minimum(result: Curve | Surface, name: str) -> Answer:
+    found = result.minimum(name)
+    return {"value": found.value, "place": list(found.place)}
+
+
+def _at(result: Curve | Surface, *place: float, name: str) -> Answer:
+    value = float(result.at(*place, name=name))  # type: ignore[arg-type, misc]
+    if value != value:
+        raise InputError(f"at {place}: beyond the points, or beside one that is not finite")
+    return {"value": value}
+
+
+def _barrier(curve: Curve, name: str) -> Answer:
+    return {"value": curve.barrier(name), "ends": list(curve.ends)}
+
+
+def _basin(curve: Curve, level: float, near: float | None, name: str) -> Answer:
+    found = curve.basin(level, near, name)
+    return {
+        "value": found.width,
+        **{"left": found.left, "right": found.right, "bounded": found.bounded},
+    }
+
+
+def _share_below(surface: Surface, level: float, name: str) -> Answer:
+    return {"value": surface.share_below(level, name)}
+
+
+_MINIMUM = ValueQuery(name="minimum", about="the smallest value, and where it is", answer=_minimum)
+
+OF_CURVE = {
+    row.name: row
+    for row in (
+        _MINIMUM,
+        ValueQuery(name="at", about="the value at T", arguments=("t",), answer=_at),
+        ValueQuery(name="barrier", about="the largest rise between the networks", answer=_barrier),
+        ValueQuery(
+            name="basin",
+            about="width, a distance, of the part around NEAR with values of at most LEVEL",
+            arguments=("level", "near"),
+            defaults=(None,),
+            answer=_basin,
+        ),
+    )
+}
+OF_SURFACE = {
+    row.name: row
+    for row in (
+        _MINIMUM,
+        ValueQuery(name="at", about="the value at (A, B)", arguments=("a", "b"), answer=_at),
+        ValueQuery(
+            name="share_below",
+            about="share of the points with values of at most LEVEL",
+            arguments=("level",),
+            answer=_share_below,
+        ),
+    )
+}
+
+OF_LANDSCAPE = {"curve": OF_CURVE, "surface": OF_SURFACE}
+TABLES: dict[str, Mapping[str, Query]] = {
+    "density": functionals.OF_MEASURE,
+    "eigenpairs": functionals.OF_PAIRS,
+    **OF_LANDSCAPE,
+}
+NAMES = tuple(dict.fromkeys(name for table in TABLES.values() for name in table))
+
+
+def kinds_of(query: str) -> list[str]:
+    """The kinds of results that have a query of that name."""
+    return [kind for kind, table in TABLES.items() if query in table]
+
+
+def default_kind(query: str, held: Container[str]) -> str:
+    """Which kind of result is asked: the first of ``held`` that has the query.
+
+    Of a curve's query, where there is only a surface, that; it says which queries it has.
+    """
+    kinds = kinds_of(query)
+    near = OF_LANDSCAPE if OF_LANDSCAPE.keys() & kinds else ()
+    return next((kind for kind in (*kinds, *near) if kind in held), kinds[0])
+
+
+def described() -> str:
+    """All queries in words, kind by kind, for --help."""
+    parts = []
+    for kind, table in TABLES.items():
+        rows = "; ".join(f"{row.usage}: {row.about}" for row in table.values())
+        parts.append(f"Of {kind}: {rows}.")
+    return " ".join(parts)
 
 
 def ask(
     result: Curve | Surface, query: str, numbers: tuple[float, ...], name: str = "loss"
 ) -> dict[str, Any]:
-    """``{"query", "arguments", "of", "value", ...}``: what the result's member of that name gives.
+    """``{"query", "arguments", "of", "value", ...}``; what more there is depends on the query.
+
+    minimum has its "place", barrier its "ends", basin "left", "right" and "bounded".
 
     Args:
-        query: minimum (with its "place"); at T, or at A B of a surface; of a curve barrier (with
-            its "ends") and basin LEVEL [NEAR], a distance (with "left", "right", "bounded"); of a
-            surface share_below LEVEL.
+        query: a name in ``OF_CURVE`` or ``OF_SURFACE``.
         name: of which values.
 
     Raises:
         InputError: a query that does not exist, numbers that it does not take, no such values.
     """
-    is_curve = isinstance(result, Curve)
-    known, kind = (OF_CURVE, "a curve") if is_curve else (OF_SURFACE, "a surface")
-    numbers = checked(known, query, numbers, kind)
+    table, kind = (OF_CURVE, "a curve") if isinstance(result, Curve) else (OF_SURFACE, "a surface")
+    row = row_of(table, query, kind)
+    args = row.typed(numbers)
     result.values[name]  # refused by name
-    found = getattr(result, query)(*numbers, name=name)
-    answer = {"query": query, "arguments": [x for x in numbers if x is not None], "of": name}
-    if query == "minimum":
-        return answer | {"value": found.value, "place": list(found.place)}
-    if query == "basin":
-        return answer | {
-            "value": found.width,
-            **{"left": found.left, "right": found.right, "bounded": found.bounded},
-        }
-    if query == "barrier":
-        return answer | {"value": found, "ends": list(result.ends)}
-    if found != found and query == "at":
-        raise InputError(f"at {numbers}: beyond the points, or beside one that is not finite")
-    return answer | {"value": float(found)}
+    given = [x for x in args if x is not None]
+    return {"query": query, "arguments": given, "of": name, **row.answer(result, *args, name=name)}
 
 
 def sentence(answer: dict[str, Any]) -> str:

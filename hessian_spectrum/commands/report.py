@@ -11,7 +11,8 @@ import numpy as np
 from hessian_spectrum.analyses.alignment_result import Alignment
 from hessian_spectrum.landscape.results import Trajectory
 from hessian_spectrum.landscape.surfaces import Curve, Surface
-from hessian_spectrum.spectral.measure import EigenPairs, SpectralMeasure
+from hessian_spectrum.spectral.eigenpairs import EigenPairs
+from hessian_spectrum.spectral.measure import SpectralMeasure
 
 if TYPE_CHECKING:
     from hessian_spectrum.landscape.parameter_points import PointPlan, Points

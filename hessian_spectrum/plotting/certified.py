@@ -28,7 +28,9 @@ from hessian_spectrum.plotting.style import (
     symlog_label,
     tidy,
 )
-from hessian_spectrum.spectral.measure import Array, SpectralMeasure, smoothed
+from hessian_spectrum.spectral.atoms import smoothed
+from hessian_spectrum.spectral.measure import SpectralMeasure
+from hessian_spectrum.spectral.quadrature import Array
 
 SAME = 1e-12  # of |lambda|max: what rounding in float64 may tear one eigenvalue's nodes apart
 VISIBLE = 1 / 400  # of the axis: narrower intervals disappear behind their bar

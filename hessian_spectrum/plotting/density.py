@@ -27,7 +27,8 @@ from hessian_spectrum.plotting.style import (
     number,
     tidy,
 )
-from hessian_spectrum.spectral.measure import EigenPairs, SpectralMeasure
+from hessian_spectrum.spectral.eigenpairs import EigenPairs
+from hessian_spectrum.spectral.measure import SpectralMeasure
 
 
 def density_figure(

@@ -26,7 +26,9 @@ from hessian_spectrum.plotting.style import (
     symlog_label,
     tidy,
 )
-from hessian_spectrum.spectral.measure import Array, SpectralMeasure, smoothed
+from hessian_spectrum.spectral.atoms import smoothed
+from hessian_spectrum.spectral.measure import SpectralMeasure
+from hessian_spectrum.spectral.quadrature import Array
 
 DECADES = 0.1  # standard deviation of the smoothing in log10 |lambda|
 EPS = float(np.finfo(float).eps)

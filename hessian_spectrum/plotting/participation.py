@@ -9,7 +9,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.spectral.measure import EigenPairs
+from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.outliers import by_layer, participation
 
 LEAST = 1e-4  # less is drawn as this

@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator
 
-from hessian_spectrum.spectral.measure import Array, SpectralMeasure
+from hessian_spectrum.spectral.measure import SpectralMeasure
+from hessian_spectrum.spectral.quadrature import Array
 from hessian_spectrum.spectral.uncertainty import standard_error
 
 # Okabe and Ito (2008): told apart with every common colour blindness, and in grey.

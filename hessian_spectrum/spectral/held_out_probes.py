@@ -12,8 +12,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from hessian_spectrum.spectral.measure import Array, SpectralMeasure, normalized
-from hessian_spectrum.spectral.quadrature import BlockRule
+from hessian_spectrum.spectral.atoms import normalized_rows
+from hessian_spectrum.spectral.measure import SpectralMeasure
+from hessian_spectrum.spectral.quadrature import Array, BlockRule
 
 RANK = 1e-10  # of |T|: shorter directions are no new ones, even where products are exact
 ALONE, GROUPS = 24, 12  # up to so many probes each is a group; more are dealt to so many groups
@@ -54,7 +55,7 @@ def certified(rule: BlockRule, n: int, floor: float = 0.0) -> SpectralMeasure:
     if len(rule.starts) < 2:
         return usual
     weights = held_out_weights(rule, n)()
-    single = (np.abs(n * weights - 1) < ONE).all(axis=0)
+    single = np.asarray((np.abs(n * weights - 1) < ONE).all(axis=0))
     return replace(usual, weights=weights, certified=single, scatter=SCATTER)
 
 
@@ -67,7 +68,7 @@ def held_out_weights(rule: BlockRule, n: int) -> Callable[..., Array]:
     starts = rule.starts
     if len(starts) < 2:
         own = rule.eigen[1]
-        return lambda vectors=own: normalized((starts @ vectors) ** 2)
+        return lambda vectors=own: normalized_rows((starts @ vectors) ** 2)
     space, splits = _EigenSpace(rule), []
     for group in _groups(len(starts)):
         known = space.krylov_basis(starts[np.setdiff1d(np.arange(len(starts)), group)])
@@ -79,7 +80,7 @@ def held_out_weights(rule: BlockRule, n: int) -> Callable[..., Array]:
         for group, known, left in splits:
             if vectors is not None:
                 known, left = (rows @ (space.vectors.T @ vectors) for rows in (known, left))
-            rest = normalized(left**2) * (1 - len(known) / n)
+            rest = normalized_rows(left**2) * (1 - len(known) / n)
             found[group] = np.square(known).sum(axis=0) / n + rest
         return found
 
@@ -125,8 +126,8 @@ class _EigenSpace:
                 values[part] = values[part].mean()
                 turns.append((part, turn.Vh))
         basis = self._grown(starts, values, vectors)
-        for part, turn in turns:
-            basis[:, part] = basis[:, part] @ turn
+        for part, rotation in turns:
+            basis[:, part] = basis[:, part] @ rotation
         return basis
 
     def _grown(self, starts: Array, values: Array, vectors: Array) -> Array:
@@ -138,8 +139,8 @@ class _EigenSpace:
         for step in range(steps):
             for _ in range(2):
                 rows = rows - (rows @ basis.T) @ basis
-            _, lengths, rows = np.linalg.svd(rows, full_matrices=False)
-            rows = rows[lengths > short][: len(values) - len(basis)]
+            turned = np.linalg.svd(rows, full_matrices=False)
+            rows = turned.Vh[turned.S > short][: len(values) - len(basis)]
             # What was short is orthogonal to rounding only now.
             rows = np.linalg.qr((rows - (rows @ basis.T) @ basis).T)[0].T
             if step < len(ends) - 1:

@@ -25,7 +25,7 @@ class Replicates:
     weights: Array  # (group, probe, s), each probe's sum to 1
     shares: Array  # (group,), of the data's weight that the group has; they add up to 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         groups = self.shares.shape
         shapes_fit = self.weights.ndim == 3 and self.nodes.shape == (
             *groups,

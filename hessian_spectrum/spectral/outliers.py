@@ -11,18 +11,18 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.spectral.measure import EigenPairs, SpectralMeasure
-from hessian_spectrum.spectral.measure import normalized as rows_of_sum_1
-from hessian_spectrum.spectral.quadrature import NEAREST
+from hessian_spectrum.spectral.atoms import Atoms, normalized_rows
+from hessian_spectrum.spectral.eigenpairs import EigenPairs, Rows
+from hessian_spectrum.spectral.quadrature import NEAREST, Array
 
-Array = NDArray[np.float64]
 Indices = NDArray[np.intp]
+M = TypeVar("M", bound=Atoms)
 
 
 class Within(NamedTuple):
@@ -94,8 +94,9 @@ def smallest(pairs: EigenPairs) -> Sign:
     "negative" is certain: there is such an eigenvalue. "positive" presumes that none was missed.
     """
     found = _lowest(pairs)
-    verdict = "negative" if found.high < 0 else "positive" if found.low > 0 else "undecided"
-    return Sign(*found, verdict)
+    if found.high < 0:
+        return Sign(*found, "negative")
+    return Sign(*found, "positive" if found.low > 0 else "undecided")
 
 
 def normalized(pairs: EigenPairs, k: int = 10) -> EigenPairs:
@@ -112,10 +113,11 @@ def normalized(pairs: EigenPairs, k: int = 10) -> EigenPairs:
     return rescaled(pairs, unit)
 
 
-Result = EigenPairs | SpectralMeasure
-
-
-def rescaled(result: Result, unit: float) -> Result:
+@overload
+def rescaled(result: EigenPairs, unit: float) -> EigenPairs: ...
+@overload
+def rescaled(result: M, unit: float) -> M: ...
+def rescaled(result: EigenPairs | Atoms, unit: float) -> EigenPairs | Atoms:
     """The same eigenpairs or measure with eigenvalues in units of ``unit`` > 0."""
     if not 0 < unit < math.inf:
         raise InputError(f"rescaled(unit={unit}): expected a number above 0")
@@ -134,7 +136,7 @@ def rescaled(result: Result, unit: float) -> Result:
 # -- eigenvectors --------------------------------------------------------------------------------
 
 
-def participation(vectors: object, sizes: Mapping[str, int]) -> Array:
+def participation(vectors: Rows, sizes: Mapping[str, int]) -> Array:
     """The part of each eigenvector's square in each layer, (k, layers); rows sum to 1.
 
     Their mean over k is that of the subspace: tr(P_layer V^T V) / k.
@@ -153,7 +155,7 @@ def participation(vectors: object, sizes: Mapping[str, int]) -> Array:
         raise InputError("participation needs at least one vector, and layers of 1 entry or more")
     starts = np.cumsum([0, *sizes.values()])[:-1]
     rows = (np.asarray(vectors[i], dtype=np.float64) for i in range(vectors.shape[0]))
-    return rows_of_sum_1(np.array([np.add.reduceat(row**2, starts) for row in rows]))
+    return normalized_rows(np.array([np.add.reduceat(row**2, starts) for row in rows]))
 
 
 def by_layer(sizes: Mapping[str, int]) -> dict[str, int]:
@@ -172,7 +174,7 @@ def by_layer(sizes: Mapping[str, int]) -> dict[str, int]:
 # -- a measure and eigenpairs together -----------------------------------------------------------
 
 
-def refined(measure: SpectralMeasure, pairs: EigenPairs) -> SpectralMeasure:
+def refined(measure: M, pairs: EigenPairs) -> M:
     """The measure with the eigenvalues of ``pairs`` as they are, each of weight 1/n.
 
     What the measure says of what lies between them keeps its shape, and weighs (n - k) / n: for
@@ -194,7 +196,7 @@ def refined(measure: SpectralMeasure, pairs: EigenPairs) -> SpectralMeasure:
     if not rest.any() or not (measure.weights[:, rest].sum(axis=1) > 0).all():
         raise InputError("the measure has nothing between the pairs; they are of another matrix?")
     k, probes = len(values), measure.num_probes
-    inner = rows_of_sum_1(measure.weights[:, rest]) * (1 - k / measure.n)
+    inner = normalized_rows(measure.weights[:, rest]) * (1 - k / measure.n)
     order = np.argsort(np.concatenate([values, measure.nodes[rest]]), kind="stable")
     return replace(
         measure,
@@ -206,19 +208,19 @@ def refined(measure: SpectralMeasure, pairs: EigenPairs) -> SpectralMeasure:
     )
 
 
-def _outermost(measure: SpectralMeasure, pairs: EigenPairs) -> tuple[Indices, Indices]:
+def _outermost(measure: Atoms, pairs: EigenPairs) -> tuple[Indices, Indices]:
     """Converged pairs from below inwards and from above; between them lies most of the mass."""
     gap = pairs.num_lower
     if gap is None:
         ends = [-math.inf, *pairs.values, math.inf]
-        gap = int(np.argmax([measure.mass(a, b) for a, b in pairwise(ends)]))
+        gap = int(np.argmax([measure.masses(a, b).mean() for a, b in pairwise(ends)]))
     converged = np.asarray(pairs.converged)
     below = np.logical_and.accumulate(converged[:gap])
     above = np.logical_and.accumulate(converged[gap:][::-1])[::-1]
     return np.flatnonzero(below), gap + np.flatnonzero(above)
 
 
-def _counted(measure: SpectralMeasure, values: Array, residuals: Array) -> NDArray[np.bool_]:
+def _counted(measure: Atoms, values: Array, residuals: Array) -> NDArray[np.bool_]:
     """Certified nodes of these eigenvalues: as near to one as both may be off."""
     rounding = NEAREST * np.abs(measure.nodes).max()
     reach = measure.residuals[:, None] + residuals + rounding

@@ -37,7 +37,8 @@ class BlockRule:
     @cached_property
     def eigen(self) -> tuple[Array, Array]:
         """T's eigenvalues (N,), ascending: the nodes; and its eigenvectors, columns (N, N)."""
-        return tuple(np.linalg.eigh(self.t))
+        values, vectors = np.linalg.eigh(self.t)
+        return values, vectors
 
     @property
     def ends(self) -> list[int]:

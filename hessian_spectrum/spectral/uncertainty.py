@@ -2,26 +2,24 @@
 
 Three errors are told apart. Noise: the probes are random, and differ. Truncation: the recurrences
 end after m steps, and all probes share what they did not resolve; their scatter does not show it.
-And the data are a sample: other data would have another spectrum.
+Data: the samples are random too; another data set would have another spectrum.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.spectral import jackknife
+from hessian_spectrum.spectral.atoms import Atoms
+from hessian_spectrum.spectral.functionals import OF_MEASURE, MeasureQuery, evaluate, per_probe
 from hessian_spectrum.spectral.quadrature import NEAREST, Array, BlockRule
 
-if TYPE_CHECKING:
-    from hessian_spectrum.spectral.measure import SpectralMeasure
-
-BACK = 5  # steps, at most
 ROUNDING = 1e-12  # of an answer: no interval is narrower
 
 
@@ -33,7 +31,7 @@ class DensityError(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Both in quadrature, of the truncation a half: where steps still help, less is left."""
+        """Noise and half of the truncation, in quadrature: a further step changes less."""
         return math.hypot(self.noise, 0.5 * self.truncation)
 
 
@@ -47,7 +45,9 @@ def standard_error(per_probe: Array, scatter: float = 1.0) -> Array:
     return scatter * per_probe.std(axis=0, ddof=1) / math.sqrt(len(per_probe))
 
 
-def interval(value: Array, noise: Array, margins: Array, num_probes: int, level: float) -> Array:
+def interval(
+    value: Array | float, noise: Array | float, margins: Array, num_probes: int, level: float
+) -> Array:
     """(2, ...): ``value`` minus and plus Student's quantile times ``noise``, and ``margins``, (2,
     ...), in quadrature.
 
@@ -60,75 +60,71 @@ def interval(value: Array, noise: Array, margins: Array, num_probes: int, level:
     return np.stack([value - low, value + high])
 
 
-# -- of a measure's queries, whose arguments were checked ------------------------------------
+# -- of a query: its row, and its arguments as ``functionals.bind`` gives them ---------------
 
 
-def noise(measure: SpectralMeasure, query: str, *args) -> Array:
+def noise(measure: Atoms, row: MeasureQuery, *args: Any) -> Array | float:
     """Standard error over the probes."""
-    if query == "quantile":
-        error = noise(measure, "mass", -np.inf, measure.quantile(*args))
-        return _around(measure, *args, error)
-    return standard_error(measure.answers(query, *args), measure.scatter)
+    if row.inverse_of is not None:
+        below = _below(measure, row, args[0])
+        return _half_width(measure, row, args[0], float(noise(measure, *below)))
+    return standard_error(per_probe(measure, row, *args), measure.scatter)
 
 
-def over_data_sets(measure: SpectralMeasure, query: str, *args) -> Array:
+def over_data_sets(measure: Atoms, row: MeasureQuery, *args: Any) -> Array | float:
     """Standard error over data sets; NaN without replicates."""
-    if query == "quantile":
-        error = over_data_sets(measure, "mass", -np.inf, measure.quantile(*args))
-        return _around(measure, *args, error)
-    if query == "frobenius_norm":  # by the delta method, from its square
-        norm = measure.frobenius_norm
-        return over_data_sets(measure, "energy", -np.inf, np.inf) / (2 * norm) if norm else 0.0
-    args = _with_defaults(measure, query, args)
-    whole, found = measure.answers(query, *args), measure.replicates
+    if row.inverse_of is not None:
+        below = _below(measure, row, args[0])
+        return _half_width(measure, row, args[0], float(over_data_sets(measure, *below)))
+    if row.square is not None:  # the delta method
+        norm, (name, at) = evaluate(measure, row.name, *args), row.square
+        return over_data_sets(measure, OF_MEASURE[name], *at) / (2 * norm) if norm else 0.0
+    whole, found = per_probe(measure, row, *args), measure.replicates
     if found is None:
         return np.full(whole.shape[1:], math.nan)
-    without = np.stack([m.answers(query, *args) for m in measure.without_groups])
+    without = np.stack([per_probe(m, row, *args) for m in measure.without_groups])
     return jackknife.standard_error(whole, without, found.shares, measure.scatter)
 
 
-def margins(measure: SpectralMeasure, query: str, *args) -> Array:
+def margins(measure: Atoms, row: MeasureQuery, *args: Any) -> Array:
     """(2, ...): how much less and how much more truncation may hide; NaN where unknown."""
-    if query == "quantile":
-        low, high = _of_quantile(measure, *args, level=None)
-        return np.array([measure.quantile(*args) - low, high - measure.quantile(*args)])
-    if query in _THRESHOLDS:
-        return _of_thresholds(measure, *_THRESHOLDS[query](measure, *args))
-    args = _with_defaults(measure, query, args)
+    if row.inverse_of is not None:
+        value = evaluate(measure, row.name, *args)
+        low, high = _of_inverse(measure, row, args[0], level=None)
+        return np.array([value - low, high - value])
+    if row.thresholds is not None:
+        return _of_thresholds(measure, *row.thresholds(measure, *args))
     if len(measure.history) < 2:
-        return np.full((2, *np.shape(args[0])) if query == "density" else 2, math.nan)
-    last, *before = (
-        m.frobenius_norm if query == "frobenius_norm" else m.answers(query, *args).mean(axis=0)
-        for m in measure.history
-    )
+        return np.full((2, *np.shape(args[0] if args else 0.0)), math.nan)
+    last, *before = (_in_the_mean(m, row, *args) for m in measure.history)
     change = np.max([np.abs(last - earlier) for earlier in before], axis=0)
     return np.stack([change, change])
 
 
-def of_query(measure: SpectralMeasure, query: str, *args, level: float) -> Array:
+def _in_the_mean(measure: Atoms, row: MeasureQuery, *args: Any) -> Any:
+    if row.square is not None:
+        return evaluate(measure, row.name, *args)
+    return per_probe(measure, row, *args).mean(axis=0)
+
+
+def of_query(measure: Atoms, row: MeasureQuery, *args: Any, level: float) -> Array:
     """(2, ...): the confidence interval."""
-    if query == "quantile":
-        return _of_quantile(measure, *args, level=level)
-    value = getattr(measure, query)
-    value = value(*args) if callable(value) else value
-    known = noise(measure, query, *args), margins(measure, query, *args)
+    if row.inverse_of is not None:
+        return _of_inverse(measure, row, args[0], level=level)
+    value = evaluate(measure, row.name, *args)
+    known = noise(measure, row, *args), margins(measure, row, *args)
     ends = interval(value, *known, measure.num_probes, level)
-    if query == "moment" and args[0] % 2:
-        return ends
-    most = {"mass": 1.0, "negative_fraction": 1.0, "count": measure.n}
-    most |= {"effective_dimension": measure.n}
-    signed = query in ("trace", "log_determinant")
-    return ends if signed else np.clip(ends, 0.0, most.get(query, np.inf))
+    return np.clip(ends, *row.bounds(measure, *args))
 
 
-def of_density(measure: SpectralMeasure, sigma2: float) -> DensityError:
+def of_density(measure: Atoms, sigma2: float) -> DensityError:
     """Expected L1 error of the smoothed density."""
     step = math.sqrt(sigma2) / 4 if sigma2 > 0 else 1.0
-    # An even grid, but only where there is something: the support may be 10^6 sigma wide.
+    # An even grid, but only near nodes: the support may be 10^6 sigma wide.
     cells = np.unique(np.round(measure.nodes / step))[:, None] + np.arange(-24, 25)
     t = step * np.unique(cells)
-    scatter = noise(measure, "density", t, sigma2)
-    last = [m.density(t, sigma2) for m in measure.history[:2]]
+    scatter = standard_error(measure.densities(t, sigma2), measure.scatter)
+    last = [m.densities(t, sigma2).mean(axis=0) for m in measure.history[:2]]
     change = np.abs(last[0] - last[1]) if len(last) == 2 else np.full(t.shape, math.nan)
     # E |x| of a normal variable is sqrt(2 / pi) of its standard deviation.
     return DensityError(
@@ -136,21 +132,7 @@ def of_density(measure: SpectralMeasure, sigma2: float) -> DensityError:
     )
 
 
-# -- what the recurrences' end hides ---------------------------------------------------------
-
-
-def earlier(measure: SpectralMeasure) -> list[SpectralMeasure]:
-    """Gauss quadrature after each of the last third of the steps but the last, latest first.
-
-    What a single step changes may vanish by chance; what five change hardly does.
-    """
-    rules, found = list(measure.rules), []
-    for _ in range(min(math.ceil(max(rule.num_steps for rule in rules) / 3), BACK)):
-        rules = [rule.shorter for rule in rules]
-        if None in rules:
-            break
-        found.append(type(measure).of_rules(rules, measure.n))
-    return found
+# -- what the end of the recurrences hides ---------------------------------------------------
 
 
 def below(rules: Sequence[BlockRule], x: float) -> Array:
@@ -160,19 +142,19 @@ def below(rules: Sequence[BlockRule], x: float) -> Array:
     return np.array([np.concatenate(ends).mean() for ends in zip(*(r.bracket(x) for r in rules))])
 
 
-def _of_thresholds(measure: SpectralMeasure, a: float, b: float, at_a: float, at_b: float) -> Array:
+def _of_thresholds(measure: Atoms, a: float, b: float, at_a: float, at_b: float) -> Array:
     """Of the mass in [a, b], where a share that moves across an end counts ``at_`` as much."""
-    measure.inside(a, b)
+    measure.inside(a, b)  # refuses an interval whose ends are the wrong way round
     if not measure.rules:
         return np.full(2, math.nan)
     # Closed: of the left end what is strictly below it is outside.
-    low = _margins_below(measure, a, np.nextafter(a, -np.inf), at_a)
+    low = _margins_below(measure, a, float(np.nextafter(a, -np.inf)), at_a)
     high = _margins_below(measure, b, b, at_b)
     # More below a is less in [a, b].
     return np.array([high[0] + low[1], high[1] + low[0]])
 
 
-def _margins_below(measure: SpectralMeasure, x: float, last: float, factor: float) -> Array:
+def _margins_below(measure: Atoms, x: float, last: float, factor: float) -> Array:
     """(2,): how much less and more than the mass up to ``last``, at or just below x."""
     if not math.isfinite(x):
         return np.zeros(2)
@@ -180,56 +162,48 @@ def _margins_below(measure: SpectralMeasure, x: float, last: float, factor: floa
     rules = measure.rules
     reach = max(NEAREST * np.abs(measure.nodes).max(), *(rule.tolerance for rule in rules))
     least, most = below(rules, x - reach)[0], below(rules, x + reach)[1]
-    usual = measure.usual.mass(-np.inf, last)
-    own, under, over = (measure.mass(-np.inf, t) for t in (last, x - reach, x + reach))
-    return factor * np.maximum([usual - least, most - usual], [own - under, over - own]).clip(0.0)
+    gauss = _up_to(measure.gauss, last)
+    own, under, over = (_up_to(measure, t) for t in (last, x - reach, x + reach))
+    return factor * np.maximum([gauss - least, most - gauss], [own - under, over - own]).clip(0.0)
 
 
-def _of_quantile(measure: SpectralMeasure, q: float, level: float | None) -> Array:
-    """Where the mass below reaches q, give or take what is not known of it.
+def _up_to(measure: Atoms, x: float) -> float:
+    return float(measure.masses(-np.inf, x).mean(axis=0))
+
+
+# -- of a query that is the inverse of another -----------------------------------------------
+
+
+def _below(measure: Atoms, row: MeasureQuery, q: float) -> tuple[MeasureQuery, float, float]:
+    """The query that is inverted, at what the inverse finds."""
+    assert row.inverse_of is not None
+    return OF_MEASURE[row.inverse_of], -np.inf, evaluate(measure, row.name, q)
+
+
+def _of_inverse(measure: Atoms, row: MeasureQuery, q: float, level: float | None) -> Array:
+    """(2,): where the mass below reaches q, give or take what is not known of it.
 
     Without a level: what truncation alone hides.
     """
-    x = measure.quantile(q)
-    less, more = margins(measure, "mass", -np.inf, x)
+    mass, low, x = _below(measure, row, q)
+    less, more = margins(measure, mass, low, x)
     if level is not None:
-        value, error = measure.mass(-np.inf, x), noise(measure, "mass", -np.inf, x)
+        value, error = evaluate(measure, mass.name, low, x), noise(measure, mass, low, x)
         ends = interval(value, error, np.array([less, more]), measure.num_probes, level)
         less, more = value - ends[0], ends[1] - value
     if math.isnan(less):
         return np.full(2, math.nan)
     # Where the mass is larger than it seems, q is reached earlier.
-    ends = [
+    nodes = [
         measure.node_at(max(q - more, 0.0), first=True),
         measure.node_at(min(q + less, 1.0), first=False),
     ]
-    return measure.nodes[ends] + np.array([-1.0, 1.0]) * measure.residuals[ends]
+    return measure.nodes[nodes] + np.array([-1.0, 1.0]) * measure.residuals[nodes]
 
 
-def _around(measure: SpectralMeasure, q: float, error: float) -> float:
-    """Half the width of the quantiles at q minus and plus an error in mass."""
+def _half_width(measure: Atoms, row: MeasureQuery, q: float, error: float) -> float:
+    """Half the distance of the answers at q minus and plus an error in mass (Woodruff 1952)."""
     if math.isnan(error):
         return math.nan
-    low, high = (measure.quantile(min(max(p, 0.0), 1.0)) for p in (q - error, q + error))
-    return (high - low) / 2
-
-
-def _with_defaults(measure: SpectralMeasure, query: str, args: tuple) -> tuple:
-    """The density's smoothing depends on the support, which is not the same after fewer steps."""
-    if query != "density":
-        return args
-    return args[0], measure.default_sigma2 if args[1] is None else args[1]
-
-
-# The ends of an interval, and what a share of the eigenvalues that moves across each changes.
-_THRESHOLDS: dict[str, Callable[..., tuple[float, float, float, float]]] = {
-    "mass": lambda measure, a, b: (a, b, 1.0, 1.0),
-    "count": lambda measure, a, b: (a, b, measure.n, measure.n),
-    "energy": lambda measure, a, b: (a, b, measure.n * a * a, measure.n * b * b),
-    "negative_fraction": lambda measure, threshold=0.0: (
-        -np.inf,
-        np.nextafter(-threshold, -np.inf),
-        1.0,
-        1.0,
-    ),
-}
+    low, high = (evaluate(measure, row.name, min(max(p, 0.0), 1.0)) for p in (q - error, q + error))
+    return float(high - low) / 2

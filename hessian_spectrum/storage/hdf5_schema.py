@@ -35,8 +35,9 @@ import numpy as np
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.analyses.alignment_result import ARRAYS, Alignment
+from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.jackknife import Replicates
-from hessian_spectrum.spectral.measure import EigenPairs, SpectralMeasure
+from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.spectral.quadrature import BlockRule
 from hessian_spectrum.storage import field_schema
 from hessian_spectrum.storage.shards import LazyRows, ShardedVectors, ShardFolder

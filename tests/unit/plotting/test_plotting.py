@@ -16,8 +16,9 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.plotting import density as plotting
 from hessian_spectrum.plotting import density_views
 from hessian_spectrum.plotting.certified import certified_eigenvalues
+from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.held_out_probes import certified
-from hessian_spectrum.spectral.measure import EigenPairs, SpectralMeasure
+from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.spectral.quadrature import BlockRule
 
 

@@ -67,7 +67,7 @@ def test_the_density_is_the_sum_of_gaussians_and_keeps_the_shape_of_t(monkeypatc
     expected = gauss @ measure.weights.mean(axis=0) / math.sqrt(2 * math.pi * sigma2)
     np.testing.assert_allclose(measure.density(t, sigma2), expected, rtol=1e-13)
     # The same, when the kernel does not fit and is made in blocks.
-    monkeypatch.setattr("hessian_spectrum.spectral.measure.KERNEL_ELEMENTS", 5 * len(measure.nodes))
+    monkeypatch.setattr("hessian_spectrum.spectral.atoms.KERNEL_ELEMENTS", 5 * len(measure.nodes))
     np.testing.assert_allclose(measure.density(t, sigma2), expected, rtol=1e-13)
 
 

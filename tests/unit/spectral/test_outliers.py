@@ -10,7 +10,7 @@ from prescribed_spectra import with_spectrum
 import hessian_spectrum as hs
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.spectral import outliers
-from hessian_spectrum.spectral.measure import EigenPairs
+from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
 
 def some_pairs(values, residuals=0.0, converged=True, vectors=None):

@@ -172,8 +172,8 @@ def test_at_a_resolved_outlier_all_of_its_weight_is_in_doubt(estimator):
     usual = SpectralMeasure.of_rules(measure.rules, N)
     for x in OUTLIERS:
         low, high = brackets(measure.rules, [x])[..., 0]
-        np.testing.assert_allclose(low, usual._mass(-np.inf, x - 1e-2), atol=1e-9)
-        np.testing.assert_allclose(high, usual._mass(-np.inf, x + 1e-2), atol=1e-9)
+        np.testing.assert_allclose(low, usual.masses(-np.inf, x - 1e-2), atol=1e-9)
+        np.testing.assert_allclose(high, usual.masses(-np.inf, x + 1e-2), atol=1e-9)
 
 
 def margins(measure, x, strictly=False):
@@ -564,8 +564,8 @@ def test_an_exact_rule_is_its_own_shorter_one_and_nothing_is_truncated(estimator
             # Below it, and at or below it: at an eigenvalue they differ by its weight.
             ours = SpectralMeasure.of_rules([rule], N)
             low, high = rule.bracket(x)
-            np.testing.assert_allclose(low, ours._mass(-np.inf, strictly), atol=1e-12)
-            np.testing.assert_allclose(high, ours._mass(-np.inf, up_to), atol=1e-12)
+            np.testing.assert_allclose(low, ours.masses(-np.inf, strictly), atol=1e-12)
+            np.testing.assert_allclose(high, ours.masses(-np.inf, up_to), atol=1e-12)
             assert (high - low > 1e-9).all() == (high > low).any() == (x == 2.0)
     assert measure.truncation("mass", -0.5, 2.5) < 1e-14
     assert measure.truncation("trace") == 0

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from hessian_spectrum._core import atomic
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.world import World
-from hessian_spectrum.spectral.measure import EigenPairs, SpectralMeasure
+from hessian_spectrum.spectral.eigenpairs import EigenPairs
+from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.storage import hdf5_schema, run_file, shards, writer_lock
 from hessian_spectrum.storage.krylov_state import RecurrenceStore
 from hessian_spectrum.storage.shards import ShardedVectors, ShardFolder
