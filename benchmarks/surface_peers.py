@@ -45,7 +45,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import hessian_spectrum as hs
 from hessian_spectrum.analyses.surface import surface_task
 from hessian_spectrum.landscape import directions, point_planner
-from hessian_spectrum.landscape.parameter_points import PointPlan, Points, evaluate
+from hessian_spectrum.landscape.parameter_points import Points
+from hessian_spectrum.landscape.point_evaluation import evaluate
+from hessian_spectrum.landscape.point_passes import PointPlan
 from hessian_spectrum.zoo import build_model, load_dataset
 
 SURFACE = 51  # points along each direction of the surface that is planned

@@ -15,7 +15,7 @@ from hessian_spectrum.analyses.surface import Grid, surface_task
 from hessian_spectrum.krylov.extremal import extremes
 from hessian_spectrum.landscape.directions import Directions
 from hessian_spectrum.landscape.parameter_points import Points
-from hessian_spectrum.landscape.surfaces import Surface
+from hessian_spectrum.landscape.results import Surface
 from hessian_spectrum.landscape.tasks import PointTask
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.operators.curvature import Curvature, Hessian

@@ -11,15 +11,11 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.landscape import paths, point_planner
-from hessian_spectrum.landscape.parameter_points import (
-    PointPlan,
-    Points,
-    check_points,
-    outputs,
-    ranges,
-)
-from hessian_spectrum.landscape.results import FunctionalDistances
-from hessian_spectrum.landscape.surfaces import Curve, chain_length
+from hessian_spectrum.landscape.geometry import chain_length
+from hessian_spectrum.landscape.parameter_points import Points, check_points
+from hessian_spectrum.landscape.point_evaluation import ranges
+from hessian_spectrum.landscape.point_passes import PointPlan, outputs
+from hessian_spectrum.landscape.results import Curve, FunctionalDistances
 from hessian_spectrum.landscape.tasks import described, edges
 from hessian_spectrum.loss.evaluator import Evaluator
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError, is_whole
 from hessian_spectrum.landscape import paths
+from hessian_spectrum.landscape.geometry import chain_length, plane_positions
 from hessian_spectrum.landscape.parameter_points import Points
-from hessian_spectrum.landscape.surfaces import Curve, Surface, chain_length, plane_positions
+from hessian_spectrum.landscape.results import Curve, Surface
 from hessian_spectrum.landscape.tasks import PointTask, Values, compute, described, edges, gram
 from hessian_spectrum.loss.evaluator import Evaluator
 

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError, require_whole
 from hessian_spectrum.landscape import paths
+from hessian_spectrum.landscape.geometry import chain_length
 from hessian_spectrum.landscape.parameter_points import Points
-from hessian_spectrum.landscape.surfaces import Curve, chain_length
+from hessian_spectrum.landscape.results import Curve
 from hessian_spectrum.landscape.tasks import PointTask, compute, described, edges
 from hessian_spectrum.loss.evaluator import Evaluator
 

@@ -12,8 +12,9 @@ from hessian_spectrum._core.errors import InputError, is_whole, require_whole
 from hessian_spectrum.landscape import directions as along
 from hessian_spectrum.landscape import paths
 from hessian_spectrum.landscape.directions import Directions
+from hessian_spectrum.landscape.geometry import plane_positions
 from hessian_spectrum.landscape.parameter_points import Points
-from hessian_spectrum.landscape.surfaces import Surface, plane_positions
+from hessian_spectrum.landscape.results import Surface
 from hessian_spectrum.landscape.tasks import PointTask, Values, compute, described, gram
 from hessian_spectrum.loss.evaluator import Evaluator
 

@@ -18,8 +18,7 @@ from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.landscape import paths
 from hessian_spectrum.landscape.directions import Directions, of_vectors
 from hessian_spectrum.landscape.parameter_points import Points
-from hessian_spectrum.landscape.results import Trajectory
-from hessian_spectrum.landscape.surfaces import Surface
+from hessian_spectrum.landscape.results import Surface, Trajectory
 from hessian_spectrum.landscape.tasks import PointTask, Values, compute, described
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.validation import vector_of

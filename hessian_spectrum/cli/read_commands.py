@@ -142,7 +142,7 @@ class MergeConfig:
 
 def query(config: QueryConfig) -> None:
     from hessian_spectrum.cli import value_queries
-    from hessian_spectrum.landscape.surfaces import Curve, Surface
+    from hessian_spectrum.landscape.results import Curve, Surface
     from hessian_spectrum.spectral import functionals
     from hessian_spectrum.spectral.measure import EigenPairs, SpectralMeasure
     from hessian_spectrum.storage import run_file

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.landscape.surfaces import Curve, Surface
+from hessian_spectrum.landscape.results import Curve, Surface
 from hessian_spectrum.spectral.functionals import checked
 
 # What each query takes, as the user types it.

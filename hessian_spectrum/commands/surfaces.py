@@ -33,7 +33,8 @@ from hessian_spectrum.config.computing import (
 from hessian_spectrum.distributed.mesh import Mesh
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.landscape import paths, point_planner
-from hessian_spectrum.landscape.parameter_points import PointPlan, evaluate, ranges
+from hessian_spectrum.landscape.point_evaluation import evaluate, ranges
+from hessian_spectrum.landscape.point_passes import PointPlan
 from hessian_spectrum.landscape.point_planner import PointTrial
 from hessian_spectrum.landscape.tasks import PointTask
 from hessian_spectrum.loss import batch_norm

@@ -15,7 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from hessian_spectrum.landscape import point_planner
-from hessian_spectrum.landscape.parameter_points import PointPlan, Points, evaluate
+from hessian_spectrum.landscape.parameter_points import Points
+from hessian_spectrum.landscape.point_evaluation import evaluate
+from hessian_spectrum.landscape.point_passes import PointPlan
 from hessian_spectrum.loss import batch_norm as normalization
 from hessian_spectrum.loss.evaluator import Evaluator
 

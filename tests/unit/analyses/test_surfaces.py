@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import hessian_spectrum as hs
 from hessian_spectrum.analyses import interpolate, surface
 from hessian_spectrum.landscape import directions, paths
-from hessian_spectrum.landscape.surfaces import Curve, Surface
+from hessian_spectrum.landscape.results import Curve, Surface
 
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
 
@@ -422,7 +422,8 @@ def test_unusable_input_is_refused(make, message):
 
 def test_a_task_can_be_handed_out_in_ranges():
     """What a runner does: the plan once, ranges in any order, the result at the end."""
-    from hessian_spectrum.landscape.parameter_points import PointPlan, evaluate, ranges
+    from hessian_spectrum.landscape.point_evaluation import evaluate, ranges
+    from hessian_spectrum.landscape.point_passes import PointPlan
 
     ev = evaluator()
     task = interpolate.linear_task(ev, ev.theta, 2 * ev.theta, 20)

@@ -16,7 +16,7 @@ from image_networks import evaluator
 from matplotlib.colors import LogNorm
 
 import hessian_spectrum as hs
-from hessian_spectrum.landscape.surfaces import Curve, Surface
+from hessian_spectrum.landscape.results import Curve, Surface
 from hessian_spectrum.plotting import landscape, registry, surface_export
 from hessian_spectrum.plotting.density import save_figure
 
