@@ -45,8 +45,8 @@ _HOME = {
     "along_trajectory": "analyses.trajectory",
     "asymmetry": "analyses.asymmetric_valleys",
     "averaging_bias": "analyses.asymmetric_valleys",
-    "barycentric": "analyses.interpolate",
-    "bilinear": "analyses.interpolate",
+    "barycentric": "analyses.corner_surfaces",
+    "bilinear": "analyses.corner_surfaces",
     "by_distance": "analyses.interpolate",
     "connect": "analyses.mode_connectivity",
     "curvature_map": "analyses.curvature_map",
@@ -57,7 +57,7 @@ _HOME = {
     "interpolate": "analyses.interpolate",
     "layer_blocks": "algorithms.spectral_density",
     "open": "storage.run_file",
-    "plane": "analyses.interpolate",
+    "plane": "analyses.corner_surfaces",
     "principal_directions": "analyses.trajectory",
     "random_planes": "analyses.surface",
     "random_walk": "analyses.trajectory",
@@ -67,7 +67,7 @@ _HOME = {
     "spectral_density": "algorithms.spectral_density",
     "surface": "analyses.surface",
     "trajectory": "analyses.trajectory",
-    "triangles": "analyses.interpolate",
+    "triangles": "analyses.corner_surfaces",
 }
 _MODULES = {
     "directions": "landscape.directions",

@@ -25,7 +25,7 @@ def start(config: InterpolateConfig, ev: Evaluator) -> Bends:
 
 
 def task(config: InterpolateConfig, ev: Evaluator, state: Bends) -> PointTask:
-    return mode_connectivity.curve_task(ev, state, config.num_points or 50)
+    return mode_connectivity.bends_task(ev, state, config.num_points or 50)
 
 
 def search(

@@ -18,6 +18,7 @@ from torch import nn
 from hessian_spectrum._core.errors import Warned
 from hessian_spectrum.analyses import interpolate as between
 from hessian_spectrum.analyses import trajectory
+from hessian_spectrum.analyses.corner_surfaces import corner_task
 from hessian_spectrum.analyses.curvature_map import COLUMNS
 from hessian_spectrum.commands import curvature_map as maps
 from hessian_spectrum.commands import curve_search, plane_vectors, report
@@ -56,9 +57,9 @@ def interpolate(
         num_points = config.num_points or (50 if len(corners) == 2 else 25)
         at = paths.window(config.low, config.high, num_points)
         if len(corners) == 4:
-            return between.bilinear_task(ev, corners, at, at)
+            return corner_task(ev, "bilinear", corners, at, at)
         if len(corners) == 3:
-            return between.barycentric_task(ev, corners, at, at)
+            return corner_task(ev, "barycentric", corners, at, at)
         if config.by_distance:
             return between.distance_task(ev, *corners, at)
         ends = (config.low, config.high)

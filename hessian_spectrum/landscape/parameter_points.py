@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -96,11 +96,11 @@ def check_points(ev: Evaluator, points: Points, test: Evaluator | None = None) -
         )
 
 
-def stacked(ev: Evaluator, **thetas: Tensor) -> Tensor:
-    """Flat parameters as the rows of one tensor, (k, n), in the evaluator's dtype, on its device.
+def stacked(ev: Evaluator, thetas: Mapping[str, Tensor]) -> Tensor:
+    """Flat parameters by name -> the rows of one tensor, (k, n), in ``ev``'s dtype and device.
 
     Raises:
-        InputError: one of them is no vector of n finite entries; the message has its name.
+        InputError: a value is not a vector of n entries; the message has its name.
     """
     return torch.stack([ev.given(theta, name) for name, theta in thetas.items()])
 
