@@ -43,9 +43,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hessian_spectrum as hs
-from hessian_spectrum.analyses.surface import surface_task
 from hessian_spectrum.landscape import directions, point_planner
-from hessian_spectrum.landscape.parameter_points import PointPlan, Points, evaluate
+from hessian_spectrum.landscape.direction_grid import grid_task
+from hessian_spectrum.landscape.parameter_points import Points
+from hessian_spectrum.landscape.point_evaluation import evaluate
+from hessian_spectrum.landscape.point_passes import PointPlan
 from hessian_spectrum.zoo import build_model, load_dataset
 
 SURFACE = 51  # points along each direction of the surface that is planned
@@ -83,7 +85,7 @@ def main(config: Config) -> None:
     torch.set_num_threads(config.threads)
     peers.find(config.peers)
     problem = load(config)
-    task = surface_task(problem.evaluator, problem.plane, SURFACE)
+    task = grid_task(problem.evaluator, problem.plane, SURFACE)
     # Of one thread the processor's time: others may use the same cores.
     now = time.process_time if config.threads == 1 else time.perf_counter
     clock = now()

@@ -11,11 +11,11 @@ import numpy as np
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.analyses.surface import Grid, surface_task
 from hessian_spectrum.krylov.extremal import extremes
+from hessian_spectrum.landscape.direction_grid import Grid, grid_task
 from hessian_spectrum.landscape.directions import Directions
 from hessian_spectrum.landscape.parameter_points import Points
-from hessian_spectrum.landscape.surfaces import Surface
+from hessian_spectrum.landscape.results import Surface
 from hessian_spectrum.landscape.tasks import PointTask
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.operators.curvature import Curvature, Hessian
@@ -69,7 +69,7 @@ def curvature_map(
 
 def map_task(ev: Evaluator, directions: Directions | Tensor, grid: Grid = 9) -> PointTask:
     """The points, and ``finish``, which adds the ratio; rows are ``along``'s."""
-    task = surface_task(ev, directions, grid)
+    task = grid_task(ev, directions, grid)
 
     def finish(values) -> Surface:
         ratio, error = ratios(

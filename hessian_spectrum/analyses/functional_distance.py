@@ -11,16 +11,12 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.landscape import paths, point_planner
-from hessian_spectrum.landscape.parameter_points import (
-    PointPlan,
-    Points,
-    check_points,
-    outputs,
-    ranges,
-)
-from hessian_spectrum.landscape.results import FunctionalDistances
-from hessian_spectrum.landscape.surfaces import Curve, chain_length
-from hessian_spectrum.landscape.tasks import described, edges
+from hessian_spectrum.landscape.geometry import chain_length
+from hessian_spectrum.landscape.parameter_points import Points, check_points, edge_gram, stacked
+from hessian_spectrum.landscape.point_evaluation import ranges
+from hessian_spectrum.landscape.point_passes import PointPlan, outputs
+from hessian_spectrum.landscape.results import Curve, FunctionalDistances
+from hessian_spectrum.landscape.tasks import described
 from hessian_spectrum.loss.evaluator import Evaluator
 
 OUTPUTS = ("softmax", "logits")
@@ -38,7 +34,7 @@ def functional_values(
 ) -> dict[str, np.ndarray]:
     """Distance and disagreement of points start, ..., stop - 1 to each reference, (points, refs).
 
-    A pure function of the range, as ``points.evaluate``; called by every rank.
+    A pure function of the range, as ``evaluate``; called by every rank.
 
     Returns:
         "distance": sqrt of the mean over samples of |f(x; theta) - f(x; reference)|^2, the
@@ -81,7 +77,7 @@ def functional_distances(
     names = list(networks)
     if len(names) < 2:
         raise InputError(f"{len(names)} networks; expected two or more")
-    points = Points.of([ev.given(networks[name], repr(name)) for name in names])
+    points = Points.of(stacked(ev, {repr(name): networks[name] for name in names}))
     found = functional_values(ev, points, points, of=of)
     return FunctionalDistances(np.array(names), **found, about=described(ev, of=of))
 
@@ -101,7 +97,7 @@ def functional_path(
     Values: "distance_to_start", "distance_to_end", "disagreement_with_start",
     "disagreement_with_end".
     """
-    ends = torch.stack([ev.given(theta0, "theta0"), ev.given(theta1, "theta1")])
+    ends = stacked(ev, {"theta0": theta0, "theta1": theta1})
     t = paths.coordinates(num_points if alpha is None else alpha, 0.0, 1.0, "alpha")
     points = Points(ends, paths.linear(t))
     plan = plan or point_planner.plan(ev, points)[0]
@@ -111,7 +107,7 @@ def functional_path(
         for name, word in (("distance", "to"), ("disagreement", "with"))
         for i, end in enumerate(("start", "end"))
     }
-    distance = chain_length(points.weights[:, 1:], edges(ends))
+    distance = chain_length(points.weights[:, 1:], edge_gram(ends))
     return Curve(t, distance, values, described(ev, path="linear", ends=[0.0, 1.0], of=of))
 
 

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError, require_whole
 from hessian_spectrum.landscape import paths
-from hessian_spectrum.landscape.parameter_points import Points
-from hessian_spectrum.landscape.surfaces import Curve, chain_length
-from hessian_spectrum.landscape.tasks import PointTask, compute, described, edges
+from hessian_spectrum.landscape.geometry import chain_length
+from hessian_spectrum.landscape.parameter_points import Points, edge_gram, stacked
+from hessian_spectrum.landscape.results import Curve
+from hessian_spectrum.landscape.tasks import PointTask, compute, curve_task, described
 from hessian_spectrum.loss.evaluator import Evaluator
 
 ADAM = (0.9, 0.999, 1e-8)
@@ -64,7 +65,7 @@ def start(
     if kind not in _WEIGHTS:
         raise InputError(f"kind={kind!r}: expected one of {', '.join(_WEIGHTS)}")
     require_whole(1, num_bends=num_bends)
-    ends = torch.stack([ev.given(theta0, "theta0"), ev.given(theta1, "theta1")])
+    ends = stacked(ev, {"theta0": theta0, "theta1": theta1})
     inner = np.linspace(0, 1, num_bends + 2)[1:-1]
     bends = Points(ends, paths.linear(inner)).rows(0, num_bends)
     return Bends(kind, ends, bends, torch.zeros_like(bends), torch.zeros_like(bends))
@@ -105,13 +106,13 @@ def step(ev: Evaluator, state: Bends, lr: float, num_samples: int, seed: int) ->
     )
 
 
-def curve_task(ev: Evaluator, state: Bends, num_points: int = 51) -> PointTask:
+def bends_task(ev: Evaluator, state: Bends, num_points: int = 51) -> PointTask:
     """Values along the curve, as data for a runner."""
     t = paths.window(0.0, 1.0, num_points)
     weights, vertices = state.weights(t), state.vertices
-    distance = chain_length(weights[:, 1:], edges(vertices))
+    distance = chain_length(weights[:, 1:], edge_gram(vertices))
     about = described(ev, path=state.kind, num_bends=len(state.bends), num_steps=state.num_steps)
-    return PointTask(Points(vertices, weights), lambda v: Curve(t, distance, v, about))
+    return curve_task(Points(vertices, weights), t, distance, about)
 
 
 def connect(
@@ -159,7 +160,7 @@ def connect(
         state = step(ev, state, lr, num_samples, seed)
         if on_step:
             on_step(state)
-    return Connection(compute(ev, curve_task(ev, state, num_points), **options), state)
+    return Connection(compute(ev, bends_task(ev, state, num_points), **options), state)
 
 
 _WEIGHTS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {

@@ -18,9 +18,14 @@ from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.landscape import paths
 from hessian_spectrum.landscape.directions import Directions, of_vectors
 from hessian_spectrum.landscape.parameter_points import Points
-from hessian_spectrum.landscape.results import Trajectory
-from hessian_spectrum.landscape.surfaces import Surface
-from hessian_spectrum.landscape.tasks import PointTask, Values, compute, described
+from hessian_spectrum.landscape.results import Surface, Trajectory
+from hessian_spectrum.landscape.tasks import (
+    PointTask,
+    ValuesByName,
+    compute,
+    described,
+    surface_task,
+)
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.validation import vector_of
 
@@ -112,13 +117,8 @@ def lines_task(
         np.broadcast_arrays((alpha * length)[:, None], beta[:, None] * reach), axis=-1
     )
     about = described(ev, path="family of lines", alpha=alpha.tolist(), beta=beta.tolist())
-
-    def finish(values: Values) -> Surface:
-        shape = count, len(reach)
-        grids = {name: array.reshape(shape) for name, array in values.items()}
-        return Surface(np.arange(count), reach, grids, about, positions)
-
-    return PointTask(Points(rows, weights.reshape(-1, count)), finish)
+    points = Points(rows, weights.reshape(-1, count))
+    return surface_task(points, np.arange(count), reach, about, positions)
 
 
 def family_of_lines(
@@ -145,7 +145,7 @@ def iterates_task(
     rows = iterates(thetas)
     found = trajectory(rows, steps)
 
-    def finish(values: Values) -> Trajectory:
+    def finish(values: ValuesByName) -> Trajectory:
         return found.with_values(values, described(ev))
 
     return PointTask(Points.of(rows), finish)

@@ -114,7 +114,7 @@ class MergeConfig:
 
 
 def query(config: QueryConfig) -> None:
-    from hessian_spectrum.landscape.surfaces import Curve, Surface
+    from hessian_spectrum.landscape.results import Curve, Surface
     from hessian_spectrum.spectral import queries
     from hessian_spectrum.spectral.eigenpairs import EigenPairs
     from hessian_spectrum.spectral.measure import SpectralMeasure

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.landscape.surfaces import Curve, Surface
+from hessian_spectrum.landscape.results import Curve, Surface
 from hessian_spectrum.spectral import functionals
 from hessian_spectrum.spectral.functionals import Answer, Query
 from hessian_spectrum.spectral.queries import row_of

@@ -19,7 +19,7 @@ from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.distributed.mesh import Mesh
 from hessian_spectrum.krylov.extremal import STEPS
 from hessian_spectrum.landscape.parameter_points import Points
-from hessian_spectrum.landscape.surfaces import Surface
+from hessian_spectrum.landscape.results import Surface
 from hessian_spectrum.landscape.tasks import PointTask
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.operators.curvature import Curvature

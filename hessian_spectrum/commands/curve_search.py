@@ -35,7 +35,7 @@ class CurveSearch:
     def task(self) -> PointTask:
         """The points of the curve as it is now."""
         num_points = self.config.num_points or 50
-        return mode_connectivity.curve_task(self.group_evaluator, self.state, num_points)
+        return mode_connectivity.bends_task(self.group_evaluator, self.state, num_points)
 
     def begin(self, problem: Problem, mesh: Mesh, saved: Saved | None) -> None:
         """Spread the data over all ranks, and continue from what an earlier run has left."""

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from hessian_spectrum import zoo
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.analyses import surface, trajectory
+from hessian_spectrum.analyses import trajectory
 from hessian_spectrum.config import PlaneConfig
 from hessian_spectrum.config.landscape import WINDOW, PointsConfig
 from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.distributed.mesh import Mesh
 from hessian_spectrum.krylov.extremal import extremes
 from hessian_spectrum.landscape import directions, paths
+from hessian_spectrum.landscape.direction_grid import grid_task
 from hessian_spectrum.landscape.directions import IGNORABLE, Directions
 from hessian_spectrum.landscape.results import Trajectory
 from hessian_spectrum.landscape.tasks import PointTask
@@ -87,7 +88,7 @@ def plane_task(
     config: PlaneConfig,
     ev: Evaluator,
     computed: Tensor,
-    make: Callable[[Evaluator, Directions, list[list[float]]], PointTask] = surface.surface_task,
+    make: Callable[[Evaluator, Directions, list[list[float]]], PointTask] = grid_task,
 ) -> PointTask:
     """The points of the plane, and beside them what it follows."""
     along, grid, followed = plane(config, ev, computed)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessian_spectrum.analyses.alignment_result import Alignment
-from hessian_spectrum.landscape.results import Trajectory
-from hessian_spectrum.landscape.surfaces import Curve, Surface
+from hessian_spectrum.landscape.results import Curve, Surface, Trajectory
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.measure import SpectralMeasure
 
 if TYPE_CHECKING:
-    from hessian_spectrum.landscape.parameter_points import PointPlan, Points
+    from hessian_spectrum.landscape.parameter_points import Points
+    from hessian_spectrum.landscape.point_passes import PointPlan
     from hessian_spectrum.landscape.point_planner import PointTrial
     from hessian_spectrum.loss.evaluator import Evaluator
     from hessian_spectrum.planning.product_planner import Estimate

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hessian_spectrum._core.errors import Warned
 from hessian_spectrum.analyses import interpolate as between
 from hessian_spectrum.analyses import trajectory
+from hessian_spectrum.analyses.corner_surfaces import corner_task
 from hessian_spectrum.analyses.curvature_map import COLUMNS
 from hessian_spectrum.commands import curvature_map as maps
 from hessian_spectrum.commands import plane_vectors, report
@@ -32,10 +33,10 @@ from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.distributed.mesh import Mesh
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.landscape import paths, point_planner
-from hessian_spectrum.landscape.parameter_points import PointPlan, evaluate, ranges
+from hessian_spectrum.landscape.point_evaluation import evaluate, ranges
+from hessian_spectrum.landscape.point_passes import PointPlan
 from hessian_spectrum.landscape.point_planner import PointTrial
-from hessian_spectrum.landscape.results import Trajectory
-from hessian_spectrum.landscape.surfaces import Curve, Surface
+from hessian_spectrum.landscape.results import Curve, Surface, Trajectory
 from hessian_spectrum.landscape.tasks import PointTask
 from hessian_spectrum.loss import batch_norm
 from hessian_spectrum.loss.evaluator import Evaluator
@@ -152,9 +153,9 @@ class Interpolate(ValuesComputation[InterpolateConfig, Curve | Surface]):
         num_points = config.num_points or (50 if len(corners) == 2 else 25)
         at = paths.window(config.low, config.high, num_points).tolist()
         if len(corners) == 4:
-            return between.bilinear_task(ev, corners, at, at)
+            return corner_task(ev, "bilinear", corners, at, at)
         if len(corners) == 3:
-            return between.barycentric_task(ev, corners, at, at)
+            return corner_task(ev, "barycentric", corners, at, at)
         if config.by_distance:
             return between.distance_task(ev, corners[0], corners[1], at)
         ends = (config.low, config.high)

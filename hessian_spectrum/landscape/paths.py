@@ -67,6 +67,12 @@ def barycentric(alpha: Array, beta: Array) -> Array:
     return np.column_stack([1 - alpha, alpha * beta, alpha * (1 - beta)])
 
 
+def plane(a: Array, b: Array) -> Array:
+    """theta0 + a (theta1 - theta0) + b (theta2 - theta0), for any a and b; (p, 3)."""
+    a, b = _numbers(a, "a"), _numbers(b, "b")
+    return np.column_stack([1 - (a + b), a, b])
+
+
 def bezier(t: Array, degree: int = 2) -> Array:
     """Of degree + 1 control points, (p, degree + 1); degree 2: (1-t)^2, 2 t (1-t), t^2.
 

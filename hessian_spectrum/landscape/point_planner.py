@@ -13,17 +13,15 @@ from torch.utils._pytree import tree_leaves
 
 from hessian_spectrum._core.errors import InputError, is_out_of_memory
 from hessian_spectrum.distributed.memory import PeakMemory, available, young_heap
-from hessian_spectrum.landscape.parameter_points import (
-    CANCELLATION,
-    PointPlan,
-    Points,
-    check_points,
-    losses_of_part,
-)
+from hessian_spectrum.landscape.parameter_points import Points, check_points
+from hessian_spectrum.landscape.point_passes import PointPlan, losses_of_part
 from hessian_spectrum.loss import batch_norm as normalization
 from hessian_spectrum.loss.batching import leading_size
 from hessian_spectrum.loss.evaluator import Evaluator
 
+# The rounding error of superposed layers is that of the largest term. First layers are superposed
+# only where the largest term is at most this many times the sum.
+CANCELLATION = 16.0
 MEMORY_SHARE = 0.5  # of what is available
 THETA_SHARE = 0.25  # of that, for the points of a chunk
 WORTH = 20  # a trial is made where all the points would take so many times as long

@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.landscape.results import Trajectory
-from hessian_spectrum.landscape.surfaces import Array, Curve, Surface
+from hessian_spectrum.landscape.results import Array, Curve, Surface, Trajectory
 from hessian_spectrum.plotting import plane_coordinates
 from hessian_spectrum.plotting.style import BLUE, GREY, ORANGE, number, tidy
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
-from hessian_spectrum.landscape.surfaces import Array, Curve, Surface
+from hessian_spectrum.landscape.results import Array, Curve, Surface
 
 
 def is_triangle(surface: Curve | Surface) -> bool:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.landscape.results import Trajectory
-from hessian_spectrum.landscape.surfaces import Curve, Surface
+from hessian_spectrum.landscape.results import Curve, Surface, Trajectory
 from hessian_spectrum.plotting import density, landscape, surface_export
 
 KINDS = {"surface": Surface, "curve": Curve, "trajectory": Trajectory}

@@ -16,7 +16,7 @@ import numpy as np
 
 from hessian_spectrum._core.atomic import replacing
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.landscape.surfaces import Array, Surface
+from hessian_spectrum.landscape.results import Array, Surface
 from hessian_spectrum.plotting.landscape import described
 
 

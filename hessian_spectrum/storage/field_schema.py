@@ -18,11 +18,12 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.landscape.results import (
     Asymmetry,
     AveragingBias,
+    Curve,
     DirectionVectors,
     FunctionalDistances,
+    Surface,
     Trajectory,
 )
-from hessian_spectrum.landscape.surfaces import Curve, Surface
 
 KINDS = {
     "curve": Curve,

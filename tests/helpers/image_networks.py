@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum.landscape.parameter_points import PointPlan, Points
+from hessian_spectrum.landscape.parameter_points import Points
+from hessian_spectrum.landscape.point_passes import PointPlan
 
 
 def mlp(activation=nn.Tanh):

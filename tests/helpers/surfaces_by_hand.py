@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hessian_spectrum.landscape.surfaces import Surface
+from hessian_spectrum.landscape.results import Surface
 
 
 def bowl(a=9, b=7, broken=False, positions=True):

@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum.analyses import interpolate, surface
+from hessian_spectrum.analyses import interpolate
 from hessian_spectrum.landscape import directions, paths
-from hessian_spectrum.landscape.surfaces import Curve, Surface
+from hessian_spectrum.landscape.direction_grid import grid_task
+from hessian_spectrum.landscape.results import Curve, Surface
 
 EXACT = {"rtol": 1e-12, "atol": 1e-14}
 
@@ -203,7 +204,7 @@ def test_positions_are_euclidean():
     ev = evaluator()
     pair = directions.random(ev, seed=3)
     found = hs.surface(ev, pair, (3, 5))
-    task = surface.surface_task(ev, pair, (3, 5))
+    task = grid_task(ev, pair, (3, 5))
     rows = task.points.rows(0, 15).numpy()
     places = found.positions.reshape(15, 2)
     for i, j in ((0, 14), (3, 8), (2, 10)):
@@ -393,7 +394,7 @@ def test_weights_of_curves():
         (lambda ev, d: hs.interpolate(ev, ev.theta, ev.theta, alpha=[0, 1, 0.5]), "not ascending"),
         (lambda ev, d: hs.interpolate(ev, ev.theta, ev.theta, alpha=[]), "expected a whole number"),
         (lambda ev, d: hs.interpolate(ev, ev.theta, ev.theta, window=(1, 0)), "two finite ends"),
-        (lambda ev, d: hs.interpolate(ev, ev.theta, None), "vector 1 is None"),
+        (lambda ev, d: hs.interpolate(ev, ev.theta, None), "theta1 is None"),
         (lambda ev, d: hs.interpolate(ev, ev.theta, "net.pt"), "theta is a str"),
         (lambda ev, d: hs.bilinear(ev, [ev.theta] * 4, [1, 0], 2), "axis 0 is not ascending"),
         (lambda ev, d: hs.surface(ev, d, 5.0), "grid=5.0: expected a whole number"),
@@ -422,7 +423,8 @@ def test_unusable_input_is_refused(make, message):
 
 def test_a_task_can_be_handed_out_in_ranges():
     """What a runner does: the plan once, ranges in any order, the result at the end."""
-    from hessian_spectrum.landscape.parameter_points import PointPlan, evaluate, ranges
+    from hessian_spectrum.landscape.point_evaluation import evaluate, ranges
+    from hessian_spectrum.landscape.point_passes import PointPlan
 
     ev = evaluator()
     task = interpolate.linear_task(ev, ev.theta, 2 * ev.theta, 20)

@@ -14,7 +14,7 @@ import hessian_spectrum as hs
 from hessian_spectrum.cli import main as cli
 from hessian_spectrum.commands import report
 from hessian_spectrum.landscape import directions
-from hessian_spectrum.landscape.surfaces import Curve, Surface
+from hessian_spectrum.landscape.results import Curve, Surface
 from hessian_spectrum.storage import field_schema
 
 

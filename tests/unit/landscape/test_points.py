@@ -8,8 +8,15 @@ from torch import nn
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum.landscape import batchnorm_folding, parameter_points, point_planner
-from hessian_spectrum.landscape.parameter_points import PointPlan, Points, evaluate, ranges
+from hessian_spectrum.landscape import (
+    batchnorm_folding,
+    point_evaluation,
+    point_passes,
+    point_planner,
+)
+from hessian_spectrum.landscape.parameter_points import Points
+from hessian_spectrum.landscape.point_evaluation import evaluate, ranges
+from hessian_spectrum.landscape.point_passes import PointPlan
 from hessian_spectrum.landscape.tasks import PointTask, compute
 
 
@@ -165,7 +172,7 @@ def test_outputs_are_those_of_the_model():
     some = plane(ev, 5)
     x, _ = images(11)
     for plan in PLANS.values():
-        found = torch.cat([out for out, _ in parameter_points.outputs(ev, some, 1, 4, plan)], dim=1)
+        found = torch.cat([out for out, _ in point_passes.outputs(ev, some, 1, 4, plan)], dim=1)
         for row, theta in zip(found, some.rows(1, 4)):
             torch.nn.utils.vector_to_parameters(theta, ev.model.parameters())
             assert (row - ev.model(x)).abs().max() < 1e-13
@@ -238,9 +245,9 @@ def test_batch_norm_is_folded_only_where_nothing_else_sees_what_it_is_given(batc
 
 
 def test_chunks_are_cut_at_their_multiples_wherever_a_range_begins():
-    cut = parameter_points._chunks(6, 17, PointPlan(chunk=4))
+    cut = point_evaluation._chunks(6, 17, PointPlan(chunk=4))
     assert cut == [range(6, 8), range(8, 12), range(12, 16), range(16, 17)]
-    assert parameter_points._chunks(8, 8, PointPlan(chunk=4)) == []
+    assert point_evaluation._chunks(8, 8, PointPlan(chunk=4)) == []
 
 
 def test_regressions_have_no_accuracy():

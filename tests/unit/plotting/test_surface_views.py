@@ -14,7 +14,7 @@ from matplotlib.colors import LogNorm
 from surfaces_by_hand import bowl
 
 import hessian_spectrum as hs
-from hessian_spectrum.landscape.surfaces import Curve, Surface
+from hessian_spectrum.landscape.results import Curve, Surface
 from hessian_spectrum.plotting import landscape, registry, surface_export
 from hessian_spectrum.plotting.density import save_figure
 

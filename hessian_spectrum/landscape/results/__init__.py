@@ -1,0 +1,23 @@
+"""Results in parameter space, with their queries. NumPy only: readers need no torch."""
+
+from hessian_spectrum.landscape.results.asymmetry import Asymmetry, AveragingBias
+from hessian_spectrum.landscape.results.curve import Basin, Curve
+from hessian_spectrum.landscape.results.direction_vectors import DirectionVectors
+from hessian_spectrum.landscape.results.functional_distances import FunctionalDistances
+from hessian_spectrum.landscape.results.surface import Surface
+from hessian_spectrum.landscape.results.trajectory import Trajectory
+from hessian_spectrum.landscape.results.values import Array, Minimum, Values
+
+__all__ = [
+    "Array",
+    "Asymmetry",
+    "AveragingBias",
+    "Basin",
+    "Curve",
+    "DirectionVectors",
+    "FunctionalDistances",
+    "Minimum",
+    "Surface",
+    "Trajectory",
+    "Values",
+]

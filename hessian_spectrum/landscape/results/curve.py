@@ -1,0 +1,126 @@
+"""Values along a path through parameter space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.landscape.results.values import (
+    Array,
+    Evaluated,
+    Minimum,
+    finite_minimum,
+    freeze_arrays,
+    stored,
+)
+
+
+class Basin(NamedTuple):
+    """Where a curve stays at or below a level."""
+
+    left: float  # as a distance along the path; the end of the path where it is not left
+    right: float
+    width: float
+    bounded: bool  # False: it goes on beyond an end of the path, or into values that are not finite
+
+
+@dataclass(frozen=True)
+class Curve(Evaluated):
+    """Values along a path through parameter space, with its points in their order."""
+
+    t: Array = field(metadata=stored("the path's own coordinate", ("point",)))
+    distance: Array = field(metadata=stored("arc length from the first point", ("point",), "theta"))
+    values: Mapping[str, Array] = field(metadata=stored("what was evaluated, by name", ("point",)))
+    about: Mapping[str, Any] = field(
+        default_factory=dict, metadata=stored("the path, its vectors and the evaluation")
+    )
+
+    def __post_init__(self):
+        freeze_arrays(self, 1, len(np.atleast_1d(self.t)))
+
+    def at(self, t: Array, name: str = "loss") -> Array:
+        """The value at t, linear between points; NaN beyond the ends."""
+        return np.interp(t, self.t, self.values[name], left=np.nan, right=np.nan)
+
+    def minimum(self, name: str = "loss") -> Minimum:
+        return finite_minimum(self.values[name], (self.t,))
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Where the two networks are that the path joins; of another path, its first and last t."""
+        first, last = self.about.get("ends", (self.t[0], self.t[-1]))
+        return float(first), float(last)
+
+    @property
+    def holds_ends(self) -> bool:
+        """Does the path go all the way from one end to the other?"""
+        return bool(self.t[0] <= self.ends[0] and self.ends[1] <= self.t[-1])
+
+    def barrier(self, name: str = "loss", reference: str = "line") -> float:
+        """The largest rise between the ends above what they suggest, 0 or more; NaN if any value
+        there is not finite.
+
+        The ends are the two networks, also of a path that goes on beyond them. Between points
+        values are taken as linear.
+
+        Args:
+            reference: "line": the chord between the ends' values at each t (Entezari et al. 2022);
+                "mean": the mean of the ends (Frankle et al. 2020); "max": the higher end.
+
+        Raises:
+            InputError: the path does not hold both ends.
+        """
+        low, high = self.ends
+        if reference not in ("line", "mean", "max"):
+            raise InputError(f"reference={reference!r}: expected 'line', 'mean' or 'max'")
+        if not self.holds_ends:
+            raise InputError(
+                f"the networks are at t = {low:g} and {high:g}, but the path goes from "
+                f"{self.t[0]:g} to {self.t[-1]:g}; evaluate all of the way from one to the other"
+            )
+        t = np.concatenate([[low], self.t[(low < self.t) & (self.t < high)], [high]])
+        values = self.at(t, name)
+        if not np.isfinite(values).all():
+            return float("nan")
+        ends = values[[0, -1]]
+        share = (t - low) / ((high - low) or 1.0)
+        chord = (1 - share) * ends[0] + share * ends[1]
+        level = {"line": chord, "mean": ends.mean(), "max": ends.max()}[reference]
+        return float(max(0.0, (values - level).max()))
+
+    def basin(self, level: float, near: float | None = None, name: str = "loss") -> Basin:
+        """The part of the path around ``near`` on which the value is at most ``level``.
+
+        Between points the value is taken as linear. Width is a distance in parameter space.
+
+        Args:
+            near: a coordinate t; default: the minimum.
+        """
+        values, s = self.values[name], self.distance
+        center = (
+            self.minimum(name).index[0] if near is None else int(np.abs(self.t - near).argmin())
+        )
+        if not values[center] <= level:
+            raise InputError(
+                f"the {name} at t = {self.t[center]:g} is {values[center]:g}, above the level "
+                f"{level:g}; raise the level, or choose another near="
+            )
+        left, closed_left = _crossing(values[center::-1], s[center::-1], level)
+        right, closed_right = _crossing(values[center:], s[center:], level)
+        return Basin(left, right, right - left, closed_left and closed_right)
+
+
+def _crossing(values: Array, s: Array, level: float) -> tuple[float, bool]:
+    """Where values first reach the level from below, and True; else the last good one, False."""
+    above = np.flatnonzero(~(values <= level))
+    if not above.size:
+        return float(s[-1]), False
+    i = above[0]
+    if not np.isfinite(values[i]):
+        return float(s[i - 1]), False
+    share = (level - values[i - 1]) / (values[i] - values[i - 1])
+    return float(s[i - 1] + share * (s[i] - s[i - 1])), True

@@ -1,0 +1,89 @@
+"""What results have in common: named values, and the metadata of their stored fields."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hessian_spectrum._core.errors import InputError
+
+Array = np.ndarray
+
+
+def stored(
+    description: str, axes: tuple[str, ...] = (), units: str | None = None
+) -> dict[str, object]:
+    """Metadata of a field that run files hold: what it is, its axes by name, and its units."""
+    return {"description": description, "axes": axes, "units": units}
+
+
+class Minimum(NamedTuple):
+    value: float
+    place: tuple[float, ...]  # its coordinates
+    index: tuple[int, ...]
+
+
+class Values(Mapping):
+    """What was evaluated, by name: "loss", "accuracy", "test_loss", ...; arrays of one shape."""
+
+    def __init__(self, arrays: Mapping[str, Array]):
+        self._arrays = {name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}
+
+    def __getitem__(self, name: str) -> Array:
+        try:
+            return self._arrays[name]
+        except KeyError:
+            held = ", ".join(self._arrays) or "nothing"
+            raise InputError(f"no {name!r} was evaluated; there is: {held}") from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def __iter__(self):
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __repr__(self) -> str:
+        return f"Values({', '.join(self)})"
+
+
+class Evaluated:
+    """What curves and surfaces share."""
+
+    values: Mapping[str, Array]
+
+    @property
+    def loss(self) -> Array:
+        return self.values["loss"]
+
+    @property
+    def num_invalid(self) -> int:
+        """Points whose loss is NaN or infinite."""
+        return int((~np.isfinite(self.loss)).sum())
+
+
+def freeze_arrays(result: Any, ndim: int, shape: int | tuple[int, ...]) -> None:
+    """Arrays in float64, of shapes that belong together."""
+    shape = (shape,) if isinstance(shape, int) else shape
+    for name in ("t", "distance", "a", "b"):
+        if hasattr(result, name):
+            array = np.atleast_1d(np.asarray(getattr(result, name), dtype=np.float64))
+            object.__setattr__(result, name, array)
+    object.__setattr__(result, "values", Values(result.values))
+    wrong = {name: v.shape for name, v in result.values.items() if v.shape != shape}
+    if hasattr(result, "distance") and result.distance.shape != shape:
+        wrong["distance"] = result.distance.shape
+    if 0 in shape or wrong:
+        raise InputError(f"a {type(result).__name__} of {shape} points has values of {wrong}")
+
+
+def finite_minimum(values: Array, axes: tuple[Array, ...]) -> Minimum:
+    if not np.isfinite(values).any():
+        raise InputError("there is no minimum: no value is finite")
+    index = np.unravel_index(np.where(np.isfinite(values), values, np.inf).argmin(), values.shape)
+    place = tuple(float(axis[i]) for axis, i in zip(axes, index))
+    return Minimum(float(values[index]), place, tuple(int(i) for i in index))
