@@ -111,3 +111,15 @@ def test_the_commands_of_the_table_exist(table):
 
 def test_the_citation_and_the_package_name_the_same_version():
     assert f"version: {hs.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_every_module_is_described_and_no_other():
+    text = prose(ROOT / "hessian_spectrum" / "README.md").split("## Packages")[1]
+    text = text.split("\n## ")[0]
+    for package in (path.parent for path in (ROOT / "hessian_spectrum").glob("*/__init__.py")):
+        start = text.index(f"**`{package.name}/`**")
+        section = text[start:].split("\n**`", 1)[0]
+        modules = {path.stem for path in package.glob("*.py")} - {"__init__"}
+        assert modules - set(re.findall(r"`(\w+)`", section)) == set(), package.name
+        first = re.findall(r"^\| (`[^|]+`) \|", section, re.MULTILINE)
+        assert set(re.findall(r"`(\w+)`", "".join(first))) - modules == set(), package.name
