@@ -1,6 +1,6 @@
 """Are the operators right? Each on each kind of model, against dense float64 matrices.
 
-    python benchmarks/accuracy.py            # the table of the README, two minutes
+    python benchmarks/accuracy.py            # the table of benchmarks/README.md, two minutes
 
 Models: ``kinds.py``, of 16 to 283 parameters, 7 samples in minibatches of 3, 3 and 1. The dense
 matrices come from plain functions of the model by reverse mode of torch.autograd, without this

@@ -1,7 +1,6 @@
-"""The README's examples of one's own model: short, and they run."""
+"""The examples of one's own model in jobs/problems: short, and they run."""
 
 import dataclasses
-import re
 
 import pytest
 import torch
@@ -13,21 +12,15 @@ from hessian_spectrum.config import ProblemConfig
 from hessian_spectrum.operators.product_modes import MODES
 from hessian_spectrum.zoo import problem_loader
 
-BLOCK = re.compile(r"<!-- example: (\S+) -->\n```python\n(.*?)```", re.DOTALL)
-EXAMPLES = dict(BLOCK.findall((ROOT / "README.md").read_text()))
+EXAMPLES = {path.name: path for path in sorted((ROOT / "jobs" / "problems").glob("*.py"))}
 SMALL = ["--num-probes", "2", "--num-steps", "3"]
 
 
 @pytest.fixture
 def example(tmp_path, monkeypatch):
-    """Runs the file of that name with these arguments; returns its path."""
+    """The problem that the file of that name makes; the working directory is empty."""
     monkeypatch.chdir(tmp_path)
-
-    def write(name):
-        (tmp_path / name).write_text(EXAMPLES[name])
-        return f"{name}:make"
-
-    return write
+    return lambda name: f"{EXAMPLES[name]}:make"
 
 
 def arguments_of(name, request, limit=24):
@@ -39,8 +32,8 @@ def arguments_of(name, request, limit=24):
 
 def test_there_are_three_of_under_thirty_lines():
     assert set(EXAMPLES) == {"tagger.py", "words.py", "heat.py"}
-    for text in EXAMPLES.values():
-        assert len([line for line in text.splitlines() if line.strip()]) < 30
+    for path in EXAMPLES.values():
+        assert len([line for line in path.read_text().splitlines() if line.strip()]) < 30
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
