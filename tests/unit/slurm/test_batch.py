@@ -57,9 +57,3 @@ def test_without_slurm_submit_says_what_to_do(monkeypatch, capsys, tmp_path):
     assert main(["submit", "--", *shlex.split(DENSITY)]) == 2
     assert "no sbatch here" in capsys.readouterr().err
     assert not os.listdir()
-
-
-# -- what the scripts do, with stand-ins for SLURM's programs -------------------------------------
-
-
-# -- one file of many ------------------------------------------------------------------------------

@@ -284,9 +284,6 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> Path:
     return path
 
 
-# torchvision
-
-
 # Checkpoints
 
 
