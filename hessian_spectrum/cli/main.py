@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code and prints errors on one line."""
     argv = list(sys.argv[1:] if argv is None else argv)
     first, command = _first_by_environment(), []
+    said: str | None
     try:
         if argv[:1] == ["submit"] and "--" in argv:
             command = argv[argv.index("--") + 1 :]
@@ -74,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise
     else:
         return _on_ranks(row, config)
-    say_once(said, first)
+    if said:
+        say_once(said, first)
     return code
 
 
@@ -161,7 +163,7 @@ def _submit(config: SubmitConfig, command: list[str]) -> None:
         here = shlex.quote(str(Path(sys.executable).parent))
         config = dataclasses.replace(config, setup=(f"export PATH={here}:$PATH",))
     paths = [str(path) for path in config.checkpoints]
-    text = script(config, command, paths, config.summary and str(config.summary))
+    text = script(config, command, paths, str(config.summary) if config.summary else None)
     if config.dry_run:
         print(text, end="")
     else:

@@ -206,7 +206,7 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
             try:
                 self._save_state(session)
             except OSError as error:  # on every rank; the result is there
-                session.say(
+                session.warn(
                     "the Krylov vectors could not be kept, so that this run cannot be extended: "
                     f"{error}"
                 )

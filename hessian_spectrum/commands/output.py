@@ -50,8 +50,8 @@ def check_output(config: ComputingConfig, unresumable: str = "") -> None:
     state = state_folder(config.out)
     if state.exists() and not (config.resume or config.overwrite):
         raise InputError(
-            f"{state} exists already, the state of an earlier run; use --resume to go on, "
-            "--overwrite to start again, or another --out"
+            f"{state} exists already, the state of an earlier run; use --resume to "
+            "continue it, --overwrite to start again, or another --out"
         )
     if config.resume and not state.exists():
         require_unfinished(config.out, unresumable)

@@ -169,10 +169,15 @@ class PointsComputation(Computation[PointsT, ResultT]):
         counts = self.evaluator.counts
         error = hand_out(table, self.mesh, counts, checkpoints.is_stopping, on_points)
         complete = bool(self.world.gather_objects(bool(table.done.all()))[0])
+
+        def raise_error() -> None:
+            if error is not None:
+                raise error
+
         try:
             on_first_rank(self.world, lambda: self.commit(session, finished=complete))
         finally:
-            self.world.raise_together(error)
+            together(self.world, raise_error)
         if not complete:
             checkpoints.leave_if_stopped()
         assert complete  # nothing else leaves points

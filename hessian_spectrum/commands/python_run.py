@@ -111,7 +111,8 @@ def run(
 
 def _with_paths(config: ConfigT) -> ConfigT:
     """``config`` with texts where it has paths as paths."""
-    hints, found = get_type_hints(type(config)), {}
+    hints = get_type_hints(type(config))
+    found: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if "Path" not in str(hints[field.name]):

@@ -333,7 +333,7 @@ def contents(run: Run) -> dict[str, Any]:
 def info(run: Run) -> str:
     """A result file in words: what it holds, how it was made, where."""
     everything = contents(run)
-    state = "" if run.finished else " (not finished: --resume goes on)"
+    state = "" if run.finished else " (not finished: --resume continues it)"
     lines = [f"{run.path}, written {run.created:%Y-%m-%d %H:%M} UTC{state}"]
     lines += [f"  {key}: {shape}" for key, shape in everything["results"].items()]
     for name in ("config", "plan", "provenance"):

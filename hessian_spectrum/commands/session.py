@@ -92,10 +92,15 @@ class Session:
 
     # -- what is shown ---------------------------------------------------------------------------
 
-    def say(self, text: str, file: Any = None) -> None:
-        """Print on the first rank; default: to stderr."""
-        if self.world.rank == 0 and not self.quiet:
-            print(text, file=file or sys.stderr, flush=True)
+    def say(self, text: str) -> None:
+        """Print to stderr, on the first rank."""
+        if not self.quiet:
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """As ``say``, of a quiet run too."""
+        if self.world.rank == 0:
+            print(text, file=sys.stderr, flush=True)
 
     def bar(self, total: int | None, done: int, unit: str) -> tqdm:
         """Progress, on the first rank, where stderr is a terminal."""

@@ -24,7 +24,7 @@ class Interrupted(BaseException):  # as KeyboardInterrupt: no one's ``except Exc
 class StopRequest:
     """Set by a signal; outside ``deferred`` there is nothing to save, and it stops at once."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.name: str | None = None
         self._deferred = self._raised = False
 
