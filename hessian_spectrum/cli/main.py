@@ -45,8 +45,8 @@ from hessian_spectrum.config import (
 )
 from hessian_spectrum.slurm.job_script import script
 
-# What launchers tell a process before any collective can: its rank, and among how many. Without
-# the second, a variable that happens to be called RANK would silence a command's only process.
+# Environment variables by which launchers give a process its rank and the number of ranks, before
+# any collective. Both are needed: a stray variable called RANK must not silence a single process.
 RANK_HINTS = (
     ("RANK", "WORLD_SIZE"),  # torchrun
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -56,9 +56,11 @@ RANK_HINTS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code and prints errors on one line."""
+    """Run one command and return its exit code. Errors are printed on one line."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    first, command = _first_by_environment(), []
+    first = _first_by_environment()
+    command: list[str] = []
+    said: str | None
     try:
         if argv[:1] == ["submit"] and "--" in argv:
             command = argv[argv.index("--") + 1 :]
@@ -76,31 +78,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, said = USAGE, str(error)
     except (OSError, MemoryError) as error:
         code, said = FAILED, failure(error)
-    except SystemExit as end:  # after --help, or wrong words, which were printed
+    except SystemExit as end:  # after --help or a usage error, which were printed
         if end.code and not first:
             time.sleep(PATIENCE)
         raise
     else:
         return _on_ranks(config)
-    say_once(said, first)
+    say_once(said or "failed", first)
     return code
 
 
 def _first_by_environment() -> bool:
-    """Is this the first process of its job, or the only one? Known before the ranks meet."""
+    """Whether this is the first or only process of its job, known before the ranks communicate."""
     for rank, size in RANK_HINTS:
         if os.environ.get(size, "1") != "1" and rank in os.environ:
             return os.environ[rank] == "0"
     return True
 
 
-# -- commands that compute: on every rank of the job ---------------------------------------------
+# -- commands that compute, on every rank of the job ---------------------------------------------
 
 
 def _on_ranks(config: Any) -> int:
     from hessian_spectrum.commands import signals
 
-    # Where a rank is lost, torch's own threads print their stacks beside the one line that says so.
+    # When a rank is lost, torch's threads would print their stacks beside our one line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     world, first = None, _first_by_environment()
     with signals.StopRequest().listening() as stop, warnings_on_one_line(first):
@@ -128,7 +130,9 @@ def _on_ranks(config: Any) -> int:
                 distributed.leave(world, code)
         except BaseException as error:
             code, said = FAILED, failure(error, config)
-            world = world or getattr(error, "world", None)  # of a rank that could not join
+            world = world or getattr(
+                error, "world", None
+            )  # a rank that could not join carries its world
             if world is not None and world.size > 1:
                 end_job(error, said, world, hasattr(config, "resume"))
             if said is None:
@@ -182,7 +186,7 @@ def _track(config: TrackConfig, world: Any, stop: Any) -> None:
 
 
 def _at(config: Any, checkpoint: Path | None = None) -> Any:
-    """At this checkpoint, unless another one was chosen."""
+    """``config`` with this checkpoint, unless --checkpoint names another."""
     return config if config.checkpoint else dataclasses.replace(config, checkpoint=checkpoint)
 
 
@@ -193,11 +197,11 @@ def _alignment(config: AlignmentConfig, world: Any, stop: Any) -> None:
 
 
 def _loaded(config: Any, world: Any) -> tuple[Any, dict[str, Any]]:
-    """The problem as Evaluator's arguments, and the configuration with what it left open."""
+    """The configuration, completed with the problem's own choices, and Evaluator's arguments."""
     from hessian_spectrum.commands import runner
     from hessian_spectrum.zoo import problem_loader
 
-    if config.download:  # once, before the others look
+    if config.download:  # once, before the other ranks read the files
         runner.on_first_rank(world, lambda: problem_loader.load(config))
     arguments = runner.together(world, lambda: problem_loader.load(config))
     return problem_loader.settled(config, arguments), arguments
@@ -219,7 +223,10 @@ def _demo(config: DemoConfig, world: Any, stop: Any) -> None:
 
 def _alone(world: Any, command: str) -> None:
     if world.size > 1:
-        raise InputError(f"{command} runs in one process, but was started on {world.size}")
+        raise InputError(
+            f"{command} runs in one process, but was started on {world.size}; start it without a "
+            "launcher"
+        )
 
 
 def _submit(config: SubmitConfig, command: list[str]) -> None:
@@ -227,18 +234,21 @@ def _submit(config: SubmitConfig, command: list[str]) -> None:
 
     if not command:
         raise InputError(
-            "no command to submit: expected one behind --, as in hessian-spectrum submit "
+            "no command to submit; expected one behind --, as in hessian-spectrum submit "
             "--minutes 60 -- density --problem my.py:make --out run.h5"
         )
     submitted = parse(command, _COMMANDS, _DESCRIPTION)
     if type(submitted) not in _COMPUTING or not hasattr(submitted, "resume"):
-        raise InputError(f"{command[0]} does not compute for hours; submit density or its like")
+        raise InputError(
+            f"{command[0]} cannot be resumed by a job; submit density, eigenpairs or another "
+            "command that has --resume"
+        )
     submitted.check()
-    if not config.setup:  # a login shell would find another Python
+    if not config.setup:  # the job's login shell may find another Python
         here = shlex.quote(str(Path(sys.executable).parent))
         config = dataclasses.replace(config, setup=(f"export PATH={here}:$PATH",))
     paths = [str(path) for path in config.checkpoints]
-    text = script(config, command, paths, config.summary and str(config.summary))
+    text = script(config, command, paths, str(config.summary) if config.summary else None)
     if config.dry_run:
         print(text, end="")
     else:
@@ -246,32 +256,32 @@ def _submit(config: SubmitConfig, command: list[str]) -> None:
 
 
 _DESCRIPTION = (
-    "Hessian eigenvalues and loss surfaces of PyTorch models; one HDF5 file a run. Commands that "
-    "compute also take --config FILE: the same options in a .toml or .json file, or those stored "
-    "in an earlier result (.h5); options on the command line win. But for demo and train they run "
-    "unchanged alone, under torchrun, mpirun and srun. Exit codes: 0 done, 1 failed, 2 usage, 75 "
-    "stopped by a signal with its state saved (go on with --resume)."
+    "Hessian eigenvalues and loss surfaces of PyTorch models. Each run writes one HDF5 file. "
+    "hessian-spectrum COMMAND --help describes a command, with an example and its exit codes. "
+    "Commands that compute run in one process or, except demo and train, under torchrun, mpirun "
+    "or srun. They also take --config FILE: the same options in a .toml or .json file, or those "
+    "stored in an earlier result (.h5); options on the command line win."
 )
 
 _COMMANDS = [
-    ("demo", DemoConfig, "train a small network on real digits and look at its Hessian"),
-    ("train", TrainConfig, "train a zoo model, writing checkpoints"),
+    ("demo", DemoConfig, "train a small network on digits and estimate its Hessian's density"),
+    ("train", TrainConfig, "train a zoo model and write checkpoints"),
     ("density", DensityConfig, "eigenvalue density of a Hessian"),
     ("eigenpairs", EigenpairsConfig, "extreme eigenvalues and eigenvectors of a Hessian"),
-    ("alignment", AlignmentConfig, "curvature along the gradients of minibatches"),
-    ("interpolate", InterpolateConfig, "loss between checkpoints: a line, a triangle, a rectangle"),
+    ("alignment", AlignmentConfig, "curvature along minibatch gradients"),
+    ("interpolate", InterpolateConfig, "loss between checkpoints: on a line, a curve or a grid"),
     ("surface", SurfaceConfig, "loss on a line or a plane around the parameters"),
     ("map", MapConfig, "smallest and largest eigenvalue at each point of a plane"),
-    ("track", TrackConfig, "the way of a training run through its checkpoints"),
+    ("track", TrackConfig, "loss and distances along the checkpoints of a training run"),
     (
         "query",
         read_commands.QueryConfig,
-        "ask a result file: masses, counts, quantiles, outlier ratios",
+        "numbers from a result file: masses, counts, quantiles, barriers",
     ),
     ("plot", read_commands.PlotConfig, "draw a result"),
-    ("info", read_commands.InfoConfig, "what a result file holds and where it comes from"),
-    ("merge", read_commands.MergeConfig, "put the results of many files into one"),
-    ("submit", SubmitConfig, "submit a command to SLURM as a job that goes on by itself"),
+    ("info", read_commands.InfoConfig, "contents and provenance of a result file"),
+    ("merge", read_commands.MergeConfig, "collect the results of many files in one"),
+    ("submit", SubmitConfig, "submit a command to SLURM as a job that resumes until done"),
 ]
 
 _COMPUTING: dict[type, Callable] = {
