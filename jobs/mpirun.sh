@@ -7,8 +7,8 @@ source .venv/bin/activate  # or: module load python
 
 command=(-m hessian_spectrum density --problem my_problem.py:make --out density.h5 --resume)
 
-# Without a batch system's requeue: 75 means saved, and to be started again. Of the ranks of a job
-# that mpirun has killed, none says so.
+# There is no requeue without a batch system, so restart here: after 75, state saved, and after the
+# codes of a job that mpirun has killed.
 trap 'exit 75' INT TERM
 for ((restart = 0; restart <= max_restarts; restart++)); do
   mpirun -n "$ranks" python "${command[@]}"

@@ -1,1 +1,1 @@
-"""Command line -> configuration -> command -> exit code."""
+"""The command line: words to a configuration, the command, its exit code."""

@@ -1,4 +1,4 @@
-"""How a command ends: what is said in one line, by which rank, and with which exit code."""
+"""How a command ends: the message on one line, the rank that prints it, and the exit code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from hessian_spectrum._core.errors import Warned, is_out_of_memory
 
 DONE, FAILED, USAGE, START_AGAIN = 0, 1, 2, 75
 
-# What a user can mend about a path. Other OSErrors (a full disk) are failures.
+# Errors about a path that the user can correct: usage errors. Other OSErrors, such as a full disk,
+# are failures.
 PATH_ERRORS = (
     FileNotFoundError,
     FileExistsError,
@@ -25,11 +26,14 @@ PATH_ERRORS = (
     NotADirectoryError,
 )
 
-PATIENCE = 1.0  # seconds that a rank with nothing to say leaves to the one that says it
+PATIENCE = 1.0  # seconds that silent ranks wait, so that the first can print its message
 
 
 def leave_code(code: int) -> None:
-    """For a job script, which hears of the launcher's code only: srun -K and torchrun mask ours."""
+    """Write the exit code to the file that $HESSIAN_SPECTRUM_EXIT names, if any.
+
+    Job scripts read it there, because srun -K and torchrun mask the exit codes of ranks.
+    """
     path = os.environ.get("HESSIAN_SPECTRUM_EXIT")
     if path:
         with suppress(OSError):
@@ -37,30 +41,38 @@ def leave_code(code: int) -> None:
 
 
 def how_stopped(stopped: Any, config: Any) -> tuple[int, str]:
+    """Exit code and message after a signal stopped the command."""
     if hasattr(config, "resume"):
-        how = "what was finished is saved: the same command with --resume goes on"
+        how = "what was finished is saved: the same command with --resume continues"
         return START_AGAIN, f"stopped by {stopped}; {how}"
     return FAILED, f"stopped by {stopped}; start it again with --overwrite"
 
 
 def end_job(error: BaseException, said: str | None, world: Any, saved: bool) -> None:
-    """Never returns: the other ranks may not have this error, and wait for this one."""
+    """End this rank after an error that other ranks may not have; never returns.
+
+    The others may be waiting for this rank in a collective, so it cannot end in order.
+
+    Args:
+        said: the message; None prints the traceback.
+        saved: whether the command saves its state, so that --resume can continue.
+    """
     import traceback
 
     from hessian_spectrum.distributed import world as distributed
 
-    where, silent = f"rank {world.rank} of {world.size}", []
+    where = f"rank {world.rank} of {world.size}"
     if isinstance(error, distributed.RankLost):
         lost, silent = distributed.why_lost(world, error)
         code = START_AGAIN if saved else FAILED
         if lost:
-            how = "; the same command with --resume goes on from what was saved" if saved else ""
+            how = "; the same command with --resume continues from what was saved" if saved else ""
             say(lost + how)
             leave_code(code)
         distributed.leave(world, code, silent)
     leave_code(FAILED)
     if world.presence:
-        world.presence.speaks_first()  # so that no other says that this one is lost
+        world.presence.speaks_first()  # before other ranks report that this one is lost
     if said:
         say(f"{where}: {said}")
     else:
@@ -71,12 +83,12 @@ def end_job(error: BaseException, said: str | None, world: Any, saved: bool) -> 
 
 @contextmanager
 def warnings_on_one_line(first: bool) -> Iterator[None]:
-    """Our own warnings, without the line of code that gave them; of the first rank only."""
+    """Print this package's warnings on one line, without a source line, on the first rank only."""
     before = warnings.showwarning
 
-    def show(message: Any, category: type, *where: Any) -> None:
+    def show(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
         if category is not Warned:
-            before(message, category, *where)
+            before(message, category, *where, **more)
         elif first:
             say(str(message))
 
@@ -88,7 +100,7 @@ def warnings_on_one_line(first: bool) -> Iterator[None]:
 
 
 def say_once(text: str, first: bool) -> None:
-    """The first rank says it. The others wait: launchers end a job with its first failed rank."""
+    """Print on the first rank. The others wait, since launchers end a job when one rank ends."""
     if first:
         say(text)
     else:
@@ -96,11 +108,12 @@ def say_once(text: str, first: bool) -> None:
 
 
 def say(text: str) -> None:
+    """Print one line on stderr, behind the program's name."""
     print(f"hessian-spectrum: {' '.join(text.split())}", file=sys.stderr, flush=True)
 
 
 def failure(error: BaseException, config: Any = None) -> str | None:
-    """One line about what the machine could not do; None for what may be our own mistake."""
+    """One line about a failure of the machine; None for an error that may be a bug of ours."""
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if is_out_of_memory(error):
         smaller = [("memory", "--memory 1GiB"), ("batch_size", "a smaller --batch-size")]
@@ -110,7 +123,7 @@ def failure(error: BaseException, config: Any = None) -> str | None:
     if not isinstance(error, OSError) and type(error).__name__ != "SafetensorError":
         return None
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-    advice = "; make room" if full else ""
+    hints = "; make room" if full else ""
     if hasattr(config, "resume"):
-        advice += "; what was saved is whole: the same command with --resume goes on from there"
-    return said + advice
+        hints += "; the saved state is complete: the same command with --resume continues from it"
+    return said + hints

@@ -36,8 +36,8 @@ from hessian_spectrum.commands.registry import Command
 from hessian_spectrum.config import SubmitConfig
 from hessian_spectrum.slurm.job_script import script
 
-# What launchers tell a process before any collective can: its rank, and among how many. Without
-# the second, a variable that happens to be called RANK would silence a command's only process.
+# Environment variables by which launchers give a process its rank and the number of ranks, before
+# any collective. Both are needed: a stray variable called RANK must not silence a single process.
 RANK_HINTS = (
     ("RANK", "WORLD_SIZE"),  # torchrun
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -47,7 +47,7 @@ RANK_HINTS = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code and prints errors on one line."""
+    """Run one command and return its exit code. Errors are printed on one line."""
     argv = list(sys.argv[1:] if argv is None else argv)
     first, command = _first_by_environment(), []
     said: str | None
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code, said = USAGE, str(error)
     except (OSError, MemoryError) as error:
         code, said = FAILED, failure(error)
-    except SystemExit as end:  # after --help, or wrong words, which were printed
+    except SystemExit as end:  # after --help or a usage error, which were printed
         if end.code and not first:
             time.sleep(PATIENCE)
         raise
@@ -81,20 +81,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _first_by_environment() -> bool:
-    """Is this the first process of its job, or the only one? Known before the ranks meet."""
+    """Whether this is the first or only process of its job, known before the ranks communicate."""
     for rank, size in RANK_HINTS:
         if os.environ.get(size, "1") != "1" and rank in os.environ:
             return os.environ[rank] == "0"
     return True
 
 
-# -- commands that compute: on every rank of the job ---------------------------------------------
+# -- commands that compute, on every rank of the job ---------------------------------------------
 
 
 def _on_ranks(row: Command, config: Any) -> int:
     from hessian_spectrum.commands import signals
 
-    # Where a rank is lost, torch's own threads print their stacks beside the one line that says so.
+    # When a rank is lost, torch's threads would print their stacks beside our one line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     world, first = None, _first_by_environment()
     with signals.StopRequest().listening() as stop, warnings_on_one_line(first):
@@ -122,7 +122,9 @@ def _on_ranks(row: Command, config: Any) -> int:
                 distributed.leave(world, code)
         except BaseException as error:
             code, said = FAILED, failure(error, config)
-            world = world or getattr(error, "world", None)  # of a rank that could not join
+            world = world or getattr(
+                error, "world", None
+            )  # a rank that could not join carries its world
             if world is not None and world.size > 1:
                 end_job(error, said, world, hasattr(config, "resume"))
             if said is None:
@@ -138,7 +140,10 @@ def _on_ranks(row: Command, config: Any) -> int:
 def _carry_out(row: Command, config: Any, world: Any, stop: Any) -> None:
     if row.runs == "in one process":
         if world.size > 1:
-            raise InputError(f"{row.name} runs in one process, but was started on {world.size}")
+            raise InputError(
+                f"{row.name} runs in one process, but was started on {world.size}; start it "
+                "without a launcher"
+            )
         row.implementation()(config)
         return
     from hessian_spectrum.commands import runner
@@ -152,14 +157,17 @@ def _submit(config: SubmitConfig, command: list[str]) -> None:
 
     if not command:
         raise InputError(
-            "no command to submit: expected one behind --, as in hessian-spectrum submit "
+            "no command to submit; expected one behind --, as in hessian-spectrum submit "
             "--minutes 60 -- density --problem my.py:make --out run.h5"
         )
     submitted = _parsed(command)
     if isinstance(submitted, SubmitConfig) or _row_of(submitted).runs != "on ranks":
-        raise InputError(f"{command[0]} does not compute for hours; submit density or its like")
+        raise InputError(
+            f"{command[0]} cannot be resumed by a job; submit density, eigenpairs or another "
+            "command that has --resume"
+        )
     submitted.check()
-    if not config.setup:  # a login shell would find another Python
+    if not config.setup:  # the job's login shell may find another Python
         here = shlex.quote(str(Path(sys.executable).parent))
         config = dataclasses.replace(config, setup=(f"export PATH={here}:$PATH",))
     paths = [str(path) for path in config.checkpoints]
@@ -171,11 +179,11 @@ def _submit(config: SubmitConfig, command: list[str]) -> None:
 
 
 _DESCRIPTION = (
-    "Hessian eigenvalues and loss surfaces of PyTorch models; one HDF5 file a run. Commands that "
-    "compute also take --config FILE: the same options in a .toml or .json file, or those stored "
-    "in an earlier result (.h5); options on the command line win. But for demo and train they run "
-    "unchanged alone, under torchrun, mpirun and srun. Exit codes: 0 done, 1 failed, 2 usage, 75 "
-    "stopped by a signal with its state saved (resume it with --resume)."
+    "Hessian eigenvalues and loss surfaces of PyTorch models. Each run writes one HDF5 file. "
+    "hessian-spectrum COMMAND --help describes a command, with an example and its exit codes. "
+    "Commands that compute run in one process or, except demo and train, under torchrun, mpirun "
+    "or srun. They also take --config FILE: the same options in a .toml or .json file, or those "
+    "stored in an earlier result (.h5); options on the command line win."
 )
 
 # Commands that read files, and need no torch.
@@ -184,7 +192,7 @@ _READERS = [
         "query",
         read_commands.QueryConfig,
         "hessian_spectrum.cli.read_commands:query",
-        "ask a result file: masses, counts, quantiles, outlier ratios",
+        "numbers from a result file: masses, counts, quantiles, barriers",
         "at once",
     ),
     Command(
@@ -198,14 +206,14 @@ _READERS = [
         "info",
         read_commands.InfoConfig,
         "hessian_spectrum.cli.read_commands:info",
-        "what a result file holds and where it comes from",
+        "contents and provenance of a result file",
         "at once",
     ),
     Command(
         "merge",
         read_commands.MergeConfig,
         "hessian_spectrum.cli.read_commands:merge",
-        "put the results of many files into one",
+        "collect the results of many files in one",
         "at once",
     ),
 ]
@@ -214,7 +222,7 @@ _READERS = [
 def _commands() -> list[tuple[str, type, str]]:
     """Name, options and one line of help of every command, in the order of --help."""
     rows = [(row.name, row.config, row.help) for row in [*registry.COMMANDS, *_READERS]]
-    submit = ("submit", SubmitConfig, "submit a command to SLURM as a job that resumes by itself")
+    submit = ("submit", SubmitConfig, "submit a command to SLURM as a job that resumes until done")
     return [*rows, submit]
 
 

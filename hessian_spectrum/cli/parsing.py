@@ -9,6 +9,8 @@ import dataclasses
 import functools
 import inspect
 import io
+import shutil
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from itertools import chain
@@ -73,7 +75,7 @@ def parse(
         return tyro.cli(
             any_command,
             prog="hessian-spectrum",
-            description=description,
+            description=_wrapped(description),
             args=argv,
             config=(
                 tyro.conf.FlagCreatePairsOff,
@@ -111,12 +113,25 @@ def _config_file(argv: list[str]) -> tuple[list[str], Path | None]:
 
 
 def _description(cls: type) -> str:
-    """A command's docstring, each paragraph on one line, and its exit codes."""
-    paragraphs = (inspect.getdoc(cls) or "").split("\n\n")
-    # tyro keeps indented lines as they are: examples.
-    text = [p if p.startswith(" ") else " ".join(p.split()) for p in paragraphs]
+    """A command's docstring, and its exit codes."""
     codes = EXIT_CODES + (SAVED if hasattr(cls, "resume") else "") + "."
-    return "\n\n".join([*text, codes])
+    return _wrapped(f"{inspect.getdoc(cls)}\n\n{codes}")
+
+
+def _wrapped(text: str) -> str:
+    """Paragraphs as wide as the terminal. Indented ones, which are examples, stay as they are.
+
+    tyro leaves a description's line breaks to the terminal, which breaks inside words, and joins
+    lines; all but those that are indented.
+    """
+    width = shutil.get_terminal_size().columns
+    paragraphs = [
+        textwrap.indent(paragraph, "  ")
+        if paragraph.startswith(" ")
+        else textwrap.fill(paragraph, width, initial_indent="  ", subsequent_indent="  ")
+        for paragraph in text.split("\n\n")
+    ]
+    return "\n \n".join(paragraphs)
 
 
 def _registry(classes: set[type]) -> ConstructorRegistry:
@@ -141,14 +156,15 @@ def _shown(cls: type, default: Any) -> StructConstructorSpec:
     docs = _docs(cls)
     fields, repeated = [], {}
     for field in dataclasses.fields(cls):
-        name, hint = field.name, hints[field.name]
+        name = field.name
+        hint: Any = hints[name]
         value = field.default if field.default is not dataclasses.MISSING else MISSING
         value = getattr(default, name) if isinstance(default, cls) else value
         look = _look(hint, name, value)
         if get_origin(hint) is tuple:
             # Values behind one flag, or behind several, or both: appended, then chained.
             repeated[name], value = value, ()
-            hint = _annotated(tuple[hint, ...], tyro.conf.UseAppendAction)
+            hint = _annotated(tuple.__class_getitem__((hint, ...)), tyro.conf.UseAppendAction)
         fields.append(StructFieldSpec(name, _annotated(hint, look), value, docs.get(name)))
     if hasattr(cls, "check"):  # only for --help: _config_file has taken it out of the words
         look = tyro.conf.arg(metavar="FILE", help_behavior_hint="")

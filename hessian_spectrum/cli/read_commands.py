@@ -1,4 +1,4 @@
-"""Commands that read a result file: query, plot, info, merge. One process, without torch."""
+"""Commands that read result files: query, plot, info, merge. One process, without torch."""
 
 from __future__ import annotations
 
@@ -59,56 +59,70 @@ class QueryConfig:
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """Draw what a result file holds."""
+    """Draw a result: a density, eigenpairs, an alignment, a surface, a curve or a trajectory.
+
+    Writes one picture and prints its path.
+
+        hessian-spectrum plot density.h5 --view log --out density.pdf
+    """
 
     file: tyro.conf.Positional[Path]
-    """The result file."""
+    """Result file."""
     out: Path | None = None
-    """The picture, .png, .pdf or .svg; of a surface also .html, a page to turn it by mouse, or .vts
-    for ParaView. Default: a .png beside FILE."""
+    """Picture to write: .png, .pdf or .svg; for a surface also .html, an interactive page, or .vts
+    for ParaView. Default: FILE with the suffix .png."""
     result: str | None = None
-    """What to draw: density, eigenpairs, alignment, surface, curve, trajectory, or a labelled one
-    (see info). Default: the first of these that FILE holds."""
+    """Result to draw: density, eigenpairs, alignment, surface, curve, trajectory, or a labelled
+    one, as listed by info. Default: the first of these that FILE holds."""
     view: View | None = None
-    """How to draw a density: density, smoothed; log, eigenvalues per decade of |lambda|, by sign;
-    cumulative, how many are at most t; certified, those known one by one as bars, and the
-    density of the rest. Eigenpairs: eigenvalues with their residuals; participation, in which
-    layers eigenvectors live. A surface: contour, lines of the same value; heat, a cell for each
-    point; relief, in three dimensions. Default: the first, but heat of a map's ratio."""
+    """For a density: density, smoothed; log, eigenvalues per decade of |lambda|, by sign;
+    cumulative, the number of eigenvalues up to t; certified, individually resolved eigenvalues as
+    bars over the density of the rest. For eigenpairs: eigenvalues with their residuals;
+    participation, the share of each layer in the eigenvectors. For a surface: contour; heat, one
+    cell per point; relief, in three dimensions. Default: the first, or heat for a map's ratio."""
     beside: tuple[Path, ...] = ()
-    """Further result files: the surfaces of all side by side, in the same colours, each under its
-    file's name, or path where names are the same."""
+    """Further result files, whose surfaces are drawn side by side on one colour scale, each titled
+    with its file's name, or with its path if names repeat."""
     value: str | None = None
-    """What of a surface or curve: loss, accuracy, test_loss; of a map ratio, smallest, largest.
-    Default: loss, of a map ratio."""
+    """Value to draw. Of a surface or curve: loss, accuracy, test_loss and so on; of a map: ratio,
+    smallest, largest. Default: loss; of a map ratio."""
     sigma2: float | None = None
-    """Variance of the Gaussian smoothing of the views density and certified. Default: (width of
+    """For the views density and certified: variance of the Gaussian smoothing. Default: (width of
     the spectrum / 500)^2."""
     decades: float | None = None
-    """Standard deviation of the Gaussian smoothing of the view log, 0.01 to 1. Default: 0.1."""
+    """For the view log: standard deviation of the smoothing in decades, 0.01 to 1. Default: 0.1."""
     floor: float | None = None
-    """The view log counts eigenvalues of at most this size in words. Default: the largest node
-    that its residual does not tell from 0."""
+    """For the view log: eigenvalues of at most this magnitude are counted in the caption and not
+    drawn. Default: the largest node whose residual does not distinguish it from 0."""
     overwrite: bool = False
     """Replace an existing picture."""
 
 
 @dataclass(frozen=True)
 class InfoConfig:
-    """What a result file holds and where it comes from."""
+    """Print what a result file holds: results, configuration, plan and provenance.
+
+    hessian-spectrum info density.h5
+    """
 
     file: tyro.conf.Positional[Path]
-    """The result file."""
+    """Result file."""
     json: bool = False
-    """Print JSON; infinities are the texts "inf" and "-inf", what cannot be known is null."""
+    """Print JSON. Infinities are the strings "inf" and "-inf"; unknown values are null."""
 
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """Put the results of FILES into SUMMARY, each under its file's name."""
+    """Copy the results of finished files into SUMMARY, each labelled with its file's name.
+
+    Writes SUMMARY, an HDF5 file. Of the results that it already holds, those of the same name are
+    replaced and all others are kept.
+
+        hessian-spectrum merge summary.h5 spectra/*.h5
+    """
 
     summary: tyro.conf.Positional[Path]
-    """The file to make, or to add to."""
+    """File to create, or to add to."""
     files: tyro.conf.Positional[tuple[Path, ...]]
     """Finished result files."""
 
@@ -167,14 +181,14 @@ def plot(config: PlotConfig) -> None:
             registry.save_beside(surfaces, out, config.view, config.value)
             print(f"written to {out}")
             return
-        if isinstance(result, tuple(registry.KINDS.values())):
+        if any(isinstance(result, kind) for kind in registry.KINDS.values()):
             _view_options(config, config.view or "contour")
             path = run.get("trajectory") if key.partition("/")[0] == "surface" else None
             registry.save(result, out, config.view, config.value, _title(run), path)
             print(f"written to {out}")
             return
-        views = plotting.VIEWS_OF.get(hdf5_schema.split_key(key)[0], {})
-        view = config.view or next(iter(views), None)
+        views: Any = plotting.VIEWS_OF.get(hdf5_schema.split_key(key)[0], {})
+        view: str = config.view or next(iter(views), None) or "(none)"
         if view not in views:
             raise InputError(
                 f"--view {view}: {key} has the views {', '.join(views) or '(none)'}; choose one, "
@@ -196,7 +210,7 @@ def _result_of(file: Path, key: str) -> Any:
 
 
 def _titles(files: Sequence[Path]) -> list[str]:
-    """The files' names; their paths, where two have the same name."""
+    """The files' names, or their paths if two have the same name."""
     if len(set(files)) < len(files):
         raise InputError("--beside: names a file twice; expected other files than FILE")
     names = [file.stem for file in files]
@@ -204,9 +218,9 @@ def _titles(files: Sequence[Path]) -> list[str]:
 
 
 def _sizes(run: Any) -> dict[str, int]:
-    """Of the parameters, by name: what eigenvectors are made of."""
+    """Number of entries that each parameter has in a vector, by name."""
     if "sizes" not in run.plan:
-        raise InputError(f"{run.path} does not say which entries of a vector are which parameter's")
+        raise InputError(f"{run.path} does not store the parameters' sizes, which this view needs")
     return run.plan["sizes"]
 
 
@@ -214,7 +228,11 @@ _VIEW_OPTIONS = {"sigma2": ("density", "certified"), "decades": ("log",), "floor
 
 
 def _view_options(config: PlotConfig, view: str) -> dict[str, Any]:
-    """Those that were given; one that the view would ignore is refused."""
+    """The options that were given.
+
+    Raises:
+        InputError: an option that the view would ignore.
+    """
     names = [name for name in _VIEW_OPTIONS if getattr(config, name) is not None]
     for name in names:
         if view not in _VIEW_OPTIONS[name]:
@@ -241,7 +259,7 @@ def merge(config: MergeConfig) -> None:
 
 
 def _json(value: Any, **options: Any) -> str:
-    """JSON text: "inf", "-inf" and null for what JSON has no numbers for."""
+    """JSON text, with "inf", "-inf" and null for values that JSON has no numbers for."""
     return json.dumps(_plain(value), allow_nan=False, **options)
 
 
@@ -259,7 +277,7 @@ def _stored(run: Any, key: str) -> Any:
     if key not in run:
         raise InputError(f"{run.path} holds no {key!r}; it holds {', '.join(run) or 'nothing'}")
     if not run.finished:
-        say(f"{run.path} is not finished: what is not computed yet is missing, or is not a number")
+        say(f"{run.path} is not finished: values not computed yet are missing or NaN")
     return run[key]
 
 

@@ -36,14 +36,14 @@ COMMANDS = [
         "demo",
         config.DemoConfig,
         ".demo:demo",
-        "train a small network on real digits and look at its Hessian",
+        "train a small network on digits and estimate its Hessian's density",
         "in one process",
     ),
     Command(
         "train",
         config.TrainConfig,
         ".train:train",
-        "train a zoo model, writing checkpoints",
+        "train a zoo model and write checkpoints",
         "in one process",
     ),
     Command("density", config.DensityConfig, ".density:Density", "eigenvalue density of a Hessian"),
@@ -57,13 +57,13 @@ COMMANDS = [
         "alignment",
         config.AlignmentConfig,
         ".alignment:AlignmentRun",
-        "curvature along the gradients of minibatches",
+        "curvature along minibatch gradients",
     ),
     Command(
         "interpolate",
         config.InterpolateConfig,
         ".surfaces:Interpolate",
-        "loss between checkpoints: a line, a triangle, a rectangle",
+        "loss between checkpoints: on a line, a curve or a grid",
     ),
     Command(
         "surface",
@@ -81,7 +81,7 @@ COMMANDS = [
         "track",
         config.TrackConfig,
         ".surfaces:Track",
-        "the way of a training run through its checkpoints",
+        "loss and distances along the checkpoints of a training run",
     ),
 ]
 

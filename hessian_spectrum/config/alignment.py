@@ -13,19 +13,25 @@ from hessian_spectrum.config.curvature import CurvatureConfig
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentConfig(CurvatureConfig):
-    """How gradients of minibatches align with the Hessian of all the data: g^T H g / |g|^2."""
+    """Measure how minibatch gradients g align with the Hessian H of all the data: g^T H g / |g|^2.
+
+    Writes OUT, an HDF5 file with the alignment of each minibatch and, unless --k 0, the largest
+    eigenpairs and the cosines of the gradients with them; prints a table by batch size.
+
+        hessian-spectrum alignment --problem mine.py:make --batch-sizes 64 512 full --out a.h5
+    """
 
     out: Path = Path("alignment.h5")
-    """The result file."""
+    """Result file, HDF5."""
     batch_sizes: tuple[str, ...] = ("100", "1000")
-    """Samples in a minibatch; full: all the data. Several, or the option again."""
+    """Samples per minibatch; full means all the data. Several values, or repeat the option."""
     num_batches: int = 50
-    """Minibatches of each size, drawn without replacement, from SEED."""
+    """Minibatches of each size, drawn from SEED without replacement."""
     k: int | None = None
-    """Compute the K largest eigenpairs first, for shares of lambda_1 and the gradients' cosines
-    with the eigenvectors; 0: without. Default: 10, if there are no EIGENPAIRS."""
+    """First compute the K largest eigenpairs, for shares of lambda_1 and the gradients' cosines
+    with the eigenvectors; 0: none. Default: 10, or 0 with EIGENPAIRS."""
     eigenpairs: Path | None = None
-    """A result file that has the largest eigenpairs of the same matrix, instead."""
+    """Take the largest eigenpairs of the same matrix from this result file instead."""
 
     @property
     def sizes(self) -> tuple[int | str, ...]:
@@ -38,7 +44,7 @@ class AlignmentConfig(CurvatureConfig):
         return 0 if self.eigenpairs is not None else 10 if self.k is None else self.k
 
     def check(self) -> None:
-        """Refuse values that no run can use; InputError names the option."""
+        """Raise InputError, naming the option, for a value that no run can use."""
         super().check()
         positive(self, "num_batches")
         if self.k is not None and (self.k < 0 or self.eigenpairs is not None):

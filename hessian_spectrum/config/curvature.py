@@ -15,21 +15,22 @@ Operator = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class CurvatureConfig(ComputingConfig):
-    """Products with a curvature matrix: which, and how they are formed."""
+    """Which curvature matrix, and how its products with vectors are formed."""
 
     operator: Operator = "hessian"
-    """hessian; gauss-newton; fisher (for cross entropy and squared errors); or of the samples'
-    gradients the gradient-covariance, or their gradient-second-moment (empirical Fisher)."""
+    """Curvature matrix: hessian; gauss-newton; fisher, for cross entropy and squared error;
+    gradient-covariance, of the per-sample gradients; or gradient-second-moment, their uncentered
+    covariance (empirical Fisher)."""
     hvp: str | None = None
-    """How products are formed: reverse, reverse-batched, forward or linearize.
-    Default: the fastest that fits the memory, measured for long runs."""
+    """How products are formed: reverse, reverse-batched, forward or linearize. Default: the fastest
+    that fits into memory, measured where the run is long enough."""
     hvp_dtype: Literal["float64", "float32", "tf32", "bfloat16"] | None = None
-    """Arithmetic of the products; the vectors keep --dtype. Default: that of --dtype."""
+    """Arithmetic of the products; vectors keep --dtype. Default: that of --dtype."""
     memory: str | None = None
-    """Memory that may be used beyond the model and the data, such as 4GiB. Default: 80% of
-    what is available."""
+    """Memory that may be used beyond the model and the data, such as 4GiB. Default: 80% of what is
+    available."""
     dry_run: bool = False
-    """Print the plan and what it will cost, and stop there."""
+    """Print the plan and its estimated cost, and stop."""
     seed: int = 0
     """Seed of the random vectors."""
 
@@ -39,7 +40,7 @@ class CurvatureConfig(ComputingConfig):
         return None if self.memory is None else size_in_bytes(self.memory)
 
     def check(self) -> None:
-        """Refuse values that no run can use; InputError names the option."""
+        """Raise InputError, naming the option, for a value that no run can use."""
         super().check()
         seeds(self, "seed")
         if self.memory is not None:

@@ -14,36 +14,44 @@ from hessian_spectrum.config.curvature import CurvatureConfig
 
 @dataclass(frozen=True, kw_only=True)
 class DensityConfig(CurvatureConfig):
-    """Eigenvalue density of the Hessian or another curvature matrix, by Lanczos quadrature from
-    random vectors."""
+    """Estimate the eigenvalue density of the Hessian or another curvature matrix.
+
+    Lanczos quadrature from random vectors needs only matrix-vector products. Writes OUT, an HDF5
+    file with the nodes and weights of the density, the smallest and the largest eigenvalue, the
+    configuration and the provenance of the run, and prints a summary with error estimates.
+
+        hessian-spectrum density --model mlp-64-20-10 --dataset digits --out density.h5
+    """
 
     out: Path = Path("density.h5")
-    """The result file."""
+    """Result file, HDF5."""
     estimator: Estimator = "block"
-    """block: all random vectors share one Krylov space, and what it resolves is counted exactly;
-    slq: independent recurrences; lean: block without reorthogonalization, which keeps three
-    blocks of vectors only."""
+    """block: all random vectors share one Krylov space, so that resolved eigenvalues are counted
+    exactly. slq: an independent recurrence for each vector. lean: block without
+    reorthogonalization, which keeps only three blocks of vectors in memory."""
     num_products: int | None = None
-    """Products that may be spent: num_probes * num_steps. Default: 180; with a target 1800."""
+    """Budget of matrix-vector products, NUM_PROBES * NUM_STEPS. Default: 180, or 1800 with
+    TARGET_ERROR."""
     num_probes: int | None = None
-    """Random vectors, in lockstep. Default: chosen for num_products or target_error."""
+    """Random vectors, advanced together. Default: chosen from NUM_PRODUCTS or TARGET_ERROR."""
     num_steps: int | None = None
-    """Lanczos steps, each one pass over the data. Default: as many as num_products allows."""
+    """Lanczos steps; each is one pass over the data. Default: as many as NUM_PRODUCTS allows."""
     target_error: float | None = None
-    """Stop as soon as the expected L1 error of the density, smoothed with sigma2, is this small."""
+    """Stop as soon as the expected L1 error of the density, smoothed with SIGMA2, is at most
+    this."""
     sigma2: float | None = None
-    """Variance of the Gaussian smoothing that errors are stated for, and the target is meant for.
+    """Variance of the Gaussian smoothing for which errors are stated and TARGET_ERROR is meant.
     Default: (width of the spectrum / 500)^2."""
     data_groups: int | None = None
-    """Also state how far answers would differ on other data of this kind and size (query,
-    data_error), by leaving out each of so many random groups of the samples, 8 to 20: a jackknife,
-    as many products again."""
+    """Also estimate how far the answers would vary with other data of the same kind and size
+    (data_error), by a jackknife that leaves out each of this many random groups of samples. 8 to 20
+    groups; doubles the number of products."""
     keep_state: Literal["auto", "always", "never"] = "auto"
-    """Keep the Krylov vectors of a finished run in OUT.d, so that --resume with more NUM_STEPS or
-    NUM_PRODUCTS, or a smaller TARGET_ERROR, extends it. auto: where they take less than 2 GiB."""
+    """Keep the Krylov vectors of a finished run in OUT.d, so that --resume with a larger NUM_STEPS
+    or NUM_PRODUCTS, or a smaller TARGET_ERROR, extends it. auto: if they take less than 2 GiB."""
 
     def check(self) -> None:
-        """Refuse values that no run can use; InputError names the option."""
+        """Raise InputError, naming the option, for a value that no run can use."""
         super().check()
         positive(self, "num_probes", "num_steps", "num_products")
         if self.data_groups is not None:

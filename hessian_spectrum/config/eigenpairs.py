@@ -13,45 +13,50 @@ from hessian_spectrum.krylov.ritz import K, Which
 
 @dataclass(frozen=True, kw_only=True)
 class EigenpairsConfig(CurvatureConfig):
-    """The k extreme eigenpairs of the Hessian or another curvature matrix at one end or both, with
-    their residuals."""
+    """Compute the largest and smallest eigenvalues of a curvature matrix, with eigenvectors.
+
+    A restarted block Krylov method, with a residual for each pair. Writes OUT, an HDF5 file with
+    eigenvalues, eigenvectors and residuals, and prints them as a table.
+
+        hessian-spectrum eigenpairs --problem mine.py:make --k 20 --which largest --out top.h5
+    """
 
     out: Path = Path("eigenpairs.h5")
-    """The result file."""
+    """Result file, HDF5."""
     k: int = 10
-    """Eigenpairs; with --which both, at each end."""
+    """Number of eigenpairs; with --which both, at each end of the spectrum."""
     k_smallest: int | None = None
-    """With --which both: at the lower end. Default: K."""
+    """With --which both: number of eigenpairs at the lower end. Default: K."""
     which: Which = "both"
-    """largest; smallest (most negative); both; magnitude."""
+    """largest; smallest, that is, most negative; both ends; or largest in magnitude."""
     tol: float = 1e-6
-    """A pair has converged where |H v - lambda v| is at most TOL times the largest |lambda|."""
+    """A pair has converged when |H v - lambda v| is at most TOL times the largest |lambda|."""
     max_products: int | None = None
-    """Stop there, converged or not; --resume with more goes on. Default: 2,000 and a hundred for
-    each pair."""
+    """Stop after this many products, converged or not; --resume with a larger number continues.
+    Default: 2,000 plus 100 for each pair."""
     certify: bool = False
-    """Give each pair a product in float64 at the end, which takes several times as long as one in
-    float32: its value and its residual are then those of the matrix in float64. Without, two such
-    products tell what float32 adds to all residuals together."""
+    """At the end, compute one product in float64 for each pair, so that eigenvalues and residuals
+    are those of the float64 matrix. Such a product takes several times as long as one in float32.
+    Without this option, two of them estimate what float32 adds to all residuals together."""
     copies: bool = True
     """A search for further copies of the eigenvalues found, so that a multiple eigenvalue is listed
     as often as its multiplicity; --no-copies skips it, which saves products, but some copies of a
     multiple eigenvalue may then be missing."""
     block_size: int | None = None
-    """Vectors multiplied together. Default: 2, in which what shows once is single; without copies
-    1."""
+    """Vectors multiplied together. Default: 2, so that an eigenvalue found once is known to be
+    single; 1 with --no-copies."""
     basis_size: int | None = None
-    """Krylov vectors held at once, before a restart. Default: 300 and ten for each pair, or what
-    the memory takes."""
+    """Krylov vectors held before a restart. Default: 300 plus ten for each pair, or what fits into
+    memory."""
     vectors: bool = True
     """Eigenvectors in the result, in OUT below 2 GiB, else in shards in OUT.d; --no-vectors stores
     only the eigenvalues and their residuals."""
     start: Path | None = None
-    """An earlier result: start from its eigenvectors, or go on with the Krylov space that a density
+    """An earlier result. Start from its eigenvectors, or continue the Krylov space that a density
     run of the same problem left beside it."""
 
     def check(self) -> None:
-        """Refuse values that no run can use; InputError names the option."""
+        """Raise InputError, naming the option, for a value that no run can use."""
         super().check()
         positive(self, "k", "k_smallest", "max_products", "block_size", "basis_size")
         if self.k_smallest is not None and self.which != "both":

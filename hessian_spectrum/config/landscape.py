@@ -21,15 +21,16 @@ from hessian_spectrum.config.output import ComputingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class PointsConfig(ComputingConfig):
-    """Many points of parameter space, shared out over the ranks."""
+    """Many points of parameter space, distributed over the ranks."""
 
     ranks_per_point: int = 1
-    """Ranks that share the data of one point; groups of so many ranks take different points."""
+    """Ranks that share the data of one point. Groups of this many ranks work on different
+    points."""
     memory: str | None = None
     """Memory that may be used beyond the model and the data, such as 4GiB. Default: a share of what
     is available."""
     dry_run: bool = False
-    """Print how many points there are, how they will be computed and for how long, and stop."""
+    """Print the number of points, how they will be computed and the estimated time, and stop."""
 
     @property
     def memory_bytes(self) -> int | None:
@@ -37,7 +38,7 @@ class PointsConfig(ComputingConfig):
         return None if self.memory is None else size_in_bytes(self.memory)
 
     def check(self) -> None:
-        """Refuse values that no run can use; InputError names the option."""
+        """Raise InputError, naming the option, for a value that no run can use."""
         super().check()
         positive(self, "ranks_per_point")
         if self.memory is not None:
@@ -49,10 +50,10 @@ class ValuesConfig(PointsConfig):
     """Loss and accuracy at many points."""
 
     test: bool = False
-    """Evaluate on the test split of the zoo's data set too."""
+    """Also evaluate on the test split of the zoo's data set."""
 
     def check(self) -> None:
-        """Refuse values that no run can use; InputError names the option."""
+        """Raise InputError, naming the option, for a value that no run can use."""
         super().check()
         if self.test and (self.problem is not None or self.split == "test"):
             raise InputError(
@@ -63,39 +64,47 @@ class ValuesConfig(PointsConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolateConfig(ValuesConfig):
-    """Loss and accuracy between checkpoints: on a line, over a triangle or a rectangle."""
+    """Evaluate loss and accuracy between checkpoints: along a line or curve, or over a grid.
+
+    Writes OUT, an HDF5 file with the coordinates and the values at each point, and prints the
+    range of each value and the loss barrier.
+
+        hessian-spectrum interpolate --problem mine.py:make --between a.pt b.pt --out line.h5
+    """
 
     out: Path = Path("interpolation.h5")
-    """The result file."""
+    """Result file, HDF5."""
     between: tuple[Path, ...] = ()
-    """Checkpoints: two for a line, three for a triangle (barycentric), four for a rectangle
-    (bilinear). What is not in theta, such as running statistics, is that of --checkpoint, or else
-    of the first."""
+    """Checkpoints: two for a line, three for a triangle (barycentric coordinates), four for a
+    rectangle (bilinear). State outside theta, such as running statistics, comes from --checkpoint
+    or else from the first of them."""
     num_points: int | None = None
-    """Points on the line, or on each side of a grid. Default: 50, of a grid 25."""
+    """Points on the line, or along each side of a grid. Default: 50 on a line, 25 on a grid."""
     low: float = 0.0
-    """First coordinate; the first checkpoint is at 0, the second at 1. Beyond them is allowed."""
+    """First coordinate. The first checkpoint is at 0 and the second at 1; values beyond them
+    extrapolate."""
     high: float = 1.0
     """Last coordinate."""
     by_distance: bool = False
-    """Of a line: coordinates are distances |theta - theta2| from the second checkpoint, towards the
+    """On a line: coordinates are distances |theta - theta2| from the second checkpoint towards the
     first, in units of the parameters."""
     curve: Literal["straight", "bezier", "polygon"] = "straight"
-    """Between two checkpoints: a straight line, or a curve that is searched for first, along which
-    the mean loss is low (Garipov et al. 2018)."""
+    """Between two checkpoints: a straight line, or a Bezier curve or polygon that is first
+    optimized for a low mean loss along it (Garipov et al. 2018)."""
     num_bends: int = 1
-    """Of a curve: points between its ends that are searched for."""
+    """For a curve: number of optimized points between its ends."""
     num_steps: int = 100
-    """Of a curve: steps of Adam."""
+    """For a curve: optimization steps of Adam."""
     points_per_step: int = 4
-    """Of a curve: its points in a step, each a loss and a gradient of all the data."""
+    """For a curve: points sampled in each step; each costs a loss and a gradient on all the
+    data."""
     lr: float = 0.01
-    """Of a curve: about how far a parameter moves in a step."""
+    """For a curve: Adam's learning rate, about how far a parameter moves in one step."""
     seed: int = 0
-    """Of a curve: of the points in each step."""
+    """For a curve: seed of the points in each step."""
 
     def check(self) -> None:
-        """Refuse values that no run can use; InputError names the option."""
+        """Raise InputError, naming the option, for a value that no run can use."""
         super().check()
         positive(self, "num_points")
         if not 2 <= len(self.between) <= 4:
@@ -122,38 +131,39 @@ WINDOW = (-1.0, 1.0)  # coordinates along a direction
 
 @dataclass(frozen=True, kw_only=True)
 class PlaneConfig(PointsConfig):
-    """A grid of points theta + x d1 + y d2 around the parameters."""
+    """A grid of points theta + x d1 + y d2 around the parameters theta."""
 
     directions: tuple[str, ...] = ("random", "random")
-    """One direction or two, each of: random; gradient; largest or smallest, an eigenvector of the
-    Hessian; or a checkpoint's file, the difference to it. Or components: the plane of the first two
-    principal components of CHECKPOINTS, unit vectors."""
+    """One direction for a line or two for a plane, each one of: random; gradient; largest or
+    smallest, a Hessian eigenvector; or a checkpoint file, meaning the difference to it. Or
+    components: the plane of the first two principal components of CHECKPOINTS, as unit vectors."""
     checkpoints: tuple[Path, ...] = ()
-    """With --directions components: checkpoints in the order of training, three or more. The last
-    is the origin of the plane; the way through them is stored, and drawn on the contours."""
+    """With --directions components: three or more checkpoints in the order of training. The last is
+    the origin of the plane. Their path is stored, and drawn over contour plots."""
     normalization: Literal["filter", "layer", "weight", "none"] = "filter"
-    """Of random directions: each filter (a row of a dense layer), layer or weight scaled to the
-    norm of that of the parameters (Li et al. 2018)."""
+    """For random directions: scale each filter (or row of a dense layer), layer or weight to the
+    norm of the parameters' own (Li et al. 2018)."""
     ignore: Literal["both", "bias", "norm", "none"] = "both"
-    """What random directions leave alone: biases, parameters of normalization layers, or both."""
+    """Parameters that random directions do not move: bias, norm (normalization layers), both, or
+    none."""
     seed: int = 0
     """Seed of the random directions."""
     x_points: int = 25
     """Points along the first direction."""
     y_points: int | None = None
-    """Points along the second direction. Default: as many."""
+    """Points along the second direction. Default: X_POINTS."""
     x_low: float | None = None
-    """First coordinate along the first direction. Default: -1; of components, so that all
-    checkpoints are seen."""
+    """First coordinate along the first direction. Default: -1; with components, chosen so that all
+    checkpoints are visible."""
     x_high: float | None = None
-    """Last coordinate along the first direction. Default: 1; of components as X_LOW."""
+    """Last coordinate along the first direction. Default: 1; with components, as for X_LOW."""
     y_low: float | None = None
-    """First coordinate along the second direction. Default: X_LOW."""
+    """First coordinate along the second direction. Default: X_LOW; with components, chosen."""
     y_high: float | None = None
-    """Last coordinate along the second direction. Default: X_HIGH."""
+    """Last coordinate along the second direction. Default: X_HIGH; with components, chosen."""
 
     def check(self) -> None:
-        """Refuse values that no run can use; InputError names the option."""
+        """Raise InputError, naming the option, for a value that no run can use."""
         super().check()
         positive(self, "x_points", "y_points")
         seeds(self, "seed")
@@ -191,6 +201,7 @@ class PlaneConfig(PointsConfig):
 
     @property
     def is_line(self) -> bool:
+        """Is there one direction, so that the points lie on a line?"""
         return len(self.directions) == 1 and "components" not in self.directions
 
     @property
@@ -200,43 +211,59 @@ class PlaneConfig(PointsConfig):
         return self.x_points, 1 if self.is_line else y_points
 
     def axes(self, *defaults: tuple[float, float]) -> list[tuple[float, float, int]]:
-        """(first, last, points) along each direction; ``defaults``: the ends that were left out.
+        """(first, last, number of points) along each direction.
 
-        A single point, where no end is given, is the origin.
+        Args:
+            defaults: (first, last) along each direction, for ends that are not given. A single
+                point without given ends is the origin.
         """
-        defaults = [(0.0, 0.0) if count == 1 else ends for ends, count in zip(defaults, self.shape)]
-        given = [(self.x_low, self.x_high), (self.y_low, self.y_high)]
+        y_low, y_high = self.y_low, self.y_high
         if "components" not in self.directions:
-            given[1] = tuple(x if y is None else y for x, y in zip(*given))
-        found = [
-            (*(d if g is None else g for g, d in zip(ends, default)), count)
-            for ends, default, count in zip(given, defaults, self.shape)
-        ]
+            y_low = self.x_low if y_low is None else y_low
+            y_high = self.x_high if y_high is None else y_high
+        found = []
+        for default, low, high, count in zip(
+            defaults, (self.x_low, y_low), (self.x_high, y_high), self.shape
+        ):
+            first, last = (0.0, 0.0) if count == 1 else default
+            found.append((first if low is None else low, last if high is None else high, count))
         return found[:1] if self.is_line else found
 
 
 @dataclass(frozen=True, kw_only=True)
 class SurfaceConfig(PlaneConfig, ValuesConfig):
-    """Loss and accuracy on a line or a plane around the parameters."""
+    """Evaluate loss and accuracy on a line or a plane around the parameters.
+
+    Writes OUT, an HDF5 file with both axes, the values at each point and the directions, and prints
+    the range of each value. The plot command draws it.
+
+        hessian-spectrum surface --problem mine.py:make --x-points 41 --out surface.h5
+    """
 
     out: Path = Path("surface.h5")
-    """The result file."""
+    """Result file, HDF5."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MapConfig(PlaneConfig, CurvatureConfig):
-    """Smallest and largest eigenvalue, signed, at each point of a plane: how convex is it?"""
+    """Compute the smallest and the largest curvature eigenvalue at each point of a line or a plane.
+
+    The ratio |smallest / largest| shows where the loss is nearly convex. Writes OUT, an HDF5 file
+    with both eigenvalues and their ratio at each point, and prints their ranges.
+
+        hessian-spectrum map --problem mine.py:make --x-points 15 --out map.h5
+    """
 
     out: Path = Path("map.h5")
-    """The result file."""
+    """Result file, HDF5."""
     tol: float = 1e-5
-    """An eigenvalue is accepted when its residual is at most TOL times the largest |eigenvalue|:
-    the ratio |smallest / largest| is then right to TOL, and usually to its square."""
+    """Accept an eigenvalue when its residual is at most TOL times the largest |eigenvalue|. The
+    ratio |smallest / largest| is then right to TOL, and usually to TOL^2."""
     max_products: int = 500
-    """Products that may be spent on one point; one that needs more is recorded as not converged."""
+    """Products that may be spent on one point. One that needs more is recorded as not converged."""
 
     def check(self) -> None:
-        """Refuse values that no run can use; InputError names the option."""
+        """Raise InputError, naming the option, for a value that no run can use."""
         super().check()
         positive(self, "max_products")
         tolerance(self.tol)
@@ -244,22 +271,28 @@ class MapConfig(PlaneConfig, CurvatureConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TrackConfig(ValuesConfig):
-    """The way of a training run through its checkpoints: loss, distances, principal components."""
+    """Follow a training run through its checkpoints: loss, distances and principal components.
+
+    Writes OUT, an HDF5 file with the values and distances at each checkpoint and the principal
+    components of the trajectory, and prints a summary.
+
+        hessian-spectrum track --problem mine.py:make --checkpoints nets/*.pt --out track.h5
+    """
 
     out: Path = Path("track.h5")
-    """The result file."""
+    """Result file, HDF5."""
     checkpoints: tuple[Path, ...] = ()
-    """Checkpoints in the order of training, three or more. What is not in theta, such as running
-    statistics, is that of --checkpoint, or else of the last."""
+    """Three or more checkpoints in the order of training. State outside theta, such as running
+    statistics, comes from --checkpoint or else from the last of them."""
     eigenvalues: bool = False
-    """The smallest and the largest eigenvalue of the Hessian at each checkpoint too."""
+    """Also compute the smallest and largest Hessian eigenvalue at each checkpoint."""
     tol: float = 1e-5
-    """With --eigenvalues: accepted are residuals of at most TOL times the largest |eigenvalue|."""
+    """With --eigenvalues: accept residuals of at most TOL times the largest |eigenvalue|."""
     max_products: int = 500
     """With --eigenvalues: products that may be spent on one checkpoint."""
 
     def check(self) -> None:
-        """Refuse values that no run can use; InputError names the option."""
+        """Raise InputError, naming the option, for a value that no run can use."""
         super().check()
         if len(self.checkpoints) < 3:
             raise InputError(

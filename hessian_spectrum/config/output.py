@@ -11,20 +11,22 @@ from hessian_spectrum.config.problem import ProblemConfig
 
 @dataclass(frozen=True, kw_only=True)
 class OutputConfig:
-    """Where the result goes, and what to do with one that is there."""
+    """Where the result goes, how often the state is saved, and what happens to an existing file."""
 
     resume: bool = False
-    """Go on from what an interrupted run left in OUT, if anything."""
+    """Continue from the state that an interrupted run saved for OUT. Without such a state, start
+    from the beginning."""
     overwrite: bool = False
     """Replace an existing OUT."""
     checkpoint_minutes: float = 10.0
-    """Save the state of the computation this often (0: after each step), and on SIGTERM,
-    SIGUSR1 or Ctrl-C."""
+    """Minutes between saves of the computation's state; 0 saves after each step. SIGTERM, SIGUSR1
+    and Ctrl-C save it too."""
     timeout_minutes: float = 10.0
-    """On several ranks: one that keeps the others waiting for longer is taken for dead."""
+    """On several ranks: minutes after which a rank that keeps the others waiting is taken for
+    dead."""
 
     def check(self) -> None:
-        """Refuse values that no run can use; InputError names the option."""
+        """Raise InputError, naming the option, for a value that no run can use."""
         if not 0 < self.timeout_minutes <= 10080:  # nor is NaN
             raise InputError(
                 f"--timeout-minutes {self.timeout_minutes}: expected minutes, more than 0 and at "
@@ -38,12 +40,12 @@ class OutputConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ComputingConfig(OutputConfig, ProblemConfig):  # fields: the problem's first
-    """What is computed of a problem, and where the result goes."""
+    """What to compute, of which problem, and where the result goes."""
 
     out: Path = Path("result.h5")
-    """The result file."""
+    """Result file, HDF5."""
 
     def check(self) -> None:
-        """Refuse values that no run can use; InputError names the option."""
+        """Raise InputError, naming the option, for a value that no run can use."""
         ProblemConfig.check(self)
         OutputConfig.check(self)

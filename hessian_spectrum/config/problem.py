@@ -14,11 +14,11 @@ Activation = Literal["tanh", "relu"]
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemConfig:
-    """A model, its parameters, a loss and data: by zoo name, or from your own file."""
+    """A model, its parameters, a loss and data: from the zoo by name, or from your own file."""
 
     model: str | None = None
-    """Zoo model: mlp-784-20-10 (any sizes), cnn, resnet20 (32, 44, 56, 110), or a classifier of
-    torchvision, torchvision:resnet18."""
+    """Zoo model: mlp-784-20-10 (any layer sizes), cnn, resnet20 (or 32, 44, 56, 110), or a
+    torchvision classifier such as torchvision:resnet18."""
     activation: Activation = "tanh"
     """Activation function of mlp and cnn."""
     shortcut: bool = True
@@ -27,45 +27,49 @@ class ProblemConfig:
     """BatchNorm layers of a resnet; --no-batchnorm removes them and gives the convolutions biases
     instead."""
     dataset: str | None = None
-    """Zoo data: digits, mnist, cifar10, arrays, or a data set of torchvision with a label for each
-    picture, torchvision:CIFAR100; with the cross-entropy loss."""
+    """Zoo data set: digits (shipped with this package), mnist, cifar10, arrays, or a torchvision
+    data set with one class label per picture, such as torchvision:CIFAR100. The loss is cross
+    entropy."""
     data_root: Path | None = None
-    """Folder of the data set (torchvision's layout), or a .npz / .h5 file for arrays."""
+    """Folder of the data set, in torchvision's layout; for arrays, a .npz or .h5 file."""
     image_size: int | None = None
-    """Cut pictures of torchvision:NAME to squares of this many pixels, the shorter side resized."""
+    """Resize the shorter side of torchvision:NAME pictures to this many pixels and crop the middle
+    square."""
     download: bool = False
-    """Let torchvision download a data set that is not at DATA_ROOT."""
+    """Let torchvision download a data set that DATA_ROOT lacks."""
     split: Literal["train", "test"] = "train"
     """Part of the data set to evaluate on."""
     limit: int | None = None
-    """Use the first LIMIT samples only."""
+    """Use only the first LIMIT samples."""
     problem: str | None = None
-    """Your own problem, FILE.py:FUNCTION; the function returns (model, loss_fn, data) or a
-    dict of Evaluator's arguments."""
+    """Your own problem, FILE.py:FUNCTION. The function returns (model, loss_fn, data) or a dict of
+    Evaluator's arguments."""
     problem_arg: tuple[str, ...] = ()
-    """KEY=VALUE arguments of that function. Several, or the option again: --problem-arg a=1 b=2
-    or --problem-arg a=1 --problem-arg b=2."""
+    """KEY=VALUE arguments of that function. Give several at once or repeat the option:
+    --problem-arg a=1 b=2 or --problem-arg a=1 --problem-arg b=2."""
     checkpoint: Path | None = None
-    """Parameters: a state_dict in a .pt or .safetensors file. Without: as the model is made."""
+    """Load the parameters from this state_dict, a .pt or .safetensors file. Default: keep the
+    initial parameters."""
     init_seed: int = 0
-    """Seed of the model's initialization."""
+    """Seed of a zoo model's initialization."""
     parameters: tuple[str, ...] = ()
-    """Name patterns of the parameters to differentiate by, such as 'layer1.*'; several, or the
-    option again. Default: the problem's own choice, or all."""
+    """Differentiate with respect to the parameters whose names match these patterns, such as
+    'layer1.*'. Several values, or repeat the option. Default: the problem's own choice, or all
+    parameters."""
     weight_decay: float | None = None
-    """Adds WEIGHT_DECAY / 2 |theta|^2 to the loss. Default: the problem's own, or 0."""
+    """Add WEIGHT_DECAY / 2 * |theta|^2 to the loss. Default: the problem's own, or 0."""
     batch_size: int | None = None
-    """Samples in a minibatch; changes speed and memory, not the loss (but with --batch-norm
-    train). Default: the problem's
-    own, its DataLoader's, or 512."""
+    """Samples per minibatch. Changes speed and memory, not the loss, except with --batch-norm
+    train. Default: the problem's own, its DataLoader's, or 512."""
     batch_norm: Literal["eval", "train", "recalibrate"] | None = None
-    """What BatchNorm normalizes by: its running statistics, those of each minibatch (of
-    BATCH_SIZE samples in the order of the data), or those of all the data, recomputed.
-    Default: the problem's own, or eval."""
+    """Statistics that BatchNorm layers use: eval, their running statistics; train, those of each
+    minibatch (BATCH_SIZE samples in the order of the data); recalibrate, those of all the data,
+    recomputed. Default: the problem's own, or eval."""
     dropout: Literal["off", "frozen"] | None = None
-    """frozen: one fixed mask a layer, from DROPOUT_SEED. Default: the problem's own, or off."""
+    """off: no dropout. frozen: one fixed mask per layer, drawn from DROPOUT_SEED. Default: the
+    problem's own, or off."""
     dropout_seed: int | None = None
-    """Seed of the frozen masks. Default: the problem's own, or 0."""
+    """Seed of the frozen dropout masks. Default: the problem's own, or 0."""
     dtype: Literal["float32", "float64"] | None = None
     """Floating-point type of parameters and products. Default: the problem's own, or the
     model's."""
@@ -73,7 +77,7 @@ class ProblemConfig:
     """cpu or cuda. Default: a GPU if there is one."""
 
     def check(self) -> None:
-        """Refuse values that no run can use; InputError names the option."""
+        """Raise InputError, naming the option, for a value that no run can use."""
         if (self.problem is None) == (self.model is None and self.dataset is None):
             raise InputError(
                 "name a problem: either --model and --dataset, or --problem FILE.py:FUNCTION"

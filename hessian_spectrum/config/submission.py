@@ -14,40 +14,41 @@ Launcher = Literal["srun", "torchrun", "mpirun"]
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a job asks its batch system for."""
+    """What a job requests from its batch system."""
 
     name: str = "hessian-spectrum"
-    """Of the job, and of its logs."""
+    """Name of the job and of its logs."""
     launcher: Launcher = "srun"
-    """What starts the ranks: srun or torchrun under SLURM; mpirun on a cluster without it."""
+    """What starts the ranks: srun or torchrun under SLURM; mpirun on a cluster without SLURM."""
     nodes: int = 1
-    """Nodes."""
+    """Number of nodes."""
     ranks: int = 1
-    """Ranks on each node."""
+    """Ranks per node."""
     gpus: int = 0
-    """GPUs on each node: none, or one for each rank."""
+    """GPUs per node: 0, or as many as RANKS."""
     cpus: int = 4
-    """Processors of each rank."""
+    """Processor cores per rank."""
     mem: str = "16G"
-    """Memory on each node."""
+    """Memory per node."""
     minutes: int = 60
-    """Time limit of one start; the job goes on after it."""
+    """Time limit of one start. The job is requeued and resumes after it."""
     signal_seconds: int = 120
-    """How long before the limit the job saves and ends; more than a step and a save take."""
+    """Seconds before the time limit at which the job saves and ends. Must exceed the time of one
+    step and one save."""
     requeues: int = 20
-    """How often the job may be started again."""
+    """How many times the job may be requeued."""
     partition: str | None = None
-    """SLURM's partition."""
+    """SLURM partition."""
     account: str | None = None
-    """SLURM's account."""
+    """SLURM account."""
     logs: str = "logs"
-    """Folder of the logs."""
+    """Folder for the logs and the job script."""
     setup: tuple[str, ...] = ()
-    """Lines of shell for the script, such as "module load python"; several, or the option again.
-    Default: this Python first on the PATH."""
+    """Shell lines for the start of the script, such as "module load python". Several values, or
+    repeat the option. Default: put this Python first on the PATH."""
 
     def check(self) -> None:
-        """InputError for what no batch system grants."""
+        """Raise InputError, naming the option, for a value that no run can use."""
         for field in ("nodes", "ranks", "cpus", "minutes"):
             if getattr(self, field) < 1:
                 raise InputError(f"--{field} {getattr(self, field)}: expected 1 or more")
@@ -70,13 +71,19 @@ class Resources:
 
 @dataclass(frozen=True, kw_only=True)
 class SubmitConfig(Resources):
-    """Submit a computing command to SLURM: submit [OPTIONS] -- density ... --out FILE. The job
-    saves before its time limit and starts again until it is done."""
+    """Submit a computing command to SLURM as a job that resumes until it is done.
+
+    The command goes behind "--" and needs --out. Before the time limit the job saves its state,
+    and is requeued. Writes the script into LOGS, submits it, and prints the job's number.
+
+        hessian-spectrum submit --gpus 1 -- density --problem mine.py:make --out run.h5
+    """
 
     checkpoints: tuple[Path, ...] = ()
-    """A job array, one task for each of these files: in the command {checkpoint} is its path and
-    {name} its name, as in --checkpoint {checkpoint} --out 'spectra/{name}.h5'."""
+    """Submit a job array with one task for each of these files. In the command, {checkpoint} stands
+    for its path and {name} for its name without suffix: --checkpoint {checkpoint} --out
+    'spectra/{name}.h5'."""
     summary: Path | None = None
-    """A file into which each task of an array puts its result."""
+    """File into which each task of an array merges its result."""
     dry_run: bool = False
-    """Print the script, and submit nothing."""
+    """Print the job script and submit nothing."""

@@ -13,11 +13,16 @@ from hessian_spectrum.config.problem import Activation
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a zoo model by minibatch gradient descent, writing a checkpoint every few epochs."""
+    """Train a zoo model by minibatch gradient descent, in one process.
+
+    Writes a checkpoint every EVERY epochs into the folder OUT, and prints a line for each.
+
+        hessian-spectrum train --model cnn --dataset mnist --data-root DATA --out nets
+    """
 
     model: str = "mlp-784-20-10"
-    """Zoo model: mlp-784-20-10 (any sizes), cnn, resnet20 (32, 44, 56, 110), or a classifier of
-    torchvision, torchvision:resnet18."""
+    """Zoo model: mlp-784-20-10 (any layer sizes), cnn, resnet20 (or 32, 44, 56, 110), or a
+    torchvision classifier such as torchvision:resnet18."""
     activation: Activation = "tanh"
     """Activation function of mlp and cnn."""
     shortcut: bool = True
@@ -26,40 +31,42 @@ class TrainConfig:
     """BatchNorm layers of a resnet; --no-batchnorm removes them and gives the convolutions biases
     instead."""
     dataset: str = "mnist"
-    """Zoo data: digits, mnist, cifar10, arrays, or torchvision:CIFAR100 and the like."""
+    """Zoo data set: digits, mnist, cifar10, arrays, or torchvision:NAME such as
+    torchvision:CIFAR100."""
     data_root: Path | None = None
-    """Folder of the data set (torchvision's layout), or a .npz / .h5 file for arrays."""
+    """Folder of the data set, in torchvision's layout; for arrays, a .npz or .h5 file."""
     image_size: int | None = None
-    """Cut pictures of torchvision:NAME to squares of this many pixels, the shorter side resized."""
+    """Resize the shorter side of torchvision:NAME pictures to this many pixels and crop the middle
+    square."""
     download: bool = False
-    """Let torchvision download a data set that is not at DATA_ROOT."""
+    """Let torchvision download a data set that DATA_ROOT lacks."""
     limit: int | None = None
     """Train on the first LIMIT samples only."""
     epochs: int = 20
     """Passes over the training data."""
     batch_size: int = 64
-    """Samples of one gradient step."""
+    """Samples per gradient step."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     """Update rule."""
     lr: float = 0.1
     """Learning rate."""
     momentum: float = 0.9
-    """Momentum of sgd."""
+    """Momentum of sgd; adam ignores it."""
     weight_decay: float = 0.0
     """The optimizer's weight decay."""
     seed: int = 0
-    """Seed of the initialization and of the order of the samples."""
+    """Seed of the initialization and of the sample order."""
     device: str = "cpu"
     """cpu or cuda."""
     every: int = 5
-    """Write a checkpoint every EVERY epochs, and after the last."""
+    """Write a checkpoint every EVERY epochs, and after the last one."""
     out: Path = Path("checkpoints")
-    """Folder of the checkpoints epoch-0005.pt ..."""
+    """Folder for the checkpoints, epoch-0005.pt and so on."""
     overwrite: bool = False
-    """Replace the checkpoints of a folder that has some."""
+    """Delete the checkpoints that OUT already holds and write new ones."""
 
     def check(self) -> None:
-        """Refuse values that no run can use; InputError names the option."""
+        """Raise InputError, naming the option, for a value that no run can use."""
         positive(self, "epochs", "batch_size", "every", "limit", "image_size")
         finite(self, "lr", "weight_decay")
         if self.lr == 0:
@@ -71,20 +78,26 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """Train a small network on real handwritten digits and look at its Hessian: one minute."""
+    """Train a small network on real handwritten digits and estimate the density of its Hessian.
+
+    Takes about a minute in one process. Writes checkpoints, digits.h5 and digits.png into the
+    folder OUT, and explains the result.
+
+        hessian-spectrum demo --out demo
+    """
 
     out: Path = Path("demo")
-    """Folder for the checkpoint, the result file and the picture."""
+    """Folder for checkpoints, the result file and the picture."""
     epochs: int = 30
     """Passes over the 1,500 training digits."""
     num_products: int = 360
-    """Hessian-vector products."""
+    """Budget of Hessian-vector products."""
     seed: int = 0
-    """Seed of everything."""
+    """Seed of training and of the random vectors."""
     overwrite: bool = False
     """Replace the results of an earlier demo."""
 
     def check(self) -> None:
-        """Refuse values that no run can use; InputError names the option."""
+        """Raise InputError, naming the option, for a value that no run can use."""
         positive(self, "epochs", "num_products")
         seeds(self, "seed")

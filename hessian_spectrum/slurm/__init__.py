@@ -1,1 +1,1 @@
-"""Job scripts, and their submission."""
+"""Job scripts for SLURM and mpirun, and their submission."""

@@ -1,8 +1,8 @@
-"""Job scripts: text made of named parameters, and nothing else.
+"""Job scripts: the text is a pure function of named parameters.
 
-What the scripts do about signals, requeues and exit codes is the same under every launcher: SLURM
-signals the shell two minutes before the time limit, the shell has every rank save and end with
-exit code 75, and the job queues again, up to a cap. ``jobs/`` holds examples of what is made here.
+All launchers treat signals, requeues and exit codes alike: SLURM signals the script's shell before
+the time limit, the shell signals every rank, ranks save their state and end with exit code 75, and
+the job is requeued, a limited number of times. ``jobs/`` holds examples of these scripts.
 """
 
 from __future__ import annotations
@@ -22,22 +22,24 @@ def script(
     checkpoints: Sequence[str] = (),
     summary: str | None = None,
 ) -> str:
-    """A job that runs ``hessian-spectrum COMMAND`` on all ranks until it is done.
+    """The text of a job that runs ``hessian-spectrum COMMAND`` on all ranks until it is done.
 
     Args:
-        command: of the command line, with what it needs; ``--resume`` is added.
-        checkpoints: one task of a job array for each; ``{checkpoint}`` in ``command`` is its path
-            and ``{name}`` its name without suffix.
-        summary: a file into which each task puts its result, under its name.
+        command: the words of the command line, with ``--out``; ``--resume`` is added.
+        checkpoints: paths, one task of a job array for each. In ``command``, ``{checkpoint}``
+            stands for the task's path and ``{name}`` for its name without suffix.
+        summary: a file into which each task of an array merges its result.
 
     Raises:
-        InputError: an array without ``{name}`` in ``--out``, or such a word without an array.
+        InputError: resources that no batch system grants; a command without ``--out`` or with
+            ``--overwrite``; an array without ``{name}`` in ``--out`` or without ``{checkpoint}``,
+            with names that repeat, or by mpirun; these words or a summary without an array.
     """
     resources.check()
     _check_words(command, checkpoints, summary)
     if resources.launcher == "mpirun":
         if checkpoints:
-            raise InputError("an array of jobs needs a batch system; use --launcher srun")
+            raise InputError("a job array needs a batch system; use --launcher srun")
         settings = f"{_MPI_HEAD}\n{_settings(resources)}"
         return _joined([settings, _setup(resources), _command(command), _MPI_TAIL])
     parts = [
@@ -56,7 +58,7 @@ def script(
 
 
 def output_of(command: Sequence[str]) -> str | None:
-    """The value of ``--out``."""
+    """The value of ``--out`` among the words of a command; None without it."""
     for word, after in zip(command, [*command[1:], None]):
         if word == "--out":
             return after
@@ -68,13 +70,15 @@ def output_of(command: Sequence[str]) -> str | None:
 def _check_words(command: Sequence[str], checkpoints: Sequence[str], summary: str | None) -> None:
     text, out = " ".join(command), output_of(command)
     if out is None:
-        raise InputError("the command has no --out: the job could not be gone on with")
+        raise InputError(
+            "the command has no --out, so the job could not be resumed; add --out FILE.h5"
+        )
     if "--overwrite" in command:
-        raise InputError("--overwrite: a job that is requeued would start again; leave it out")
+        raise InputError("--overwrite: a requeued job would start from the beginning; leave it out")
     if not checkpoints and re.search(r"\{(name|checkpoint)\}", text):
-        raise InputError("{name} and {checkpoint} stand for those of an array; name --checkpoints")
+        raise InputError("{name} and {checkpoint} belong to a job array; add --checkpoints FILES")
     if summary and not checkpoints:
-        raise InputError("--summary is for an array; name --checkpoints")
+        raise InputError("--summary belongs to a job array; add --checkpoints FILES")
     if not checkpoints:
         return
     names = [Path(path).stem for path in checkpoints]
@@ -86,7 +90,8 @@ def _check_words(command: Sequence[str], checkpoints: Sequence[str], summary: st
         )
     if twice:
         raise InputError(
-            f"several checkpoints are called {twice[0]}: their results would be one file"
+            f"several checkpoints are called {twice[0]}, so their results would share one "
+            "file; rename them"
         )
 
 
@@ -95,7 +100,8 @@ def _joined(parts: Sequence[str]) -> str:
 
 
 def _directives(resources: Resources, tasks: int) -> str:
-    within = resources.launcher == "torchrun"  # one task a node, which starts the ranks
+    # torchrun: one task per node, which starts the node's ranks.
+    within = resources.launcher == "torchrun"
     cpus = resources.cpus * (resources.ranks if within else 1)
     log = "%x-%A_%a.log" if tasks else "%x-%j.log"
     options = {
@@ -119,7 +125,7 @@ def _directives(resources: Resources, tasks: int) -> str:
 
 def _limits(resources: Resources) -> str:
     ranks = resources.ranks if resources.launcher == "torchrun" else 1
-    return f"ranks={ranks}  # of each task\nmax_requeues={resources.requeues}"
+    return f"ranks={ranks}  # per task\nmax_requeues={resources.requeues}"
 
 
 def _setup(resources: Resources) -> str:
@@ -143,7 +149,7 @@ def _command(command: Sequence[str]) -> str:
 
 
 def _quoted(word: str) -> str:
-    """For the shell, with the array's words as its variables."""
+    """The word, quoted for the shell; {name} and {checkpoint} become shell variables."""
     parts = re.split(r"\{(name|checkpoint)\}", word)
     text = [shlex.quote(p) if i % 2 == 0 else f'"${p}"' for i, p in enumerate(parts) if p]
     return "".join(text) or "''"
@@ -158,7 +164,7 @@ def _settings(resources: Resources) -> str:
 
 
 def _finished(command: Sequence[str], checkpoints: Sequence[str]) -> str:
-    """A task that was done already is done: of an array that is submitted again, or requeued."""
+    """Skip a finished result, when an array is submitted again or a job is requeued."""
     out = _quoted(output_of(command) or "")
     again = "" if checkpoints else '[ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] && '
     return (
@@ -181,20 +187,20 @@ def _merge(command: Sequence[str], summary: str | None) -> str:
 _SLURM_ENVIRONMENT = """
 mkdir -p LOGS
 export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK / ranks))
-# Launchers mask exit codes: the ranks write theirs here.
+# Launchers mask the exit codes of ranks, so ranks write theirs to this file.
 export HESSIAN_SPECTRUM_EXIT=$PWD/LOGS/exit-$SLURM_JOB_ID
 rm -f "$HESSIAN_SPECTRUM_EXIT"
-# A requeued job keeps its number: the restart says which log is which.
+# A requeued job keeps its number; the restart count tells its logs apart.
 echo "job $SLURM_JOB_ID, restart ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST, $(date -Is)"
 """
 
 _SRUN = """
-# USR1 comes to this shell alone, before the time limit: it passes it on to every rank.
+# Before the time limit SLURM sends USR1 to this shell only; pass it on to every rank.
 trap 'scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
 if [ -z "$code" ]; then
   srun --kill-on-bad-exit=1 --open-mode=append --output=LOGS/%x-%j-r%t.log python "${command[@]}" &
   step=$!
-  # wait ends with 138 as soon as the trap has run, and not with the step.
+  # wait returns 138 as soon as the trap has run, before the step ends.
   while wait "$step"; code=$?; [ "$code" = 138 ]; do :; done
 fi
 """
@@ -203,8 +209,8 @@ _TORCHRUN = """
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # a new store for each attempt
 host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
-# USR1 comes to this shell alone, before the time limit: it passes it on to every rank. torchrun
-# would die of it, and starts with it ignored; the ranks listen.
+# Before the time limit SLURM sends USR1 to this shell only; pass it on to every rank. torchrun
+# would die of it and starts with it ignored; the ranks handle it.
 trap 'scancel --signal=USR1 "$SLURM_JOB_ID"' USR1
 if [ -z "$code" ]; then
   srun --kill-on-bad-exit=1 --open-mode=append --output=LOGS/%x-%j-n%n.log \\
@@ -214,7 +220,7 @@ if [ -z "$code" ]; then
     --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \\
     --log-dir="LOGS/$SLURM_JOB_ID" --tee=3 "${command[@]}" &
   step=$!
-  # wait ends with 138 as soon as the trap has run, and not with the step.
+  # wait returns 138 as soon as the trap has run, before the step ends.
   while wait "$step"; code=$?; [ "$code" = 138 ]; do :; done
 fi
 """
@@ -222,14 +228,14 @@ fi
 _SLURM_TAIL = """
 [ ! -s "$HESSIAN_SPECTRUM_EXIT" ] || [ "$code" = 0 ] || code=$(cat "$HESSIAN_SPECTRUM_EXIT")
 rm -f "$HESSIAN_SPECTRUM_EXIT"
-# 75: saved, and to be started again. 137: killed, as by a node that ran out of memory.
+# 75: state saved, start again. 137: killed, for example on a node that ran out of memory.
 case $code in 75 | 137)
   if [ "${SLURM_RESTART_COUNT:-0}" -lt "$max_requeues" ]; then
-    job=$SLURM_JOB_ID  # of an array the last task has the array's number: name the task
+    job=$SLURM_JOB_ID  # in an array the last task has the array's number, so name the task
     [ -z "$SLURM_ARRAY_TASK_ID" ] || job=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
     scontrol requeue "$job" && sleep 60
   fi
-  echo "requeued $max_requeues times already: sbatch it again to go on" ;;
+  echo "requeued $max_requeues times already; submit it again to continue" ;;
 esac
 exit "$code"
 """
@@ -237,8 +243,8 @@ exit "$code"
 _MPI_HEAD = "#!/bin/bash -l"
 
 _MPI_TAIL = """
-# Without a batch system's requeue: 75 means saved, and to be started again. Of the ranks of a job
-# that mpirun has killed, none says so.
+# There is no requeue without a batch system, so restart here: after 75, state saved, and after the
+# codes of a job that mpirun has killed.
 trap 'exit 75' INT TERM
 for ((restart = 0; restart <= max_restarts; restart++)); do
   mpirun -n "$ranks" python "${command[@]}"

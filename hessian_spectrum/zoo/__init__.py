@@ -1,8 +1,8 @@
-"""Models, data sets, checkpoints and a small trainer, to have something real to look at.
+"""Models, data sets, checkpoints and a small trainer, for examples and experiments.
 
-Nothing in the engine imports the zoo; only the command line does. Each piece is an ordinary
-``nn.Module``, ``TensorDataset`` or file, so any of them can be swapped for one's own. torchvision
-is imported only when one of its models or data sets is asked for; it downloads only on request.
+The engine does not import the zoo; only the commands do. Each piece is an ordinary ``nn.Module``,
+``TensorDataset`` or file, so that users can replace any of them by their own. torchvision is
+imported only for its own models and data sets, and downloads only on request.
 """
 
 from hessian_spectrum.zoo.checkpoints import load_checkpoint, save_checkpoint

@@ -1,10 +1,10 @@
-"""Checkpoint files: parameters in, parameters and training state out. No pickled objects."""
+"""Checkpoint files: load parameters; save parameters and training state. No pickled objects."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from hessian_spectrum._core.atomic import replacing
 from hessian_spectrum._core.errors import InputError
 
-_SHOWN = 2  # keys named in a message; the rest is counted
+_SHOWN = 2  # keys that a message names; it counts the others
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:
-    """Set all parameters and buffers of ``model`` to those of a checkpoint, or none of them.
+    """Set all parameters and buffers of ``model`` to those of a checkpoint, or raise.
 
     Args:
-        model: changed in place; keeps its device and dtype.
+        model: changed in place, unless an error is raised; keeps its device and dtype.
         path: a ``.safetensors`` file, or else a file of ``torch.save`` that holds a
-            state_dict, or one under "state_dict" or "model". A "module." before every key
-            (DataParallel) is dropped.
+            state_dict, alone or under the key "state_dict" or "model". A "module." before every
+            key (DataParallel) is dropped.
 
     Raises:
-        InputError: no such file, not a checkpoint, or one of another model.
+        InputError: no such file, not a checkpoint, or the checkpoint of another model.
     """
     path = Path(path).expanduser()
     state = _without_wrapper(_state_dict_in(_read(path), path), model)
@@ -44,14 +44,14 @@ def save_checkpoint(
 ) -> None:
     """Write {"model", "optimizer", "epoch", "config"} for ``torch.load(weights_only=True)``.
 
-    The file appears whole or not at all, whenever the process is killed. The folder is made
-    if it is missing; an existing file is replaced.
+    The write is atomic: a killed process leaves the complete file or none. A missing folder is
+    created; an existing file is replaced.
 
     Args:
         path: usually ``epoch-0005.pt``.
-        epoch: epochs finished.
-        config: values that JSON can hold; they are stored as JSON reads them back, because
-            a NumPy scalar, for one, would make the file unreadable with weights_only.
+        epoch: number of finished epochs.
+        config: JSON values; stored as JSON reads them back, because a NumPy scalar, for example,
+            would make the file unreadable with weights_only.
     """
     checkpoint = {
         "model": model.state_dict(),
@@ -74,7 +74,7 @@ def _read(path: Path) -> object:
         if path.suffix == ".safetensors":
             return load_file(path, device="cpu")
         return torch.load(path, map_location="cpu", weights_only=True)
-    # Damaged bytes make the readers raise nearly any exception, so none is left out.
+    # Damaged bytes make the readers raise nearly any exception, so catch all.
     except Exception as error:
         raise InputError(
             f"{path} cannot be read as a checkpoint ({_reason(error)}); expected a whole "
@@ -85,7 +85,7 @@ def _read(path: Path) -> object:
 
 def _reason(error: Exception) -> str:
     text = " ".join(str(error).split())
-    # torch's own advice here is long, and to load unsafely; what helps is the object's class.
+    # torch's message is long and advises unsafe loading; the pickled class is what helps.
     pickled = re.search(r"Unsupported global: GLOBAL (\S+)", text)
     return (
         f"it holds a pickled {pickled[1]}" if pickled else f"{type(error).__name__}: {text[:120]}"
@@ -144,6 +144,6 @@ def _require_same_entries(
         )
 
 
-def _few(keys: list[object]) -> str:
+def _few(keys: Sequence[object]) -> str:
     shown = ", ".join(map(str, keys[:_SHOWN]))
     return f"{shown} and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else shown

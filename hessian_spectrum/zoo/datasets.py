@@ -1,4 +1,4 @@
-"""The zoo's data sets by name, each as two tensors in memory; downloaded only on request."""
+"""The zoo's data sets by name, each as two tensors in memory. Downloads only on request."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from hessian_spectrum.zoo.torchvision_names import PREFIX, load_pictures
 DATASETS = ("digits", "mnist", "cifar10", "arrays")
 _SPLITS = ("train", "test")
 _DIGITS_FILE = Path(__file__).with_name("digits.npz")
-_DIGITS_TRAIN = 1500  # the first; the other 297 are the test set
-_DIGITS_MAX = 16  # pixels count the dark ones of a 4x4 cell
-_TORCHVISION = {  # class, and a file that must be there
+_DIGITS_TRAIN = 1500  # the first 1,500 are the training set, the other 297 the test set
+_DIGITS_MAX = 16  # a pixel counts the dark pixels in a 4x4 cell of the scan
+_TORCHVISION = {  # class, and a file that must exist
     "mnist": ("MNIST", "MNIST/raw/{prefix}-images-idx3-ubyte"),
     "cifar10": ("CIFAR10", "cifar-10-batches-py/{batch}"),
 }
@@ -48,16 +48,16 @@ def load_dataset(
             ``{split}_labels``, or, for "train" only, ``images`` and ``labels`` or ``inputs`` and
             ``targets``. Inputs are (N, C, H, W) or, with one channel, (N, H, W); uint8 is
             divided by 255, floats are taken as they are.
+            ``torchvision:NAME``: a class of torchvision.datasets with one label per picture.
         data_root: folder or file, see above; not used by ``digits``.
-            ``torchvision:NAME``: a class of torchvision.datasets that labels pictures.
         split: "train" or "test".
-        limit: at most the first ``limit`` samples; None for all.
-        image_size: of torchvision:NAME, to cut pictures to one size.
-        download: let torchvision download its data if they are missing.
+        limit: number of samples to take from the start; None for all.
+        image_size: for torchvision:NAME, side in pixels to which pictures are resized and cropped.
+        download: let torchvision download missing data.
 
     Raises:
         InputError: an unknown name or split, a limit below 1, or data that are missing, damaged
-            or of another form.
+            or of an unexpected shape or type.
     """
     if name not in DATASETS and not name.startswith(PREFIX):
         known = ", ".join((*DATASETS, f"{PREFIX}NAME"))
@@ -138,7 +138,7 @@ def _arrays(path: Path, split: str, limit: int | None) -> TensorDataset:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
-    """The file's arrays by name; what goes wrong while they are read is named after the file."""
+    """The file's arrays by name. Errors while they are read become an InputError with the path."""
     if path.suffix not in (".npz", ".h5", ".hdf5") or not path.is_file():
         found = "not a .npz or .h5 file" if path.exists() else "no such file"
         raise InputError(f"{path}: {found}; give a .npz or .h5 file of arrays as data_root")
@@ -164,7 +164,7 @@ def _opened(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
 def _pair_of(arrays: Mapping[str, np.ndarray], split: str, path: Path) -> tuple[str, str]:
     whole = [("images", "labels"), ("inputs", "targets")]
     ours = [(f"{split}_{inputs}", f"{split}_{labels}") for inputs, labels in whole]
-    # Arrays without a split are the training set: as a test set too they would look held out.
+    # Arrays without a split are training data only; used as a test set they would look held out.
     for inputs, labels in ours + (whole if split == "train" else []):
         if inputs in arrays and labels in arrays:
             return inputs, labels
@@ -177,7 +177,7 @@ def _pair_of(arrays: Mapping[str, np.ndarray], split: str, path: Path) -> tuple[
 
 
 def _require_samples(inputs: np.ndarray, labels: np.ndarray, where: str) -> None:
-    """The checks that need no values: shapes and dtypes."""
+    """Check shapes and dtypes, which needs no values."""
     got = f"got {inputs.shape} {inputs.dtype} and {labels.shape} {labels.dtype}"
     if inputs.ndim not in (3, 4) or labels.shape != inputs.shape[:1]:
         raise InputError(
@@ -187,7 +187,7 @@ def _require_samples(inputs: np.ndarray, labels: np.ndarray, where: str) -> None
     if (inputs.dtype != np.uint8 and inputs.dtype.kind != "f") or labels.dtype.kind not in "iu":
         raise InputError(f"{where}: {got}; convert them to uint8 or float inputs, integer labels")
     if 0 in inputs.shape:
-        raise InputError(f"{where}: {got}; there is no data in them, expected at least one sample")
+        raise InputError(f"{where}: {got}; they are empty; expected at least one sample")
 
 
 def _dataset(images: Tensor, labels: object, scale: float) -> TensorDataset:

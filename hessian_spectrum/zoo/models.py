@@ -1,4 +1,4 @@
-"""The zoo's models by name. Initial parameters come from torch's global generator."""
+"""The zoo's models by name, initialized from torch's global random generator."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def build_model(
 ) -> nn.Module:
     """A freshly initialized classifier, float32: (N, C, H, W) -> (N, num_classes) logits.
 
-    Seed torch before the call to get the same parameters again.
+    Seed torch before the call to reproduce the parameters.
 
     Args:
         name: ``mlp-A-B-...-C``, a perceptron of these layer sizes with biases
-            (``mlp-784-20-10`` has 15,910 parameters), or ``cnn``, three convolutions with
-            BatchNorm for images of any size (14,458 parameters for gray images, 10 classes),
-            or ``resnet20``, ``resnet56`` ..., always with ReLU, or ``torchvision:NAME``, a
+            (``mlp-784-20-10`` has 15,910 parameters); ``cnn``, three convolutions with
+            BatchNorm for images of any size (14,458 parameters for gray images, 10 classes);
+            ``resnet20``, 32, 44, 56 or 110, always with ReLU; or ``torchvision:NAME``, a
             classifier of torchvision.models.
         num_classes: number of logits.
         input_shape: (C, H, W) of one sample.
-        activation: ``tanh`` or ``relu``, between layers.
+        activation: ``tanh`` or ``relu``, between the layers of ``mlp`` and ``cnn``.
         shortcut: keep the identity connections of a ``resnet``; other models ignore it.
         batchnorm: keep the BatchNorm layers of a ``resnet``; without them its convolutions have
             biases. Other models ignore it.
@@ -86,8 +86,8 @@ def model_for(
 ) -> nn.Module:
     """``build_model`` for these samples, initialized from ``seed``.
 
-    torch's global random state is left as it was. A perceptron brings its number of classes
-    in its name; other models get as many as the labels need.
+    torch's global random state is not changed. The number of classes comes from the name of a
+    perceptron; for other models it is the largest label plus 1.
     """
     inputs, labels = data.tensors
     named = _MLP_NAME.fullmatch(name)
@@ -124,7 +124,7 @@ def _mlp(sizes: list[int], activation: Callable[[], nn.Module]) -> nn.Sequential
 
 def _cnn(channels: int, num_classes: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
     def convolution(fan_in: int, fan_out: int, stride: int) -> list[nn.Module]:
-        # No bias: BatchNorm subtracts it again, which would leave exactly flat directions.
+        # No bias: BatchNorm would subtract it, and the loss would be exactly flat along it.
         conv = nn.Conv2d(fan_in, fan_out, 3, stride, padding=1, bias=False)
         return [conv, nn.BatchNorm2d(fan_out), activation()]
 
@@ -132,7 +132,7 @@ def _cnn(channels: int, num_classes: int, activation: Callable[[], nn.Module]) -
         *convolution(channels, 16, stride=1),
         *convolution(16, 32, stride=2),
         *convolution(32, 32, stride=2),
-        nn.AdaptiveAvgPool2d(1),  # to one cell it is a plain mean: deterministic on GPUs too
+        nn.AdaptiveAvgPool2d(1),  # the mean over all pixels, deterministic on GPUs too
         nn.Flatten(),
         nn.Linear(32, num_classes),
     )

@@ -1,4 +1,4 @@
-"""A problem by name or from the user's own file."""
+"""Load a problem by name or from the user's own file."""
 
 from __future__ import annotations
 
@@ -25,16 +25,18 @@ from hessian_spectrum.config import ProblemConfig
 from hessian_spectrum.loss.problem import Problem
 
 REQUIRED = ("model", "loss_fn", "data")
+# What a problem may set: all arguments of Evaluator but the ranks.
 ARGUMENTS = tuple(field.name for field in dataclasses.fields(Problem))
 
 Config = TypeVar("Config", bound=ProblemConfig)
 
 
 def load(config: ProblemConfig) -> Problem:
-    """The problem that ``config`` names; what ``config`` sets wins over what the problem sets.
+    """The problem that ``config`` names; options of ``config`` override what it sets itself.
 
     Raises:
-        InputError: unknown names, missing files, a function that fails or returns something else.
+        InputError: unknown names, missing files, or a function that fails or returns the wrong
+            kind of object.
     """
     found = _from_file(config.problem, config.problem_arg) if config.problem else _from_zoo(config)
     if config.checkpoint:
@@ -65,10 +67,10 @@ def with_options(config: ProblemConfig, problem: Problem) -> Problem:
 
 
 def settled(config: Config, problem: Problem) -> Config:
-    """``config`` with what the problem decided where no option did.
+    """``config``, with the problem's own choices for the options that were not given.
 
-    Stored with a result, it says what was computed, and gives it again whatever the problem's
-    own choices are by then.
+    Stored with a result, it describes what was computed, and reproduces it even if the problem's
+    own choices change later.
     """
     data, parameters = problem.data, problem.parameters or ()
     batch_size = data.batch_size if isinstance(data, DataLoader) else problem.batch_size
@@ -86,6 +88,7 @@ def settled(config: Config, problem: Problem) -> Config:
 
 
 def _from_zoo(config: ProblemConfig) -> Problem:
+    assert config.model is not None and config.dataset is not None  # by ProblemConfig.check
     data = zoo.load_dataset(
         config.dataset,
         data_root=config.data_root,
@@ -124,10 +127,10 @@ def _from_file(problem: str, problem_arg: tuple[str, ...]) -> Problem:
 
 @contextmanager
 def _errors_of(problem: str, path: Path) -> Iterator[None]:
-    """What the user's file raises, as one line that names the place in it."""
+    """Turn an error in the user's file into an InputError that names its line."""
     try:
         yield
-    except MemoryError:  # not the file's mistake, and advised on elsewhere
+    except MemoryError:  # not an error in the file; the command line gives advice
         raise
     except (Exception, SystemExit) as error:
         line = _line_in(path, error)
@@ -136,8 +139,8 @@ def _errors_of(problem: str, path: Path) -> Iterator[None]:
 
 
 def _line_in(path: Path, error: BaseException) -> int | None:
-    """The last line of the file on the way to the error; None where it was not reached."""
-    if _is_syntax_error_in(path, error):
+    """The innermost line of the file in the traceback; None if the file is not in it."""
+    if isinstance(error, SyntaxError) and _is_same(path, error.filename):
         return error.lineno
     frames = traceback.walk_tb(error.__traceback__)
     lines = [line for frame, line in frames if _is_same(path, frame.f_code.co_filename)]
@@ -147,12 +150,9 @@ def _line_in(path: Path, error: BaseException) -> int | None:
 def _told(error: BaseException, path: Path) -> str:
     if isinstance(error, InputError):
         return str(error)
-    text = error.msg if _is_syntax_error_in(path, error) else str(error)
+    own = isinstance(error, SyntaxError) and _is_same(path, error.filename)
+    text = error.msg if isinstance(error, SyntaxError) and own else str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _is_syntax_error_in(path: Path, error: BaseException) -> bool:
-    return isinstance(error, SyntaxError) and _is_same(path, error.filename)
 
 
 def _is_same(path: Path, name: str | None) -> bool:
@@ -162,7 +162,7 @@ def _is_same(path: Path, name: str | None) -> bool:
 def _require_signature(problem: str, make: Callable, options: dict[str, Any]) -> None:
     try:
         signature = inspect.signature(make)
-    except ValueError:  # not written in Python: let it speak for itself
+    except ValueError:  # not written in Python; calling it reports the error
         return
     try:
         signature.bind(**options)
@@ -205,10 +205,10 @@ def _require_arguments(problem: str, result: Any) -> None:
 def _module(path: Path, problem: str) -> ModuleType:
     if not path.is_file():
         raise InputError(f"--problem {path}: no such file")
-    # As when Python runs the file: its neighbours can be imported.
+    # As when Python runs the file: it can import modules beside it.
     sys.path.insert(0, str(path.parent.resolve()))
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise InputError(f"--problem {path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
@@ -218,7 +218,7 @@ def _module(path: Path, problem: str) -> ModuleType:
 
 
 def _key_value(text: str) -> tuple[str, Any]:
-    """KEY=VALUE, the value as a Python literal where it is one, else as text."""
+    """KEY and VALUE of KEY=VALUE; the value as a Python literal if it is one, else as text."""
     key, _, value = text.partition("=")
     try:
         return key, ast.literal_eval(value)
@@ -252,7 +252,7 @@ def _rebatched(loader: DataLoader, batch_size: int) -> DataLoader:
     return DataLoader(
         loader.dataset,
         batch_size,
-        sampler=None if stream else loader.sampler,  # the evaluator judges it
+        sampler=None if stream else loader.sampler,  # the evaluator checks it
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
         drop_last=loader.drop_last,

@@ -1,8 +1,8 @@
 """The residual networks for CIFAR-10 of He, Zhang, Ren and Sun (2016), section 4.2.
 
 ResNet-20, 32, 44, 56, 110: depth 6 b + 2 with b blocks in each of three stages of 16, 32 and 64
-channels; parameter-free shortcuts (their option A). Without shortcuts and without BatchNorm they
-are the plain networks whose loss surfaces Li et al. (2018) draw.
+channels, and parameter-free shortcuts (their option A). Without shortcuts they are the plain
+networks whose loss surfaces Li et al. (2018) draw.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ def resnet(
         depth: 6 b + 2 with b >= 1.
         shortcut: keep the identity connections.
         batchnorm: keep the BatchNorm layers; without them the convolutions have biases.
+
+    Raises:
+        InputError: another depth.
     """
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:
@@ -67,7 +70,7 @@ class BasicBlock(nn.Module):
         return F.relu(y)
 
     def _identity(self, x: Tensor) -> Tensor:
-        """Every second pixel, and zeros for the new channels: no parameters."""
+        """The shortcut without parameters: every second pixel, and zeros for the new channels."""
         if self.padding:
             x = x[:, :, :: self.stride, :: self.stride]
             before = self.padding // 2

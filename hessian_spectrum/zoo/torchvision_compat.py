@@ -25,12 +25,12 @@ _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 def import_torchvision() -> ModuleType:
     """The torchvision module, imported even where its compiled operators cannot be loaded.
 
-    Where they can, nothing is declared. Where they cannot, ``torchvision.ops.nms`` and its
-    like go on raising torchvision's own error when they are called; the rest works. May be
-    called any number of times, also after an ``import torchvision`` that failed.
+    If they load, nothing is declared. If they do not, ``torchvision.ops.nms`` and similar
+    functions still raise torchvision's own error when they are called; all else works. May be
+    called repeatedly, also after an ``import torchvision`` that failed.
 
     Raises:
-        InputError: torchvision is not installed, or does not fit this torch.
+        InputError: torchvision is not installed, or was not built for this torch.
     """
     if "torchvision" in sys.modules:
         return sys.modules["torchvision"]
@@ -57,7 +57,7 @@ def _package_folders() -> list[str]:
 
 
 def _load_operators(folders: list[str]) -> bool:
-    """Whether torchvision's compiled operators load; the same steps as torchvision's own."""
+    """Whether torchvision's compiled operators load, by the same steps as torchvision itself."""
     extension = PathFinder.find_spec("_C", folders)
     if extension is None or extension.origin is None:
         return False
@@ -70,6 +70,6 @@ def _load_operators(folders: list[str]) -> bool:
 
 def _declare_missing_schemas() -> None:
     for name in ("nms", "qnms"):
-        # A second declaration would raise; this one lives as long as the process.
+        # A second declaration would raise; the first one lasts as long as the process.
         if not hasattr(torch.ops.torchvision, name):
             torch.library.define(f"torchvision::{name}", _SCHEMA)

@@ -1,4 +1,4 @@
-"""torchvision's classifiers, and its data sets of labelled pictures, by name."""
+"""torchvision's classifiers and its data sets of labelled pictures, by name."""
 
 from __future__ import annotations
 
@@ -27,24 +27,27 @@ def load_pictures(
     image_size: int | None,
     download: bool,
 ) -> TensorDataset:
-    """Pictures float32 (N, C, H, W), pixels / 255, and labels int64 (N,).
+    """Pictures, float32 (N, C, H, W), pixels / 255, and labels, int64 (N,).
 
     Args:
-        name: ``torchvision:CIFAR100``: a class of torchvision.datasets with one label a picture.
-        root: its folder; None for those that take none (FakeData).
-        image_size: the shorter side is resized to it and the middle square is cut out; needed where
-            pictures differ in size.
-        download: let torchvision download what is missing.
+        name: ``torchvision:CIFAR100``: a class of torchvision.datasets with one label per picture.
+        root: the data set's folder; None for classes without one (FakeData).
+        split: "train" or "test".
+        limit: number of pictures to take from the start; None for all.
+        image_size: side in pixels. The shorter side is resized to it and the middle square is
+            cropped; needed if pictures differ in size.
+        download: let torchvision download missing data.
 
     Raises:
-        InputError: no such data set, nothing at ``root``, pictures of several sizes, labels that
-            are not classes, more than fits the memory.
+        InputError: no such data set, no data at ``root``, pictures of several sizes, labels that
+            are not classes, or more data than memory.
     """
     pictures = _opened(name, root, split, download)
     count = min(len(pictures), limit or len(pictures))
     if not count:
         raise InputError(f"{name} has no pictures in split {split!r}; expected at least one")
-    first = _picture(*pictures[0], None, image_size, name)
+    image, label = pictures[0]
+    first = _picture(image, label, None, image_size, name)
     needed, there = count * first[0].nbytes, available(World())
     if needed > there:
         raise InputError(
@@ -54,7 +57,8 @@ def load_pictures(
     images = torch.empty((count, *first[0].shape))
     labels = torch.empty(count, dtype=torch.int64)
     for i in range(count):
-        image, label = _picture(*pictures[i], first[0], image_size, name)
+        image, label = pictures[i]
+        image, label = _picture(image, label, first[0], image_size, name)
         if image.shape != images.shape[1:]:
             raise InputError(
                 f"the pictures of {name} differ in size: {tuple(first[0].shape)} and "
@@ -83,7 +87,7 @@ def _opened(name: str, root: Path | None, split: str, download: bool) -> Any:
     elif "split" in takes:
         options["split"] = split
     elif split != "train":
-        raise InputError(f"{name} is not divided; use split 'train'")
+        raise InputError(f"{name} has no splits; use split 'train'")
     if "download" in takes:
         options["download"] = download
     try:
@@ -100,7 +104,7 @@ def _opened(name: str, root: Path | None, split: str, download: bool) -> Any:
 def _picture(
     image: Any, label: Any, like: Tensor | None, image_size: int | None, name: str
 ) -> tuple[Tensor, int]:
-    """float32 (C, H, W), with as many channels as ``like``, and the class."""
+    """The picture, float32 (C, H, W) with as many channels as ``like``, and its class."""
     if not isinstance(label, (int, np.integer)) and not (
         isinstance(label, Tensor) and label.ndim == 0 and not label.is_floating_point()
     ):
@@ -125,7 +129,11 @@ def _one_line(error: Exception) -> str:
 
 
 def build_classifier(name: str, num_classes: int) -> torch.nn.Module:
-    """``torchvision:resnet18``: a classifier of torchvision.models, freshly initialized."""
+    """A freshly initialized classifier of torchvision.models, such as ``torchvision:resnet18``.
+
+    Raises:
+        InputError: torchvision has no classifier of that name; lists similar names.
+    """
     models = import_torchvision().models
     known = models.list_models(module=models)
     short = name.removeprefix(PREFIX)

@@ -1,4 +1,4 @@
-"""A small deterministic trainer: classifiers whose whole data set fits on one device."""
+"""A small deterministic trainer for classifiers whose data set fits on one device."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch.utils.data import TensorDataset
 
 from hessian_spectrum._core.errors import InputError
 
-_EVALUATION_BATCH = 1024  # samples; changes memory, not results
+_EVALUATION_BATCH = 1024  # samples; affects memory, not results
 
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What one epoch measured. Training numbers are running ones: each sample before its step."""
+    """Measurements of one epoch. Training values are running means: each sample before its step."""
 
-    epoch: int  # 1 is the first
+    epoch: int  # from 1
     loss: float  # mean cross entropy per sample, without weight decay
-    accuracy: float  # share of training samples, 0 to 1
+    accuracy: float  # fraction of training samples, 0 to 1
     test_accuracy: float | None  # after the epoch, in eval mode; None without test data
 
 
@@ -46,23 +46,26 @@ def train(
 ) -> list[EpochResult]:
     """Minimize the mean cross entropy of ``model`` over ``dataset``, in place.
 
-    Bit for bit the same for the same model, seed, device and number of threads. The order of
-    the samples has a generator of its own: torch's global one is neither read nor advanced.
+    Bitwise reproducible for the same model, seed, device and number of threads. The sample order
+    has its own generator; torch's global generator is neither read nor advanced.
 
     Args:
         model: (N, C, H, W) -> (N, classes) logits; moved to ``device``, left in eval mode.
-        dataset: inputs (N, C, H, W) and int64 labels (N,), kept on ``device`` whole.
+        dataset: inputs (N, C, H, W) and int64 labels (N,), all kept on ``device``.
         epochs: passes over the data.
-        batch_size: samples a step; the last step of an epoch takes what is left.
-        momentum: of "sgd"; not used by "adam".
+        batch_size: samples per step; the last step of an epoch takes the remaining ones.
+        lr: learning rate.
+        momentum: for "sgd"; "adam" ignores it.
+        weight_decay: the optimizer's.
         optimizer: "sgd" or "adam".
-        test: the same kind of data, for ``test_accuracy``.
+        seed: of the sample order.
+        test: held-out data of the same form, for ``test_accuracy``.
         on_epoch: called with (result, model, optimizer) after every epoch.
 
     Raises:
         InputError: a setting out of its range, or an empty data set.
-        FloatingPointError: the loss or a parameter is no longer finite; raised before
-            ``on_epoch``, so that no such checkpoint is written.
+        FloatingPointError: the loss or a parameter is not finite; raised before ``on_epoch``, so
+            that no checkpoint of that state is written.
     """
     _require_valid(dataset, epochs, batch_size, lr, momentum, weight_decay)
     model.to(device)
@@ -84,9 +87,11 @@ def train(
 def _one_epoch(
     model: nn.Module, stepper: torch.optim.Optimizer, batches: Iterator[tuple[Tensor, Tensor]]
 ) -> tuple[float, float]:
-    """One step a batch; the running mean loss and accuracy over all samples."""
+    """One step per batch. Returns the running mean loss and accuracy over all samples."""
     model.train()
-    loss_sum = correct = 0.0  # stay on the device: reading them out at each step would wait
+    # Sums stay on the device: reading them at each step would synchronize.
+    loss_sum: float | Tensor = 0.0
+    correct: float | Tensor = 0.0
     num_samples = 0
     for x, y in batches:
         outputs = model(x)
@@ -154,7 +159,7 @@ def _require_valid(
 
 
 def _require_finite(loss: float, model: nn.Module, epoch: int, lr: float) -> None:
-    # The last step of an epoch can overflow the parameters after a loss that was finite.
+    # The last step of an epoch can overflow the parameters after a finite loss.
     if math.isfinite(loss) and all(p.isfinite().all() for p in model.parameters()):
         return
     raise FloatingPointError(

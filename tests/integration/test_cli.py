@@ -279,7 +279,7 @@ def _same_bits(path, other):
 def test_a_signal_saves_the_state_and_resume_gives_the_same_bits(inside, straight, number, capsys):
     code, said = _interrupted(number, after="start")
     assert code == 75
-    assert "the same command with --resume goes on" in said
+    assert "the same command with --resume continues" in said
     with hs.open("run.h5") as run:  # readable, with what was finished
         assert not run.finished
         assert run["density"].mass(-np.inf, np.inf) == pytest.approx(1)

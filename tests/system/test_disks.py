@@ -51,7 +51,9 @@ def test_a_disk_that_fills_up_ends_the_job_and_nothing_of_before_is_lost(found, 
     assert case["code"] == 1
     said = error(case["said"])
     assert "OSError: [Errno 28] No space left on device: '" in said and "run.h5" in said
-    assert "; make room; what was saved is whole: the same command with --resume goes on" in said
+    assert (
+        "; make room; the saved state is complete: the same command with --resume continues" in said
+    )
     check_goes_on(case)
 
 
@@ -61,7 +63,7 @@ def test_a_disk_that_turns_read_only_ends_the_job_and_nothing_of_before_is_lost(
     assert case["code"] == 1
     said = error(case["said"])
     assert "OSError: [Errno 30] Read-only file system: '" in said and ".lock" not in said
-    assert "; what was saved is whole: the same command with --resume goes on" in said
+    assert "; the saved state is complete: the same command with --resume continues" in said
     check_goes_on(case)
 
 

@@ -30,19 +30,22 @@ def test_every_resource_stands_once_at_the_top():
         ("--gpus 2 --ranks 4 -- density --problem a.py:f --out a.h5", "one rank a GPU"),
         ("--minutes 2 --signal-seconds 120 -- density --problem a.py:f --out a.h5", "less than"),
         ("-- density --problem a.py:f", "the command has no --out"),
-        ("-- density --problem a.py:f --out a.h5 --overwrite", "would start again"),
-        ("-- density --problem a.py:f --out '{name}.h5'", "stand for those of an array"),
+        ("-- density --problem a.py:f --out a.h5 --overwrite", "would start from the beginning"),
+        ("-- density --problem a.py:f --out '{name}.h5'", "belong to a job array"),
         ("--checkpoints a.pt -- density --problem a.py:f --out a.h5", "an array needs {name}"),
         (
             "--checkpoints a/x.pt b/x.pt -- density --problem a.py:f --checkpoint {checkpoint} "
             "--out '{name}.h5'",
             "several checkpoints are called x",
         ),
-        ("--summary s.h5 -- density --problem a.py:f --out a.h5", "--summary is for an array"),
+        (
+            "--summary s.h5 -- density --problem a.py:f --out a.h5",
+            "--summary belongs to a job array",
+        ),
         ("--name 'a b' -- density --problem a.py:f --out a.h5", "--name 'a b': expected letters"),
-        ("-- info a.h5", "info does not compute for hours"),
+        ("-- info a.h5", "info cannot be resumed by a job"),
         ("-- density --problem a.py:f --num-probes 0 --out a.h5", "--num-probes 0"),
-        ("", "no command to submit: expected one behind --"),
+        ("", "no command to submit; expected one behind --"),
     ],
 )
 def test_jobs_that_could_not_run_are_refused(words, reason, capsys):
@@ -55,5 +58,5 @@ def test_without_slurm_submit_says_what_to_do(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert main(["submit", "--", *shlex.split(DENSITY)]) == 2
-    assert "no sbatch here" in capsys.readouterr().err
+    assert "there is no sbatch on this machine" in capsys.readouterr().err
     assert not os.listdir()
