@@ -32,6 +32,8 @@ from hessian_spectrum.krylov.ritz import (
 )
 from hessian_spectrum.krylov.storage import Place
 from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.planning.planned_operator import planned
+from hessian_spectrum.planning.product_planner import vectors_that_fit
 from hessian_spectrum.spectral.measure import EigenPairs
 
 # Vectors multiplied together. Of each eigenvalue a block of two shows two copies, if there are:
@@ -42,6 +44,7 @@ WANTED_ROOM = 10
 LEAST_ROOM = 4  # blocks beside the wanted ones
 MOST = 2000  # products, and a hundred for each eigenpair
 WANTED_MOST = 100
+EXPECTED_STEPS = 100  # of a run whose length nobody knows
 LOOKS = 25  # a space is looked at when it has grown by this part: it takes O(r^3)
 STILL = 1e-2  # of the given vectors' length: what a warm start adds to them at random
 WARM_STEPS = 8  # at least, from a warm start
@@ -99,6 +102,9 @@ def eigenpairs(
     curvature matrix in float32 two such products are formed in float64 too: by how much they
     differ, for all pairs together, is counted in each residual, though most will have less of it.
 
+    Products of a curvature matrix that was made without ``plan=`` are formed in the fastest way
+    that fits the memory, as the command line plans them; the operator itself is not changed.
+
     Args:
         k: how many, at most the operator's size; with "both" at each end, or (at the lower end, at
             the upper one).
@@ -109,7 +115,8 @@ def eigenpairs(
             is multiple, or in a cluster narrower than ``tol``, some may be missing.
         block_size: b. Default: 2, which shows that what appears once is single; without ``copies``
             1, which takes the fewest products.
-        basis_size: Krylov vectors that may be held at once. Default: 300, and ten for each pair.
+        basis_size: Krylov vectors that may be held at once. Default: 300, and ten for each pair,
+            or on the device as many of them as fit half of the memory.
         max_products: stop there, converged or not. Default: 2,000, and a hundred for each pair.
         start: vectors (j, n) near the wanted ones, whole, to start from; or what ``on_step`` of
             ``spectral_density`` was given last, whose Krylov space is gone on with.
@@ -137,6 +144,16 @@ def eigenpairs(
     block_size = default_block(copies) if block_size is None else block_size
     capacity, most = sizes(operator.n, k, which, block_size, basis_size, max_products)
     goal = Goal(k, which, tol, most, seed, copies)
+    if basis_size is None and basis == "device":
+        fitting = vectors_that_fit(operator.layout, operator.dtype)
+        least = least_basis(operator.n, k, which, block_size)
+        capacity = max(least, min(capacity, fitting))
+    operator = planned(
+        operator,
+        block_size,
+        expected_steps(most, block_size),
+        kept=capacity if basis == "device" else block_size,
+    )
     space = state or first(operator, goal, block_size, capacity, start, basis)
     while True:
         space, found = advance(operator, space, goal)
@@ -441,6 +458,11 @@ def default_block(copies: bool) -> int:
 def least_basis(n: int, k: K, which: Which, block_size: int) -> int:
     """The fewest Krylov vectors that k pairs can be found with."""
     return min(sum(counts(which, k)) + LEAST_ROOM * block_size, n + block_size)
+
+
+def expected_steps(max_products: int, block_size: int) -> int:
+    """Block products that a plan is made for: nobody knows how many convergence takes."""
+    return max(1, min(EXPECTED_STEPS, max_products // block_size))
 
 
 def _check(operator: SymmetricOperator, tol: float, seed: int, start: Any) -> None:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.algorithms.eigenpairs import eigenpairs
-from hessian_spectrum.algorithms.minres import solve
+from hessian_spectrum.algorithms.eigenpairs import EXPECTED_STEPS, eigenpairs
+from hessian_spectrum.algorithms.minres import WORKING_VECTORS, solve
 from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.planning.planned_operator import planned
 from hessian_spectrum.spectral.measure import EigenPairs
 
 ROUGH = 1e-2  # relative error of |lambda|max, which only scales the tolerance
@@ -73,6 +74,7 @@ def eigenpairs_near(
     if not isinstance(shift, (int, float)) or not math.isfinite(shift):
         raise InputError(f"shift={shift}: expected a finite number")
     most = max_solves or 20 + 10 * k
+    operator = planned(operator, 1, EXPECTED_STEPS, kept=most + WORKING_VECTORS)
     norm = np.abs(
         eigenpairs(operator, 1, "magnitude", ROUGH, seed=seed, copies=False, vectors=False).values
     ).max()

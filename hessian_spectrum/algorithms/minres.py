@@ -12,7 +12,10 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.planning.planned_operator import planned
 
+EXPECTED_STEPS = 100  # products that a plan is made for
+WORKING_VECTORS = 16  # of the operator's dtype; SciPy's MINRES holds about eight in float64
 LEAST = 1e-15  # relative tolerance that MINRES is given at last
 
 
@@ -61,12 +64,15 @@ def solve(
         )
     if max_steps is not None and (not isinstance(max_steps, int) or max_steps < 1):
         raise InputError(f"max_steps={max_steps}: expected a whole number, 1 or more")
+    steps = max_steps or 5 * n
+    # The solver's vectors are whole, on rank 0.
+    operator = planned(operator, 1, min(EXPECTED_STEPS, steps), kept=WORKING_VECTORS * world.size)
     right = b.double().cpu().numpy()
     products = _Products(operator)
     x, error = np.zeros(n), None
     if world.rank == 0:
         try:
-            x = _refined(products, right, damping, tol, max_steps or 5 * n)
+            x = _refined(products, right, damping, tol, steps)
         except FloatingPointError as failed:
             error = failed
         finally:

@@ -21,6 +21,7 @@ from hessian_spectrum.krylov.state import ProbeState
 from hessian_spectrum.krylov.storage import Place
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.operators.transforms import Restricted, products_of_blocks
+from hessian_spectrum.planning.planned_operator import planned
 from hessian_spectrum.spectral.held_out_probes import certified
 from hessian_spectrum.spectral.measure import EigenPairs, SpectralMeasure
 from hessian_spectrum.spectral.quadrature import BlockRule
@@ -50,6 +51,9 @@ def spectral_density(
 
     Each of the b probes z, uniform on the sphere, gives a Gauss rule of ``f -> z^T f(A) z``,
     whose mean over z is tr f(A) / n (Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38 (2017)).
+
+    Products of a curvature matrix that was made without ``plan=`` are formed in the fastest way
+    that fits the memory, as the command line plans them; the operator itself is not changed.
 
     Args:
         num_probes: b, the block size. What is left out of b, m and their product is chosen:
@@ -87,6 +91,14 @@ def spectral_density(
         raise InputError("sigma2 without target_error changes nothing here; leave it out")
     num_probes, num_steps = choose(
         operator.n, estimator, num_probes, num_steps, num_products, target_error
+    )
+    operator = planned(
+        operator,
+        num_probes,
+        num_steps if data_groups is None else 2 * num_steps,
+        kept=_held_on_device(
+            basis, vectors_kept(operator.n, estimator, num_probes, num_steps), num_probes
+        ),
     )
     groups = []
     if data_groups is not None:
@@ -136,6 +148,11 @@ def vectors_kept(n: int, estimator: Estimator, num_probes: int, num_steps: int) 
     return every if estimator == "slq" else min(every, n)
 
 
+def _held_on_device(basis: Place, vectors: int, together: int) -> int:
+    """Krylov vectors on the device: all, or those of one block product."""
+    return vectors if basis == "device" else together
+
+
 def _reached(
     state: ProbeState, operator: SymmetricOperator, target_error: float, sigma2: float | None
 ) -> bool:
@@ -180,6 +197,10 @@ def spectral_densities(
         raise InputError("blocks: expected name patterns by label, such as {'first': 'layer1.*'}")
     _check(operator, seed)
     choose(operator.n, "slq", num_probes, num_steps)
+    sizes = [Restricted(operator, patterns).n for patterns in blocks.values()]
+    kept = math.ceil(num_probes * (num_steps + 1) * sum(sizes) / operator.n)
+    together = num_probes * len(blocks)
+    operator = planned(operator, together, num_steps, kept=_held_on_device(basis, kept, together))
     restricted = {name: Restricted(operator, patterns) for name, patterns in blocks.items()}
     states = {
         name: lanczos.start(block, _probes(block, num_probes, seed), min(num_steps, block.n), basis)

@@ -33,7 +33,6 @@ from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.planning import product_planner
 from hessian_spectrum.planning.product_planner import Estimate
 
-EXPECTED = 25  # products at a point, for an estimate
 SHORTEST = 4  # points of a path
 
 
@@ -85,7 +84,7 @@ def planned(config: CurvatureConfig | TrackConfig, mesh: Mesh, ev: Evaluator) ->
             ev,
             ev.theta,
             1,
-            EXPECTED,
+            maps.EXPECTED_PRODUCTS,
             kept=STEPS + 1,
             form=OPERATORS[name](ev).form,
             mode=getattr(config, "hvp", None),

@@ -47,7 +47,6 @@ from hessian_spectrum.storage.krylov_state import RecurrenceStore
 from hessian_spectrum.storage.shards import ShardedVectors
 
 FREE = Record.free_fields
-EXPECTED_STEPS = 100  # of a run whose length nobody knows
 
 
 def eigenpairs(
@@ -146,11 +145,11 @@ def _room(config: EigenpairsConfig, evaluator: Evaluator) -> int:
     size, _ = _sizes(config, evaluator.n)
     if config.basis_size is not None:
         return size
-    layout, world = evaluator.layout, evaluator.world
-    budget = config.memory_bytes or product_planner.MEMORY_SHARE * product_planner.available(world)
-    fitting = int(product_planner.BASIS_SHARE * budget / (layout.chunk * evaluator.dtype.itemsize))
+    fitting = product_planner.vectors_that_fit(
+        evaluator.layout, evaluator.dtype, config.memory_bytes
+    )
     least = eigensolver.least_basis(evaluator.n, config.wanted, config.which, _block(config))
-    return world.gather_objects(max(least, min(size, fitting)))[0]
+    return max(least, min(size, fitting))
 
 
 def _block(config: EigenpairsConfig) -> int:
@@ -164,12 +163,12 @@ def _sizes(config: EigenpairsConfig, n: int) -> tuple[int, int]:
 
 
 def _estimate(config: EigenpairsConfig, operator: Curvature, room: int) -> product_planner.Estimate:
-    most = _sizes(config, operator.n)[1] // _block(config)
+    block, most = _block(config), _sizes(config, operator.n)[1]
     return product_planner.plan(
         operator.evaluator,
         operator.theta,
-        _block(config),
-        max(1, min(EXPECTED_STEPS, most)),
+        block,
+        eigensolver.expected_steps(most, block),
         kept=room,
         form=operator.form,
         mode=config.hvp,

@@ -7,10 +7,12 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError, is_out_of_memory
 from hessian_spectrum.distributed.memory import available, young_heap
+from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.loss.backends import check_precision
 from hessian_spectrum.loss.batching import leading_size
 from hessian_spectrum.loss.evaluator import Evaluator
@@ -59,6 +61,7 @@ def plan(
     memory: int | None = None,
     folder: Path | None = None,
     kept: int | None = None,
+    place: str | None = None,
 ) -> Estimate:
     """The fastest way to form ``num_steps`` block products of ``num_probes`` vectors that fits.
 
@@ -73,6 +76,7 @@ def plan(
             Default: 80 % of what is available.
         folder: where Krylov vectors may live on a disk; None: nowhere.
         kept: how many Krylov vectors are kept. Default: all, num_probes * (num_steps + 1).
+        place: where they are kept, if that is decided already: "device", "host" or "disk".
 
     Raises:
         InputError: an unknown mode or precision; no mode works for this model; the memory is too
@@ -92,8 +96,10 @@ def plan(
     if world.rank == 0:
         try:
             budget = memory or int(MEMORY_SHARE * available(world))
-            place = _place(evaluator, basis, budget, vectors, folder)
+            place = place or _place(evaluator, basis, budget, vectors, folder)
             room = budget - vectors - (basis if place == "device" else 0)
+            if room <= 0:
+                raise _no_room(basis, vectors, budget)
             start = ProductPlan(mode or "reverse", precision=precision)
             with young_heap():
                 measured = _measured(
@@ -134,11 +140,31 @@ def _place(evaluator: Evaluator, basis: int, budget: int, vectors: int, folder: 
             return "disk"
     if basis + vectors < budget:
         return "device"
-    raise InputError(
+    raise _no_room(basis, vectors, budget)
+
+
+def _no_room(basis: int, vectors: int, budget: int) -> InputError:
+    return InputError(
         f"the Krylov vectors take {basis / 2**30:.2f} GiB a rank and the vectors in flight "
         f"{vectors / 2**30:.2f} GiB, but the memory is {budget / 2**30:.2f} GiB, and there is no "
-        "host memory or disk for them; use fewer probes or steps, more ranks, or more --memory"
+        "host memory or disk for them; use fewer probes or steps, more ranks, more --memory, or in "
+        "Python basis= for another place"
     )
+
+
+def vectors_that_fit(layout: Layout, dtype: torch.dtype, memory: int | None = None) -> int:
+    """How many vectors, sharded as ``layout`` says, fit into the memory's share for such.
+
+    Args:
+        memory: bytes of the device that may be used, on each rank; default: 80 % of what is
+            available on the first one.
+
+    One exchange; the same on every rank.
+    """
+    world = layout.world
+    budget = memory or int(MEMORY_SHARE * available(world))
+    fitting = int(BASIS_SHARE * budget / (max(1, layout.chunk) * dtype.itemsize))
+    return world.gather_objects(fitting)[0]
 
 
 def _measured(
