@@ -1,4 +1,4 @@
-"""How many probes and steps a density takes, where the user names only what it may cost."""
+"""The numbers of probes and steps of a density, chosen from its cost or target error."""
 
 from __future__ import annotations
 

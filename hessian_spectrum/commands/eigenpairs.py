@@ -14,8 +14,8 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.algorithms import eigenpairs as eigensolver
-from hessian_spectrum.algorithms import spectral_density
-from hessian_spectrum.algorithms.eigenpairs import Goal
+from hessian_spectrum.algorithms import residual_check, spectral_density
+from hessian_spectrum.algorithms.convergence import Goal, WantedPairs
 from hessian_spectrum.commands import report
 from hessian_spectrum.commands.runner import (
     HEADER,
@@ -126,18 +126,20 @@ def _believed(
     record: EigenpairsRecord,
     operator: Curvature,
     space: RitzSpace,
-    found: eigensolver.Found,
+    found: WantedPairs,
     stop: StopRequest,
 ) -> tuple[EigenPairs, Tensor, float]:
     certify = record.config.certify
-    total = len(found.values) if certify else eigensolver.COMBINATIONS
+    total = len(found.values) if certify else residual_check.NUM_COMBINATIONS
     with record.bar(total, 0, "product in float64") as bar:
 
         def on_products(count: int) -> None:
             bar.update(count)
             record.checkpoint(stop, lambda: record.save(space, operator), finished=False)
 
-        return eigensolver.believed(operator, space, record.goal, found, certify, on_products)
+        return residual_check.checked_pairs(
+            operator, space, record.goal, found, certify, on_products
+        )
 
 
 def _room(config: EigenpairsConfig, evaluator: Evaluator) -> int:

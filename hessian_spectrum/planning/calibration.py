@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.minibatch_loss import Part
 from hessian_spectrum.operators.curvature_products import HESSIAN, Form
 from hessian_spectrum.operators.product_modes import MODES, Products
+
+Result = TypeVar("Result")
 
 REPEATS, ENOUGH = 3, 1.0  # a timing is the least of so many, or of fewer after so many seconds
 # Numbers of vectors at once that modes are tried with, and all; "reverse" takes one at a time.
@@ -78,7 +82,7 @@ class Bench:
         dtype, self.eps = PRECISIONS[precision or str(evaluator.dtype).removeprefix("torch.")]
         self.theta = theta.to(dtype)
 
-    def run(self, action: Callable, *arguments) -> object:
+    def run(self, action: Callable[..., Result], *arguments: Any) -> Result:
         """``action(part, theta, *arguments)`` as in a run: same mode, kernels and arithmetic."""
         ev = self.evaluator
         with ev.evaluation_mode(self.precision):
@@ -243,7 +247,7 @@ def _timed(
                 products(vectors)
                 bench.synchronize()
                 first = time.perf_counter() - clock
-            seconds = bench.seconds(lambda p=products, v=vectors: p(v))
+            seconds = bench.seconds(partial(products, vectors))
         except RuntimeError as failed:
             if not is_out_of_memory(failed) or not trials:
                 raise

@@ -52,6 +52,10 @@ def planned(
         return other
     if not isinstance(operator, Curvature) or operator.is_planned:
         return operator
+    return _planned(operator, num_vectors, num_steps, kept)
+
+
+def _planned(operator: Curvature, num_vectors: int, num_steps: int, kept: int) -> Curvature:
     estimate = product_planner.plan(
         operator.evaluator,
         operator.theta,
@@ -79,7 +83,7 @@ def planned_once(make: CurvatureAt, num_vectors: int, num_steps: int, *, kept: i
             return operator
         if plan is not None:
             return operator.planned(plan)
-        operator = planned(operator, num_vectors, num_steps, kept=kept)
+        operator = _planned(operator, num_vectors, num_steps, kept)
         plan = operator.plan
         return operator
 

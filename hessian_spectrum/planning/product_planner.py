@@ -106,8 +106,8 @@ def plan(
                     evaluator, theta, form, num_probes, num_steps, mode, start, room
                 )
             first, result = measured[-1], (budget, place, *measured[:-1])
-        except Exception as refused:
-            error = refused
+        except Exception as failed:
+            error = failed
     world.raise_together(error)
     budget, place, chosen, working, seconds, trials, refused = world.gather_objects(result)[0]
     return Estimate(
