@@ -1,4 +1,4 @@
-"""How to form products: measured on one minibatch, planned to fit the memory there is."""
+"""Choose how products are formed: the fastest plan, measured on one minibatch, that fits memory."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from hessian_spectrum.planning.calibration import Bench, Trial
 
 MEMORY_SHARE = 0.8  # of what is available, unless the user says otherwise
 BASIS_SHARE = 0.5  # of the memory: Krylov vectors that take more go to the next larger place
-LONGEST = 120.0  # seconds of calibration; what would take longer is measured on fewer samples
-CONVOLUTION_CHUNK = 4  # vectors at once: more leave the caches, and are slower for each
-MANY_STEPS = 10  # from here on a linearization pays for its recording
-WORTH = 20  # calibrate only where the run is estimated to take this many times as long
+MAX_CALIBRATION = 120.0  # seconds; a longer calibration is made on fewer samples
+CONVOLUTION_CHUNK = 4  # vectors at once: more do not fit the caches, and are slower for each
+MIN_STEPS_TO_LINEARIZE = 10  # fewer do not pay for the recording
+RUN_OVER_CALIBRATION = 20  # seconds of a run over those of its calibration, from which it is made
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will cost with its plan; memory for each rank."""
+    """The cost of a run with its plan; memory for each rank."""
 
     plan: ProductPlan
     place: str  # of the Krylov vectors: "device", "host" or "disk"
@@ -45,7 +45,7 @@ class Estimate:
     calibrated: bool  # False: a default, and a guess of the time
     trials: tuple[Trial, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)  # modes left out, and why
-    # Of this rank's first minibatch, where the plan keeps it and it was formed to be measured
+    # The map of this rank's first minibatch, where the plan keeps it and it was formed already
     first: Products | None = field(default=None, compare=False)
 
 
@@ -65,18 +65,18 @@ def plan(
 ) -> Estimate:
     """The fastest way to form ``num_steps`` block products of ``num_probes`` vectors that fits.
 
-    Where the run is long enough to be worth it, every mode (or only ``mode``) is timed on one
-    minibatch, its memory is measured and its products are compared with those of reverse over
-    reverse; the first rank's measurements decide for all.
+    Where the run is 20 times as long as its calibration would be, every mode (or only ``mode``) is
+    timed on one minibatch, its memory is measured and its products are compared with those of
+    reverse over reverse; rank 0's measurements decide for all. A shorter run takes a default.
 
     Args:
-        form: what is multiplied.
+        form: the curvature matrix.
         precision: arithmetic of the products, a name in ``kernels.PRECISIONS``.
         memory: bytes of the device that may be used beyond those in use now, on each rank.
             Default: 80 % of what is available.
-        folder: where Krylov vectors may live on a disk; None: nowhere.
-        kept: how many Krylov vectors are kept. Default: all, num_probes * (num_steps + 1).
-        place: where they are kept, if that is decided already: "device", "host" or "disk".
+        folder: of a disk that may hold Krylov vectors; None: none may.
+        kept: how many Krylov vectors are held. Default: all, num_probes * (num_steps + 1).
+        place: where they are held, if that is decided already: "device", "host" or "disk".
 
     Raises:
         InputError: an unknown mode or precision; no mode works for this model; the memory is too
@@ -177,16 +177,16 @@ def _measured(
     start: ProductPlan,
     room: int,
 ) -> tuple[ProductPlan, int, float, tuple[Trial, ...], dict[str, str], Products | None]:
-    """(plan, bytes, seconds, trials, modes left out, first map) for this rank's share."""
+    """(plan, bytes, seconds, trials, refused modes, first map) for this rank's share."""
     whole = next((batch for batch in evaluator.batches if evaluator.weight(batch)), None)
-    if whole is None:  # this rank has no data: nothing to measure, nothing to wait for
+    if whole is None:  # this rank has no data to measure
         return start, 0, 0.0, (), {}, None
     size = leading_size(whole)
     limit = size
     if evaluator.can_be_cut(whole):
         limit = _largest_that_fits(evaluator, theta, form, start, size, room)
     while True:
-        # Halves of halves: what memory allows varies a little, and would change the last bits.
+        # Powers of two: the free memory varies a little, which would change the last bits.
         parts = 2 ** math.ceil(math.log2(size / limit))
         batch_size = math.ceil(size / parts) if parts > 1 else None
         count = evaluator.num_minibatches * parts
@@ -194,16 +194,16 @@ def _measured(
             bench = Bench(evaluator, theta, start.precision, batch_size, form)
             single, peak = bench.single()
             guess = num_probes * num_steps * count * single
-            # Calibration forms some forty products, and more in modes that batch; recording takes
+            # Calibration forms some forty products, and more in batched modes; recording takes
             # seconds.
             cost = 5.0 + (40 + 4 * num_probes) * single
-            if guess < WORTH * min(cost, LONGEST):
+            if guess < RUN_OVER_CALIBRATION * min(cost, MAX_CALIBRATION):
                 chosen, working, first = _default(
                     bench, peak, mode, count, num_probes, num_steps, room
                 )
                 return chosen, working, guess, (), {}, first
-            # Other ranks wait for this one, and give it up after some minutes.
-            share = math.ceil(cost / LONGEST) if evaluator.can_be_cut(whole) else 1
+            # The other ranks wait for this one, and take it for dead after some minutes.
+            share = math.ceil(cost / MAX_CALIBRATION) if evaluator.can_be_cut(whole) else 1
             samples = math.ceil((batch_size or size) / share)
             few = Bench(evaluator, theta, start.precision, samples, form)
             trials, refused = _trials(few if share > 1 else bench, num_probes, mode, room // share)
@@ -255,11 +255,11 @@ def _default(
     """
     convolves = any(len(shape) == 4 for shape in bench.evaluator.layout.shapes)
     candidates = [mode] if mode else ["reverse"]
-    if mode is None and num_steps >= MANY_STEPS:
+    if mode is None and num_steps >= MIN_STEPS_TO_LINEARIZE:
         candidates.insert(0, "linearize")
     for name in candidates:
         chunk = min(CONVOLUTION_CHUNK if convolves else num_probes, num_probes)
-        expected = calibration.EXPECTED.get(name, lambda k: 1)(chunk) * peak
+        expected = calibration.EXPECTED_PEAK.get(name, lambda k: 1)(chunk) * peak
         if name != candidates[-1] and expected > room:
             continue
         used = calibration.use(bench, name, chunk)
@@ -279,8 +279,10 @@ def _default(
 def _trials(
     bench: Bench, num_probes: int, mode: str | None, room: int
 ) -> calibration_cache.Measured:
-    """Measured now, or before; what was measured before is checked again: the model's code may
-    have changed."""
+    """Trials from the cache, whose modes are checked again, or new ones.
+
+    Checked again since the model's code may have changed.
+    """
     name = calibration_cache.key(bench, num_probes, mode, room)
     known = calibration_cache.load(name)
     if known is not None:
@@ -319,7 +321,7 @@ def _largest_that_fits(
 ) -> int:
     """Samples of the largest minibatch whose first-order graph takes half of the room.
 
-    Half: other modes and kept maps want their part.
+    Half: other modes and kept maps take more.
     """
     bytes_of_one = calibration.bytes_of_a_sample(
         evaluator, theta, start.precision, size, room, form

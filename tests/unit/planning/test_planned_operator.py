@@ -16,7 +16,7 @@ DEFAULT = hs.ProductPlan("linearize", keep=True)  # of ten steps and more, not c
 @pytest.fixture(autouse=True)
 def no_calibration(monkeypatch):
     """A slow machine must not decide: every run here counts as short."""
-    monkeypatch.setattr(product_planner, "WORTH", float("inf"))
+    monkeypatch.setattr(product_planner, "RUN_OVER_CALIBRATION", float("inf"))
 
 
 @pytest.fixture
