@@ -26,7 +26,7 @@ from hessian_spectrum.krylov.ritz import (
     wanted,
 )
 
-# A space is examined when it has grown by one part in so many: it takes O(r^3).
+# A space is examined each time that it has grown by one part in so many: that takes O(r^3).
 EXAMINATIONS = 25
 # A product is usually good to this many units of rounding of the largest eigenvalue.
 PRODUCT_ROUNDING = 10
@@ -73,7 +73,7 @@ def is_due(space: RitzSpace, goal: Goal) -> bool:
 def examined(
     space: RitzSpace, n: int, eps: float, goal: Goal
 ) -> tuple[Decision, WantedPairs, Array | None]:
-    """What to do, the wanted pairs, and the coordinates of the pairs that are kept.
+    """The decision, the wanted pairs, and the coordinates of the Ritz pairs that a restart keeps.
 
     Args:
         n: the operator's size.
@@ -94,7 +94,7 @@ def _decision(
     enough = len(best) == min(sum(counts(goal.which, goal.k)), pairs.order)
     if space.products >= goal.max_products or space.order >= pairs.order:
         return Decision.FINISH, None
-    # What is smaller is noise of the products: more of them would show nothing new.
+    # Smaller residuals are noise of the products: further steps would not reduce them.
     floor = 2 * max(eps, space.noise) * pairs.scale
     worst = pairs.residuals[best].max()
     invariant = space.is_finished
@@ -105,7 +105,7 @@ def _decision(
         )
         if explored and not missing:
             return Decision.FINISH, None
-        # A restart drops what is left of the residuals: they stay below the tolerance.
+        # The block that a refresh drops stays part of the residuals: half the tolerance is left.
         if explored and (worst <= max(goal.tol * pairs.scale / 2, floor) or invariant):
             return Decision.REFRESH, best
     room = space.capacity - len(best) - 2 * max(1, space.width)

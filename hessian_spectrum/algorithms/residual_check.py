@@ -1,4 +1,4 @@
-"""Residuals of converged pairs, checked by products that the recurrence has not seen."""
+"""Residuals of converged pairs, checked by products with their vectors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def checked_pairs(
         on_products: called with their number after every block product in float64, on all ranks.
 
     Returns:
-        (pairs, this rank's entries of their vectors, what float32 adds to each residual).
+        (pairs, this rank's entries of their vectors, the error of float32 in each residual).
     """
     world, values, added = operator.layout.world, found.values, 0.0
     rows = krylov_schur.vectors(space, found.coordinates).to(operator.device)
@@ -90,9 +90,12 @@ def _checked_residuals(
 
 
 def arithmetic_error(operator: SymmetricOperator, rows: Tensor, seed: int) -> float:
-    """By how much products in float64 differ, sqrt(sum_i |e_i|^2) for all rows together.
+    """sqrt(sum_i |e_i|^2) with e_i the difference of row i's products here and in float64.
 
-    The larger of two random sums of the rows, whose squared error has that mean: no e_i is larger.
+    Estimated as the larger of two random signed sums of the rows, whose squared error has that
+    mean: no e_i is larger.
+
+    Cost: two products, and two in float64.
     """
     u = torch.from_numpy(_signs(seed, len(rows))).to(rows) @ rows
     product, exact = _products(operator, u).double(), operator.in_float64()

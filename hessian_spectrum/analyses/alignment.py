@@ -67,7 +67,7 @@ def alignment(
     if at_once is not None and at_once < 1:
         raise InputError(f"at_once={at_once}: expected 1 or more")
     counts = [1 if size == total else num_batches for size in sizes]
-    at_once = at_once or min(gradients_at_once(evaluator), max(counts))
+    at_once = min(at_once or gradients_at_once(evaluator), max(counts))
     passes = sum(-(-count // at_once) for count in counts)
     operator = planned(operator, at_once, passes, kept=2 * at_once)  # gradients, and their units
     top = _Top.of(operator, pairs)
