@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from hessian_spectrum._core.errors import InputError, is_out_of_memory
+from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.memory import available, young_heap
 from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.loss.backends import check_precision
-from hessian_spectrum.loss.batching import leading_size
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.operators.curvature_products import HESSIAN, Form
 from hessian_spectrum.operators.linearization import ProductPlan
 from hessian_spectrum.operators.product_modes import MODES, Products
-from hessian_spectrum.planning import calibration, calibration_cache
-from hessian_spectrum.planning.calibration import Bench, Trial
+from hessian_spectrum.planning.calibration import Trial
+from hessian_spectrum.planning.plan_choice import Workload, choose
 
 MEMORY_SHARE = 0.8  # of what is available, unless the user says otherwise
 BASIS_SHARE = 0.5  # of the memory: Krylov vectors that take more go to the next larger place
-MAX_CALIBRATION = 120.0  # seconds; a longer calibration is made on fewer samples
-CONVOLUTION_CHUNK = 4  # vectors at once: more do not fit the caches, and are slower for each
-MIN_STEPS_TO_LINEARIZE = 10  # fewer do not pay for the recording
-RUN_OVER_CALIBRATION = 20  # seconds of a run over those of its calibration, from which it is made
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,7 @@ def plan(
 
     Args:
         form: the curvature matrix.
-        precision: arithmetic of the products, a name in ``kernels.PRECISIONS``.
+        precision: arithmetic of the products, a name in ``loss.backends.PRECISIONS``.
         memory: bytes of the device that may be used beyond those in use now, on each rank.
             Default: 80 % of what is available.
         folder: of a disk that may hold Krylov vectors; None: none may.
@@ -100,28 +94,27 @@ def plan(
             room = budget - vectors - (basis if place == "device" else 0)
             if room <= 0:
                 raise _no_room(basis, vectors, budget)
-            start = ProductPlan(mode or "reverse", precision=precision)
+            work = Workload(evaluator, theta, form, num_probes, num_steps, mode, precision)
             with young_heap():
-                measured = _measured(
-                    evaluator, theta, form, num_probes, num_steps, mode, start, room
-                )
-            first, result = measured[-1], (budget, place, *measured[:-1])
+                chosen = choose(work, room)
+            # A map stays on its rank: it cannot be sent.
+            first, result = chosen.first, (budget, place, replace(chosen, first=None))
         except Exception as failed:
             error = failed
     world.raise_together(error)
-    budget, place, chosen, working, seconds, trials, refused = world.gather_objects(result)[0]
+    budget, place, choice = world.gather_objects(result)[0]
     return Estimate(
-        plan=chosen,
+        plan=choice.plan,
         place=place,
         products=num_probes * num_steps,
         passes=num_steps,
         basis=basis,
-        working=vectors + working,
+        working=vectors + choice.working,
         budget=budget,
-        seconds=seconds,
-        calibrated=bool(trials),
-        trials=trials,
-        refused=refused,
+        seconds=choice.seconds,
+        calibrated=bool(choice.trials),
+        trials=choice.trials,
+        refused=choice.refused,
         first=first,
     )
 
@@ -165,165 +158,3 @@ def vectors_that_fit(layout: Layout, dtype: torch.dtype, memory: int | None = No
     budget = memory or int(MEMORY_SHARE * available(world))
     fitting = int(BASIS_SHARE * budget / (max(1, layout.chunk) * dtype.itemsize))
     return world.gather_objects(fitting)[0]
-
-
-def _measured(
-    evaluator: Evaluator,
-    theta: Tensor,
-    form: Form,
-    num_probes: int,
-    num_steps: int,
-    mode: str | None,
-    start: ProductPlan,
-    room: int,
-) -> tuple[ProductPlan, int, float, tuple[Trial, ...], dict[str, str], Products | None]:
-    """(plan, bytes, seconds, trials, refused modes, first map) for this rank's share."""
-    whole = next((batch for batch in evaluator.batches if evaluator.weight(batch)), None)
-    if whole is None:  # this rank has no data to measure
-        return start, 0, 0.0, (), {}, None
-    size = leading_size(whole)
-    limit = size
-    if evaluator.can_be_cut(whole):
-        limit = _largest_that_fits(evaluator, theta, form, start, size, room)
-    while True:
-        # Powers of two: the free memory varies a little, which would change the last bits.
-        parts = 2 ** math.ceil(math.log2(size / limit))
-        batch_size = math.ceil(size / parts) if parts > 1 else None
-        count = evaluator.num_minibatches * parts
-        try:
-            bench = Bench(evaluator, theta, start.precision, batch_size, form)
-            single, peak = bench.single()
-            guess = num_probes * num_steps * count * single
-            # Calibration forms some forty products, and more in batched modes; recording takes
-            # seconds.
-            cost = 5.0 + (40 + 4 * num_probes) * single
-            if guess < RUN_OVER_CALIBRATION * min(cost, MAX_CALIBRATION):
-                chosen, working, first = _default(
-                    bench, peak, mode, count, num_probes, num_steps, room
-                )
-                return chosen, working, guess, (), {}, first
-            # The other ranks wait for this one, and take it for dead after some minutes.
-            share = math.ceil(cost / MAX_CALIBRATION) if evaluator.can_be_cut(whole) else 1
-            samples = math.ceil((batch_size or size) / share)
-            few = Bench(evaluator, theta, start.precision, samples, form)
-            trials, refused = _trials(few if share > 1 else bench, num_probes, mode, room // share)
-            trials = [trial.scaled(share) for trial in trials]
-        except RuntimeError as error:
-            if not is_out_of_memory(error) or limit == 1 or not evaluator.can_be_cut(whole):
-                raise
-            limit = math.ceil((batch_size or size) / 2)
-            continue
-        break
-    if not trials:
-        reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
-        raise InputError(
-            f"no way to form Hessian products works for this model ({reasons}); replace the "
-            "operation that has no second derivative, such as a custom autograd.Function without "
-            "double backward or a fused kernel"
-        )
-    options = [
-        option
-        for trial in trials
-        for option in _options(trial, start, count, num_probes, num_steps, batch_size, room)
-    ]
-    if not options:
-        least = min(trial.peak for trial in trials)
-        raise InputError(
-            f"one minibatch takes {least / 2**30:.2f} GiB, but only {room / 2**30:.2f} GiB is left "
-            "for it; use a smaller --batch-size or more --memory"
-        )
-    seconds, working, chosen = min(options, key=lambda option: option[0])
-    return chosen, working, seconds, tuple(trials), refused, None
-
-
-def _default(
-    bench: Bench,
-    peak: int,
-    mode: str | None,
-    count: int,
-    num_probes: int,
-    num_steps: int,
-    room: int,
-) -> tuple[ProductPlan, int, Products | None]:
-    """(plan, bytes, first map) of a run too short to be calibrated: a linearization, kept, where
-    it fits.
-
-    Decided without a clock, so that the same command takes the same plan.
-
-    Args:
-        peak: bytes of a product by reverse over reverse.
-    """
-    convolves = any(len(shape) == 4 for shape in bench.evaluator.layout.shapes)
-    candidates = [mode] if mode else ["reverse"]
-    if mode is None and num_steps >= MIN_STEPS_TO_LINEARIZE:
-        candidates.insert(0, "linearize")
-    for name in candidates:
-        chunk = min(CONVOLUTION_CHUNK if convolves else num_probes, num_probes)
-        expected = calibration.EXPECTED_PEAK.get(name, lambda k: 1)(chunk) * peak
-        if name != candidates[-1] and expected > room:
-            continue
-        used = calibration.use(bench, name, chunk)
-        if used is None:
-            continue
-        keep = used.peak + (count - 1) * used.kept <= room
-        if name == candidates[-1] or keep:
-            together = chunk if chunk < num_probes and name != "reverse" else None
-            plan = ProductPlan(name, together, bench.batch_size, keep, bench.precision)
-            working = used.peak + keep * (count - 1) * used.kept
-            return plan, working, used.products if keep else None
-    raise InputError(
-        f"products by {mode} do not work for this model; leave --hvp out, or use reverse"
-    )
-
-
-def _trials(
-    bench: Bench, num_probes: int, mode: str | None, room: int
-) -> calibration_cache.Measured:
-    """Trials from the cache, whose modes are checked again, or new ones.
-
-    Checked again since the model's code may have changed.
-    """
-    name = calibration_cache.key(bench, num_probes, mode, room)
-    known = calibration_cache.load(name)
-    if known is not None:
-        modes = {trial.mode for trial in known[0]} - {"reverse"}
-        if all(calibration.agrees(bench, found) for found in sorted(modes)):
-            return known
-    measured = calibration.calibrate(bench, num_probes, mode, room)
-    calibration_cache.save(name, measured)
-    return measured
-
-
-def _options(
-    trial: Trial,
-    start: ProductPlan,
-    count: int,
-    num_probes: int,
-    num_steps: int,
-    batch_size: int | None,
-    room: int,
-) -> list[tuple[float, int, ProductPlan]]:
-    """(seconds, bytes, plan) of this trial with its maps kept and not kept, where they fit."""
-    applied = num_probes * num_steps * count * trial.apply
-    options = []
-    for keep in (False, True):
-        working = trial.peak + keep * (count - 1) * trial.kept
-        if working <= room:
-            seconds = applied + trial.build * count * (1 if keep else num_steps)
-            chunk = trial.chunk if trial.chunk < num_probes else None
-            plan = ProductPlan(trial.mode, chunk, batch_size, keep, start.precision)
-            options.append((seconds, working, plan))
-    return options
-
-
-def _largest_that_fits(
-    evaluator: Evaluator, theta: Tensor, form: Form, start: ProductPlan, size: int, room: int
-) -> int:
-    """Samples of the largest minibatch whose first-order graph takes half of the room.
-
-    Half: other modes and kept maps take more.
-    """
-    bytes_of_one = calibration.bytes_of_a_sample(
-        evaluator, theta, start.precision, size, room, form
-    )
-    return max(1, min(size, int(room / 2 / max(1.0, bytes_of_one))))

@@ -7,7 +7,7 @@ from small_networks import data, mlp
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum.planning import planned_operator, product_planner
+from hessian_spectrum.planning import plan_choice, planned_operator, product_planner
 from hessian_spectrum.planning.planned_operator import planned
 
 DEFAULT = hs.ProductPlan("linearize", keep=True)  # of ten steps and more, not calibrated
@@ -16,7 +16,7 @@ DEFAULT = hs.ProductPlan("linearize", keep=True)  # of ten steps and more, not c
 @pytest.fixture(autouse=True)
 def no_calibration(monkeypatch):
     """A slow machine must not decide: every run here counts as short."""
-    monkeypatch.setattr(product_planner, "RUN_OVER_CALIBRATION", float("inf"))
+    monkeypatch.setattr(plan_choice, "RUN_OVER_CALIBRATION", float("inf"))
 
 
 @pytest.fixture
