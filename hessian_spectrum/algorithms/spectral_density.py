@@ -93,6 +93,9 @@ def spectral_density(
     num_probes, num_steps = choose(
         operator.n, estimator, num_probes, num_steps, num_products, target_error
     )
+    groups = []
+    if data_groups is not None:
+        groups = leave_group_out.groups_of(operator, estimator, data_groups, seed)
     operator = planned(
         operator,
         num_probes,
@@ -101,9 +104,6 @@ def spectral_density(
             basis, vectors_kept(operator.n, estimator, num_probes, num_steps), num_probes
         ),
     )
-    groups = []
-    if data_groups is not None:
-        groups = leave_group_out.groups_of(operator, estimator, data_groups, seed)
     if state is None:
         state = start(operator, estimator, num_probes, num_steps, seed, basis)
     while not is_done(state, operator, num_steps, target_error, sigma2):
