@@ -1,7 +1,7 @@
 """Do the eigenpairs of a float32 run hold in float64?
 
 Products in float64 of pairs one by one, against what a float32 run states: its residual, and what
-float32 adds, by random combinations of all pairs (``eigensolver.believed``; results written before
+float32 adds, by random combinations of all pairs (``residual_check``; results written before
 it was counted have the residual alone)::
 
     python benchmarks/certified_digits.py --pairs-file pairs.h5 --pairs 0 5 24 \
@@ -21,7 +21,7 @@ import torch
 import tyro
 
 import hessian_spectrum as hs
-from hessian_spectrum.algorithms import eigenpairs
+from hessian_spectrum.algorithms import residual_check
 from hessian_spectrum.config import ProblemConfig
 from hessian_spectrum.zoo import problem_loader
 
@@ -45,7 +45,7 @@ def main(config: Config) -> None:
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     stated, added = found.residuals, values.get("arithmetic_error")
     if added is None:
-        added = eigenpairs.arithmetic_error(hessian, torch.from_numpy(vectors).float(), seed=0)
+        added = residual_check.arithmetic_error(hessian, torch.from_numpy(vectors).float(), seed=0)
         stated = np.hypot(stated, added)
     print(f"float32 adds {added:.2e} to each residual\n", flush=True)
 

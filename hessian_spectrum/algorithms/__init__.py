@@ -1,1 +1,1 @@
-"""Operator -> result: densities, eigenpairs, linear systems."""
+"""Algorithms on operators: spectral densities, eigenpairs, linear systems."""

@@ -1,4 +1,4 @@
-"""How many probes and steps a density takes, where the user names only what it may cost."""
+"""The numbers of probes and steps of a density, chosen from its cost or target error."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from hessian_spectrum._core.errors import InputError, require_whole
 Estimator = Literal["block", "slq", "lean"]
 ESTIMATORS = get_args(Estimator)
 
-PRODUCTS = 180  # unless the user says otherwise
-MOST = 1800  # where a target decides when to stop
+DEFAULT_PRODUCTS = 180
+MAX_PRODUCTS = 1800  # with a target error
 # Block steps: enough to resolve a hundredth of a trained network's spectrum. A larger block finds
 # more of it in each.
-STEPS = {"block": (15, 10), "lean": (15, 15), "slq": (45, 90)}  # up to, and from
-FEW, MANY = 240, 360  # products
+STEPS = {"block": (15, 10), "lean": (15, 15), "slq": (45, 90)}
+STEPS_BETWEEN = 240, 360  # products up to which, and from which, these are the defaults
 # The number of eigenvalues outside the bulk that no probe has found varies by 1 / sqrt(b); blocks
 # of this many over the target reached it, on the networks of benchmarks/exact_density.py.
 PER_TARGET = 0.015
-BLOCKS = 8, 72
-SPARSE = 4  # probes, and steps
-LEAST_PROBES, LEAST_STEPS = 6, 10  # where one of them is given, but not what may be spent
-WIDEST = 96  # probes that the package chooses by itself: more are multiplied together at no gain
+PROBES_FOR_TARGET = 8, 72  # least, most
+LEAST_CHOSEN = 4  # probes, and steps
+LEAST_PROBES, LEAST_STEPS = 6, 10  # where the other one is given, but no number of products
+MAX_PROBES = 96  # that are chosen by default: multiplying more together gains nothing
 
 
 def choose(
@@ -35,8 +35,8 @@ def choose(
 ) -> tuple[int, int]:
     """(num_probes, num_steps); with a target, as many steps as the products allow.
 
-    What is given stands. Of the rest, steps come first: with too few the density is unresolved,
-    with too few probes it is noisy, which shows in its error bars.
+    Given sizes are kept. Among the others steps come first: too few leave the density unresolved,
+    while too few probes make it noisy, which its error bars show.
 
     Raises:
         InputError: an argument is of no use, or the three sizes contradict each other.
@@ -63,15 +63,15 @@ def choose(
             f"are {least} products; leave one of them out"
         )
     probes_given, steps_given = num_probes is not None, num_steps is not None
-    products = num_products or (PRODUCTS if target_error is None else MOST)
+    products = num_products or (DEFAULT_PRODUCTS if target_error is None else MAX_PRODUCTS)
     if num_probes is None:
         if target_error is not None:
-            fewest, most = BLOCKS
+            fewest, most = PROBES_FOR_TARGET
             num_probes = min(max(math.ceil(PER_TARGET / target_error), fewest), most)
             num_probes = min(num_probes, max(2, products // (num_steps or STEPS[estimator][1])))
         else:
             num_probes = max(1, products // (num_steps or _steps(estimator, products)))
-            num_probes = min(num_probes, WIDEST)
+            num_probes = min(num_probes, MAX_PROBES)
     if target_error is not None and min(num_probes, products) < 2:
         raise InputError(
             f"target_error={target_error} with one probe, which does not know its error; use two "
@@ -80,7 +80,7 @@ def choose(
     if num_steps is None:
         num_steps = max(1, products // num_probes)
     if num_products is None and target_error is None and probes_given != steps_given:
-        # Nobody asked for so few products.
+        # The default number of products is no wish of the user: more may be spent.
         num_steps = num_steps if steps_given else max(num_steps, LEAST_STEPS)
         num_probes = num_probes if probes_given else max(num_probes, LEAST_PROBES)
     return int(num_probes), int(min(num_steps, n))
@@ -88,6 +88,7 @@ def choose(
 
 def _steps(estimator: Estimator, products: int) -> int:
     few, many = STEPS[estimator]
-    share = (min(max(products, FEW), MANY) - FEW) / (MANY - FEW)
-    # A few probes at least: one has no error bars, and two hardly.
-    return min(round(few + share * (many - few)), max(SPARSE, products // SPARSE))
+    fewest, most = STEPS_BETWEEN
+    share = (min(max(products, fewest), most) - fewest) / (most - fewest)
+    # Four probes at least: one has no error bars, and those of two are hardly known.
+    return min(round(few + share * (many - few)), max(LEAST_CHOSEN, products // LEAST_CHOSEN))

@@ -1,4 +1,4 @@
-"""Eigenpairs inside the spectrum, nearest to a number: by solving with the shifted matrix."""
+"""Eigenpairs inside the spectrum, nearest to a shift, by solutions with the shifted matrix."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.algorithms.eigenpairs import eigenpairs
-from hessian_spectrum.algorithms.minres import solve
+from hessian_spectrum.algorithms.eigenpairs import EXPECTED_STEPS, eigenpairs
+from hessian_spectrum.algorithms.minres import WORKING_VECTORS, solve
 from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.planning.planned_operator import planned
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
-ROUGH = 1e-2  # relative error of |lambda|max, which only scales the tolerance
+NORM_TOL = 1e-2  # relative error of |lambda|max, which only scales the tolerance
 
 
 class ShiftInverted(SymmetricOperator):
@@ -58,14 +59,14 @@ def eigenpairs_near(
     e |lambda - shift| in A v - lambda v: close eigenvalues are found to more digits than e.
 
     Args:
-        shift: not an eigenvalue to rounding, or the matrix cannot be inverted.
+        shift: no eigenvalue; the shifted matrix is solved with.
         tol: a pair has converged where |A v - lambda v| is at most tol times |lambda|max.
         max_solves: default 20, and 10 for each pair.
         max_steps: products for one solution. Default: five times the operator's size.
 
     Returns:
         Pairs in ascending order; values are Rayleigh quotients, residuals |A v - lambda v| by a
-        product each. Where solutions did not reach their tolerance residuals say so.
+        product each, which includes the error of solutions that did not reach their tolerance.
 
     Cost: some ten solutions for each pair, each of as many products as the spread of the spectrum
     over the distance of ``shift`` from the nearest eigenvalue, at most.
@@ -73,23 +74,27 @@ def eigenpairs_near(
     if not isinstance(shift, (int, float)) or not math.isfinite(shift):
         raise InputError(f"shift={shift}: expected a finite number")
     most = max_solves or 20 + 10 * k
+    operator = planned(operator, 1, EXPECTED_STEPS, kept=most + WORKING_VECTORS)
     norm = np.abs(
-        eigenpairs(operator, 1, "magnitude", ROUGH, seed=seed, copies=False, vectors=False).values
+        eigenpairs(
+            operator, 1, "magnitude", NORM_TOL, seed=seed, copies=False, vectors=False
+        ).values
     ).max()
     if norm == 0:
         raise InputError("the operator is zero: it has no eigenvalue inside its spectrum")
     inner = max(tol / 10, 10 * torch.finfo(operator.dtype).eps)
     inverse = ShiftInverted(operator, float(shift), inner, max_steps or 5 * operator.n)
     found = eigenpairs(inverse, k, "magnitude", tol, seed=seed, max_products=most)
-    rows = torch.from_numpy(found.vectors).to(operator.device)
+    vectors = np.asarray(found.vectors)
+    rows = torch.from_numpy(vectors).to(operator.device)
     images = (operator @ rows.T).T
-    values = (rows.double() * images.double()).sum(1)
-    residuals = (images.double() - values[:, None] * rows.double()).norm(dim=1).cpu().numpy()
-    values = values.cpu().numpy()
+    quotients = (rows.double() * images.double()).sum(1)
+    residuals = (images.double() - quotients[:, None] * rows.double()).norm(dim=1).cpu().numpy()
+    values = quotients.cpu().numpy()
     order = np.argsort(values)
     return EigenPairs(
         values[order],
         residuals[order],
         residuals[order] <= tol * norm,
-        found.vectors[order],
+        vectors[order],
     )

@@ -1,8 +1,8 @@
 """The spectral measure without each group of samples, from the Krylov space of all of them.
 
-With Q the Krylov vectors, T = Q A Q^T, and A_g the same matrix on group g alone, what T would be
-without the group is known from Q A_g Q^T. To first order in what the group changes, that gives
-every z^T f(A) z that T itself gives: A^i z lies in the space for all i < m, and
+Let Q be the Krylov vectors, T = Q A Q^T, and A_g the same matrix of group g alone. Then Q A_g Q^T
+gives T without the group, and with it every z^T f(A) z that T itself gives, to first order in the
+change that the group makes: A^i z lies in the space for all i < m, and
 d (z^T A^p z) = sum over i of (A^i z)^T dA (A^(p - 1 - i) z).
 """
 
@@ -101,7 +101,7 @@ class _Reduced:
         else:
             self.matrices = [rule.t for rule in measure.rules]
         self.means: list[Array] | None = None
-        if self.is_covariance and operator.centered:
+        if isinstance(operator, GradientCovariance) and operator.centered:
             self.means = state.coordinates(operator.mean, operator.layout.world)
             self.matrices = [t + np.outer(g, g) for t, g in zip(self.matrices, self.means)]
 
@@ -115,7 +115,7 @@ class _Reduced:
             sums = tuple(w * w / max(count, 1) for w, count in pairs)
         pairs = zip(self.matrices, part.matrices)
         left = [(sums[0] * all_ - sums[1] * own) / sums[2] for all_, own in pairs]
-        if self.means is None:
+        if self.means is None or part.means is None:
             return left
         pairs = zip(self.means, part.means)
         means = [(self.weight * all_ - part.weight * own) / weight for all_, own in pairs]

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.planning.planned_operator import planned
 
-LEAST = 1e-15  # relative tolerance that MINRES is given at last
+EXPECTED_STEPS = 100  # products that a plan is made for
+WORKING_VECTORS = 16  # of the operator's dtype; SciPy's MINRES holds about eight in float64
+LEAST_RTOL = 1e-15  # relative tolerance below which MINRES is not asked to go
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ def solve(
     Args:
         b: shape (n,), whole, the same on every rank.
         damping: added to every eigenvalue. A negative number shifts into the spectrum.
-        tol: wanted |residual| / |b|. Not below the rounding of the products.
+        tol: wanted |residual| / |b|; the rounding of the products limits what can be reached.
         max_steps: default 5 n, as SciPy's.
 
     Raises:
@@ -61,12 +64,15 @@ def solve(
         )
     if max_steps is not None and (not isinstance(max_steps, int) or max_steps < 1):
         raise InputError(f"max_steps={max_steps}: expected a whole number, 1 or more")
+    steps = max_steps or 5 * n
+    # The solver's vectors are whole, on rank 0.
+    operator = planned(operator, 1, min(EXPECTED_STEPS, steps), kept=WORKING_VECTORS * world.size)
     right = b.double().cpu().numpy()
     products = _Products(operator)
-    x, error = np.zeros(n), None
+    found, error = np.zeros(n), None
     if world.rank == 0:
         try:
-            x = _refined(products, right, damping, tol, max_steps or 5 * n)
+            found = _refined(products, right, damping, tol, steps)
         except FloatingPointError as failed:
             error = failed
         finally:
@@ -74,7 +80,7 @@ def solve(
     else:
         products.follow()
     world.raise_together(error)
-    x = world.sum(torch.from_numpy(x).to(operator.device))
+    x = world.sum(torch.from_numpy(found).to(operator.device))
     image = operator @ x.to(operator.dtype)
     misfit = b.to(x).sub(image.double()).sub(x, alpha=damping)
     residual = (misfit.norm() / b.to(x).norm()).item()
@@ -84,21 +90,21 @@ def solve(
 def _refined(
     products: _Products, right: np.ndarray, damping: float, tol: float, max_steps: int
 ) -> np.ndarray:
-    """MINRES, and again for what is left: it stops by |r| / (|A| |x|), not by |r| / |b|."""
+    """MINRES, restarted for the residual: SciPy's stops by |r| / (|A| |x|), not by |r| / |b|."""
     matrix = LinearOperator((len(right),) * 2, matvec=products.lead, dtype=np.float64)
     x, r, rtol = np.zeros_like(right), right, tol / 10
     while np.linalg.norm(r) > tol * np.linalg.norm(right) and products.count < max_steps:
         before, steps = np.linalg.norm(r), max_steps - products.count
         x = x + minres(matrix, r, rtol=rtol, shift=-damping, maxiter=steps)[0]
         r = right - products.lead(x) - damping * x
-        if rtol <= LEAST and not np.linalg.norm(r) < before / 2:  # the products' rounding
+        if rtol <= LEAST_RTOL and not np.linalg.norm(r) < before / 2:  # the products' rounding
             break
-        rtol = max(rtol / 100, LEAST)
+        rtol = max(rtol / 100, LEAST_RTOL)
     return x
 
 
 class _Products:
-    """Products that rank 0 asks for: it alone decides, so that all ranks take the same steps."""
+    """Products that rank 0 requests: it alone iterates, so that all ranks form the same ones."""
 
     def __init__(self, operator: SymmetricOperator):
         self.operator, self.count = operator, 0
@@ -125,7 +131,7 @@ class _Products:
         return operator @ operator.layout.world.sum(v.to(operator.device)).to(operator.dtype)
 
     def _announced(self, more: bool) -> bool:
-        """Does rank 0 want another product?"""
+        """Tell, or learn, whether rank 0 requests another product."""
         world = self.operator.layout.world
         wanted = float(more and world.rank == 0)
         return world.sum(torch.tensor([wanted], device=world.device)).item() > 0

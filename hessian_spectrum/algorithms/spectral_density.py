@@ -20,14 +20,16 @@ from hessian_spectrum.krylov import block_lanczos, lanczos
 from hessian_spectrum.krylov.state import ProbeState
 from hessian_spectrum.krylov.storage import Place
 from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.operators.curvature import Curvature
 from hessian_spectrum.operators.transforms import Restricted, products_of_blocks
+from hessian_spectrum.planning.planned_operator import planned
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.held_out_probes import certified
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.spectral.quadrature import BlockRule
 
-# Steps after which a target is looked at: the overshoot is at most a fifth.
-LOOK_AT = tuple(accumulate(range(40), lambda m, _: math.ceil(1.2 * m), initial=4))
+# Steps after which the error is compared with its target: the overshoot is at most a fifth.
+TARGET_CHECKS = tuple(accumulate(range(40), lambda m, _: math.ceil(1.2 * m), initial=4))
 
 
 def spectral_density(
@@ -52,29 +54,32 @@ def spectral_density(
     Each of the b probes z, uniform on the sphere, gives a Gauss rule of ``f -> z^T f(A) z``,
     whose mean over z is tr f(A) / n (Ubaru, Chen and Saad, SIAM J. Matrix Anal. Appl. 38 (2017)).
 
+    Products of a curvature matrix that was made without ``plan=`` are formed in the fastest way
+    that fits the memory, as the command line plans them; the operator itself is not changed.
+
     Args:
-        num_probes: b, the block size. What is left out of b, m and their product is chosen:
-            budget.py.
+        num_probes: b, the block size. Any of num_probes, num_steps and num_products that is None is
+            chosen: see budget.py.
         num_steps: m; at most the operator's size.
         seed: of the probes, below 2^64; the same seed gives the same answer at every world size.
-        estimator: "block": all probes share one block Krylov space, and what the others have
-            found of it is taken out of each probe and counted as it is (held_out_probes.py): for
-            the same products a density several times as accurate. "slq": independent recurrences
-            in lockstep (Ghorbani, Krishnan and Xiao 2019, algorithm 1, except that here every
-            recurrence is reorthogonalized, in full). "lean": block quadrature that keeps three
-            blocks of vectors only, without reorthogonalization.
+        estimator: "block": all probes share one block Krylov space, and eigenvalues that the
+            others have found are projected out of each probe and counted exactly
+            (held_out_probes.py): for the same products a density several times as accurate.
+            "slq": independent recurrences in lockstep (Ghorbani, Krishnan and Xiao 2019, algorithm
+            1, except that every recurrence is fully reorthogonalized here). "lean": block
+            quadrature that keeps only three blocks of vectors, without reorthogonalization.
         num_products: b m. Default: 180; with a target, the most that may be spent, 1,800.
         target_error: stop as soon as the expected L1 error of the density smoothed with
             ``sigma2`` is this small (``SpectralMeasure.density_error``).
-        sigma2: variance of the smoothing that ``target_error`` is meant for. Default: that of
+        sigma2: variance of the smoothing that ``target_error`` refers to. Default: that of
             ``SpectralMeasure.default_sigma2``.
         data_groups: K; each of so many random groups of the samples is left out in turn, for
             ``SpectralMeasure.data_error``: the standard error over data sets of this size. 8 to 20
             are enough.
         basis: where the Krylov vectors live: "device", "host", or a folder on a disk.
-        state: what to go on from, as ``on_step`` was given it.
+        state: the state to continue from, as ``on_step`` was given it.
         on_step: called with the state after each step, on every rank.
-        flags: what ranks tell each other in each step, with a reduction that it makes anyway.
+        flags: what ranks tell each other, sent with a reduction that each step makes anyway.
         on_group: called after each of the data groups, on every rank.
 
     Cost: b m products in m passes over the data; b (m + 1) n / P entries on each of P ranks. The
@@ -92,6 +97,14 @@ def spectral_density(
     groups = []
     if data_groups is not None:
         groups = leave_group_out.groups_of(operator, estimator, data_groups, seed)
+    operator = planned(
+        operator,
+        num_probes,
+        num_steps if data_groups is None else 2 * num_steps,
+        kept=_held_on_device(
+            basis, vectors_kept(operator.n, estimator, num_probes, num_steps), num_probes
+        ),
+    )
     if state is None:
         state = start(operator, estimator, num_probes, num_steps, seed, basis)
     while not is_done(state, operator, num_steps, target_error, sigma2):
@@ -101,6 +114,7 @@ def spectral_density(
     found = measure(state, operator)
     if not groups:
         return found
+    assert isinstance(operator, Curvature)  # groups_of has checked
     return replace(
         found, replicates=leave_group_out.replicates(operator, state, found, groups, on_group)
     )
@@ -128,7 +142,7 @@ def is_done(
     target_error: float | None = None,
     sigma2: float | None = None,
 ) -> bool:
-    """Has the run its steps, or can no step add anything, or is the target reached?"""
+    """Whether all steps are made, no step can add a direction, or the target is reached."""
     if state.num_steps >= num_steps or state.is_finished:
         return True
     return target_error is not None and _reached(state, operator, target_error, sigma2)
@@ -148,18 +162,26 @@ def vectors_kept(n: int, estimator: Estimator, num_probes: int, num_steps: int) 
     return every if estimator == "slq" else min(every, n)
 
 
+def _held_on_device(basis: Place, vectors: int, together: int) -> int:
+    """Krylov vectors on the device: all, or those of one block product."""
+    return vectors if basis == "device" else together
+
+
 def _reached(
     state: ProbeState, operator: SymmetricOperator, target_error: float, sigma2: float | None
 ) -> bool:
-    """Is the density as good as was asked? The first rank decides: dense algebra may round
-    differently on another processor. Seen at some steps only: it takes O(N^3)."""
-    if state.num_steps not in LOOK_AT:
+    """Whether the density's expected error has reached its target.
+
+    Rank 0 decides, since dense algebra may round differently on another processor; at some steps
+    only, since it takes O(N^3).
+    """
+    if state.num_steps not in TARGET_CHECKS:
         return False
     world, enough, error = operator.layout.world, False, None
     if world.rank == 0:
         try:
             enough = measure(state, operator).density_error(sigma2).total <= target_error
-        except Exception as failed:  # the others would wait for ever
+        except Exception as failed:  # raised on all ranks, which would wait otherwise
             error = failed
     world.raise_together(error)
     return world.any(enough)
@@ -192,6 +214,10 @@ def spectral_densities(
         raise InputError("blocks: expected name patterns by label, such as {'first': 'layer1.*'}")
     _check(operator, seed)
     choose(operator.n, "slq", num_probes, num_steps)
+    sizes = [Restricted(operator, patterns).n for patterns in blocks.values()]
+    kept = math.ceil(num_probes * (num_steps + 1) * sum(sizes) / operator.n)
+    together = num_probes * len(blocks)
+    operator = planned(operator, together, num_steps, kept=_held_on_device(basis, kept, together))
     restricted = {name: Restricted(operator, patterns) for name, patterns in blocks.items()}
     states = {
         name: lanczos.start(block, _probes(block, num_probes, seed), min(num_steps, block.n), basis)
@@ -235,7 +261,7 @@ def _check(operator: SymmetricOperator, seed: int) -> None:
 
 
 def measure(state: ProbeState, operator: SymmetricOperator) -> SpectralMeasure:
-    """What the recurrences know of the spectrum so far."""
+    """The spectral measure that the recurrences give so far; no products."""
     eps = torch.finfo(operator.dtype).eps
     # A residual below the error of a product is not known to be real.
     floor, tolerance = (max(f * eps, state.noise) * state.scale for f in (1, 10))

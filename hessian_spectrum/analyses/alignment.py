@@ -15,6 +15,7 @@ from hessian_spectrum.distributed.memory import available
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.sample_gradients import draw, minibatch_gradients, numbers
 from hessian_spectrum.operators.curvature import Curvature, Hessian
+from hessian_spectrum.planning.planned_operator import planned
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
 SHARE = 0.25  # of the free memory, for gradients and their products
@@ -65,12 +66,14 @@ def alignment(
         raise InputError(f"num_batches={num_batches}: expected a whole number, 1 or more")
     if at_once is not None and at_once < 1:
         raise InputError(f"at_once={at_once}: expected 1 or more")
+    counts = [1 if size == total else num_batches for size in sizes]
+    at_once = min(at_once or gradients_at_once(evaluator), max(counts))
+    passes = sum(-(-count // at_once) for count in counts)
+    operator = planned(operator, at_once, passes, kept=2 * at_once)  # gradients, and their units
     top = _Top.of(operator, pairs)
-    at_once = at_once or gradients_at_once(evaluator)
     own = numbers(evaluator)
     done, parts = 0, []
-    for size in sizes:
-        count = 1 if size == total else num_batches
+    for size, count in zip(sizes, counts):
         rows = []
         for start in range(0, count, at_once):
             indices = range(start, min(start + at_once, count))

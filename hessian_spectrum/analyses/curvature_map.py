@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.krylov.extremal import extremes
+from hessian_spectrum.krylov.extremal import STEPS, extremes
 from hessian_spectrum.landscape.direction_grid import Grid, grid_task
 from hessian_spectrum.landscape.directions import Directions
 from hessian_spectrum.landscape.parameter_points import Points
@@ -19,11 +19,13 @@ from hessian_spectrum.landscape.results import Surface
 from hessian_spectrum.landscape.tasks import PointTask
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.operators.curvature import Curvature, Hessian
+from hessian_spectrum.planning.planned_operator import planned_once
 
 COLUMNS = (
     *("loss", "smallest", "largest", "smallest_residual", "largest_residual"),
     *("converged", "products"),
 )
+EXPECTED_PRODUCTS = 25  # at a point, for a plan
 LENGTH = 16  # points that are visited one after another before a path starts anew
 OperatorAt = Callable[[Evaluator, Tensor], Curvature]
 
@@ -47,7 +49,8 @@ def curvature_map(
         tol: of the residuals, relative to the larger |eigenvalue|: the ratio is certain to about
             tol, and right to the square of it where the eigenvalues are separated.
         max_products: for one point; one that needs more is recorded as not converged.
-        operator: ``operator(ev, theta)``, the matrix; default: the Hessian.
+        operator: ``operator(ev, theta)``, the matrix; default: the Hessian. Where it has no plan,
+            the plan for the first point serves all.
 
     Returns:
         a Surface with the values "loss", "smallest", "largest", their residuals (an eigenvalue lies
@@ -60,6 +63,7 @@ def curvature_map(
     task = map_task(ev, directions, grid)
     rows = np.full((len(task.points), len(COLUMNS)), np.nan)
     shape = _shape(task)
+    operator = planned_once(operator, 1, EXPECTED_PRODUCTS, kept=STEPS + 1)
     for path in segments(shape, shape[0] * shape[1]):
         found = along(ev, task.points, path, tol=tol, max_products=max_products, operator=operator)
         for index, row in found:

@@ -27,7 +27,6 @@ from hessian_spectrum.operators.linearization import ProductPlan
 from hessian_spectrum.planning import product_planner
 from hessian_spectrum.planning.product_planner import Estimate
 
-EXPECTED = 25  # products at a point, for an estimate
 SHORTEST = 4  # points of a path
 
 Rows = Callable[[Sequence[int]], Iterator[tuple[int, Array]]]  # a path -> (index, row) one by one
@@ -80,7 +79,7 @@ def planned(config: MapConfig | TrackConfig, mesh: Mesh, ev: Evaluator) -> Estim
             ev,
             ev.theta,
             1,
-            EXPECTED,
+            maps.EXPECTED_PRODUCTS,
             kept=STEPS + 1,
             form=OPERATORS[name](ev).form,
             mode=getattr(config, "hvp", None),

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.algorithms import eigenpairs as eigensolver
-from hessian_spectrum.algorithms.eigenpairs import Goal
+from hessian_spectrum.algorithms import residual_check
+from hessian_spectrum.algorithms.convergence import Goal, WantedPairs
 from hessian_spectrum.commands import output, report
 from hessian_spectrum.commands.header import FREE_FIELDS, HEADER_KEYS, RunHeader
 from hessian_spectrum.commands.krylov_computation import KrylovComputation
@@ -31,8 +32,6 @@ from hessian_spectrum.storage import hdf5_schema, run_file
 from hessian_spectrum.storage.krylov_state import RecurrenceStore
 from hessian_spectrum.storage.shards import ShardedVectors
 
-EXPECTED_STEPS = 100  # of a run whose length nobody knows
-
 
 class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
     """A step is one of the Krylov space, with the restart that it may lead to."""
@@ -46,7 +45,7 @@ class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
         self._room = _room(config, self.evaluator)
         most = _sizes(config, self.evaluator.n)[1]
         self.goal = Goal(config.wanted, config.which, config.tol, most, config.seed, config.copies)
-        self.found: eigensolver.Found | None = None  # at the end
+        self.found: WantedPairs | None = None  # at the end
         self._space: RitzSpace | None = None
 
     @property
@@ -55,12 +54,12 @@ class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
 
     def estimate(self, operator: Curvature) -> product_planner.Estimate:
         config = self.config
-        most = _sizes(config, operator.n)[1] // _block(config)
+        block, most = _block(config), _sizes(config, operator.n)[1]
         return product_planner.plan(
             operator.evaluator,
             operator.theta,
-            _block(config),
-            max(1, min(EXPECTED_STEPS, most)),
+            block,
+            eigensolver.expected_steps(most, block),
             kept=self.room,
             form=operator.form,
             mode=config.hvp,
@@ -146,14 +145,14 @@ class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
         """The pairs after a look at their products, which may be stopped and resumed."""
         assert self.found is not None
         certify = self.config.certify
-        total = len(self.found.values) if certify else eigensolver.COMBINATIONS
+        total = len(self.found.values) if certify else residual_check.NUM_COMBINATIONS
         with session.bar(total, 0, "product in float64") as bar:
 
             def on_products(count: int) -> None:
                 bar.update(count)
                 session.checkpoints.after_step(lambda: self.save(session))
 
-            return eigensolver.believed(
+            return residual_check.checked_pairs(
                 self.operator, self.space, self.goal, self.found, certify, on_products
             )
 
@@ -196,11 +195,11 @@ def _room(config: EigenpairsConfig, evaluator: Evaluator) -> int:
     size, _ = _sizes(config, evaluator.n)
     if config.basis_size is not None:
         return size
-    layout, world = evaluator.layout, evaluator.world
-    budget = config.memory_bytes or product_planner.MEMORY_SHARE * product_planner.available(world)
-    fitting = int(product_planner.BASIS_SHARE * budget / (layout.chunk * evaluator.dtype.itemsize))
+    fitting = product_planner.vectors_that_fit(
+        evaluator.layout, evaluator.dtype, config.memory_bytes
+    )
     least = eigensolver.least_basis(evaluator.n, config.wanted, config.which, _block(config))
-    return world.gather_objects(max(least, min(size, fitting)))[0]
+    return max(least, min(size, fitting))
 
 
 def _block(config: EigenpairsConfig) -> int:

@@ -1,4 +1,4 @@
-"""Orthonormal rows, and what leads out of a Krylov space, with two small reductions."""
+"""Block Gram-Schmidt: orthonormal rows, and the extension of a Krylov space, by two reductions."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hessian_spectrum.distributed.world import Flags, World
 from hessian_spectrum.krylov import small_dense as algebra
 from hessian_spectrum.krylov.small_dense import EPS, Array, product
 
-# Normalizing a direction this much shorter than its row magnifies what rounding left of it along
-# the basis, and along the others, by the inverse: it is orthogonalized once more.
-SHORT = 0.03
+# Normalizing a direction that is shorter than its row by this factor magnifies what rounding left
+# along the basis, and along the other rows, by the inverse: it is orthogonalized once more.
+LEAST_RATIO = 0.03
 
 
 class Extension(NamedTuple):
@@ -47,7 +47,7 @@ def extension(
     most: int,
     flags: Flags | None = None,
 ) -> Extension | None:
-    """What leads out of the space of ``basis``, and what lies along it; None if it is not finite.
+    """Split A Q into coordinates along ``basis`` and new rows; None if it is not finite.
 
     Block classical Gram-Schmidt, twice: each projection travels with the Gram matrix of its rows,
     whose Cholesky factors make them orthonormal, as in [1]: BCGSI+P-2S of [2]. Gram matrices are
@@ -57,10 +57,10 @@ def extension(
     Args:
         aq: A Q for the block that was multiplied, (k, n_local).
         basis: (r, n_local), orthonormal.
-        scale: the largest |A q| before: directions of a length that is rounding beside it, or
-            below its product with ``noise``, are left out.
-        most: how many rows there may be at most.
-        flags: what ranks tell each other with the second reduction.
+        scale: the largest |A q| before. Directions shorter than 10 eps times it, or than ``noise``
+            times it, are left out.
+        most: how many rows there may be.
+        flags: what ranks tell each other, sent with the second reduction.
 
     Cost: 8 k r n_local flops, and two reductions of k (r + k) float64 numbers, or three.
 
@@ -105,9 +105,9 @@ def orthonormalized(
     first = _rounded(algebra.shifted_cholesky(gram, eps), rows.dtype)
     rows, c, gram = _projected(_solved(first, rows), basis, world, flags)
     second, c = algebra.cholesky(gram), product(first, c)
-    out = None if second is None else product(first, second)
-    if out is not None and len(rows) <= most:
-        if algebra.smallest(second) > SHORT and algebra.smallest(out) > tolerance:
+    if second is not None and len(rows) <= most:
+        out = product(first, second)
+        if algebra.smallest(second) > LEAST_RATIO and algebra.smallest(out) > tolerance:
             return _solved(second, rows), out, c
 
     second = algebra.shifted_cholesky(gram, EPS)
@@ -117,7 +117,7 @@ def orthonormalized(
     # what was given it is eps, as the products' own rounding, and not counted.
     rows, _, gram = _projected(rows, basis, world)
     out = p * lengths
-    # The shift lengthened what is short: what counts is the length that was measured.
+    # The shift lengthened short directions: the measured length decides.
     real = lengths * np.sqrt(gram.diagonal().clip(min=0.0))
     kept, third = algebra.independent(gram, np.flatnonzero(real > tolerance), most)
     rows = rows[torch.from_numpy(kept).to(rows.device)]
@@ -127,14 +127,13 @@ def orthonormalized(
 def _projected(
     rows: Tensor, basis: Tensor, world: World, flags: Flags | None = None
 ) -> tuple[Tensor, Array, Array]:
-    """The rows without what lies along the basis, that, and the Gram matrix of what is left."""
+    """Rows without their part along the basis, its coordinates, and the Gram matrix of the rest."""
     answers = flags.answers() if flags else torch.empty(0)
-    c, gram, counts = world.sum_together(rows @ basis.T, algebra.gram(rows), answers)
+    sums, gram, counts = world.sum_together(rows @ basis.T, algebra.gram(rows), answers)
     if flags:
         flags.hear(counts)
-    rows = rows - c.to(rows) @ basis
-    c, gram = c.numpy(), gram.numpy()
-    return rows, c, gram - product(c, c.T)
+    rows, c = rows - sums.to(rows) @ basis, sums.numpy()
+    return rows, c, gram.numpy() - product(c, c.T)
 
 
 def _solved(lower: Array, rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Both ends of a spectrum from one Krylov space, which may start from what a neighbour found."""
+"""Smallest and largest eigenvalue from one Krylov space, with warm starts from a nearby matrix."""
 
 from __future__ import annotations
 
@@ -6,29 +6,28 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.random_vectors import gaussian_probes
 from hessian_spectrum.krylov import block_lanczos
 from hessian_spectrum.krylov.block_lanczos import BlockSpace
+from hessian_spectrum.krylov.state import Array
 from hessian_spectrum.operators.base import SymmetricOperator
 
-Array = NDArray[np.float64]
-
-# Of a warm start, beside vectors of length 1: an eigenvector that they cannot see is seen by it.
+# Length of the random part of a warm start, beside vectors of length 1: it has a component along
+# eigenvectors that are orthogonal to these.
 RANDOM_SHARE = 0.1
-SLOWER = 3.0  # weight of the end nearer to 0, which takes longer, in a warm start
-STEPS = 80  # before a space is started again from its two Ritz vectors
+INNER_WEIGHT = 3.0  # in a warm start, of the end nearer to 0, which converges more slowly
+STEPS = 80  # before a space is restarted from its two Ritz vectors
 
 
 @dataclass(frozen=True)
 class Extremes:
     """The smallest and the largest eigenvalue, as Ritz pairs of a space that has grown to them.
 
-    An eigenvalue lies within ``residuals`` of each value; that none lies outside of them is as sure
-    as that the random part of the start has seen it.
+    An eigenvalue lies within ``residuals`` of each value. That none lies further out holds unless
+    the random part of the start is nearly orthogonal to its eigenvector.
     """
 
     values: Array  # (2,), smallest, largest
@@ -39,9 +38,9 @@ class Extremes:
 
     @property
     def combined(self) -> Tensor:
-        """(1, n_local), a start for both."""
+        """(1, n_local), a start for both ends."""
         weights = torch.ones(2, 1, dtype=self.vectors.dtype, device=self.vectors.device)
-        weights[int(np.abs(self.values).argmin())] = SLOWER
+        weights[int(np.abs(self.values).argmin())] = INNER_WEIGHT
         return (weights * self.vectors).sum(0, keepdim=True)
 
 
@@ -56,17 +55,17 @@ def extremes(
 ) -> Extremes:
     """Lanczos from one vector until both ends have converged.
 
-    One vector, the sum of what is known of both ends: a block of two would reach half the degree
-    with the same number of products. Tried on maps and found to be no better, or worse: other
-    weights of the two, or of the random part; more Ritz vectors of the neighbour; extrapolation
+    The start is one vector, the sum of both eigenvectors where they are known: a block of two would
+    reach half the degree with the same number of products. Tried on maps, and no better: other
+    weights of the two or of the random part; more Ritz vectors of the neighbour; extrapolation
     over two or three neighbours, of eigenvectors or of the matrices' low-rank parts; Davidson's
     method from the two vectors, plain or preconditioned by the neighbour's Ritz pairs.
 
     Args:
-        warm: of a matrix nearby; None: a random start.
-        tol: accepted are residuals of at most ``tol`` times the larger |value|; never less than
-            rounding allows.
-        max_products: what has not converged by then is returned as it is.
+        warm: the result for a nearby matrix; None: a random start.
+        tol: an end has converged where its residual is at most ``tol`` times the larger |value|, or
+            at most what rounding allows.
+        max_products: an end that has not converged by then is returned as it is.
         max_steps: products before a restart; memory is (max_steps + 1) n_local entries.
 
     Raises:

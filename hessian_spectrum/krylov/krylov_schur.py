@@ -1,4 +1,4 @@
-"""Block Krylov spaces that are restarted from their best Ritz vectors, within a bounded memory."""
+"""Block Krylov spaces in bounded memory, restarted from their best Ritz vectors."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def of_block_space(
 def restarted(space: RitzSpace, s: Array) -> RitzSpace:
     """The space of the Ritz vectors with coordinates ``s``, (r, p) orthonormal columns, and Q_next.
 
-    It is a Krylov space still (Stewart, SIAM J. Matrix Anal. Appl. 23 (2002) 601-614). No products.
+    It is still a Krylov space (Stewart, SIAM J. Matrix Anal. Appl. 23 (2002) 601-614). No products.
     """
     r, b, p = space.order, space.width, s.shape[1]
     _rotate(space.basis[:r], s)
@@ -213,15 +213,17 @@ def restarted(space: RitzSpace, s: Array) -> RitzSpace:
 def refreshed(operator: SymmetricOperator, space: RitzSpace, s: Array, vector: Tensor) -> RitzSpace:
     """The space of the Ritz vectors ``s``, (r, p), and a random vector, orthogonal to them.
 
-    What led out of the old space is dropped, and remembered in ``leak``: small for pairs that have
-    converged. The new direction is followed for at least half the steps that it took to come here:
-    a copy shows long before it has converged.
+    The block that led out of the old space is dropped, and its size added to ``leak``: it is small
+    for pairs that have converged. The new direction is followed for at least half as many steps as
+    were made since the previous one: a copy of an eigenvalue appears long before it converges.
     """
     old = restarted(space, s)
     p = s.shape[1]
     leak = np.sqrt(old.leak**2 + (old.coupling**2).sum(1))
     world, basis = operator.layout.world, old.basis
-    rows = extension(vector.to(basis), basis[:p], world, 0.0, 0.0, 1).rows
+    extended = extension(vector.to(basis), basis[:p], world, 0.0, 0.0, 1)
+    assert extended is not None  # a random vector is finite
+    rows = extended.rows
     basis[p : p + len(rows)] = rows
     return replace(
         old,

@@ -1,4 +1,4 @@
-"""How wrong a product is, seen in what should be symmetric."""
+"""The error of products, measured by the asymmetry of a matrix that should be symmetric."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def asymmetry(operator: SymmetricOperator, q: Tensor, aq: Tensor) -> float:
     if len(q) < 2:
         return 0.0
     squares = torch.linalg.vector_norm(aq, dim=1, dtype=torch.float64).square()
-    gram, squares = operator.layout.world.sum_together(q @ aq.T, squares)
-    squares = squares.max().item()
+    gram, sums = operator.layout.world.sum_together(q @ aq.T, squares)
+    largest = sums.max().item()
     pairs = len(q) * (len(q) - 1)
     variance = (gram - gram.T).square().sum().item() / pairs
-    return (variance * operator.n / 2 / squares) ** 0.5 if squares else 0.0
+    return (variance * operator.n / 2 / largest) ** 0.5 if largest else 0.0
 
 
 def not_finite(operator: SymmetricOperator, where: str) -> FloatingPointError:
-    """What to raise, on every rank, for a product that is not finite; names the ranks."""
+    """The error for a product that is not finite, with the ranks where it is not; on every rank."""
     ranks, size = operator.not_finite_on(), operator.layout.world.size
     who = f" on rank {', '.join(map(str, ranks))} of {size}" if ranks and size > 1 else ""
     return FloatingPointError(

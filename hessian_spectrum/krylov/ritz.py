@@ -1,4 +1,4 @@
-"""NumPy only: what a Krylov space knows of eigenpairs, and which of them were asked for."""
+"""Ritz pairs of a Krylov space, and the selection of those that are wanted; NumPy only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Which = Literal["largest", "smallest", "both", "magnitude"]
 WHICH = get_args(Which)
 K = int | tuple[int, int]  # with "both" at each end, or at the lower and at the upper one
 
-NEAR = 10  # residuals: eigenvalues no farther apart than this may be one
+COPY_WIDTH = 10  # residuals: eigenvalues no farther apart than this may be one
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,14 @@ def ritz(h: Array, coupling: Array, leak: Array, n: int) -> Ritz:
 
 
 def counts(which: Which, k: K) -> list[int]:
-    """How many are wanted, of each end."""
-    if which != "both":
-        return [k]
-    return list(k) if isinstance(k, tuple) else [k, k]
+    """How many pairs are wanted at each end."""
+    if isinstance(k, tuple):
+        return list(k)
+    return [k, k] if which == "both" else [k]
 
 
 def ends(which: Which, k: K, values: Array) -> list[NDArray[np.intp]]:
-    """Indices of what is wanted, at each end from the outermost inwards."""
+    """Indices of the wanted values, of each end, from the outermost inwards."""
     inward = np.arange(len(values))
     numbers = counts(which, k)
     match which:
@@ -68,34 +68,34 @@ def ends(which: Which, k: K, values: Array) -> list[NDArray[np.intp]]:
 
 
 def wanted(which: Which, k: K, values: Array) -> NDArray[np.intp]:
-    """Indices of what is wanted, ascending."""
+    """Indices of the wanted values, ascending."""
     return np.sort(np.concatenate(ends(which, k, values)))
 
 
 def num_lower(which: Which, k: K, values: Array) -> int:
-    """How many of the wanted ``values`` are of the lower end; the others are of the upper one."""
+    """How many of the wanted ``values`` belong to the lower end; the others to the upper one."""
     if which == "magnitude":  # all that are as large: the negative ones are the smallest there are
         return int(np.count_nonzero(values < 0))
     return {"largest": 0, "smallest": len(values)}.get(which, min(counts(which, k)[0], len(values)))
 
 
 def may_miss_copies(found: Ritz, which: Which, k: K, starts: int, floor: float) -> bool:
-    """May an eigenvalue have more copies than were found, so that the wanted list is another?
+    """Could an undetected multiplicity change which eigenpairs are wanted?
 
     A space that was started from s random vectors holds min(s, multiplicity) copies of each
-    eigenvalue: one that shows fewer than s times has no more. Of the innermost wanted one more
-    copies would change nothing.
+    eigenvalue: one that appears fewer than s times has no more. More copies of the innermost
+    wanted one would change nothing.
 
     Args:
         starts: s.
-        floor: a difference that rounding can make.
+        floor: the largest difference that rounding can cause.
     """
     if len(found.values) >= found.order:
         return False
     for indices in ends(which, k, found.values):
         innermost = indices[-1]
         for i in indices:
-            width = NEAR * max(found.residuals[i], floor)
+            width = COPY_WIDTH * max(found.residuals[i], floor)
             copies = np.abs(found.values - found.values[i]) <= width
             if copies.sum() >= starts and not copies[innermost]:
                 return True
@@ -103,13 +103,12 @@ def may_miss_copies(found: Ritz, which: Which, k: K, starts: int, floor: float) 
 
 
 def kept(found: Ritz, which: Which, k: K, room: int) -> NDArray[np.intp]:
-    """Indices, ascending, of at most ``room`` Ritz pairs to go on with: the wanted, and as many
-    more of both ends.
+    """Indices, ascending, of at most ``room`` Ritz pairs that a restart keeps.
 
-    What lies next to the wanted slows convergence, and outliers at the other end do; kept, they do
-    no more (thick restarting, Wu and Simon, SIAM J. Matrix Anal. Appl. 22 (2000) 602-616). Half of
-    the room that the wanted leave was best on the Hessians of small networks, equally at both ends
-    even where only one is wanted.
+    These are the wanted pairs, and as many more of both ends. Eigenvalues next to the wanted ones,
+    and outliers at the other end, slow convergence unless they are kept (thick restarting, Wu and
+    Simon, SIAM J. Matrix Anal. Appl. 22 (2000) 602-616). Half of the room beside the wanted pairs
+    was best on the Hessians of small networks, equally at both ends even where one is wanted.
     """
     chosen = wanted(which, k, found.values)
     rest = np.setdiff1d(np.arange(len(found.values)), chosen)

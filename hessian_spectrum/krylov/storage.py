@@ -20,10 +20,10 @@ Place = str | Path  # "device", "host", or a folder on a disk
 def allocate(
     shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, place: Place = "device"
 ) -> Tensor:
-    """Zeros of that shape. On a disk: a mapped file without a name, gone with the process.
+    """Zeros of that shape; on a disk a mapped temporary file, which is gone with the process.
 
     Raises:
-        InputError: the folder is not there, or its disk has no room.
+        InputError: the folder does not exist, or its disk has no room.
     """
     if place == "device":
         return torch.zeros(shape, dtype=dtype, device=device)
@@ -46,7 +46,7 @@ def allocate(
 
 def allocate_together(shape: tuple[int, ...], like: Tensor, world: World, place: Place) -> Tensor:
     """``allocate`` on every rank; where one has no room, InputError on all."""
-    basis, error = None, None
+    basis, error = like, None
     try:
         basis = allocate(shape, like.dtype, like.device, place)
     except InputError as failed:

@@ -1,1 +1,1 @@
-"""How to form products: time and memory are measured, and the fastest plan that fits is chosen."""
+"""Plans for products: time and memory are measured, and the fastest plan that fits is chosen."""

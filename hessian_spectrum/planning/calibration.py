@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,24 +20,29 @@ from hessian_spectrum.loss.minibatch_loss import Part
 from hessian_spectrum.operators.curvature_products import HESSIAN, Form
 from hessian_spectrum.operators.product_modes import MODES, Products
 
-REPEATS, ENOUGH = 3, 1.0  # a timing is the least of so many, or of fewer after so many seconds
-# Numbers of vectors at once that modes are tried with, and all; "reverse" takes one at a time.
+Result = TypeVar("Result")
+
+MAX_REPEATS = 3  # a timing is the least of so many,
+MIN_SECONDS = 1.0  # or of fewer, once they add up to this
+# Numbers of vectors at once that each mode is timed with, besides all; "reverse" takes one at a
+# time.
 CHUNKS = {
     "reverse": (),
     "reverse-batched": (1, 2, 4, 8, 16),
     "forward": (1, 2, 4, 8, 16),
     "linearize": (1, 4, 16),  # each number is recorded anew, which takes seconds
 }
-# Bytes at the peak of a mode, in those of reverse over reverse: before it is known, and at most.
-EXPECTED = {
+# Peak memory of a mode over that of reverse over reverse: a bound before it is measured.
+EXPECTED_PEAK = {
     "reverse-batched": lambda chunk: 1 + chunk / 2,
     "forward": lambda chunk: 1 + chunk,
     "linearize": lambda chunk: 2 + chunk / 2,
 }
-# A chunk this much slower a vector than the mode's best, or a mode than all, is the last one.
-LOST, HOPELESS = 1.5, 3.0
-FIRST_SAMPLES, GROWTH = 8, 4  # of the pieces on which memory is measured
-VISIBLE = 32 << 20  # bytes: above, the resident set tells memory well
+# Larger chunks are not timed after one that is slower for each vector than the mode's best, or in a
+# mode that is slower than the best of all, by these factors.
+SLOW_CHUNK, SLOW_MODE = 1.5, 3.0
+FIRST_SAMPLES, GROWTH = 8, 4  # samples of the first piece that memory is measured on, and factor
+MEASURABLE = 32 << 20  # bytes from which on the resident set measures memory well
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,7 @@ class Trial:
     error: float  # |difference to reverse over reverse| / |its products|
 
     def scaled(self, factor: int) -> Trial:
-        """The same on so many times the samples: time and memory are at most in proportion."""
+        """A bound for ``factor`` times the samples: time and memory grow at most in proportion."""
         return replace(
             self,
             build=self.build * factor,
@@ -78,7 +85,7 @@ class Bench:
         dtype, self.eps = PRECISIONS[precision or str(evaluator.dtype).removeprefix("torch.")]
         self.theta = theta.to(dtype)
 
-    def run(self, action: Callable, *arguments) -> object:
+    def run(self, action: Callable[..., Result], *arguments: Any) -> Result:
         """``action(part, theta, *arguments)`` as in a run: same mode, kernels and arithmetic."""
         ev = self.evaluator
         with ev.evaluation_mode(self.precision):
@@ -94,9 +101,9 @@ class Bench:
         return vectors.to(self.theta)
 
     def seconds(self, action: Callable[[], object]) -> float:
-        """The least of a few: what else the machine does only adds. What is slow needs fewer."""
+        """The least of a few timings, since other work on the machine only adds to them."""
         times: list[float] = []
-        while len(times) < REPEATS and sum(times) < ENOUGH:
+        while len(times) < MAX_REPEATS and sum(times) < MIN_SECONDS:
             clock = time.perf_counter()
             action()
             self.synchronize()
@@ -123,10 +130,10 @@ class Bench:
 def calibrate(
     bench: Bench, num_probes: int, mode: str | None, room: float = math.inf
 ) -> tuple[list[Trial], dict[str, str]]:
-    """Trials of every mode (or of ``mode``), and the modes that fail or disagree, with the reason.
+    """Trials of every mode (or of ``mode``), and reasons for refusing the other modes.
 
     Args:
-        room: bytes that may be used; what is expected to take more is not tried.
+        room: bytes that may be used; a mode that is expected to take more is not tried.
 
     Raises:
         RuntimeError: out of memory already in reverse over reverse.
@@ -136,7 +143,7 @@ def calibrate(
 
 @dataclass(frozen=True)
 class Use:
-    """A mode's linear map of one minibatch, and the memory that it took; nothing is timed."""
+    """A mode's linear map of one minibatch, and its memory."""
 
     peak: int  # bytes at the peak of forming and applying it
     kept: int  # bytes that it holds
@@ -195,7 +202,7 @@ def _calibrate(
     for name in MODES:  # "reverse" comes first: the others are compared with it
         if mode is not None and name not in (mode, "reverse"):
             continue
-        expected_peak = EXPECTED.get(name, lambda chunk: 1)(len(probe)) * reverse_peak
+        expected_peak = EXPECTED_PEAK.get(name, lambda chunk: 1)(len(probe)) * reverse_peak
         if expected_peak > room:
             refused[name] = f"would take about {expected_peak / 2**30:.1f} GiB"
             continue
@@ -227,14 +234,14 @@ def _timed(
     best: float,
     room: float,
 ) -> list[Trial]:
-    """Trials of a mode with growing chunks, until they stop to pay; it was run once already."""
+    """Trials of a mode, which ran once already, with growing chunks until these are slower."""
     device, together = bench.evaluator.device, name != "reverse"
     chunks = [c for c in CHUNKS.get(name, ()) if c < num_probes] + [num_probes]
     trials: list[Trial] = []
     for chunk in chunks:
         if trials and trials[-1].peak * chunk / trials[-1].chunk > room:
             break
-        # One at a time costs the same for each: two tell.
+        # One at a time costs the same for each: two are enough.
         vectors = bench.vectors(chunk if together else min(2, num_probes))
         try:
             with PeakMemory(device) as used:
@@ -243,16 +250,16 @@ def _timed(
                 products(vectors)
                 bench.synchronize()
                 first = time.perf_counter() - clock
-            seconds = bench.seconds(lambda p=products, v=vectors: p(v))
+            seconds = bench.seconds(partial(products, vectors))
         except RuntimeError as failed:
             if not is_out_of_memory(failed) or not trials:
                 raise
             break
-        # What is prepared at the first call (a linearization for so many rows) is preparation.
+        # A first call may prepare more (a linearization for this number of rows).
         build, apply = max(0.0, first - seconds), seconds / len(vectors)
         trials.append(Trial(name, chunk, build, apply, used.kept, used.peak, error))
         own = min(trial.apply for trial in trials)
-        if chunk > 1 and (apply > LOST * own or own > HOPELESS * best):
+        if chunk > 1 and (apply > SLOW_CHUNK * own or own > SLOW_MODE * best):
             break
         del products
     return trials
@@ -272,8 +279,8 @@ def bytes_of_a_sample(
 ) -> float:
     """Bytes at the peak of a product by reverse over reverse, for each sample of a minibatch.
 
-    Measured on growing pieces, each predicted to fit by the one before: on a CPU running out of
-    memory cannot be caught.
+    Measured on growing pieces, each predicted to fit from the one before: running out of memory
+    cannot be caught on a CPU.
     """
     samples = min(FIRST_SAMPLES, size)
     first = Bench(evaluator, theta, precision, samples, form)
@@ -283,6 +290,6 @@ def bytes_of_a_sample(
         vector = bench.vectors(1)
         with PeakMemory(evaluator.device) as used:
             bench.run(_once, bench, vector)
-        if used.peak >= VISIBLE or samples >= size or GROWTH * used.peak > room:
+        if used.peak >= MEASURABLE or samples >= size or GROWTH * used.peak > room:
             return used.peak / samples
         samples = min(GROWTH * samples, size)

@@ -1,6 +1,6 @@
-"""What was measured before, for the same model, shapes, arithmetic and machine.
+"""Calibrations on disk, by model, shapes, arithmetic and machine.
 
-Also what makes two runs of one command take the same plan, and so give the same bits.
+Two runs of one command take the same plan from them, and so give the same bits.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from hessian_spectrum._core.atomic import replacing
 from hessian_spectrum._core.version import __version__
 from hessian_spectrum.planning.calibration import Bench, Trial
 
-Measured = tuple[list[Trial], dict[str, str]]  # trials, and modes left out with the reason
+Measured = tuple[list[Trial], dict[str, str]]  # trials, and reasons for refusing other modes
 
 
 def folder() -> Path:
@@ -31,7 +31,7 @@ def folder() -> Path:
 
 
 def key(bench: Bench, num_probes: int, mode: str | None, room: int) -> str:
-    """Names everything that the measurements depend on; the room roughly: free memory varies."""
+    """A hash of all that the measurements depend on, of free memory only the order of magnitude."""
     ev = bench.evaluator
     leaves = tree_leaves(next(iter(ev.batches)))
     described = [
@@ -47,7 +47,7 @@ def key(bench: Bench, num_probes: int, mode: str | None, room: int) -> str:
 
 
 def load(name: str) -> Measured | None:
-    """What was saved under that name; None if nothing can be read there."""
+    """The measurements of that name; None if none can be read."""
     with suppress(OSError, ValueError, TypeError, KeyError):
         saved = json.loads((folder() / f"{name}.json").read_text())
         return [Trial(**trial) for trial in saved["trials"]], dict(saved["refused"])
@@ -55,7 +55,7 @@ def load(name: str) -> Measured | None:
 
 
 def save(name: str, measured: Measured) -> None:
-    """Keep it, where there is a place to keep it."""
+    """Write the measurements, if the folder can be written."""
     trials, refused = measured
     with suppress(OSError):
         folder().mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ class RecurrenceStore:
 
     def __init__(self, folder: Path, world: World):
         self.shards, self.world = ShardFolder(folder), world
-        self._entries: list[dict] = []  # of all ranks, as committed
+        self._entries: list[dict[str, Any]] = []  # of all ranks, as committed
         self._rows = 0  # basis vectors, of each recurrence, that have been committed
         self._restarts = 0  # after which they were
 

@@ -9,8 +9,9 @@ from density_runs import StopAfterOneSave, contents, problem
 from prescribed_spectra import with_spectrum
 
 import hessian_spectrum as hs
-from hessian_spectrum.algorithms import eigenpairs as eigensolver
-from hessian_spectrum.algorithms.eigenpairs import Goal, advance, first
+from hessian_spectrum.algorithms import residual_check
+from hessian_spectrum.algorithms.convergence import Goal
+from hessian_spectrum.algorithms.eigenpairs import advance, first
 from hessian_spectrum.commands import runner
 from hessian_spectrum.commands.density import Density
 from hessian_spectrum.commands.eigenpairs import Eigenpairs
@@ -93,14 +94,14 @@ def test_what_a_bound_on_products_left_open_is_resumed_with_more(out):
 def test_a_signal_during_products_in_float64_saves_and_leaves(out, monkeypatch):
     straight, stop = out.with_name("straight.h5"), StopRequest()
     run(straight, certify=True)
-    believed = eigensolver.believed
+    checked_pairs = residual_check.checked_pairs
 
     def interrupted(*args):
         stop.name = "SIGTERM"  # the space is finished
-        return believed(*args)
+        return checked_pairs(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(eigensolver, "believed", interrupted)
+        patch.setattr(residual_check, "checked_pairs", interrupted)
         with pytest.raises(Interrupted):
             run(out, stop, certify=True, checkpoint_minutes=60.0)
     run(out, certify=True, resume=True)

@@ -7,12 +7,12 @@ import pytest
 
 from hessian_spectrum import InputError
 from hessian_spectrum.algorithms.budget import (
+    DEFAULT_PRODUCTS,
     ESTIMATORS,
     LEAST_PROBES,
     LEAST_STEPS,
-    MOST,
-    PRODUCTS,
-    WIDEST,
+    MAX_PROBES,
+    MAX_PRODUCTS,
     choose,
 )
 
@@ -54,14 +54,14 @@ def test_one_size_alone_leaves_enough_of_the_other():
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_without_a_word_they_are_180_products_and_with_a_target_at_most_1800(estimator):
     b, m = choose(N, estimator)
-    assert PRODUCTS == 180 and PRODUCTS - max(b, m) < b * m <= PRODUCTS
+    assert DEFAULT_PRODUCTS == 180 and DEFAULT_PRODUCTS - max(b, m) < b * m <= DEFAULT_PRODUCTS
     b, m = choose(N, estimator, target_error=0.005)
-    assert MOST == 1800 and MOST - max(b, m) < b * m <= MOST
+    assert MAX_PRODUCTS == 1800 and MAX_PRODUCTS - max(b, m) < b * m <= MAX_PRODUCTS
 
 
 def test_more_products_are_more_probes_and_the_block_is_not_too_wide():
     probes = [choose(N, num_products=products)[0] for products in BUDGETS]
-    assert probes == sorted(probes) and probes[-1] == WIDEST
+    assert probes == sorted(probes) and probes[-1] == MAX_PROBES
     assert choose(N, num_products=180) == (12, 15)  # few products: enough steps come first
     assert choose(N, num_products=1000)[1] < 15  # many: a wider block resolves more in each
 

@@ -77,7 +77,7 @@ def test_scipy_form_and_numpy_vectors_give_the_same_products():
 
 def test_one_pass_and_one_first_order_graph_a_minibatch_serve_all_vectors():
     ev = hs.Evaluator(mlp(), F.cross_entropy, data(), batch_size=4)
-    hs.spectral_density(hs.Hessian(ev), num_probes=5, num_steps=6)
+    hs.spectral_density(hs.Hessian(ev, plan=hs.ProductPlan()), num_probes=5, num_steps=6)
     assert (ev.counts.passes, ev.counts.graphs, ev.counts.products) == (6, 18, 30)
     keep = hs.ProductPlan(keep=True)
     hs.spectral_density(hs.Hessian(ev, plan=keep), num_probes=5, num_steps=6)

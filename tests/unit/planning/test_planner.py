@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import hessian_spectrum as hs
 from hessian_spectrum.algorithms import spectral_density as spectrum
 from hessian_spectrum.operators import product_modes
-from hessian_spectrum.planning import calibration, product_planner
+from hessian_spectrum.planning import calibration, plan_choice, product_planner
 
 GIB = 2**30
 
@@ -20,7 +20,7 @@ GIB = 2**30
 @pytest.fixture
 def always(monkeypatch, tmp_path):
     """Calibrate however short the run, and whatever was measured before."""
-    monkeypatch.setattr(product_planner, "WORTH", -1.0)
+    monkeypatch.setattr(plan_choice, "RUN_OVER_CALIBRATION", -1.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -50,7 +50,9 @@ def test_a_short_run_is_not_calibrated():
     assert estimate.plan == hs.ProductPlan("linearize", keep=True)
     assert estimate.first is not None
     assert (estimate.products, estimate.passes) == (40, 10)
-    few = make_plan(evaluator(), steps=product_planner.MANY_STEPS - 1)  # recording would not pay
+    few = make_plan(
+        evaluator(), steps=plan_choice.MIN_STEPS_TO_LINEARIZE - 1
+    )  # recording would not pay
     assert few.plan == hs.ProductPlan("reverse", keep=True)
     assert make_plan(evaluator(), mode="forward").plan.mode == "forward"
 
@@ -251,7 +253,7 @@ def test_a_rank_whose_targets_are_all_ignored_has_nothing_to_measure(always, mon
 
 
 def test_modes_that_would_not_fit_are_not_tried(always, monkeypatch):
-    monkeypatch.setattr(calibration, "EXPECTED", {"forward": lambda chunk: 1e12})
+    monkeypatch.setattr(calibration, "EXPECTED_PEAK", {"forward": lambda chunk: 1e12})
     monkeypatch.setitem(product_modes.MODES, "forward", lambda *_: pytest.fail("tried"))
     timed = calibration._timed
 
@@ -264,7 +266,7 @@ def test_modes_that_would_not_fit_are_not_tried(always, monkeypatch):
 
 def test_a_long_calibration_is_made_on_fewer_samples_and_scaled(always, monkeypatch):
     monkeypatch.setattr(
-        product_planner, "LONGEST", 1.7
+        plan_choice, "MAX_CALIBRATION", 1.7
     )  # of five seconds and a little: in thirds or less
     sizes, made, calibrate = [], [], calibration.calibrate
 

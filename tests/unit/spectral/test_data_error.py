@@ -185,7 +185,7 @@ def ask(measure, name, args):
 
 def test_every_query_has_one_and_it_is_unknown_without_groups():
     ev = evaluator(samples(80))
-    H = hs.Hessian(ev)
+    H = hs.Hessian(ev, plan=hs.ProductPlan())  # one plan for both runs
     measure = hs.spectral_density(H, 4, 6, data_groups=K)
     t = np.linspace(-0.1, 0.5, 7)
     asked = [("density", (t,)), ("mass", (0.01, 1)), ("count", (0.01, 1)), ("quantile", (0.9,))]

@@ -1,0 +1,142 @@
+"""Residuals of converged pairs, checked by products with their vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hessian_spectrum.algorithms.convergence import PRODUCT_ROUNDING, Goal, WantedPairs
+from hessian_spectrum.distributed.world import World
+from hessian_spectrum.krylov import krylov_schur
+from hessian_spectrum.krylov.krylov_schur import RitzSpace
+from hessian_spectrum.krylov.ritz import num_lower
+from hessian_spectrum.krylov.state import Array
+from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.spectral.eigenpairs import EigenPairs
+
+NUM_COMBINATIONS = 2  # products that check all residuals together
+ROWS_PER_PRODUCT = 8  # vectors in one block product, where each pair gets a product of its own
+MISFIT_ACCEPTED = 2.0  # misfit over the recurrence's residuals up to which these are accepted
+
+
+def checked_pairs(
+    operator: SymmetricOperator,
+    space: RitzSpace,
+    goal: Goal,
+    found: WantedPairs,
+    certify: bool = False,
+    on_products: Callable[[int], None] = lambda count: None,
+) -> tuple[EigenPairs, Tensor, float]:
+    """The wanted pairs of a finished run, with residuals that products have confirmed.
+
+    Args:
+        certify: a product in float64 for each pair: values are Rayleigh quotients, residuals
+            |A v - value v|, both in float64. Otherwise a few products with random combinations of
+            all pairs, in the operator's arithmetic and, if that is float32, in float64 too.
+        on_products: called with their number after every block product in float64, on all ranks.
+
+    Returns:
+        (pairs, this rank's entries of their vectors, the error of float32 in each residual).
+    """
+    world, values, added = operator.layout.world, found.values, 0.0
+    rows = krylov_schur.vectors(space, found.coordinates).to(operator.device)
+    rows /= norms(rows, world).to(rows)[:, None]
+    if certify:
+        operator.forget()
+        values, residuals = _rayleigh_quotients(
+            operator.in_float64(), rows, found.scale, on_products
+        )
+        order = np.argsort(values, kind="stable")
+        values, residuals, rows = values[order], residuals[order], rows[torch.from_numpy(order)]
+    else:
+        residuals = _checked_residuals(operator, rows, found, goal.seed)
+        if operator.in_float64() is not operator:
+            added = arithmetic_error(operator, rows, goal.seed)
+            on_products(NUM_COMBINATIONS)
+            residuals = np.hypot(residuals, added)
+    converged = residuals <= goal.tol * found.scale
+    lower = num_lower(goal.which, goal.k, values)
+    return EigenPairs(values, residuals, converged, num_lower=lower), rows, added
+
+
+def _checked_residuals(
+    operator: SymmetricOperator, rows: Tensor, found: WantedPairs, seed: int
+) -> Array:
+    """|A v - theta v| of each row: the recurrence's value, where two products confirm it.
+
+    Of u = sum_i s_i v_i / r_i with random signs s the misfit has the mean square
+    sum_i |A v_i - theta_i v_i|^2 / r_i^2, k if the residuals r are right: a small one that is wrong
+    shows beside large ones. With r_i at least ``rounding``, misfit / sqrt(k) * rounding is the
+    measured error of a product with a unit vector, or more: it is the least residual returned.
+    """
+    values, eps = found.values, torch.finfo(operator.dtype).eps
+    residuals = np.maximum(found.residuals, eps * found.scale)
+    rounding = PRODUCT_ROUNDING * eps * (found.scale or 1.0)  # 1.0: of a matrix that is zero
+    units = np.maximum(residuals, rounding)
+    mix = _signs(seed, len(values)) / units
+    u, expected = (torch.from_numpy(m).to(rows) @ rows for m in (mix, mix * values))
+    misfits = norms(_products(operator, u) - expected, operator.layout.world)
+    misfit = misfits.max().item() / len(values) ** 0.5
+    if misfit <= MISFIT_ACCEPTED:
+        return np.maximum(residuals, misfit * rounding)
+    each = []
+    for part in _parts(len(rows)):
+        expected = rows[part] * torch.from_numpy(values[part]).to(rows)[:, None]
+        each.append(norms(_products(operator, rows[part]) - expected, operator.layout.world))
+    return np.maximum(torch.cat(each).cpu().numpy(), eps * found.scale)
+
+
+def arithmetic_error(operator: SymmetricOperator, rows: Tensor, seed: int) -> float:
+    """sqrt(sum_i |e_i|^2) with e_i the difference of row i's products here and in float64.
+
+    Estimated as the larger of two random signed sums of the rows, whose squared error has that
+    mean: no e_i is larger.
+
+    Cost: two products, and two in float64.
+    """
+    u = torch.from_numpy(_signs(seed, len(rows))).to(rows) @ rows
+    product, exact = _products(operator, u).double(), operator.in_float64()
+    operator.forget()  # there may be no room for both
+    error = norms(_products(exact, u.to(exact.dtype)) - product, exact.layout.world)
+    return error.max().item()
+
+
+def _rayleigh_quotients(
+    exact: SymmetricOperator, rows: Tensor, scale: float, on_products: Callable[[int], None]
+) -> tuple[Array, Array]:
+    """(rho = v A v^T, |v A - rho v|) of each row."""
+    world, found = exact.layout.world, []
+    for part in _parts(len(rows)):
+        v = rows[part].to(exact.dtype)
+        v /= norms(v, world).to(v)[:, None]
+        product = _products(exact, v)
+        rho = world.sum((v * product).double().sum(1))
+        lengths = norms(product - rho.to(v)[:, None] * v, world)
+        found.append(torch.stack([rho, lengths]).cpu().numpy())
+        on_products(len(v))
+    values, residuals = np.concatenate(found, axis=1)
+    return values, np.maximum(residuals, torch.finfo(exact.dtype).eps * scale)
+
+
+def _products(operator: SymmetricOperator, rows: Tensor) -> Tensor:
+    found = operator.products(rows)
+    if not operator.layout.world.sum(found.double().sum()).isfinite():
+        raise FloatingPointError(f"a product with the operator is not finite in {operator.dtype}")
+    return found
+
+
+def _signs(seed: int, k: int) -> Array:
+    """Coefficients of random combinations of k rows."""
+    return np.random.default_rng(seed).choice([-1.0, 1.0], (NUM_COMBINATIONS, k))
+
+
+def _parts(k: int) -> list[slice]:
+    return [slice(i, i + ROWS_PER_PRODUCT) for i in range(0, k, ROWS_PER_PRODUCT)]
+
+
+def norms(rows: Tensor, world: World) -> Tensor:
+    """|v| of each row, float64; one small reduction."""
+    return world.sum(rows.double().square().sum(1)).sqrt()
