@@ -9,15 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.stored_fields import stored
 
 Array = np.ndarray
-
-
-def stored(
-    description: str, axes: tuple[str, ...] = (), units: str | None = None
-) -> dict[str, object]:
-    """Metadata of a field that run files hold: what it is, its axes by name, and its units."""
-    return {"description": description, "axes": axes, "units": units}
 
 
 class Minimum(NamedTuple):
