@@ -7,6 +7,8 @@
     /density/LABEL          attributes n, scatter; nodes, weights, residuals, certified, probe
     /density/LABEL/without_groups   nodes, weights, shares without each group of samples, if any
     /density/LABEL/rules    the recurrences' T, first, out, padded; shapes, tolerance
+    /density/LABEL/drawn    of a finished run: the density as drawn; attribute sigma2; t, values,
+                            lower, upper (95 % interval)
     /eigenpairs/LABEL       attribute num_lower; values, residuals, converged, vectors (or
                             vectors_shards: JSON)
     /alignment/LABEL        attributes num_samples, seed; alignment, gradient_norm, cosine, captured
@@ -38,6 +40,7 @@ from hessian_spectrum.landscape.results import (
     Trajectory,
 )
 from hessian_spectrum.landscape.surfaces import Curve, Surface
+from hessian_spectrum.spectral.drawn import DrawnDensity
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.storage.hdf5_data import require_name
@@ -46,6 +49,7 @@ from hessian_spectrum.storage.stored_vectors import MAX_VECTOR_BYTES as MAX_VECT
 
 SCHEMA, SCHEMA_VERSION = "hessian_spectrum", 1
 DEFAULT_LABEL = "main"
+DRAWN = "drawn"  # SpectralMeasure's property of that name
 TEXTS = ("config", "plan", "provenance")
 
 Result = (
@@ -142,14 +146,21 @@ def check_schema(file: h5py.File) -> None:
         )
 
 
-def write(file: h5py.File, key: str, result: Result) -> None:
+def write(file: h5py.File, key: str, result: Result, finished: bool) -> None:
     """Write one result into a group of its own.
+
+    Args:
+        finished: also write what other programs need to plot it. It takes too long for every
+            checkpoint of a run.
 
     Raises:
         InputError: it holds something that cannot be stored.
     """
     kind, label = split_key(key)
-    write_result(file.create_group(f"{kind}/{label}"), result)
+    group = file.create_group(f"{kind}/{label}")
+    write_result(group, result)
+    if isinstance(result, SpectralMeasure) and finished:
+        write_result(group.create_group(DRAWN), result.drawn)
 
 
 def read(file: h5py.File) -> dict[str, Any]:
@@ -161,9 +172,13 @@ def read(file: h5py.File) -> dict[str, Any]:
     found = {}
     for kind, made in KINDS.items():
         for label in sorted(file.get(kind, ()), key=lambda label: (label != DEFAULT_LABEL, label)):
-            result = read_result(file[kind][label], made)
+            group = file[kind][label]
+            result = read_result(group, made)
             if isinstance(result, EigenPairs):
-                _require_equal_counts(file[kind][label], result)
+                _require_equal_counts(group, result)
+            if isinstance(result, SpectralMeasure) and DRAWN in group:
+                # Into the cache of the property: a copy of the run need not compute it again.
+                vars(result)[DRAWN] = read_result(group[DRAWN], DrawnDensity)
             found[join_key(kind, label)] = result
     return found
 

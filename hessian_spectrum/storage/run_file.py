@@ -39,7 +39,8 @@ def save(
         path: the file to write; its folder must exist.
         *results: measures, eigenpairs, alignments, at most one of a kind, under the label "main".
         config, plan, provenance: dicts or dataclasses that JSON can hold.
-        finished: False for a run that was interrupted and can be resumed.
+        finished: False for a run that was interrupted and can be resumed. A finished file also
+            holds each density as drawn, on a grid: group ``drawn`` beside nodes and weights.
         overwrite: replace an existing file instead of refusing.
         **labelled: results by label (``early=measure``), or by kind and label
             (``**{"eigenpairs/early": pairs}``). A dict of named numbers, texts and arrays is
@@ -49,7 +50,7 @@ def save(
         InputError: the path is not usable, or a result is not something that can be stored.
         OSError: the file cannot be written; the old one is as it was.
 
-    Memory: the size of the file, once.
+    Memory: the size of the file, once. Cost: that of ``drawn_density`` for each new density.
     """
     _check_place(path, overwrite=overwrite)  # a disk that fails now is no mistake of the input
     stored = hdf5_schema.by_key(results, labelled)
@@ -72,7 +73,7 @@ def _content(stored: Mapping[str, Result], texts: Mapping[str, str], finished: b
         for name, text in texts.items():
             write_text(file, name, text)
         for key, result in stored.items():
-            hdf5_schema.write(file, key, result)
+            hdf5_schema.write(file, key, result, finished)
     return content.getbuffer()
 
 
