@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.stored_fields import stored, stored_attribute
 
 Array = NDArray[np.float64]
 
 PER_BATCH = ("alignment", "gradient_norm", "cosine", "captured")
-ARRAYS = (*PER_BATCH, "batch_sizes", "eigenvalues", "residuals")
 QUANTITIES = ("alignment", "share", "captured", "gradient_norm")
 
 
@@ -29,15 +29,40 @@ class Alignment:
     gradient is zero or undefined.
     """
 
-    batch_sizes: NDArray[np.int64]  # (s,), samples in a minibatch, ascending
-    alignment: Array  # (s, b), in units of the eigenvalues
-    gradient_norm: Array  # (s, b), |g|
-    cosine: Array  # (s, b, k), <g, v_j> / |g|; k = 0 without eigenvectors
-    captured: Array  # (s, b), the part of |g|^2 in the span of the v_j; NaN without
-    eigenvalues: Array  # (k,), of the v_j, ascending
-    residuals: Array  # (k,), |H v_j - lambda_j v_j|
-    num_samples: int  # in the data
-    seed: int  # of the minibatches
+    # (s,), samples in a minibatch, ascending
+    batch_sizes: NDArray[np.int64] = field(
+        metadata=stored("samples in a minibatch", ("batch_size",), "1", coordinate=True)
+    )
+    # (s, b), in units of the eigenvalues
+    alignment: Array = field(
+        metadata=stored(
+            "g^T H g / |g|^2 of a minibatch's gradient g", ("batch_size", "minibatch"), "eigenvalue"
+        )
+    )
+    # (s, b)
+    gradient_norm: Array = field(
+        metadata=stored("|g|", ("batch_size", "minibatch"), "loss per unit of the parameters")
+    )
+    # (s, b, k); k = 0 without eigenvectors
+    cosine: Array = field(
+        metadata=stored(
+            "<g, v> / |g| for each eigenvector v", ("batch_size", "minibatch", "eigenpair"), "1"
+        )
+    )
+    # (s, b); NaN without eigenvectors
+    captured: Array = field(
+        metadata=stored(
+            "part of |g|^2 in the span of the eigenvectors", ("batch_size", "minibatch"), "1"
+        )
+    )
+    # (k,), of the v_j, ascending
+    eigenvalues: Array = field(
+        metadata=stored("of the top eigenvectors", ("eigenpair",), "eigenvalue", coordinate=True)
+    )
+    # (k,)
+    residuals: Array = field(metadata=stored("|H v - lambda v|", ("eigenpair",), "eigenvalue"))
+    num_samples: int = field(metadata=stored_attribute("samples in the data"))
+    seed: int = field(metadata=stored_attribute("seed of the minibatches"))
 
     def __post_init__(self):
         s, b = self.alignment.shape if self.alignment.ndim == 2 else (-1, -1)

@@ -21,7 +21,6 @@ from hessian_spectrum.plotting.style import (
     counted,
     describe,
     draw_band,
-    grid_around,
     mean_and_error,
     number,
     symlog,
@@ -29,6 +28,7 @@ from hessian_spectrum.plotting.style import (
     tidy,
 )
 from hessian_spectrum.spectral.atoms import smoothed
+from hessian_spectrum.spectral.drawn import drawing_grid
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.spectral.quadrature import Array
 
@@ -118,7 +118,7 @@ def _axis(panels: list[Axes], measure: SpectralMeasure, sigma: float) -> Array:
     A bulk at 0 is a few sigma wide, the outliers are decades away: symlog. A spectrum that
     keeps away from 0 would only lose room to empty decades: linear.
     """
-    t, size = grid_around(measure, sigma), np.abs(measure.nodes)
+    t, size = drawing_grid(measure, sigma), np.abs(measure.nodes)
     if size.min() > NEAR * size.max():
         panels[-1].set_xlim(t[0], t[-1])
         panels[-1].set_xlabel(EIGENVALUE)

@@ -23,10 +23,10 @@ from hessian_spectrum.plotting.style import (
     GREY,
     ORANGE,
     describe,
-    grid_around,
     number,
     tidy,
 )
+from hessian_spectrum.spectral.drawn import DrawnDensity, drawn_density
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.measure import SpectralMeasure
 
@@ -49,13 +49,13 @@ def density_figure(
         raise InputError(f"density_figure(sigma2={sigma2}): the variance must be positive")
     figure = Figure(figsize=(8, 5.6), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(2.6, 1))
-    t = grid_around(measure, math.sqrt(sigma2))
-    _draw_density(top, measure, t, sigma2)
+    drawn = measure.drawn if sigma2 == measure.default_sigma2 else drawn_density(measure, sigma2)
+    _draw_density(top, measure, drawn)
     _draw_rug(top, measure)
-    _draw_cumulative(bottom, measure, t)
+    _draw_cumulative(bottom, measure, drawn.t)
     top.set_title(title or describe(measure), loc="left", fontsize=11, pad=20)
     bottom.set_xlabel(EIGENVALUE)
-    bottom.set_xlim(t[0], t[-1])
+    bottom.set_xlim(drawn.t[0], drawn.t[-1])
     _draw_extremes(top, measure)
     top.legend(frameon=False, fontsize=9, loc="best")
     return figure
@@ -109,16 +109,15 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
         figure.savefig(temporary, format=kind, dpi=160)
 
 
-def _draw_density(axes: Axes, measure: SpectralMeasure, t: np.ndarray, sigma2: float) -> None:
-    density = measure.density(t, sigma2)
-    peak = density.max()
-    floor = _floor(measure, peak, sigma2)
+def _draw_density(axes: Axes, measure: SpectralMeasure, drawn: DrawnDensity) -> None:
+    t, peak = drawn.t, drawn.values.max()
+    floor = _floor(measure, peak, drawn.sigma2)
     if measure.num_probes >= 2:
-        low, high = np.maximum(measure.interval("density", t, sigma2), floor)
+        low, high = np.maximum([drawn.lower, drawn.upper], floor)
         label = f"95 % interval ({measure.num_probes} probes)"
         axes.fill_between(t, low, high, color=BLUE, alpha=0.25, linewidth=0, label=label)
-    label = rf"density, smoothed with $\sigma = {number(math.sqrt(sigma2))}$"
-    axes.plot(t, np.maximum(density, floor / 10), color=BLUE, linewidth=1.3, label=label)
+    label = rf"density, smoothed with $\sigma = {number(math.sqrt(drawn.sigma2))}$"
+    axes.plot(t, np.maximum(drawn.values, floor / 10), color=BLUE, linewidth=1.3, label=label)
     axes.set_yscale("log")
     axes.set_ylim(floor, 20 * peak)  # headroom for the legend
     axes.yaxis.set_major_locator(LogLocator(numticks=8))

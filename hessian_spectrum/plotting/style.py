@@ -15,22 +15,8 @@ from hessian_spectrum.spectral.uncertainty import standard_error
 # Okabe and Ito (2008): told apart with every common colour blindness, and in grey.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5A5A5A"
 LABELLED = 1e-6  # of |lambda|max: a symlog axis has room for six labelled decades a side
-MARGIN = 0.02  # of the axis, on each side
 ERROR = "± standard error ({} probes)"
 EIGENVALUE = "eigenvalue (of the mean loss)"  # of whichever matrix the title names
-
-
-def grid_around(measure: SpectralMeasure, sigma: float) -> np.ndarray:
-    """The measure's even grid, with points around each node where that would step over peaks.
-
-    Two points beyond it keep the extreme eigenvalues off the frame.
-    """
-    t = measure.grid(sigma**2)
-    if t[1] - t[0] > sigma / 2:
-        peaks = measure.nodes[:, None] + sigma * np.linspace(-5, 5, 41)
-        t = np.union1d(t, peaks)
-    margin = MARGIN * (t[-1] - t[0])
-    return np.concatenate([[t[0] - margin], t, [t[-1] + margin]])
 
 
 def number(x: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.stored_fields import (
+    stored,
+    stored_attribute,
+    stored_group,
+    stored_sequence,
+)
 from hessian_spectrum.spectral.jackknife import Replicates
 from hessian_spectrum.spectral.quadrature import Array, BlockRule
 
@@ -30,14 +36,42 @@ MOST_STEPS_BACK = 5  # a change by one step may vanish by chance; by five it har
 class Atoms:
     """Approximate eigenvalues of an n x n symmetric matrix, with weights for each random probe."""
 
-    nodes: Array  # (s,), approximate eigenvalues, ascending
-    weights: Array  # (probe, s), each row sums to 1; zero where a node is not the probe's
-    n: int  # number of eigenvalues of H
-    residuals: Array  # (s,), each node lies within this of an eigenvalue; units of the nodes
-    certified: NDArray[np.bool_]  # (s,), node counts one eigenvalue exactly, weight 1/n
-    rules: tuple[BlockRule, ...] = ()  # the recurrences' quadrature rules, in the probes' order
-    scatter: float = 1.0  # standard errors are this times those of independent probes
-    replicates: Replicates | None = None  # the same without each of some groups of the samples
+    # (s,), approximate eigenvalues, ascending
+    nodes: Array = field(
+        metadata=stored("approximate eigenvalues, ascending", ("node",), "eigenvalue")
+    )
+    # (probe, s), each row sums to 1; zero where a node is not the probe's
+    weights: Array = field(
+        metadata=stored(
+            "share of a node for each probe",
+            ("probe", "node"),
+            "1",
+            index={"probe": "index of the random probe"},
+        )
+    )
+    # number of eigenvalues of H
+    n: int = field(metadata=stored_attribute("number of eigenvalues"))
+    # (s,), each node lies within this of an eigenvalue; units of the nodes
+    residuals: Array = field(
+        metadata=stored("an eigenvalue lies this near", ("node",), "eigenvalue")
+    )
+    # (s,), node counts one eigenvalue exactly, weight 1/n
+    certified: NDArray[np.bool_] = field(
+        metadata=stored("node counts one eigenvalue exactly", ("node",))
+    )
+    # the recurrences' quadrature rules, in the probes' order
+    rules: tuple[BlockRule, ...] = field(
+        default=(),
+        metadata=stored_sequence(
+            "rules", BlockRule, "order of T, shape of first, shape of out, steps"
+        ),
+    )
+    # standard errors are this times those of independent probes
+    scatter: float = field(default=1.0, metadata=stored_attribute("factor of standard errors"))
+    # the same without each of some groups of the samples
+    replicates: Replicates | None = field(
+        default=None, metadata=stored_group("without_groups", Replicates)
+    )
 
     @classmethod
     def of_rules(cls, rules: Sequence[BlockRule], n: int, floor: float = 0.0) -> Self:

@@ -7,11 +7,12 @@ is known: the jackknife. Noise of the probes that leaving out samples does not c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.stored_fields import stored
 from hessian_spectrum.spectral.quadrature import Array
 
 LEAST = 0.25  # of a variance: no less is left of it when the probes' noise is taken off
@@ -21,9 +22,22 @@ LEAST = 0.25  # of a variance: no less is left of it when the probes' noise is t
 class Replicates:
     """The spectral measure without each group of samples, as each probe sees it."""
 
-    nodes: Array  # (group, s), approximate eigenvalues, ascending
-    weights: Array  # (group, probe, s), each probe's sum to 1
-    shares: Array  # (group,), of the data's weight that the group has; they add up to 1
+    # (group, s), approximate eigenvalues, ascending
+    nodes: Array = field(
+        metadata=stored(
+            "approximate eigenvalues without each group of samples, ascending",
+            ("group", "node"),
+            "eigenvalue",
+        )
+    )
+    # (group, probe, s), each probe's sum to 1
+    weights: Array = field(
+        metadata=stored("share of a node for each probe", ("group", "probe", "node"), "1")
+    )
+    # (group,), of the data's weight that the group has; they add up to 1
+    shares: Array = field(
+        metadata=stored("a group's part of the data's weight", ("group",), "1", coordinate=True)
+    )
 
     def __post_init__(self) -> None:
         groups = self.shares.shape

@@ -9,6 +9,7 @@ scatter its standard error.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from hessian_spectrum.spectral import functionals, uncertainty
 from hessian_spectrum.spectral.atoms import Atoms
+from hessian_spectrum.spectral.drawn import DrawnDensity, drawn_density
 from hessian_spectrum.spectral.quadrature import Array
 from hessian_spectrum.spectral.uncertainty import DensityError
 
@@ -100,6 +102,11 @@ class SpectralMeasure(Atoms):
             InputError: where lambda_min + damping <= 0: the determinant has no logarithm.
         """
         return float(functionals.evaluate(self, "log_determinant", damping))
+
+    @cached_property
+    def drawn(self) -> DrawnDensity:
+        """The density as it is drawn, at the default smoothing; result files hold it."""
+        return drawn_density(self)
 
     # -- errors ------------------------------------------------------------------------------
 

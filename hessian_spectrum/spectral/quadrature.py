@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+
+from hessian_spectrum._core.stored_fields import stored, stored_count
 
 Array = NDArray[np.float64]
 
@@ -21,11 +23,38 @@ class BlockRule:
     components of its eigenvectors along the probe the Gauss rule (Golub and Welsch 1969).
     """
 
-    t: Array  # (N, N), symmetric, block tridiagonal
-    first: Array  # (b, b_1), the probes in coordinates of the first b_1 basis vectors
-    out: Array  # (b_m, b_{m+1}), the coordinates that lead out, of the last b_m basis vectors
-    num_steps: int  # m
-    tolerance: float = 0.0  # what is shorter is rounding, or the noise of the products
+    # (N, N), symmetric, block tridiagonal
+    t: Array = field(
+        metadata=stored(
+            "T of each recurrence, symmetric, padded with zeros",
+            ("rule",),
+            "eigenvalue",
+            compress=True,  # it is sparse
+            square=True,
+        )
+    )
+    # (b, b_1), the probes in coordinates of the first b_1 basis vectors
+    first: Array = field(
+        metadata=stored(
+            "the probes in coordinates of the first basis vectors, padded",
+            ("rule",),
+            "eigenvalue",
+        )
+    )
+    # (b_m, b_{m+1}), the coordinates that lead out, of the last b_m basis vectors
+    out: Array = field(
+        metadata=stored(
+            "coordinates that lead out of the space, of the last basis vectors, padded",
+            ("rule",),
+            "eigenvalue",
+        )
+    )
+    # m
+    num_steps: int = field(metadata=stored_count("steps"))
+    # what is shorter is rounding, or the noise of the products
+    tolerance: float = field(
+        default=0.0, metadata=stored("what is shorter is rounding or noise", units="eigenvalue")
+    )
 
     @property
     def starts(self) -> Array:

@@ -16,6 +16,7 @@ import h5py
 from hessian_spectrum._core.atomic import replacing
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.storage import hdf5_schema
+from hessian_spectrum.storage.hdf5_data import one_line, read_text, to_json, write_text
 from hessian_spectrum.storage.hdf5_schema import Result
 
 
@@ -38,7 +39,8 @@ def save(
         path: the file to write; its folder must exist.
         *results: measures, eigenpairs, alignments, at most one of a kind, under the label "main".
         config, plan, provenance: dicts or dataclasses that JSON can hold.
-        finished: False for a run that was interrupted and can be resumed.
+        finished: False for a run that was interrupted and can be resumed. A finished file also
+            holds each density as drawn, on a grid: group ``drawn`` beside nodes and weights.
         overwrite: replace an existing file instead of refusing.
         **labelled: results by label (``early=measure``), or by kind and label
             (``**{"eigenpairs/early": pairs}``). A dict of named numbers, texts and arrays is
@@ -48,12 +50,12 @@ def save(
         InputError: the path is not usable, or a result is not something that can be stored.
         OSError: the file cannot be written; the old one is as it was.
 
-    Memory: the size of the file, once.
+    Memory: the size of the file, once. Cost: that of ``drawn_density`` for each new density.
     """
     _check_place(path, overwrite=overwrite)  # a disk that fails now is no mistake of the input
     stored = hdf5_schema.by_key(results, labelled)
     texts = {
-        name: hdf5_schema.to_json(name, value)
+        name: to_json(name, value)
         for name, value in zip(hdf5_schema.TEXTS, (config, plan, provenance))
     }
     with replacing(path) as temporary:
@@ -68,11 +70,10 @@ def _content(stored: Mapping[str, Result], texts: Mapping[str, str], finished: b
         file.attrs["schema_version"] = hdf5_schema.SCHEMA_VERSION
         file.attrs["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
         file.attrs["finished"] = bool(finished)
-        for name, text in texts.items():  # data sets: attributes end at 64 KiB
-            file.create_dataset(name, data=text, dtype=h5py.string_dtype())
+        for name, text in texts.items():
+            write_text(file, name, text)
         for key, result in stored.items():
-            kind, label = hdf5_schema.split_key(key)
-            hdf5_schema.WRITERS[kind](file.create_group(f"{kind}/{label}"), result)
+            hdf5_schema.write(file, key, result, finished)
     return content.getbuffer()
 
 
@@ -97,7 +98,7 @@ def open(path: str | os.PathLike) -> Run:
         file = _opened(path)
     except OSError as error:
         reason = "is truncated or damaged" if _has_signature(path) else "is not an HDF5 file"
-        raise InputError(f"{path}: {reason} ({hdf5_schema.one_line(error)})") from None
+        raise InputError(f"{path}: {reason} ({one_line(error)})") from None
     try:
         return Run(path, file)
     except InputError as error:
@@ -105,7 +106,7 @@ def open(path: str | os.PathLike) -> Run:
         raise InputError(f"{path}: {error}") from None
     except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         file.close()
-        raise InputError(f"{path}: is damaged ({hdf5_schema.one_line(error)})") from None
+        raise InputError(f"{path}: is damaged ({one_line(error)})") from None
 
 
 def _opened(path: Path) -> h5py.File:
@@ -131,13 +132,9 @@ class Run(Mapping):
         self.created = datetime.fromisoformat(file.attrs["created"])  # UTC
         self.finished = bool(file.attrs["finished"])
         self.config, self.plan, self.provenance = (
-            json.loads(hdf5_schema.read_text(file, n)) for n in hdf5_schema.TEXTS
+            json.loads(read_text(file, n)) for n in hdf5_schema.TEXTS
         )
-        self._results = {
-            hdf5_schema.join_key(kind, label): reader(file[kind][label])
-            for kind, reader in hdf5_schema.READERS.items()
-            for label in sorted(file.get(kind, ()), key=hdf5_schema.main_first)
-        }
+        self._results = hdf5_schema.read(file)
 
     def __getitem__(self, key: str) -> Result:
         try:

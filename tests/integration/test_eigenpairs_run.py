@@ -21,6 +21,7 @@ from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.storage import hdf5_schema
 from hessian_spectrum.storage.krylov_state import RecurrenceStore
+from hessian_spectrum.storage.shards import ShardedVectors
 
 
 @pytest.fixture
@@ -182,7 +183,7 @@ def test_vectors_too_large_for_the_file_are_written_as_shards_and_read_lazily(ou
     assert any("vectors-rank" in name for name in contents(out))
     with hs.open(out) as file:
         lazy = file["eigenpairs"].vectors
-        assert isinstance(lazy, hdf5_schema.ShardedVectors)
+        assert isinstance(lazy, ShardedVectors)
         assert np.array_equal(lazy[1], pairs_of(straight).vectors[1])
     with pytest.raises(hs.InputError, match="finished: there is nothing to resume"):
         run(out, resume=True)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.landscape.results.values import Array, stored
+from hessian_spectrum._core.stored_fields import stored
+from hessian_spectrum.landscape.results.values import Array
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.stored_fields import stored
 from hessian_spectrum.landscape.results.values import (
     Array,
     Evaluated,
     Minimum,
     finite_minimum,
     freeze_arrays,
-    stored,
 )
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.landscape.results.values import Array, stored
+from hessian_spectrum._core.stored_fields import stored
+from hessian_spectrum.landscape.results.values import Array
 
 
 @dataclass(frozen=True)

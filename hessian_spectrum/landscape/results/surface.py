@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hessian_spectrum._core.stored_fields import stored
 from hessian_spectrum.landscape.geometry import arc_length
 from hessian_spectrum.landscape.results.curve import Curve
 from hessian_spectrum.landscape.results.values import (
@@ -16,7 +17,6 @@ from hessian_spectrum.landscape.results.values import (
     Minimum,
     finite_minimum,
     freeze_arrays,
-    stored,
 )
 
 

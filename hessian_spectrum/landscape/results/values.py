@@ -12,13 +12,6 @@ from hessian_spectrum._core.errors import InputError
 Array = np.ndarray
 
 
-def stored(
-    description: str, axes: tuple[str, ...] = (), units: str | None = None
-) -> dict[str, object]:
-    """Metadata of a field that run files hold: what it is, its axes by name, and its units."""
-    return {"description": description, "axes": axes, "units": units}
-
-
 class Minimum(NamedTuple):
     value: float
     place: tuple[float, ...]  # its coordinates

@@ -18,7 +18,7 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.measure import SpectralMeasure
-from hessian_spectrum.storage import hdf5_schema, run_file, shards, writer_lock
+from hessian_spectrum.storage import hdf5_schema, run_file, shards, stored_vectors, writer_lock
 from hessian_spectrum.storage.krylov_state import RecurrenceStore
 from hessian_spectrum.storage.shards import ShardedVectors, ShardFolder
 from hessian_spectrum.storage.writer_lock import WriterLock
@@ -126,9 +126,9 @@ def test_vectors_are_read_by_row_and_only_when_asked(path, monkeypatch):
     pairs = some_pairs()
     run_file.save(path, pairs)
     read = []
-    row = hdf5_schema.StoredVectors._row
+    row = stored_vectors.StoredVectors._row
     monkeypatch.setattr(
-        hdf5_schema.StoredVectors, "_row", lambda self, i: read.append(i) or row(self, i)
+        stored_vectors.StoredVectors, "_row", lambda self, i: read.append(i) or row(self, i)
     )
     run = run_file.open(path)
     vectors = run["eigenpairs"].vectors
@@ -168,6 +168,7 @@ def test_axes_units_and_descriptions_are_in_the_file(path):
     }
     units = {"nodes": "eigenvalue", "values": "eigenvalue", "residuals": "eigenvalue"}
     units |= {"weights": "1", "vectors": "1"}
+    drawn = dict.fromkeys(("values", "lower", "upper"), "1 / eigenvalue") | {"t": "eigenvalue"}
     with h5py.File(path) as file:
         for name, labels in axes.items():
             dims = file[name].dims
@@ -182,8 +183,10 @@ def test_axes_units_and_descriptions_are_in_the_file(path):
         for name, item in found:
             if isinstance(item, h5py.Dataset) and "/" in name:
                 assert item.attrs["description"]
-                if name.rsplit("/")[-1] in units:
-                    assert item.attrs["units"] == units[name.rsplit("/")[-1]]
+                *folders, last = name.split("/")
+                known = drawn if "drawn" in folders else units
+                if last in known:
+                    assert item.attrs["units"] == known[last]
 
 
 # -- refusals ----------------------------------------------------------------------------------
@@ -221,7 +224,7 @@ def test_results_that_cannot_be_stored_are_refused(path, monkeypatch):
         path,
         dataclasses.replace(pairs, vectors=np.ones((3, 300))),
     )
-    monkeypatch.setattr(hdf5_schema, "MAX_VECTOR_BYTES", 4 * 300 * 4)
+    monkeypatch.setattr(stored_vectors, "MAX_VECTOR_BYTES", 4 * 300 * 4)
     refused("ShardedVectors", run_file.save, path, pairs)
     assert only(path.parent) == []
 
