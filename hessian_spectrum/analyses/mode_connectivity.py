@@ -172,10 +172,10 @@ def connect(
         >>> _ = torch.manual_seed(0)
         >>> data = torch.randn(20, 3), torch.randn(20, 1)
         >>> ev = hs.Evaluator(torch.nn.Linear(3, 1), torch.nn.MSELoss(), data)
-        >>> found = hs.connect(ev, ev.theta, -ev.theta, num_steps=30, lr=0.1, num_points=11)
+        >>> found = hs.connect(ev, ev.theta, -ev.theta, num_steps=10, lr=0.2, num_points=11)
         >>> line = hs.interpolate(ev, ev.theta, -ev.theta, 11)
         >>> found.bends.num_steps, bool(found.curve.loss.mean() < line.loss.mean())
-        (30, True)
+        (10, True)
     """
     require_whole(0, num_steps=num_steps, seed=seed)
     require_whole(1, num_samples=num_samples, num_points=num_points)
