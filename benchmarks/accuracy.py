@@ -2,14 +2,14 @@
 
     python benchmarks/accuracy.py            # the table of benchmarks/README.md, two minutes
 
-Models: ``kinds.py``, of 16 to 283 parameters, 7 samples in minibatches of 3, 3 and 1. The dense
-matrices come from plain functions of the model by reverse mode of torch.autograd, without this
-package. A figure is the largest entry of the difference of two whole matrices, relative to the
-largest entry; ours is the worst of all product modes that exist for the model (those that torch
-cannot form are named below the table). curvlinops 3 is given the same minibatches, where it takes
-such a loss. Its Hessian is wrong on models with LayerNorm; on sequences with ignored targets it
-counts those, too, so that its matrices are not those of the mean over all the data. A sample of a
-sequence model is a sequence here and a token there: second moments are not compared.
+The models of ``kinds.py`` have 16 to 283 parameters and 7 samples in minibatches of 3, 3 and 1.
+The dense matrices come from reverse-mode torch.autograd, without this package. An error is the
+largest entry of the difference of two matrices, relative to the largest entry of the exact one.
+Ours is the worst error of all product modes that torch supports for the model; the other modes are
+listed below the table. curvlinops 3 gets the same minibatches, where it supports the loss. Its
+Hessian is wrong on models with LayerNorm. On sequences it counts ignored targets, so that its
+matrices are not those of the mean over all the data. Second moments of sequence models are not
+compared, since a sample is a sequence here and a token there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import hessian_spectrum as hs
 from hessian_spectrum.operators.product_modes import MODES
 
-BOUND = 1e-9  # what ours must keep
+BOUND = 1e-9  # largest error allowed for ours
 OURS = {
     "Hessian": (hs.Hessian, lambda o: o.hessian),
     "Gauss-Newton": (hs.GaussNewton, lambda o: o.gauss_newton),
@@ -51,7 +51,7 @@ def main() -> int:
         try:
             kind = make()
         except ImportError as error:
-            notes.append(f"{name}: not here ({error})")
+            notes.append(f"{name}: not installed ({error})")
             continue
         exact = oracle(kind)
         cells = []
@@ -88,12 +88,12 @@ def ours(
 
 
 def theirs(kind: Kind, attribute: str, expected: Tensor) -> float | None:
-    """The error of curvlinops; None where it is not here or takes no such problem."""
+    """The error of curvlinops; None if it is not installed or does not support the problem."""
     if "forward" in kind.options or kind.options.get("batch_norm", "eval") != "eval":
         return None
     if not isinstance(kind.loss_fn, nn.Module) or kind.options.get("dropout"):
         return None
-    if attribute == "EFLinearOperator" and kind.data[1].ndim > 1:  # tokens are its samples
+    if attribute == "EFLinearOperator" and kind.data[1].ndim > 1:  # its samples are tokens
         return None
     try:
         import curvlinops

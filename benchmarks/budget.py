@@ -1,8 +1,8 @@
-"""Does a run stay within the memory that it was given?
+"""Does a run stay within its memory budget?
 
-Each budget in a process of its own: an evaluator is made, then a plan within the budget
-(calibration included), then a few Lanczos steps; reported is the peak of the resident set (on a
-GPU: of the allocator) above that after construction::
+For each budget a process makes an evaluator and a plan within the budget (calibration included),
+and runs a few Lanczos steps. The report has the peak of the resident set (on a GPU: of the
+allocator) minus its size after construction of the evaluator::
 
     python benchmarks/budget.py --model resnet20 --dataset arrays --data-root cifar10.npz
 """
@@ -24,12 +24,12 @@ from hessian_spectrum.config import ProblemConfig, to_dict
 @dataclass(frozen=True, kw_only=True)
 class Config(ProblemConfig):
     budgets: tuple[float, ...] = (1.0, 2.0, 4.0)
-    """GiB beyond the model and the data."""
+    """GiB in addition to the model and the data."""
     num_probes: int = 8
     num_steps: int = 40
-    """Planned steps."""
+    """Steps of the planned run."""
     run_steps: int = 2
-    """Steps that are run, to see their memory."""
+    """Steps that are run to measure their memory."""
     limit: int | None = 2048
     batch_size: int | None = 512
 
@@ -54,7 +54,7 @@ def main(config: Config) -> None:
 
 
 def child(config: Config) -> dict:
-    """One budget's figures: GiB and seconds."""
+    """The measurements for one budget, in GiB and seconds."""
     import time
 
     import hessian_spectrum as hs

@@ -1,4 +1,4 @@
-"""One measurement: one network, one way to form products, one number of vectors."""
+"""One measurement: one network, one method of forming products, one number of vectors."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from torch import Tensor
 
 from hessian_spectrum.distributed.memory import PeakMemory
 
-SHORT = 0.1  # seconds: what takes less is repeated within one measurement
+SHORT = 0.1  # seconds; shorter actions are repeated within one measurement
 CHECKED_VECTORS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is measured; a value, so that a process of its own can be given it."""
+    """What is measured; picklable, so that it can be sent to a process of its own."""
 
-    network: str
-    method: str
-    vectors: int
+    network: str  # key of networks.NETWORKS
+    method: str  # key of methods.METHODS
+    vectors: int  # multiplied at once
     repeats: int
     dtype: str
     device: str
@@ -44,7 +44,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured; seconds, bytes, and relative errors. All repeats in their order."""
+    """Measured seconds, bytes and relative errors; all repeats in their order."""
 
     n: int  # parameters
     samples: int
@@ -52,22 +52,24 @@ class Result:
     data: str
     gradients: tuple[float, ...]  # seconds of a full-data gradient, repeats + 1
     blocks: tuple[float, ...]  # seconds of one product of all vectors, between two gradients
-    ratios: tuple[float, ...]  # gradients a vector, each from a block and its two neighbours
-    own_gradients: tuple[float, ...]  # gradients that the method's own gradient takes
-    first: float  # seconds of the first product, with what is traced and kept
+    ratios: tuple[
+        float, ...
+    ]  # gradients per vector, each from a block and the two gradients beside it
+    own_gradients: tuple[float, ...]  # time of the method's own gradient, in gradients
+    first: float  # seconds of the first product, with tracing
     setup: float  # seconds of construction and, where it applies, of planning
     peak: int  # bytes of the first product beyond the resident set after construction
-    kept: int  # bytes that remain of it
+    kept: int  # bytes of it that remain allocated
     error: float  # |V H - reference| / |reference|, the worst row, on the first few samples
-    error64: float | None  # the same with the method in float64; None where it has its own dtype
+    error64: float | None  # the same with the method in float64; None if its dtype is fixed
     note: str
 
 
 def measure(case: Case) -> Result:
-    """Check, then memory of the first product, then times, gradients and products in turn.
+    """Check the products, measure the memory of the first one, then time gradients and products.
 
-    The check comes first because it also loads what the method needs: libraries' code is no
-    part of the product's memory.
+    The check comes first because it also loads libraries, whose code is not part of the memory of
+    a product.
     """
     _configure(case)
     dtype, device = getattr(torch, case.dtype), torch.device(case.device)
@@ -114,10 +116,10 @@ def measure(case: Case) -> Result:
 
 
 def attempt(case: Case) -> dict:
-    """The result's fields; or, under "failed", why there is none."""
+    """The fields of the result; or, under "failed", the reason why there is none."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of peers; what matters here are the numbers
+            warnings.simplefilter("ignore")  # of the peers
             return asdict(measure(case))
     except Exception as error:
         return {"failed": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
@@ -150,7 +152,7 @@ def _errors(method: Method, problem: Problem, case: Case) -> tuple[float, float 
 
 
 def _checked(method: Method, part: Problem, vectors: Tensor, case: Case) -> Tensor:
-    # A copy: some methods leave gradients or graphs behind in the model.
+    # A copy, since some methods leave gradients or graphs in the model.
     part = part.to(part.inputs.device, vectors.dtype)
     return method(part, len(vectors), case.steps).products(vectors).detach()
 
@@ -161,7 +163,7 @@ def _difference(found: Tensor, expected: Tensor) -> float:
 
 
 def _vectors(count: int, problem: Problem) -> Tensor:
-    """Gaussian rows, the same ones in every process."""
+    """Gaussian rows (count, n), the same in every process."""
     generator = torch.Generator().manual_seed(1)
     rows = torch.randn(count, problem.n, generator=generator)
     return rows.to(problem.inputs.device, problem.parameters[0].dtype)
@@ -177,9 +179,9 @@ def _interleaved(
     repeats: int,
     device: torch.device,
 ) -> tuple[list[float], list[float], list[float]]:
-    """Seconds of gradient, block (, own), gradient, block ..., gradient.
+    """Seconds of gradient, block (, own), gradient, block, ..., gradient.
 
-    So a machine that is slower for a while is slower for both.
+    Interleaved, so that a change in the machine's speed affects all of them.
     """
     seconds = [_timer(action, device) if action else None for action in (gradient, block, own)]
     gradients, blocks, owns = [seconds[0]()], [], []
@@ -192,7 +194,7 @@ def _interleaved(
 
 
 def _timer(action: Callable[[], object], device: torch.device) -> Callable[[], float]:
-    """A function that returns the seconds of one ``action``, a mean where it is short."""
+    """A function that returns the seconds of one ``action``; for short actions, a mean."""
 
     def seconds(times: int) -> float:
         _synchronize(device)

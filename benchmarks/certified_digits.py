@@ -1,14 +1,14 @@
-"""Do the eigenpairs of a float32 run hold in float64?
+"""Do the error bounds of a float32 run's eigenpairs hold in float64?
 
-Products in float64 of pairs one by one, against what a float32 run states: its residual, and what
-float32 adds, by random combinations of all pairs (``residual_check``; results written before
-it was counted have the residual alone)::
+Compares float64 residuals, from a float64 product for each pair, with the bounds that the float32
+run states: its residual and the rounding error of float32, which is measured on random
+combinations of all pairs (``residual_check.arithmetic_error``; old files have only the residual)::
 
     python benchmarks/certified_digits.py --pairs-file pairs.h5 --pairs 0 5 24 \
         --model resnet20 --dataset arrays --data-root cifar.npz --limit 2048 --checkpoint net.pt
 
-A float64 eigenvalue lies within the float64 residual of the float64 Rayleigh quotient. What is
-stated holds if it is at least the float64 residual of the float32 pair.
+A float64 eigenvalue lies within the float64 residual of the float64 Rayleigh quotient. A stated
+bound holds if it is at least the float64 residual of the float32 pair.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from hessian_spectrum.zoo import problem_loader
 @dataclass(frozen=True, kw_only=True)
 class Config(ProblemConfig):
     pairs_file: Path
-    """Result of the float32 run, with its eigenvectors."""
+    """Result file of the float32 run, with eigenvectors."""
     pairs: tuple[int, ...] = ()
-    """Those that get a product of their own, 0 being the smallest eigenvalue. Default: all."""
+    """Indices of the pairs to check, 0 being the smallest eigenvalue. Default: all."""
     threads: int = 1
 
 

@@ -1,15 +1,15 @@
-"""How often does a stated interval of 95 percent cover the truth?
+"""How often do the 95 % intervals cover the true value?
 
-Over many seeds of the probes, on spectra that are known (``spectra.py``), and on the exact
-spectrum of a network where its file is given (``exact_density.py`` leaves it in its cache)::
+Over many seeds of the probes, on known spectra (``spectra.py``) and on exact spectra of networks,
+whose files ``exact_density.py`` writes to its cache::
 
     python benchmarks/coverage.py --exact benchmarks/cache/exact-....npy --sigma2 1e-5
 
-A row is a query on a spectrum, a column a size: the share of the seeds whose interval covered,
-averaged over the points or thresholds of the query, and the interval's median half-width relative
-to the truth (absolute where the truth is zero). Smooth queries should cover between 90 and 99
-percent, those with a threshold at least 90: their truncation is a bound. Thresholds lie in the
-middle between two distinct eigenvalues.
+A row is a query on a spectrum, a column is a size. An entry is the share of seeds whose interval
+covers the truth, averaged over the points or thresholds of the query, and the median half-width of
+the interval relative to the truth (absolute where the truth is zero). Coverage should be between 90
+and 99 percent for smooth queries and at least 90 percent for queries with a threshold, whose
+truncation error is a bound. Thresholds lie midway between two distinct eigenvalues.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from tqdm import trange
 import hessian_spectrum as hs
 from hessian_spectrum.spectral.quadrature import Array
 
-MOST_POINTS = 25  # of a density
-LEAST_DENSITY = 0.01  # of its peak: points below it are not looked at
-SHARES = 0.001, 0.25, 0.5, 0.9, 0.97, 0.99  # of the eigenvalues below a threshold
-OUTERMOST = 1, 2, 4  # thresholds with so many eigenvalues outside, counted from each end
-SLACK = 1e-9  # of |lambda|max or of the answer's scale: rounding, where the interval is a point
+MOST_POINTS = 25  # at which a density is compared
+LEAST_DENSITY = 0.01  # share of the peak; points of lower density are ignored
+SHARES = 0.001, 0.25, 0.5, 0.9, 0.97, 0.99  # shares of eigenvalues below the thresholds
+OUTERMOST = 1, 2, 4  # numbers of eigenvalues beyond further thresholds, from each end
+SLACK = 1e-9  # relative to the answer's scale: rounding where the interval is a single point
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     sizes: tuple[str, ...] = ("block:12x15", "block:36x10", "slq:10x90")
-    """Estimator, probes and steps."""
+    """Estimator:probes x steps."""
     repetitions: int = 200
     n: int = 1500
     """Eigenvalues of the synthetic spectra."""
@@ -49,18 +49,18 @@ class Config:
     """Variance of the smoothing. Default: (width of the support / 50)^2, and / 500."""
     level: float = 0.95
     seed: int = 0
-    """The first of the probes' seeds."""
+    """First seed of the probes."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """One question with its true answer."""
+    """One query with its true answer."""
 
-    title: str  # questions of the same title share a row
+    title: str  # queries of the same title share a row
     name: str
     args: tuple[Any, ...]
     truth: float | Array
-    scale: float  # of a rounding error in the answer
+    scale: float  # scale of the answer, for rounding errors
 
 
 def main(config: Config) -> None:
@@ -108,7 +108,7 @@ def density(exact: Array, size: str, seed: int) -> hs.SpectralMeasure:
 
 
 def queries(exact: Array, sigma2: float | None) -> Iterator[Query]:
-    """What is asked of a spectrum, with the answers."""
+    """All queries on a spectrum, with their answers."""
     n, low, high = len(exact), exact[0], exact[-1]
     size = max(abs(low), abs(high)) or 1.0
     variances = (
@@ -158,7 +158,7 @@ def _with_thresholds(exact: Array, size: float) -> Iterator[Query]:
 
 
 def _thresholds(exact: Array) -> Iterator[tuple[str, float]]:
-    """(where, x) with x in the middle between two distinct eigenvalues."""
+    """(where, x) with x midway between two distinct eigenvalues."""
     n = len(exact)
     distinct = np.flatnonzero(np.diff(exact) > 1e-9 * max(abs(exact[0]), abs(exact[-1])))
     if not len(distinct):

@@ -1,14 +1,14 @@
-"""Is the error over data sets that one data set states the scatter between data sets?
+"""Does the data error estimated from one data set match the scatter between data sets?
 
-A small network is trained on a population that is drawn anew at will. The truth: the standard
-deviation of exact answers (all eigenvalues of the dense Hessian, at the same parameters) over many
-data sets. Stated: the root mean square of ``measure.data_error`` over some of them, each from its
+Data sets are samples of a synthetic population; the network's parameters are fixed. The truth is
+the standard deviation over many data sets of exact answers (all eigenvalues of the dense Hessian).
+The estimate is the root mean square of ``measure.data_error`` over some data sets, each from its
 own samples alone::
 
     python benchmarks/data_error.py --samples 400 1600
 
-A ratio of 1 is calibrated. The jackknife with exact answers stands beside it: what is more than
-that comes from the probes and from the Krylov space.
+A ratio of 1 means calibrated. The last column is the jackknife with exact answers; what the
+estimate has in addition comes from the probes and the Krylov space.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ INPUTS, HIDDEN, CLASSES = 8, 16, 4
 @dataclass(frozen=True, kw_only=True)
 class Config:
     samples: tuple[int, ...] = (400, 1600)
-    """Of a data set."""
+    """Samples of a data set."""
     groups: int = 8
     num_probes: int = 12
     num_steps: int = 15
     sets: int = 30
-    """Data sets that state an error."""
+    """Data sets for which the error is estimated."""
     truth: int = 300
-    """Data sets whose exact answers scatter."""
+    """Data sets whose exact answers give the truth."""
 
 
 def main(config: Config) -> None:
@@ -120,7 +120,7 @@ def answers(measure: hs.SpectralMeasure, asked: list) -> Array:
 
 
 def stated(config: Config, model: nn.Module, count: int, seed: int, asked: list) -> Array:
-    """(2, queries): by the package, and the jackknife of exact answers with the same groups."""
+    """(2, queries): the estimate, and the jackknife of exact answers with the same groups."""
     ev = hs.Evaluator(model, nn.CrossEntropyLoss(), population(count, seed), batch_size=count)
     size = config.num_probes, config.num_steps
     measure = hs.spectral_density(hs.Hessian(ev), *size, seed, data_groups=config.groups)

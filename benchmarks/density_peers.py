@@ -1,17 +1,17 @@
-"""How long until the density is as good as a peer's? Wall-clock time, set-up and tracing included.
+"""Time to a density as accurate as a peer's: wall-clock time with set-up and tracing.
 
 On one network, in turn: ours with several budgets of products, and PyHessian, curvlinops and
-hessian-eigenthings with the same 900 (10 probes, 90 steps), each by its own Lanczos quadrature on
-all the data at once. Every density is computed from the nodes and weights with one smoothing, and
-its L1 error from the exact eigenvalues, as in ``exact_density.py``::
+hessian-eigenthings with 900 products (10 probes, 90 steps), each by its own Lanczos quadrature on
+all the data in one batch. All densities are smoothed in the same way from nodes and weights, and
+compared with the exact eigenvalues by their L1 error, as in ``exact_density.py``::
 
     python benchmarks/density_peers.py --model mlp-784-20-10 --activation tanh --dataset mnist \
         --data-root ../shared/data --checkpoint nets/tanh/epoch-0020.pt --peers peers
 
-The clock runs from a model and data in memory to nodes and weights. Ours includes the evaluator,
-its checks, and the plan, chosen as the command ``density`` chooses it. Before, everything is run
-once on a few samples, so that no import is timed. A ratio is the peer's time by that of our
-smallest budget whose median error is at most the peer's, repeat by repeat.
+The measured time starts with model and data in memory and ends with nodes and weights. Ours
+includes the evaluator, its checks and the plan, chosen as by the command ``density``. Every method
+runs once on a few samples first, so that imports are not timed. A ratio is the peer's time divided
+by that of our smallest budget whose median error is at most the peer's, repeat by repeat.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ FORMATS = {"time": "{:.2f}", "error": "{:.5f}", "ratio": "{:.1f}"}
 @dataclass(frozen=True, kw_only=True)
 class Config(ProblemConfig):
     num_products: tuple[int, ...] = (90, 120, 180, 360)
-    """Budgets of ours; probes and steps are chosen."""
+    """Our budgets; the package chooses probes and steps."""
     num_probes: int = 10
     """Of the peers."""
     num_steps: int = 90
     """Of the peers."""
     methods: tuple[str, ...] = ("pyhessian", "curvlinops", "hessian-eigenthings")
     repeats: int = 5
-    """Each with seeds of its own."""
+    """Repeats, each with its own seed."""
     threads: int = 1
     sigma2: float = 1e-5
     peers: Path | None = None
@@ -63,7 +63,7 @@ class Config(ProblemConfig):
 
 @dataclass(frozen=True)
 class Work:
-    """What a density is computed of: everything is in memory."""
+    """The problem, in memory, of which a density is computed."""
 
     problem: Problem
     model: nn.Module  # in eval mode, of the evaluator's dtype
@@ -76,7 +76,7 @@ class Work:
 
     @property
     def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """All the data as one batch: the fastest for each peer, where memory allows it."""
+        """All the data as one batch, which is fastest for each peer if memory allows it."""
         return [(self.inputs, self.targets)]
 
 
@@ -129,7 +129,7 @@ def _methods(config: Config) -> dict[str, tuple[Method, int, int]]:
 
 
 def ours(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.SpectralMeasure:
-    """The evaluator, the plan as the command line makes it, and the block estimator."""
+    """Evaluator, plan as chosen by the command line, and block estimator."""
     evaluator = work.problem.evaluator()
     operator = hs.Hessian(evaluator)
     estimate = product_planner.plan(
@@ -140,7 +140,7 @@ def ours(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.SpectralM
 
 
 def pyhessian(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.SpectralMeasure:
-    """``hessian.density``, with all the data as its one batch, whose graph it keeps."""
+    """``hessian.density`` with all the data as one batch, whose graph it keeps."""
     package = peers.imported("pyhessian")
     peers.replace_eig()
     torch.manual_seed(seed)
@@ -151,7 +151,7 @@ def pyhessian(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.Spec
 
 
 def curvlinops(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.SpectralMeasure:
-    """``fast_lanczos``, as ``lanczos_approximate_spectrum`` calls it, without its boundaries."""
+    """``fast_lanczos`` as ``lanczos_approximate_spectrum`` calls it, without spectral bounds."""
     package = peers.imported("curvlinops")
     spectrum = importlib.import_module("curvlinops.papyan2020traces.spectrum")
     torch.manual_seed(seed)
@@ -164,7 +164,7 @@ def curvlinops(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.Spe
 
 
 def eigenthings(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.SpectralMeasure:
-    """``spectral_density``, with a grid of two points in place of 10,000: not what we look at."""
+    """``spectral_density`` with 2 grid points in place of 10,000, since the grid is not used."""
     package = peers.imported("hessian_eigenthings")
     loss = package.supervised_loss(work.loss_fn)
     operator = package.HessianOperator(work.model, work.batches, loss)
@@ -188,7 +188,7 @@ PEERS: dict[str, Method] = {
 
 
 def _work(problem: Problem, samples: int | None = None) -> Work:
-    """A model of its own each time: some leave gradients behind."""
+    """A problem with a copy of the model, since some methods leave gradients in it."""
     model = copy.deepcopy(problem.model).to(dtype=problem.dtype).eval()
     inputs, targets = (tensor[:samples] for tensor in problem.data)
     inputs = inputs.to(problem.dtype)
@@ -239,7 +239,7 @@ def report(config: Config, n: int, found: dict[str, Runs]) -> list[str]:
 
 
 def _compared(found: dict[str, Runs], peer: Runs) -> list[str]:
-    """Our smallest budget that is as good as the peer, and the ratio of times."""
+    """Our smallest budget that is as accurate as the peer, and the ratio of times."""
     for name, runs in found.items():
         if name.startswith("ours") and np.median(runs.errors) <= np.median(peer.errors):
             ratios = [theirs / own for theirs, own in zip(peer.seconds, runs.seconds)]

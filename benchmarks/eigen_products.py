@@ -1,14 +1,14 @@
-"""Products to the k extreme eigenpairs at both ends, against SciPy's eigsh through one operator.
+"""Hessian products needed for the k extreme eigenpairs at both ends, compared with SciPy's eigsh.
 
-On a small network whose exact eigenvalues are known (``exact.py``), and on spectra that are hard
-for Krylov methods (``--stand-in``: products with diag(exact eigenvalues) instead)::
+On a small network with known exact eigenvalues (``exact.py``), with ``--stand-in`` on the diagonal
+matrix of these eigenvalues, and with ``--synthetic`` on spectra that are hard for Krylov methods::
 
     python benchmarks/eigen_products.py --model mlp-784-20-10 --activation tanh --dataset mnist \
         --data-root DATA --checkpoint nets/epoch-0020.pt --dtype float64
 
-SciPy's tolerance is relative to each eigenvalue, ours to |lambda|max; both are asked for the same
-number. A row says how many products were taken, how far the eigenvalues are from the dense ones
-(relative to |lambda|max), and the largest |A v - lambda v| (likewise), computed anew.
+Both solvers get the same tolerance; SciPy's is relative to each eigenvalue, ours to |lambda|max. A
+row has the number of products, the largest error of the eigenvalues and the largest
+|A v - lambda v|, which is recomputed; both errors are relative to |lambda|max.
 """
 
 from __future__ import annotations
@@ -37,21 +37,23 @@ Array = np.ndarray
 @dataclass(frozen=True, kw_only=True)
 class Config(ProblemConfig):
     k: int = 10
-    """At each end."""
+    """Eigenpairs at each end."""
     tol: float = 1e-8
     basis_size: int = 60
-    """Of the bounded rows."""
+    """Vectors in memory for the rows with bounded memory."""
     scipy_basis: tuple[int, ...] = (0, 60)
-    """Vectors that SciPy may hold; 0: its default."""
+    """Vectors in memory for SciPy (ncv); 0: its default."""
     stand_in: bool = False
-    """Products with diag(exact eigenvalues), in float64."""
+    """Use diag(exact eigenvalues) in float64 in place of the Hessian."""
     synthetic: bool = False
-    """Spectra that are hard instead of a network's."""
+    """Use hard synthetic spectra in place of a network's."""
     seeds: int = 3
     cache: Path = Path(__file__).parent / "cache"
 
 
 class Counted(hs.SymmetricOperator):
+    """An operator that counts its products."""
+
     def __init__(self, base: hs.SymmetricOperator):
         self.base, self.layout, self.dtype, self.count = base, base.layout, base.dtype, 0
 
@@ -153,7 +155,7 @@ def cases(config: Config) -> Iterator[tuple[str, Array, hs.SymmetricOperator]]:
 
 
 def hard() -> dict[str, Array]:
-    """2,000 eigenvalues: a bulk, and what makes an end hard."""
+    """2,000 eigenvalues each: a bulk, and eigenvalues that are hard to find at an end."""
     bulk = np.random.default_rng(0).uniform(-1, 1, 2000)
 
     def with_(*outside: float) -> Array:

@@ -22,14 +22,14 @@ COLUMNS = 64  # of the identity, multiplied at a time
 def eigenvalues(evaluator: hs.Evaluator, cache: Path) -> np.ndarray:
     """All n eigenvalues of the Hessian, ascending, float64.
 
-    The matrix comes from the closed form of a two-layer perceptron where the model is one, and
-    else from n products with the columns of the identity; then LAPACK. Rows and columns that
-    are exactly zero (weights of pixels that are blank in every image) are left out and add
-    exact zeros. O(n^3) flops, 8 n^2 bytes.
+    The matrix comes from a closed form for two-layer perceptrons, and otherwise from n products
+    with the columns of the identity; LAPACK diagonalizes it. Rows and columns that are exactly
+    zero (weights of pixels that are blank in every image) are left out, and contribute exact
+    zeros. O(n^3) flops, 8 n^2 bytes.
 
     Args:
-        evaluator: in float64, alone, with the mean cross entropy as its loss.
-        cache: folder for the result, under a name made of the digests of parameters and data.
+        evaluator: float64, one rank, with the mean cross entropy as its loss.
+        cache: folder of results; file names have the digests of parameters and data.
     """
     digests = evaluator.digests()
     path = cache / f"exact-{digests['parameters'][:16]}-{digests['data'][:16]}.npy"
@@ -42,7 +42,7 @@ def eigenvalues(evaluator: hs.Evaluator, cache: Path) -> np.ndarray:
         matrix, live = perceptron_hessian(evaluator)
     else:
         matrix, live = hessian_by_products(hessian)
-    # Both ways are checked against products with random vectors.
+    # Either matrix is checked against products with random vectors.
     generator = torch.Generator().manual_seed(0)
     probes = torch.randn(hessian.n, 4, generator=generator, dtype=torch.float64)
     products = hessian @ probes
@@ -56,7 +56,7 @@ def eigenvalues(evaluator: hs.Evaluator, cache: Path) -> np.ndarray:
     assert np.isclose(values.sum(), trace) and np.isclose(np.linalg.norm(values), frobenius)
     values = np.sort(np.concatenate([values, np.zeros(hessian.n - len(live))]))
     print(
-        f"exact Hessian: n = {hessian.n}, {len(live)} rows not zero; 4 random products agree to "
+        f"exact Hessian: n = {hessian.n}, {len(live)} nonzero rows; 4 random products agree to "
         f"{error:.1e}; {built:.0f} s to build, {time.perf_counter() - clock - built:.0f} s to "
         "diagonalize",
         file=sys.stderr,
@@ -115,7 +115,10 @@ def perceptron_hessian(evaluator: hs.Evaluator) -> tuple[torch.Tensor, torch.Ten
 
 
 def hessian_by_products(hessian: hs.Hessian) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same for any model, from products with the columns of the identity."""
+    """The Hessian of any model from products with the columns of the identity.
+
+    Returns (matrix, indices of its rows).
+    """
     generator = torch.Generator().manual_seed(1)
     probe = torch.randn(hessian.n, generator=generator, dtype=torch.float64)
     live = torch.nonzero(hessian @ probe)[:, 0]
@@ -129,9 +132,9 @@ def hessian_by_products(hessian: hs.Hessian) -> tuple[torch.Tensor, torch.Tensor
 
 
 def l1_distance(measure: hs.SpectralMeasure, eigenvalues: np.ndarray, sigma2: float) -> float:
-    """Integral of |phi_sigma(t) - estimate(t)| dt, trapezoidal on 20 points a sigma.
+    """Integral of |phi_sigma(t) - estimate(t)| dt by the trapezoidal rule, 20 points per sigma.
 
-    Nodes lie within the exact spectrum, to rounding.
+    The range covers the exact spectrum, within which the nodes lie up to rounding.
     """
     t, exact = _smoothed(np.asarray(eigenvalues, dtype=np.float64).tobytes(), sigma2)
     return float(trapezoid(np.abs(exact - measure.density(t, sigma2)), t))

@@ -1,14 +1,14 @@
 """How far is the estimated density from the exact one?
 
-Diagonalizes a small network's exact Hessian (float64, once, cached in benchmarks/cache) and
-reports L1 = integral of |phi_sigma(t) - estimate(t)| dt over many seeds of the probes, for each
-budget of products and each estimator, at the sizes that the package chooses::
+Diagonalizes the exact Hessian of a small network (float64, cached in benchmarks/cache) and reports
+L1 = integral of |phi_sigma(t) - estimate(t)| dt over many seeds of the probes, for each budget of
+products and each estimator, with the numbers of probes and steps that the package chooses::
 
     python benchmarks/exact_density.py --model mlp-784-20-10 --activation tanh --dataset mnist \
         --data-root ../shared/data --checkpoint nets/tanh/epoch-0020.pt
 
-With --stand-in products are taken with diag(exact eigenvalues): Gaussian probes make the two
-equivalent, and many seeds affordable. --synthetic takes the spectra of spectra.py instead.
+--stand-in replaces the Hessian by diag(exact eigenvalues), which is equivalent for Gaussian probes
+and cheap enough for many seeds. --synthetic uses the spectra of spectra.py.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ Array = np.ndarray
 @dataclass(frozen=True, kw_only=True)
 class Config(ProblemConfig):
     num_products: tuple[int, ...] = (90, 180, 360, 900)
-    """Budgets; sizes are chosen by the package, unless num_probes is given."""
+    """Budgets; the package chooses probes and steps, unless num_probes is given."""
     num_probes: int | None = None
     """Block size, for all budgets."""
     estimators: tuple[Estimator, ...] = ("block", "slq")
     plain: bool = False
-    """The block estimator also without what other probes know: Gauss quadrature alone."""
+    """Add the block estimator without the held-out probes: Gauss quadrature alone."""
     seeds: int = 16
     first_seed: int = 0
     sigma2: float | None = None
     """Default: (width of the spectrum / 500)^2."""
     stand_in: bool = False
-    """Products with diag(exact eigenvalues), in float64."""
+    """Use diag(exact eigenvalues) in float64 in place of the Hessian."""
     synthetic: tuple[str, ...] = ()
-    """Named spectra of 2,000 eigenvalues instead of a network's; "all" for all."""
+    """Names of synthetic spectra of 2,000 eigenvalues, or "all", in place of a network's."""
     cache: Path = Path(__file__).parent / "cache"
 
 
@@ -102,7 +102,7 @@ def runs(
     m: int,
     config: Config,
 ) -> dict[str, Array]:
-    """L1 for each seed; by estimator."""
+    """L1 errors of all seeds, by estimator."""
     found: dict[str, list[float]] = {}
     for seed in range(config.first_seed, config.first_seed + config.seeds):
         measure = hs.spectral_density(operator, b, m, seed, estimator=estimator)

@@ -1,8 +1,8 @@
-"""Small models of every kind that the operators are checked on, each with its own plain oracle.
+"""Small models of every supported kind, each with an independent reference for its operators.
 
-A kind says twice what its loss is: as the arguments of ``hs.Evaluator``, and as two plain functions
-of the model that know nothing of it: the outputs for all the data, and the losses of single samples
-of these outputs. Everything in float64, small enough for dense matrices.
+A kind defines its loss twice: as arguments of ``hs.Evaluator``, and as two plain functions, the
+model's outputs for all the data and the losses of single samples from these outputs. Everything is
+float64 and small enough for dense matrices.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ N, BATCH = 7, 3  # minibatches of 3, 3 and 1
 
 @dataclass
 class Kind:
+    """A model with its loss and data, as an evaluator's arguments and as plain functions."""
+
     model: nn.Module
     loss_fn: Callable
     data: Any
     outputs: Callable[[nn.Module], Tensor]  # plain: model -> outputs of all samples
     losses: Callable[[Tensor], Tensor]  # plain: outputs -> (N,), losses of the samples
-    total: float = N  # what their sum is divided by
-    options: dict[str, Any] = field(default_factory=dict)  # of Evaluator
-    modes: Callable = lambda model: model.eval()  # plain: puts the model in the mode meant
+    total: float = N  # the divisor of their sum
+    options: dict[str, Any] = field(default_factory=dict)  # further arguments of Evaluator
+    modes: Callable = lambda model: model.eval()  # plain: sets train or eval mode
 
     def arguments(self) -> dict[str, Any]:
         return {
@@ -66,7 +68,7 @@ class Oracle:
 
     hessian: Tensor
     gauss_newton: Tensor
-    second_moment: Tensor  # of the samples' gradients
+    second_moment: Tensor  # of the gradients of single samples
     gradient: Tensor
 
 
@@ -96,7 +98,7 @@ def oracle(kind: Kind) -> Oracle:
     return found
 
 
-# -- pictures and features ----------------------------------------------------------------------
+# -- images and features ------------------------------------------------------------------------
 
 
 def _classes(count: int = N) -> Tensor:
@@ -141,12 +143,12 @@ def _convolutions(norm: nn.Module) -> nn.Sequential:
     )
 
 
-def _pictures() -> Tensor:
+def _images() -> Tensor:
     return torch.randn(N, 2, 4, 4).double()
 
 
 def group_norm() -> Kind:
-    return _classifier(_convolutions(nn.GroupNorm(2, 4)), _pictures())
+    return _classifier(_convolutions(nn.GroupNorm(2, 4)), _images())
 
 
 def _batch_norm() -> nn.BatchNorm2d:
@@ -157,11 +159,11 @@ def _batch_norm() -> nn.BatchNorm2d:
 
 
 def batch_norm_eval() -> Kind:
-    return _classifier(_convolutions(_batch_norm()), _pictures())
+    return _classifier(_convolutions(_batch_norm()), _images())
 
 
 def batch_norm_train() -> Kind:
-    x = _pictures()
+    x = _images()
 
     def outputs(model: nn.Module) -> Tensor:
         with _no_updates(model):
@@ -178,7 +180,7 @@ def batch_norm_train() -> Kind:
 
 @contextmanager
 def _no_updates(model: nn.Module):
-    """Train mode must not write running statistics: they are no part of the function."""
+    """Within the context train mode does not update running statistics."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.track_running_stats = False
@@ -188,7 +190,7 @@ def _no_updates(model: nn.Module):
 
 
 def batch_norm_recalibrated() -> Kind:
-    x = _pictures()
+    x = _images()
     norm = _batch_norm()
     model = _convolutions(norm).double()
     with torch.no_grad():
@@ -220,7 +222,7 @@ def frozen_dropout() -> Kind:
 
 
 class TwoHeads(nn.Module):
-    """Returns a dict: a mean and a logarithm of a standard deviation."""
+    """Returns a dict with a mean and the logarithm of a standard deviation."""
 
     def __init__(self):
         super().__init__()
@@ -272,7 +274,7 @@ class Recurrent(nn.Module):
 def _tokens() -> tuple[Tensor, Tensor]:
     tokens = torch.randint(VOCABULARY, (N, LENGTH + 1))
     targets = tokens[:, 1:].clone()
-    targets[0, 2:] = targets[2, :1] = IGNORED  # ragged: padding counts for nothing
+    targets[0, 2:] = targets[2, :1] = IGNORED  # sequences of uneven length: padding is ignored
     return tokens[:, :-1].contiguous(), targets
 
 
@@ -297,7 +299,7 @@ def gru() -> Kind:
 
 
 class Transformer(nn.Module):
-    """One pre-norm layer with fused causal attention, embeddings tied to the output."""
+    """One pre-norm layer with fused causal attention; the output layer is the embedding."""
 
     def __init__(self, width: int = 4, heads: int = 2):
         super().__init__()
@@ -342,10 +344,10 @@ def transformer() -> Kind:
 
 
 def hugging_face() -> Kind:
-    """A GPT-2 of Hugging Face, randomly initialized."""
+    """Hugging Face's GPT-2, randomly initialized."""
     from hessian_spectrum.zoo.torchvision_compat import import_torchvision
 
-    import_torchvision()  # transformers imports it, and fails beside a torch of another build
+    import_torchvision()  # transformers imports it, and fails if it was built for another torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -366,7 +368,7 @@ def hugging_face() -> Kind:
 
 
 class Physics(nn.Module):
-    """The residual u'' + sin(x) of an equation, with derivatives of the network by its input."""
+    """The residual u'' + sin(x) of a differential equation for a network u(x)."""
 
     def __init__(self):
         super().__init__()
@@ -417,7 +419,7 @@ KINDS: dict[str, Callable[[], Kind]] = {
 
 
 def collated(kind: Kind) -> list[Any]:
-    """The evaluator's minibatches, for others."""
+    """The evaluator's minibatches in the form that other packages take."""
     data = kind.data
     if isinstance(data, tuple):
         return list(zip(*(t.split(BATCH) for t in data)))

@@ -1,9 +1,10 @@
-"""Products that a point of a curvature map takes, against SciPy's eigsh started anew at each point.
+"""Hessian products per point of a curvature map, compared with SciPy's eigsh at each point.
 
-Both find the largest and the smallest eigenvalue to residuals of the same size, relative to the
-larger |eigenvalue|: eigsh first the one of largest magnitude, then the other end of the matrix
-shifted by it, as Li et al.'s code does. Products are counted through one operator; true residuals
-of both are computed afterwards, and values compared.
+Both find the largest and the smallest eigenvalue to the same residual, relative to the larger
+|eigenvalue|. eigsh finds the eigenvalue of largest magnitude, then the other end of the spectrum
+from the matrix shifted by it, as in the code of Li et al. (2018). eigsh starts anew at each point;
+ours starts from the eigenvectors of the point before ("warm") or anew ("cold"). True residuals of
+both are computed afterwards, and the eigenvalues are compared.
 
     python benchmarks/map_products.py --network digits --grid 9
     python benchmarks/map_products.py --network digits --grid 51 --paths 8    # evenly spread
@@ -29,7 +30,7 @@ from hessian_spectrum.krylov.extremal import extremes
 
 
 class Counted:
-    """Products with one vector, as NumPy arrays."""
+    """Counted products with one vector, as NumPy arrays."""
 
     def __init__(self, operator: hs.SymmetricOperator):
         self.operator, self.count = operator, 0
@@ -41,7 +42,7 @@ class Counted:
 
 
 def cold(operator: hs.SymmetricOperator, tol: float, seed: int) -> tuple[list, list, int]:
-    """(values, true residuals, products) by SciPy: the largest, then the smallest with a shift."""
+    """(values, true residuals, products) by SciPy, started from a random vector."""
     product = Counted(operator)
     v0 = np.random.default_rng(seed).standard_normal(operator.n)
     values, vectors, shift = [], [], 0.0
@@ -70,7 +71,7 @@ def problem(args: argparse.Namespace) -> hs.Evaluator:
     model = zoo.model_for(data, name, args.activation, 0, **parts)
     if args.checkpoint:
         zoo.load_checkpoint(model, args.checkpoint)
-    else:  # some steps towards a minimum, the same everywhere
+    else:  # some deterministic steps towards a minimum
         optimizer = torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
         for _ in range(100):
             optimizer.zero_grad()
@@ -88,10 +89,10 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path)
     parser.add_argument("--samples", type=int, default=500)
     parser.add_argument("--grid", type=int, default=9)
-    parser.add_argument("--paths", type=int, help="look at so many only")
-    parser.add_argument("--length", type=int, help="look at so many points of each path only")
-    parser.add_argument("--no-batchnorm", action="store_true", help="of resnet20")
-    parser.add_argument("--no-shortcut", action="store_true", help="of resnet20")
+    parser.add_argument("--paths", type=int, help="number of paths, evenly spread; default: all")
+    parser.add_argument("--length", type=int, help="points of each path; default: all")
+    parser.add_argument("--no-batchnorm", action="store_true", help="resnet20 without it")
+    parser.add_argument("--no-shortcut", action="store_true", help="resnet20 without it")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
     parser.add_argument("--span", type=float, default=1.0)
     parser.add_argument("--tol", type=float, nargs="+", default=[1e-5])

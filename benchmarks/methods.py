@@ -1,4 +1,4 @@
-"""Every way to form products that is compared, by name: ours, variants of ours, and peers."""
+"""The compared methods of forming products, by name: ours, variants of ours, and peers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from hessian_spectrum.planning import product_planner
 
 
 class Prepared(NamedTuple):
-    """A method, ready to multiply; what it keeps is made in its first call."""
+    """A method for one problem; what it keeps between products is made in the first call."""
 
     products: Callable[[Tensor], Tensor]  # (k, n) -> (k, n)
     note: str = ""
-    gradient: Callable[[], object] | None = None  # the method's own, where it is not the unit
+    gradient: Callable[[], object] | None = None  # the method's own, if it is not the unit
 
 
 Method = Callable[[Problem, int, int], Prepared]  # problem, vectors, steps of the planned run
 
 
 def plain_gradient(problem: Problem, model: torch.nn.Module | None = None) -> Tensor:
-    """The unit: one gradient of the mean loss over all minibatches, by torch alone."""
+    """The unit of time: one gradient of the mean loss over all minibatches, by torch alone."""
     model = model or problem.model
     parameters = list(model.parameters())
     total = [torch.zeros_like(p) for p in parameters]
@@ -41,7 +41,7 @@ def plain_gradient(problem: Problem, model: torch.nn.Module | None = None) -> Te
 
 
 def reference(problem: Problem, vectors: Tensor) -> Tensor:
-    """V H in float64 by reverse over reverse, by torch alone: what every method must give."""
+    """V H in float64 by reverse over reverse with torch alone, the reference for every method."""
     problem = problem.to(problem.inputs.device, torch.float64)
     rows = torch.zeros_like(vectors, dtype=torch.float64)
     for x, y in problem.batches:
@@ -108,11 +108,11 @@ def _fused(problem: Problem, k: int, steps: int) -> Prepared:
 
 
 def _channels_last(mode: str) -> Method:
-    """Pictures with channels innermost; convolutions then keep that layout throughout."""
+    """Images with channels innermost, a memory layout that convolutions preserve."""
 
     def prepare(problem: Problem, k: int, steps: int) -> Prepared:
         if problem.inputs.ndim != 4 or problem.inputs.shape[1] == 1:
-            raise RuntimeError("the inputs are not pictures with channels")
+            raise RuntimeError("the inputs are not images with several channels")
         inputs = problem.inputs.contiguous(memory_format=torch.channels_last)
         return _with_own_gradient(replace(problem, inputs=inputs), mode)
 
@@ -149,12 +149,12 @@ def _compiled(problem: Problem, k: int, steps: int) -> Prepared:
     return Prepared(products)
 
 
-GRADIENTS: dict[str, Method] = {  # measured with one vector, which they ignore
+GRADIENTS: dict[str, Method] = {  # measured once, with a vector that they ignore
     "gradient": _unit,
     "gradient-evaluator": _evaluator_gradient,
     "gradient-fused": _fused,
 }
-# Forward over reverse keeps nothing, so kept it is the same.
+# Forward over reverse keeps nothing, so it has no kept variant.
 OURS: dict[str, Method] = {
     **{mode: _ours(mode, False) for mode in MODES},
     **{f"{mode}-kept": _ours(mode, True) for mode in MODES if mode != "forward"},

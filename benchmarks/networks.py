@@ -1,8 +1,7 @@
 """The networks on which products are measured: model, loss and data, made from a seed.
 
-Labels are random and parameters are those of initialization: the cost of a product does not
-depend on them. What could change the arithmetic is not trivial: BatchNorm's running statistics
-are those of data.
+Labels are random and parameters are initial, since the cost of a product does not depend on them.
+Only what could change the arithmetic is realistic: BatchNorm's running statistics come from data.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class TokenCrossEntropy(nn.CrossEntropyLoss):
 
 @dataclass(frozen=True)
 class Problem:
-    """A model, in eval mode, its mean loss, and the whole data in equal minibatches."""
+    """A model in eval mode, its mean loss, and all the data in minibatches of one size."""
 
     name: str
     model: nn.Module
@@ -38,7 +37,7 @@ class Problem:
     inputs: Tensor
     targets: Tensor
     batch_size: int
-    check_samples: int  # on how many samples products are compared with float64
+    check_samples: int  # samples on which products are compared with float64
     fused: nn.Module | None = None  # the same function by a kernel without second derivatives
     data: str = "random"
 
@@ -52,7 +51,7 @@ class Problem:
 
     @property
     def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """Views of the data, the last one may be smaller."""
+        """Views of the data; the last minibatch may be smaller."""
         size = self.batch_size
         return list(zip(self.inputs.split(size), self.targets.split(size)))
 
@@ -67,7 +66,7 @@ class Problem:
         )
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Problem:
-        """A copy whose model is its own; labels and tokens stay integers."""
+        """A copy with a copy of the model; labels and tokens stay integers."""
         inputs = self.inputs.to(device, dtype if self.inputs.is_floating_point() else None)
         return replace(
             self,
@@ -79,12 +78,12 @@ class Problem:
 
 
 def build(name: str, samples: int | None = None, data_root: Path | None = None) -> Problem:
-    """The problem of this name, float32 on the CPU; the same one in every process.
+    """The problem of this name, float32 on the CPU; the same in every process.
 
     Args:
         name: a key of NETWORKS.
-        samples: of the data, default: the network's own number; sequences for language models.
-        data_root: where MNIST is, for ``mlp``; default: random pixels.
+        samples: default: the network's own number; for language models, sequences.
+        data_root: folder of MNIST, for ``mlp``; default: random pixels.
     """
     torch.manual_seed(0)
     problem = NETWORKS[name](samples, data_root)
@@ -136,7 +135,7 @@ def _images(
 
 
 def _settle_batch_norm(model: nn.Module, inputs: Tensor) -> None:
-    """Running statistics of these inputs; scales and shifts away from 1 and 0."""
+    """Running statistics from these inputs, and scales and shifts other than 1 and 0."""
     layers = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [layer.momentum for layer in layers]
     with torch.no_grad():

@@ -1,7 +1,7 @@
-"""Other packages' Hessian products behind our interface: rows (k, n) -> rows (k, n).
+"""Hessian products of other packages through our interface: rows (k, n) -> rows (k, n).
 
-Each is used as its documentation says, on the same model, loss, minibatches and dtype. They are
-imported when they are asked for.
+Each package is used as documented, with the same model, loss, minibatches and dtype. Packages are
+imported on first use.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ PACKAGES = {
 
 
 def find(folder: Path | None) -> None:
-    """Import peers from this folder too, filled by ``pip install --no-deps --target``."""
+    """Add a folder to the import path, filled by ``pip install --no-deps --target``."""
     if folder is not None and str(folder) not in sys.path:
         sys.path.append(str(folder))
 
 
 def versions() -> dict[str, str]:
-    """Version of each peer that is there."""
+    """The version of each peer, or "absent"."""
     found = {}
     for name in PACKAGES.values():
         try:
@@ -46,15 +46,15 @@ def pyhessian(problem: Problem, one_batch: bool = False) -> tuple[Products, str]
     """PyHessian: reverse over reverse, one vector at a time.
 
     Args:
-        one_batch: all data are one batch, whose first-order graph PyHessian keeps; otherwise
-            the graph of each minibatch is built for each vector.
+        one_batch: pass all the data as one batch, whose first-order graph PyHessian keeps.
+            Otherwise it builds the graph of each minibatch again for each vector.
     """
     package = imported("pyhessian")
     replace_eig()
     made = []
 
     def products(vectors: Tensor) -> Tensor:
-        if not made:  # here, so that what it keeps is seen by whoever measures memory
+        if not made:  # in the first call, so that its memory is measured
             data = (problem.inputs, problem.targets) if one_batch else None
             loader = None if one_batch else problem.batches
             cuda = problem.inputs.is_cuda
@@ -62,7 +62,7 @@ def pyhessian(problem: Problem, one_batch: bool = False) -> tuple[Products, str]
         one = _pyhessian_kept if one_batch else _pyhessian_rebuilt
         return torch.stack([one(made[0], v, problem) for v in vectors])
 
-    note = "torch.eig, removed from torch, replaced by torch.linalg.eigh; products do not call it"
+    note = "torch.eig (removed from torch) replaced by torch.linalg.eigh; products do not call it"
     return products, note
 
 
@@ -77,9 +77,9 @@ def _pyhessian_rebuilt(hessian, v: Tensor, problem: Problem) -> Tensor:
 
 
 def curvlinops(problem: Problem) -> tuple[Products, str]:
-    """curvlinops: jvp of jacrev under vmap, all vectors at once; keeps nothing."""
+    """curvlinops: jvp of jacrev under vmap, all vectors at once; keeps nothing between products."""
     package = imported("curvlinops")
-    # The check of determinism costs passes over the data and does not change the products.
+    # The determinism check takes passes over the data and does not change the products.
     operator = package.HessianLinearOperator(
         problem.model,
         problem.loss_fn,
@@ -102,11 +102,11 @@ def imported(name: str):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise RuntimeError(f"{PACKAGES[name]} is not here ({error}); see --peers") from None
+        raise RuntimeError(f"{PACKAGES[name]} is not installed ({error}); see --peers") from None
 
 
 def replace_eig() -> None:
-    """PyHessian's density calls the removed torch.eig on a symmetric matrix."""
+    """Define torch.eig, which torch removed and PyHessian calls on a symmetric matrix."""
 
     def eig(matrix: Tensor, eigenvectors: bool = False) -> tuple[Tensor, Tensor]:
         values, vectors = torch.linalg.eigh(matrix)

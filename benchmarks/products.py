@@ -14,13 +14,13 @@ sequences of 32, minibatches of 32), transformer (4 layers of 128, 4 heads, 256 
 sequences of 64), and, with ``--device cuda``, resnet18 and resnet50 (224 x 224) and gpt2 (124M
 parameters, 8 sequences of 512). Methods: ``methods.py``.
 
-How: on a CPU each (network, method, k) runs in a process of its own. First its products are
-compared with reverse over reverse in float64 on a few samples, in uneven minibatches where the
-whole data's are; then the memory of the first product is taken, the high-water mark beyond the
-resident set after construction (on a GPU: the allocator's peak); then times, medians of
-``--repeats``. The error in float64 tells whether a method is right; in float32 a ReLU whose input
-is near zero may fall on the other side, which a few samples show. A method that
-fails is a line that says why, and the rest goes on.
+On a CPU each (network, method, k) runs in a process of its own. First, its products are compared
+with reverse over reverse in float64 on a few samples, in uneven minibatches if those of all the
+data are. Second, the memory of the first product is measured: the peak beyond the resident set
+after construction (on a GPU: the allocator's peak). Third, times are medians of ``--repeats``. The
+error in float64 shows whether a method is correct; in float32 a ReLU whose input is near zero may
+switch, which is visible with few samples. If a method fails, its row gives the reason, and the
+other methods still run.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -51,21 +51,21 @@ import hessian_spectrum as hs
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    networks: tuple[str, ...] = ()  # default: all that the device is meant for
+    networks: tuple[str, ...] = ()  # default: all that suit the device
     methods: tuple[str, ...] = ()  # default: gradients, ours and peers
-    vectors: tuple[int, ...] = (1, 4, 8, 16)  # k: how many are multiplied at once
+    vectors: tuple[int, ...] = (1, 4, 8, 16)  # k: vectors multiplied at once
     repeats: int = 7
     dtype: str = "float32"
     device: str = "cpu"
     threads: int = torch.get_num_threads()
     samples: int | None = None  # default: each network's own number
-    steps: int = 90  # for how many block products "planned" plans
-    data_root: Path | None = None  # with MNIST, for mlp; default: random pixels
+    steps: int = 90  # block products for which "planned" plans
+    data_root: Path | None = None  # folder of MNIST, for mlp; default: random pixels
     peers: Path | None = None  # folder with the other packages
-    limit: float = 900.0  # seconds for one (network, method, k), on a CPU
-    variants: bool = False  # also other arithmetic: channels last, bfloat16, compiled
-    tf32: bool = False  # on a GPU: let multiplications round to 10 bits
-    out: Path | None = None  # everything measured, as JSON
+    limit: float = 900.0  # most seconds for one (network, method, k) on a CPU
+    variants: bool = False  # add variants: channels last, bfloat16, compiled
+    tf32: bool = False  # on a GPU: TF32 multiplications, 10 bits of mantissa
+    out: Path | None = None  # JSON file for all measurements
 
     def __post_init__(self):
         for given, known in ((self.networks, NETWORKS), (self.methods, METHODS)):
@@ -78,24 +78,13 @@ class Config:
     def cases(self, network: str) -> Iterator[Case]:
         chosen = self.methods or (*GRADIENTS, *OURS, *PEERS)
         chosen += tuple(VARIANTS) if self.variants else ()
+        own = {"network", "method", "vectors"}
+        shared = {f.name: getattr(self, f.name) for f in fields(Case) if f.name not in own}
         for method in dict.fromkeys(chosen):
             if method == "gradient-fused" and network != "lstm":
                 continue
             for k in (1,) if method in GRADIENTS else self.vectors:
-                yield Case(
-                    network=network,
-                    method=method,
-                    vectors=k,
-                    repeats=self.repeats,
-                    dtype=self.dtype,
-                    device=self.device,
-                    threads=self.threads,
-                    samples=self.samples,
-                    steps=self.steps,
-                    data_root=self.data_root,
-                    peers=self.peers,
-                    tf32=self.tf32,
-                )
+                yield Case(network=network, method=method, vectors=k, **shared)
 
 
 def main(config: Config) -> None:
@@ -112,20 +101,22 @@ def main(config: Config) -> None:
             rows.append({**fields, **run(case, config.limit)})
             print(progress(rows[-1]), file=sys.stderr, flush=True)
             record["cases"].append(rows[-1])
-            save(record, config.out)  # after each: an interrupted run has what it measured
+            save(
+                record, config.out
+            )  # after each case, so that an interrupted run keeps its results
         print("\n".join(report(network, rows, config.vectors)), flush=True)
 
 
 def run(case: Case, limit: float) -> dict:
-    """The case's result, from a process of its own unless a GPU's allocator keeps the books."""
+    """The case's result; on a CPU from a process of its own, whose peak memory is measured."""
     if case.device != "cpu":
         return attempt(case)
-    os.environ["OMP_NUM_THREADS"] = str(case.threads)  # read where torch is imported
+    os.environ["OMP_NUM_THREADS"] = str(case.threads)  # read when torch is imported
     context = get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(case, sender))
     process.start()
-    sender.close()  # so that a process that dies ends the pipe
+    sender.close()  # so that recv() fails if the process dies
     try:
         if not receiver.poll(limit):
             return {"failed": f"took longer than {limit:.0f} s; see --limit"}
@@ -148,7 +139,7 @@ def save(record: dict, out: Path | None) -> None:
 
 
 def machine(config: Config) -> dict[str, str]:
-    """What the numbers depend on besides the code."""
+    """Hardware, system and versions, on which the measurements depend."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=12"],
         cwd=Path(__file__).parent,
@@ -173,7 +164,7 @@ def machine(config: Config) -> dict[str, str]:
 
 
 def processor() -> str:
-    """The processor's name; its family too, since a virtual machine may give no more."""
+    """Name, family and model of the processor; a virtual machine may give no useful name."""
     try:
         lines = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines()]
     except OSError:
@@ -192,10 +183,16 @@ def report(network: str, rows: list[dict], vectors: tuple[int, ...]) -> list[str
     lines = ["", f"## {network}", ""]
     if measured:
         lines += [heading(measured), ""]
-        lines += ["Gradients a vector, median [min, max]; errors relative to reverse over reverse"]
+        lines += [
+            "Gradients per vector, median [min, max]; errors relative to reverse over reverse"
+        ]
         lines += ["in float64 on a few samples.", ""]
         lines += table(measured, vectors, time_cell, errors=True)
-        lines += ["", "MiB at the peak of the first product, and of it kept.", ""]
+        lines += [
+            "",
+            "MiB at the peak of the first product, and MiB that remain allocated after it.",
+            "",
+        ]
         lines += table(measured, vectors, memory_cell, errors=False)
     return [*lines, "", *remarks(rows)]
 
@@ -214,7 +211,7 @@ def table(rows: list[dict], vectors: tuple[int, ...], cell, errors: bool) -> lis
     columns = [f"k = {k}" for k in vectors] + (["error", "error in float64"] if errors else [])
     lines = ["| method | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     for name, found in by_method(rows).items():
-        if name in GRADIENTS:  # of no vectors, under the first column
+        if name in GRADIENTS:  # no vectors: shown in the first column
             found = dict(zip(vectors, found.values()))
         cells = [cell(found[k]) if k in found else "" for k in vectors]
         if errors:
@@ -224,7 +221,7 @@ def table(rows: list[dict], vectors: tuple[int, ...], cell, errors: bool) -> lis
 
 
 def by_method(rows: list[dict]) -> dict[str, dict[int, dict]]:
-    """{method: {k: row}}, and two summaries: the fastest of our modes with and without keeping."""
+    """{method: {k: row}}, and our fastest mode with and without maps that are kept."""
     found: dict[str, dict[int, dict]] = {}
     for row in rows:
         found.setdefault(row["method"], {})[row["vectors"]] = row
@@ -258,7 +255,7 @@ def worst(found: dict[int, dict], name: str) -> str:
 
 
 def remarks(rows: list[dict]) -> list[str]:
-    """Notes and failures, each once with the numbers of vectors that it is about."""
+    """Notes and failures, each once with the numbers of vectors to which it applies."""
     found: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if words := remark(row):
@@ -267,7 +264,7 @@ def remarks(rows: list[dict]) -> list[str]:
 
 
 def remark(row: dict) -> str:
-    """Why a case failed; else its note and its own gradient, where there are any."""
+    """Why a case failed; otherwise its note and the time of its own gradient, if any."""
     if "failed" in row:
         return f"no result: {row['failed']}"
     own = row["own_gradients"]
@@ -276,7 +273,7 @@ def remark(row: dict) -> str:
 
 
 def progress(row: dict) -> str:
-    """One line for whoever waits."""
+    """One line of progress."""
     start = f"{row['network']:12s} {row['method']:32s} k = {row['vectors']:2d}"
     if "failed" in row:
         return f"{start}  failed: {row['failed']}"

@@ -1,9 +1,9 @@
-"""Strong and weak scaling on the ranks there are, where the time goes, and what a model says.
+"""Strong and weak scaling on the available ranks, a breakdown of the time, and a cost model.
 
-Each number of ranks in processes of its own, under torchrun. A step's time is split into products,
-the two large exchanges, the small reductions, orthogonalization and writing; the model's parameters
-(step_model.py) are measured by themselves, and its steps are put beside the measured ones. Then it
-is carried to 1,024 GPUs::
+Each number of ranks runs under torchrun in its own processes. The time of a step is split into
+products, the two large exchanges, the small reductions, orthogonalization and writing. The
+parameters of the cost model (step_model.py) are measured separately, its steps are compared with
+the measured ones, and it is then extrapolated to 1,024 GPUs::
 
     python benchmarks/scaling.py --ranks 1 2 --out scaling.png
     python benchmarks/scaling.py --replicated          # sharded against a basis on every rank
@@ -34,7 +34,7 @@ KINDS = ("product", "exchange", "reductions", "orthogonalization", "writing")
 
 
 class Clock:
-    """Seconds by kind: what runs inside another kind is not counted twice."""
+    """Seconds by kind; time inside a nested kind is not counted twice."""
 
     def __init__(self):
         self.seconds, self._inside = defaultdict(float), []
@@ -58,7 +58,7 @@ class Clock:
 
 
 def worker(args) -> None:
-    """Run by torchrun: measures steps, and writes what it found on the first rank."""
+    """Runs under torchrun: measures steps; the first rank writes the result."""
     import torch
 
     import hessian_spectrum as hs
@@ -79,7 +79,7 @@ def worker(args) -> None:
     )
     operator = hs.Hessian(ev, plan=hs.ProductPlan("linearize", keep=True))
     probes = gaussian_probes(operator.layout, range(args.block), 0, operator.dtype)
-    operator.products(probes)  # kept maps are made
+    operator.products(probes)  # builds the maps that are kept
     if args.replicate:
         return replicated(args, world, operator, probes)
 
@@ -104,7 +104,6 @@ def worker(args) -> None:
             store.save(space, operator.layout, {})
         world.barrier()
     each = {kind: clock.seconds[kind] / args.steps for kind in KINDS}
-    # A rank that is early waits in an exchange for the last: the least is what it takes.
     found = world.gather_objects(each)
     mean = {kind: sum(f[kind] for f in found) / world.size for kind in KINDS}
     result = {
@@ -121,7 +120,7 @@ def worker(args) -> None:
 
 
 def measured_machine(world, n, b) -> dict:
-    """Latency, bandwidth and flops of this machine's ranks, each measured by itself."""
+    """Latency, bandwidth and flops of this machine's ranks, each measured separately."""
     import torch
 
     def seconds(action, repeats):
@@ -146,7 +145,7 @@ def measured_machine(world, n, b) -> dict:
 
 
 def replicated(args, world, operator, probes) -> None:
-    """The same recurrence with the whole basis on every rank: one all-reduce a step."""
+    """The recurrence with a sharded basis, or with the whole basis on every rank."""
     from hessian_spectrum.distributed import world as distributed
     from hessian_spectrum.distributed.memory import PeakMemory
 
@@ -192,7 +191,7 @@ def _replicated(args, world, operator, probes) -> int:
 
 
 def launched(args, ranks: int, *options: str) -> dict:
-    """What the first of that many ranks found."""
+    """The result of the first rank of a job with that many ranks."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         sizes = ["samples", "width", "hidden", "block", "steps", "batch_size"]
@@ -218,7 +217,7 @@ def table(title: str, found: list[dict], model: list[Cost]) -> None:
 
 
 def compared(args, weak: bool) -> None:
-    """Measured steps beside the model's, whose parameters were measured by themselves."""
+    """Measured steps beside those of the model, whose parameters are measured separately."""
     options = ("--weak",) if weak else ()
     found = [launched(args, ranks, *options) for ranks in args.ranks]
     product = found[0]["product"] / args.block * found[0]["ranks"]
@@ -255,7 +254,7 @@ def figure(path: Path) -> None:
     }
     drawn, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
     for axis, (title, problem) in zip(axes, cases.items()):
-        costs = step_model.carried(problem)
+        costs = step_model.extrapolated(problem)
         ranks = [count for count, _ in costs]
         axis.loglog(ranks, [cost.total for _, cost in costs], "k", lw=2, label="step")
         for kind in ("product", "exchange", "reductions", "orthogonalization"):
@@ -284,7 +283,7 @@ def side_by_side(args) -> None:
     )
     forms = "sharded", "replicated"
     found = {form: [] for form in forms}
-    for _ in range(args.repeats):  # in turn: what else the machine does changes
+    for _ in range(args.repeats):  # interleaved, since other load on the machine changes
         for form in forms:
             found[form].append(launched(args, 2, "--replicate", form))
     for form, runs in found.items():
@@ -301,15 +300,19 @@ def _spread(values: list[float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--samples", type=int, default=4000, help="of each rank, if weak")
+    parser.add_argument(
+        "--samples", type=int, default=4000, help="samples; for weak scaling, of each rank"
+    )
     parser.add_argument("--width", type=int, default=784)
     parser.add_argument("--hidden", type=int, default=400)
     parser.add_argument("--block", type=int, default=12)
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--batch-size", type=int, default=500)
     parser.add_argument("--out", type=Path, default=Path("scaling.png"))
-    parser.add_argument("--replicated", action="store_true", help="only: sharded or replicated")
-    parser.add_argument("--repeats", type=int, default=5, help="of sharded and replicated")
+    parser.add_argument(
+        "--replicated", action="store_true", help="compare only a sharded with a replicated basis"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of that comparison")
     parser.add_argument("--model-only", action="store_true", help="only the figure and its table")
     parser.add_argument("--weak", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--replicate", help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""Spectra that are known: functions n -> n sorted eigenvalues, and an operator that has them."""
+"""Known spectra: functions n -> n sorted eigenvalues, and an operator with given eigenvalues."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ OUTLIERS = np.array([-0.6, 0.3, 0.5, 0.8, 1.0, 1.7, 2.0, 3.0])
 
 
 class Diagonal(hs.SymmetricOperator):
-    """diag(values). Gaussian probes make every matrix of a spectrum equivalent to it."""
+    """diag(values): for Gaussian probes equivalent to any matrix with these eigenvalues."""
 
     def __init__(self, values: Array, dtype: torch.dtype = torch.float64):
         self.values = torch.as_tensor(values).to(dtype)
@@ -54,17 +54,17 @@ def low_rank(n: int) -> Array:
 
 
 def power_law(n: int) -> Array:
-    """k^-1.2: no gap anywhere between the largest and the many small ones."""
+    """k^-1.2: no gap between the few large and the many small eigenvalues."""
     return np.arange(1, n + 1) ** -1.2
 
 
 def no_outliers(n: int) -> Array:
-    """Normal quantiles: everything is bulk."""
+    """Standard normal numbers: a bulk without outliers."""
     return _rng().standard_normal(n)
 
 
 def marchenko_pastur(n: int) -> Array:
-    """The covariance of 2 n normal samples."""
+    """Eigenvalues of the sample covariance of 2 n standard normal samples."""
     return np.linalg.eigvalsh(np.cov(_rng().standard_normal((n, 2 * n))))
 
 

@@ -1,14 +1,14 @@
-"""What a block step costs on P ranks, from a few measured numbers.
+"""Cost model of a block Lanczos step on P ranks, from a few measured numbers.
 
-A step of b vectors, with r basis vectors of n entries, takes
+A step of b vectors against r basis vectors of n entries takes
 
-    t = product / P_eff                                  this rank's data, all b vectors
+    t = product / P_eff                                  all b vectors on this rank's data
       + 2 (latency log2 P + (P - 1) / P b n s / bandwidth)      all-gather, reduce-scatter
       + 2 (latency log2 P + b (r + b) 8 / bandwidth)            the small reductions
       + 8 b r n / (P flops)                                     projections, twice
       + checkpoint / every                                      r b n s / P bytes to the disk
 
-with s bytes an entry. Ring and tree algorithms both send about that many bytes a rank.
+seconds, with s bytes an entry. A rank sends about as many bytes in ring and in tree algorithms.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """Measured."""
+    """Measured properties of a machine."""
 
-    latency: float  # seconds of a small collective, divided by log2 P (of two ranks: as it is)
+    latency: float  # seconds of a small collective, divided by log2 P (for P = 1, by 1)
     bandwidth: float  # bytes a second that a rank sends in a large one
-    flops: float  # a second, of one rank, in projections
+    flops: float  # flops a second of one rank in projections
 
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     n: int  # parameters
-    product: float  # seconds of one vector's product on one rank, all data
-    samples: int  # what can be dealt out
+    product: float  # seconds of a product with one vector on one rank, with all the data
+    samples: int  # the units that can be divided among ranks
     itemsize: int = 4
     block: int = 12
     steps: int = 15
@@ -38,7 +38,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of one step, the mean over a run."""
+    """Seconds of one step, averaged over a run."""
 
     product: float
     exchange: float  # the two large collectives
@@ -51,7 +51,7 @@ class Cost:
 
 
 def step(problem: Problem, machine: Machine, ranks: int) -> Cost:
-    """The cost of a step on so many ranks."""
+    """The cost of a step on that many ranks."""
     b, n, r = problem.block, problem.n, problem.block * (problem.steps + 1) / 2
     share = math.ceil(problem.samples / ranks) / problem.samples
     hops = math.log2(ranks) * machine.latency
@@ -66,18 +66,18 @@ def step(problem: Problem, machine: Machine, ranks: int) -> Cost:
 
 
 def basis_bytes(problem: Problem, ranks: int) -> float:
-    """Of the Krylov vectors on each rank."""
+    """Bytes of the Krylov basis on each rank."""
     return problem.block * (problem.steps + 1) * problem.n * problem.itemsize / ranks
 
 
-# An H100's figures where none was measured: products at 40 % of 400 Tflop/s in bfloat16 for the
-# transformer and 60 Tflop/s for the convolutional network in TF32; 25 GB/s a rank between nodes;
-# 20 microseconds a hop; projections bound by memory, 3 TB/s at one flop for 2 bytes.
+# Assumptions about an H100, not measurements: products at 40 % of 400 Tflop/s in bfloat16 for the
+# transformer and at 60 Tflop/s in TF32 for the convolutional network; 25 GB/s a rank between nodes;
+# 20 microseconds a hop; projections limited by memory, 3 TB/s at one flop for 2 bytes.
 H100 = Machine(latency=2e-5, bandwidth=25e9, flops=1.5e12)
 
 
 def resnet50() -> Problem:
-    """ResNet-50 on ImageNet: 4.1 Gflop (multiply and add: 8.2) a picture forward."""
+    """ResNet-50 on ImageNet: 4.1 Gflop (multiply and add: 8.2) an image forward."""
     gradient = 3 * 8.2e9 * 1_281_167 / 60e12
     return Problem(n=25_557_032, product=2.2 * gradient, samples=1_281_167)
 
@@ -89,7 +89,9 @@ def transformer(tokens: int = 10_000_000, length: int = 2048) -> Problem:
     return Problem(n=n, product=2.2 * gradient, samples=tokens // length)
 
 
-def carried(problem: Problem, machine: Machine = H100, most: int = 1024) -> list[tuple[int, Cost]]:
+def extrapolated(
+    problem: Problem, machine: Machine = H100, most: int = 1024
+) -> list[tuple[int, Cost]]:
     """The cost of a step on 1, 2, 4, ... ranks."""
     counts = [2**k for k in range(int(math.log2(most)) + 1)]
     return [(ranks, step(problem, machine, ranks)) for ranks in counts]

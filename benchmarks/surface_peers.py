@@ -1,28 +1,28 @@
-"""Points a second of a 51 x 51 loss surface: ours, loss-landscapes, and a plain loop.
+"""Points per second of a 51 x 51 loss surface: ours, loss-landscapes, and a plain loop.
 
-On one network, in turn, some grid points a round, all in float32 and without accuracy::
+On one network, in rounds of some grid points for each method, in float32 and without accuracy::
 
     python benchmarks/surface_peers.py --network mlp --data-root DATA --peers peers
     python benchmarks/surface_peers.py --network resnet20 --data-root DATA --side 3 --peers peers
 
-- ours: consecutive points of a 51 x 51 surface along two filter-normalized directions, by the plan
-  that is measured for the whole surface; a round begins where a chunk does, as it mostly would. The
-  seconds of planning are said apart.
+- ours: consecutive points of a 51 x 51 surface along two filter-normalized directions, with the
+  plan for the whole surface. A round begins at the start of a chunk, as in a real run. The time of
+  planning is reported separately.
 - loss-landscapes (``pip install --no-deps --target peers loss-landscapes``): ``random_plane`` with
-  filter normalization and steps = side; all the data are one batch for the perceptron, as in its
-  documentation. A ResNet's activations of 2,048 images with their graph take many GiB: there its
-  metric takes minibatches, without a graph, which is faster too, and directions are not normalized
-  (its filter normalization divides by zero there).
-- plain loop: as the code of Li et al. (2018) does, for each point weights + a d0 + b d1 are set in
-  the model, and the loss is added up over a DataLoader that is read again (batches of 128, no
-  graph). Its data set are tensors in memory: no image is decoded or transformed.
-- convolutions alone (of a network that has them): what torch takes for them, and nothing else, in
-  minibatches and an order of memory as the plan has them. No method that convolves each point's
-  images by torch can be faster.
+  filter normalization and steps = side. For the perceptron all the data are one batch, as in its
+  documentation. For the ResNet, whose activations of 2,048 images with their graph take many GiB,
+  its metric uses minibatches without a graph, which is also faster, and directions are not
+  normalized, since its filter normalization divides by zero there.
+- plain loop: as in the code of Li et al. (2018), for each point weights + a d0 + b d1 are set in
+  the model, and the loss is summed over a DataLoader (batches of 128, no graph). Its data set is
+  in memory as tensors, so that no image is decoded or transformed.
+- convolutions alone (for a network that has them): the time that torch takes for them, with the
+  plan's minibatches and memory order. No method that convolves the images of each point with torch
+  can be faster.
 
-With one thread, seconds are those of the processor (other programs may share it); with more, of the
-clock. A ratio compares a round with ours of the same round. The losses of ours and of the plain
-loop at the same points must agree.
+With one thread, seconds are processor time, since other programs may use the same cores; with more
+threads they are wall-clock time. A ratio compares a method with ours in the same round. Losses of
+ours and of the plain loop at the same points must agree.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ TOLERANCE = 1e-4  # of losses, relative
 @dataclass(frozen=True, kw_only=True)
 class Config:
     network: str = "mlp"
-    """mlp (784-20-10, all of MNIST that is there) or resnet20 (2,048 CIFAR-10 images)."""
+    """mlp (784-20-10, the training set of MNIST) or resnet20 (2,048 CIFAR-10 images)."""
     data_root: Path = Path("../shared/data")
     side: int = 11
-    """A round takes side x side points of each method."""
+    """A round evaluates side x side points with each method."""
     rounds: int = 6
     threads: int = 1
     samples: int | None = None
@@ -78,7 +78,7 @@ class Problem:
     plane: directions.Directions
 
 
-Method = Callable[[int], np.ndarray | None]  # round -> losses of side^2 points, where comparable
+Method = Callable[[int], np.ndarray | None]  # round -> losses of side^2 points, if comparable
 
 
 def main(config: Config) -> None:
@@ -86,7 +86,7 @@ def main(config: Config) -> None:
     peers.find(config.peers)
     problem = load(config)
     task = grid_task(problem.evaluator, problem.plane, SURFACE)
-    # Of one thread the processor's time: others may use the same cores.
+    # Processor time for one thread, since other programs may use the same cores.
     now = time.process_time if config.threads == 1 else time.perf_counter
     clock = now()
     plan, _ = point_planner.plan(problem.evaluator, task.points)
@@ -139,7 +139,7 @@ def load(config: Config) -> Problem:
 
 
 def _settle(model: nn.Module, inputs: Tensor) -> None:
-    """Running statistics of data, so that the untrained network's outputs are finite far away."""
+    """Set running statistics from data: else outputs overflow far from the parameters."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0
@@ -161,7 +161,7 @@ def _ours(problem: Problem, points: Points, plan: PointPlan, rounds: list[range]
 
 
 def _plain_loop(problem: Problem, points: Points, rounds: list[range]) -> Method:
-    """plot_surface.py and evaluation.py of github.com/tomgoldstein/loss-landscape, in short."""
+    """The loop of plot_surface.py and evaluation.py in github.com/tomgoldstein/loss-landscape."""
     model = copy.deepcopy(problem.model).eval()
     weights = [p.detach().clone() for p in model.parameters()]
     sizes = [p.numel() for p in weights]
@@ -261,7 +261,7 @@ def report(
         f"torch {torch.__version__}",
         f"{plan}, planned in {planning:.1f} s",
         "",
-        "| method | points a second | times ours |",
+        "| method | points per second | times ours |",
         "|---|---|---|",
     ]
     for name, taken in seconds.items():
@@ -269,7 +269,9 @@ def report(
         lines.append(f"| {name} | {_cell(rate, '.3g')} | {_cell(ratio, '.2f')} |")
     with_planning = planning / SURFACE**2 + np.median(ours) / count
     lines.append("")
-    lines.append(f"ours, planning shared out over 51 x 51 points: {1 / with_planning:.3g} a second")
+    lines.append(
+        f"ours with planning, spread over 51 x 51 points: {1 / with_planning:.3g} a second"
+    )
     return lines
 
 

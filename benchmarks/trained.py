@@ -1,4 +1,4 @@
-"""A small network with BatchNorm, trained on the shipped digits as it is made: a problem file."""
+"""A problem file: a small network with BatchNorm that is trained on the included digits."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from hessian_spectrum.planning.planned_operator import planned
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
 SHARE = 0.25  # of the free memory, for gradients and their products
-COPIES = 6  # of a whole gradient on a rank: itself, its product, and both on their way
-FULL = "full"  # a batch size: all the data
+COPIES = 6  # memory for a gradient, in vectors: itself, its product, and buffers of exchanges
+FULL = "full"  # the batch size that means all the data
 
 
 def alignment(
@@ -37,27 +37,41 @@ def alignment(
     """``g^T H g / |g|^2`` for gradients g of random minibatches, H of all the data.
 
     Xing, Arpit, Tsirigotis & Bengio 2018, "A walk with SGD", eq. 4, and Ghorbani, Krishnan & Xiao
-    2019, section 4.3. A minibatch is drawn without replacement, each independently of the others,
-    from ``seed``: the same samples at every world size. Its gradient is of the mean loss over it,
-    weighted and with weight decay as the whole loss is.
+    2019, section 4.3. Each minibatch is drawn without replacement and independently of the others
+    from ``seed``: the same samples at every world size. Its gradient is that of the mean loss over
+    the minibatch, with the same sample weights and weight decay as the whole loss.
 
     Args:
-        batch_sizes: samples in a minibatch; "full" is all the data, of which there is one.
+        batch_sizes: samples in a minibatch; "full" is all the data, as a single minibatch.
         num_batches: minibatches of each size.
-        pairs: eigenpairs of H at these parameters, its largest among them; vectors are rows
-            (k, n), lazy or not. Those of the lower end are left out. Without, shares of lambda_1,
-            cosines and parts are NaN.
+        pairs: eigenpairs of H at these parameters, which include the largest; vectors are rows
+            (k, n), lazy or not. Pairs of the lower end are ignored. Without pairs, the shares of
+            lambda_1, cosines and captured shares are NaN.
         operator: H; default: ``Hessian(evaluator)``. Gradients are taken at its theta.
-        at_once: gradients in one block; default: what a quarter of the free memory holds.
-        on_chunk: told after each block how many of all the minibatches are done; may raise.
+        at_once: gradients in one block; default: as many as a quarter of the free memory holds.
+        on_chunk: called after each block with the number of minibatches done; may raise.
+
+    Returns:
+        An Alignment, one row for each batch size in ascending order.
 
     Raises:
-        InputError: a size that the data does not have, pairs of another matrix, or samples that
-            cannot be told apart.
+        InputError: a size that the data does not have, pairs of another matrix, or data whose
+            samples cannot be separated.
 
-    Cost: of each size, ``num_batches`` Hessian products in passes of ``at_once``, and as many
-    gradients of its size; one product more to check ``pairs``. Memory: on each rank ``6 at_once n``
-    numbers, and its share of ``pairs.vectors``.
+    Cost: for each size, ``num_batches`` Hessian products in passes of ``at_once``, and as many
+    gradients of that size; one more product to check ``pairs``. Memory: on each rank
+    ``6 at_once n`` numbers, and its share of ``pairs.vectors``.
+
+    Example:
+        >>> import torch, hessian_spectrum as hs
+        >>> _ = torch.manual_seed(0)
+        >>> data = torch.randn(20, 3), torch.randn(20, 1)
+        >>> ev = hs.Evaluator(torch.nn.Linear(3, 1), torch.nn.MSELoss(), data)
+        >>> found = hs.alignment(ev, batch_sizes=(5, "full"), num_batches=3)
+        >>> found.batch_sizes.tolist(), found.alignment.shape
+        ([5, 20], (2, 3))
+        >>> found.counts().tolist()  # there is one minibatch of all the data
+        [3, 1]
     """
     operator = operator or Hessian(evaluator)
     total = round(evaluator.num_samples)
@@ -91,25 +105,32 @@ def alignment(
 
 
 def gradients_at_once(evaluator: Evaluator, memory: int | None = None) -> int:
-    """How many gradients fit into ``memory`` bytes, by default a quarter of the free ones."""
+    """The number of gradients that fit into ``memory`` bytes; default: a quarter of the free."""
     memory = memory or int(SHARE * available(evaluator.world))
     fitting = memory // (COPIES * evaluator.n * evaluator.dtype.itemsize)
     return max(1, min(evaluator.world.gather_objects(fitting)))
 
 
 def sizes_of(batch_sizes: Sequence[int | str], evaluator: Evaluator) -> list[int]:
-    """As numbers of samples, ascending; InputError for one that the data does not have."""
+    """Batch sizes as numbers of samples, ascending.
+
+    Raises:
+        InputError: a size that the data does not have, or no size.
+    """
     total = round(evaluator.num_samples)
     if isinstance(batch_sizes, (int, str)):
         batch_sizes = (batch_sizes,)
     found = set()
     for size in batch_sizes:
+        if size == FULL:
+            found.add(total)
+            continue
         whole = isinstance(size, (int, np.integer)) and not isinstance(size, bool)
-        if size != FULL and not (whole and 1 <= size <= total):
+        if not whole or not 1 <= int(size) <= total:
             raise InputError(
                 f"batch size {size!r}: expected 1 to {total}, the number of samples, or 'full'"
             )
-        found.add(total if size == FULL else int(size))
+        found.add(int(size))
     if not found:
         raise InputError("batch_sizes is empty; expected sizes such as (100, 1000)")
     return sorted(found)
@@ -134,16 +155,17 @@ class _Top(NamedTuple):
         if not len(upper):
             raise InputError("pairs are of the lower end only; expected the largest among them")
         values, residuals = (np.asarray(x)[upper.start :] for x in (pairs.values, pairs.residuals))
-        if pairs.vectors is None:
+        stored: Any = pairs.vectors
+        if stored is None:
             return cls(values, residuals, None, None)
-        if tuple(pairs.vectors.shape) != (len(pairs), operator.n):
+        if tuple(stored.shape) != (len(pairs), operator.n):
             raise InputError(
-                f"pairs.vectors has shape {tuple(pairs.vectors.shape)}; expected "
+                f"pairs.vectors has shape {tuple(stored.shape)}; expected "
                 f"({len(pairs)}, {operator.n}), one row an eigenvector"
             )
         layout = operator.layout
-        vectors = torch.stack(  # lazy ones are read one at a time
-            [_tensor(pairs.vectors[i])[layout.start : layout.stop] for i in upper]
+        vectors = torch.stack(  # lazy vectors are read one at a time
+            [_tensor(stored[i])[layout.start : layout.stop] for i in upper]
         )
         precision = torch.finfo(vectors.dtype).eps
         vectors = vectors.to(operator.device, operator.dtype)
@@ -156,10 +178,11 @@ class _Top(NamedTuple):
         return top
 
     def _require_of(self, operator: Curvature) -> None:
-        """One product: vectors of other parameters or data would give cosines that mean nothing."""
+        """Refuse pairs of other parameters or data, whose cosines mean nothing. One product."""
+        assert self.vectors is not None
         v = self.vectors[-1:]
-        off = operator.products(v).sub_(v, alpha=float(self.values[-1]))
-        off = operator.layout.world.sum(_squares(off)).sqrt().item()
+        residual = operator.products(v).sub_(v, alpha=float(self.values[-1]))
+        off = operator.layout.world.sum(_squares(residual)).sqrt().item()
         scale = np.abs(self.values).max()
         if not off <= 2 * self.residuals[-1] + 1e-3 * scale:
             raise InputError(
@@ -169,16 +192,20 @@ class _Top(NamedTuple):
             )
 
     def captured(self, along: np.ndarray) -> np.ndarray:
-        """The part of unit vectors in the span, from products with its rows, (b, k) -> (b,)."""
+        """Squared length of unit vectors' projections on the span, (b, k) -> (b,).
+
+        Args:
+            along: their inner products with the rows of ``vectors``.
+        """
         if self.gram is None:
             return np.full(len(along), np.nan)
         return np.einsum("bk,kb->b", along, np.linalg.solve(self.gram, along.T))
 
 
 def _measured(operator: Curvature, gradients: Tensor, top: _Top) -> np.ndarray:
-    """(b, 2 + k): |g|, g^T H g / |g|^2 and the cosines; NaN but for |g| where g is no direction.
+    """(b, 2 + k): |g|, g^T H g / |g|^2 and the cosines.
 
-    One block product, two small reductions.
+    All but |g| are NaN where g is zero or not finite. One block product, two small reductions.
     """
     world = operator.layout.world
     squares = world.sum(_squares(gradients))
@@ -190,7 +217,7 @@ def _measured(operator: Curvature, gradients: Tensor, top: _Top) -> np.ndarray:
     if top.vectors is not None:
         found = torch.cat([found, (unit @ top.vectors.T).double()], dim=1)
     found = world.sum(found)
-    # The first is 1, but for rounding; or 0, and the others NaN.
+    # Column 0 is |unit|^2: 1 up to rounding, or 0 where g is unusable, so that the rest is NaN.
     rows = torch.cat(
         [squares.sqrt()[:, None], found[:, 1:2] / found[:, :1], found[:, 2:] / found[:, :1].sqrt()],
         dim=1,
@@ -199,11 +226,12 @@ def _measured(operator: Curvature, gradients: Tensor, top: _Top) -> np.ndarray:
 
 
 def _tensor(row: Tensor | np.ndarray) -> Tensor:
-    return row if isinstance(row, Tensor) else torch.from_numpy(np.array(row))  # or read-only
+    # A copy, since torch cannot wrap read-only arrays.
+    return row if isinstance(row, Tensor) else torch.from_numpy(np.array(row))
 
 
 def _squares(vectors: Tensor) -> Tensor:
-    """This rank's part of |v|^2 for each row, float64."""
+    """This rank's part of |v|^2 for each row, (b,), float64."""
     return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).square()
 
 

@@ -1,10 +1,11 @@
-"""How gradients of minibatches align with the Hessian: what was found. NumPy only: no torch."""
+"""Alignment of minibatch gradients with the Hessian: the result. NumPy only, without torch."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,13 +21,13 @@ QUANTITIES = ("alignment", "share", "captured", "gradient_norm")
 
 @dataclass(frozen=True)
 class Alignment:
-    """Curvature along minibatches' gradients g, and how g lies to the top eigenvectors v_j of H.
+    """Curvature along minibatch gradients g, and cosines between g and top eigenvectors v_j of H.
 
     ``alignment = g^T H g / |g|^2`` with H of all the data (Xing et al. 2018, "A walk with SGD",
-    eq. 4; Ghorbani et al. 2019, section 4.3): lambda_1 if g points along the top eigenvector, the
-    mean eigenvalue tr H / n if it points anywhere. Rows go with ``batch_sizes``, columns with
-    minibatches; NaN where there is no such minibatch (of all the data there is only one), or its
-    gradient is zero or undefined.
+    eq. 4; Ghorbani et al. 2019, section 4.3). It is lambda_1 if g points along the top
+    eigenvector, and on average tr H / n if the direction of g is uniformly random. Rows are batch
+    sizes, columns are minibatches. NaN: there is no such minibatch (all the data is a single one),
+    or its gradient is zero or not finite.
     """
 
     # (s,), samples in a minibatch, ascending
@@ -87,35 +88,39 @@ class Alignment:
 
     @property
     def top(self) -> float:
-        """lambda_1, the largest of the eigenvalues given; NaN without any."""
+        """lambda_1, the largest of the given eigenvalues; NaN if there are none."""
         return float(self.eigenvalues[-1]) if self.eigenvalues.size else math.nan
 
     @property
     def share(self) -> Array:
-        """(s, b), the alignment as a share of lambda_1."""
+        """The alignment divided by lambda_1, (s, b)."""
         return self.alignment / self.top
 
     def counts(self, quantity: str = "alignment") -> NDArray[np.int64]:
-        """(s,), how many minibatches have a value."""
+        """The number of minibatches that have a value, (s,)."""
         return np.isfinite(self._of(quantity)).sum(axis=1)
 
     def mean(self, quantity: str = "alignment") -> Array:
-        """(s,), over the minibatches of a size. ``quantity``: a name in QUANTITIES."""
+        """Mean over the minibatches of each size, (s,).
+
+        Args:
+            quantity: "alignment", "share", "captured" or "gradient_norm".
+        """
         values = self._of(quantity)
         return _divided(np.nansum(values, axis=1), self.counts(quantity))
 
     def std(self, quantity: str = "alignment") -> Array:
-        """(s,), standard deviation over the minibatches; NaN of fewer than two."""
+        """Standard deviation over the minibatches of each size, (s,); NaN for fewer than two."""
         squares = (self._of(quantity) - self.mean(quantity)[:, None]) ** 2
         return np.sqrt(_divided(np.nansum(squares, axis=1), self.counts(quantity) - 1))
 
     def standard_error(self, quantity: str = "alignment") -> Array:
-        """(s,), of the mean; 0 for all the data, of which there is one minibatch."""
+        """Standard error of ``mean``, (s,); 0 for all the data, where the mean is exact."""
         error = self.std(quantity) / np.sqrt(np.maximum(self.counts(quantity), 1))
         return np.where(self.batch_sizes == self.num_samples, 0.0, error)
 
     def mean_square_cosine(self) -> Array:
-        """(s, k), the part of |g|^2 along each eigenvector, mean over the minibatches."""
+        """Mean over the minibatches of the share of |g|^2 along each eigenvector, (s, k)."""
         values = self.cosine**2
         found = np.isfinite(values).sum(axis=1)
         return _divided(np.nansum(values, axis=1), found)
@@ -127,15 +132,19 @@ class Alignment:
 
 
 def joined(parts: Sequence[Alignment]) -> Alignment:
-    """One result of several, each of other batch sizes, with the same eigenvectors and seed."""
+    """One result from several with other batch sizes and the same data, eigenvectors and seed.
+
+    Raises:
+        InputError: the results differ in their data, eigenvectors or seeds.
+    """
     first = parts[0]
     for part in parts[1:]:
         same = part.num_samples == first.num_samples and part.seed == first.seed
         if not same or not np.array_equal(part.eigenvalues, first.eigenvalues):
-            raise InputError("these alignments are of other data, eigenvectors or seeds")
+            raise InputError("these alignments differ in their data, eigenvectors or seeds")
     columns = max(part.num_batches for part in parts)
     order = np.argsort(np.concatenate([part.batch_sizes for part in parts]), kind="stable")
-    rows = {
+    rows: dict[str, Any] = {
         name: np.concatenate([_widened(getattr(part, name), columns) for part in parts])[order]
         for name in PER_BATCH
     }
@@ -144,7 +153,7 @@ def joined(parts: Sequence[Alignment]) -> Alignment:
 
 
 def _widened(values: Array, columns: int) -> Array:
-    """With as many minibatches, NaN where there is none."""
+    """Padded with NaN to that many minibatches."""
     missing = columns - values.shape[1]
     padding = ((0, 0), (0, missing), *((0, 0),) * (values.ndim - 2))
     return np.pad(values, padding, constant_values=math.nan)

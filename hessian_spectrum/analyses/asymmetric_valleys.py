@@ -1,6 +1,6 @@
 """Asymmetric valleys: is the loss steep on one side of a solution and flat on the other?
 
-He, Huang and Yuan 2019. Slopes are derivatives of the loss along a line, exact by its gradient.
+He, Huang & Yuan, NeurIPS 2019. Slopes are derivatives of the loss along a line, from its gradient.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hessian_spectrum.landscape import directions as along
 from hessian_spectrum.landscape import paths
 from hessian_spectrum.landscape.directions import Directions
 from hessian_spectrum.landscape.parameter_points import Points
+from hessian_spectrum.landscape.paths import Numbers
 from hessian_spectrum.landscape.results import Asymmetry, AveragingBias
 from hessian_spectrum.landscape.tasks import described
 from hessian_spectrum.loss.evaluator import Evaluator
@@ -24,9 +25,14 @@ from hessian_spectrum.loss.evaluator import Evaluator
 def slopes(
     ev: Evaluator, points: Points, direction: Tensor, start: int = 0, stop: int | None = None
 ) -> np.ndarray:
-    """<grad L(theta_i), u> at points start, ..., stop - 1, (stop - start,); NaN where it overflows.
+    """<grad L(theta_i), u> at points start, ..., stop - 1; (stop - start,), NaN where it overflows.
 
-    A pure function of the range. Cost: a gradient for each point.
+    A pure function of the range.
+
+    Args:
+        direction: u, (n,), of unit length.
+
+    Cost: a gradient for each point.
     """
     stop = len(points) if stop is None else stop
     u = ev.checked(direction).double()
@@ -38,27 +44,45 @@ def slopes(
 def asymmetry(
     ev: Evaluator,
     directions: Directions | Tensor,
-    distance: Sequence[float],
+    distance: Numbers,
 ) -> Asymmetry:
     """Slopes of the loss at w + l u and w - l u, away from w, for unit vectors u.
 
     Args:
-        directions: from their origin w; vectors (k, n) from the model's own parameters.
+        directions: u with their origin w, of any length above 0; or vectors (k, n) from the
+            model's own parameters. They are normalized to unit length.
         distance: l > 0, ascending, in units of theta.
 
-    Cost: 2 gradients for each direction and distance.
+    Returns:
+        Slopes d L(w + l u) / d l and d L(w - l u) / d l, each (k, distances), in units of the
+        loss per unit of theta; NaN where the gradient overflows.
+
+    Raises:
+        InputError: a direction is zero, or a distance is not above 0.
+
+    Cost: two gradients for each direction and distance.
+
+    Example:
+        >>> import torch, hessian_spectrum as hs
+        >>> _ = torch.manual_seed(0)
+        >>> data = torch.randn(20, 3), torch.randn(20, 1)
+        >>> ev = hs.Evaluator(torch.nn.Linear(3, 1), torch.nn.MSELoss(), data)
+        >>> found = hs.asymmetry(ev, torch.eye(ev.n)[:2], distance=[0.1, 0.2])
+        >>> found.forward.shape, found.is_asymmetric(r=0.3, p=0.1, c=2.0, zeta=0.05).shape
+        ((2, 2), (2,))
     """
     if not isinstance(directions, Directions):
         directions = along.of_vectors(ev, directions)
-    distance = _lengths(distance)
-    forward, backward = [], []
+    lengths = _lengths(distance)
+    forward: list[np.ndarray] = []
+    backward: list[np.ndarray] = []
     for vector in directions.vectors:
         u = _unit(vector)
         for sign, found in ((1, forward), (-1, backward)):
-            points = Points.around(directions.origin, u[None], sign * distance[:, None])
+            points = Points.around(directions.origin, u[None], sign * lengths[:, None])
             found.append(sign * slopes(ev, points, u))
     return Asymmetry(
-        distance,
+        lengths,
         np.array(forward),
         np.array(backward),
         described(ev, directions=list(directions.recipes)),
@@ -69,43 +93,56 @@ def find_asymmetric(
     ev: Evaluator,
     theta: Tensor | None = None,
     *,
-    distance: Sequence[float],
+    distance: Numbers,
     num_steps: int = 20,
     angle: float = 0.3,
     seed: int = 0,
     start: Tensor | None = None,
 ) -> Directions:
-    """A direction u of unit length along which the loss falls or stays flat, and rises along -u.
+    """A unit direction u along which the loss is flat or falls, while it rises along -u.
 
-    Ascends A(u) = sum over l of (L(w - l u) - L(w + l u)) / l on the unit sphere: each step turns u
-    towards the projected gradient by ``angle``, which is halved when A has not grown. Random
-    directions in many dimensions are nearly symmetric; this is a search for one that is not.
+    Maximizes A(u) = sum over l of (L(w - l u) - L(w + l u)) / l on the unit sphere: each step
+    rotates u by ``angle`` towards the projected gradient, and halves the angle if A did not grow.
+    Random directions in many dimensions are nearly symmetric, hence the search.
 
     Args:
-        theta: w; default: the model's own parameters.
-        distance: l, in units of theta.
+        theta: w, (n,); default: the model's own parameters.
+        distance: l > 0, ascending, in units of theta.
         angle: of the first step, in radians.
-        start: (n,), where to begin; default: a Gaussian direction from (seed, 0).
+        seed: of the initial direction.
+        start: (n,), the initial direction; default: a Gaussian direction from (seed, 0).
 
     Returns:
-        One direction; its recipe says the seed, and A before and after.
+        One direction. Its recipe has the seed, and A "before" and "after" the search.
 
-    Cost: for each step 2 losses and gradients for each l.
+    Raises:
+        InputError: the initial direction is zero, or a distance is not above 0.
+
+    Cost: two losses and two gradients for each step and l.
+
+    Example:
+        >>> import torch, hessian_spectrum as hs
+        >>> _ = torch.manual_seed(0)
+        >>> data = torch.randn(20, 3), torch.randn(20, 1)
+        >>> ev = hs.Evaluator(torch.nn.Linear(3, 1), torch.nn.MSELoss(), data)
+        >>> found = hs.find_asymmetric(ev, distance=[0.1, 0.2], num_steps=3)
+        >>> bool(found.recipes[0]["after"] >= found.recipes[0]["before"])
+        True
     """
     theta = ev.checked(theta)
-    distance = _lengths(distance)
+    lengths = _lengths(distance)
     require_whole(0, num_steps=num_steps)
     first = along.random(ev, theta, 1, seed=seed, normalize="none", ignore=()).vectors[0]
     u = _unit(first if start is None else ev.checked(start))
-    value, slope = _lean(ev, theta, u, distance)
-    begun, turns = value, 0
+    value, slope = _asymmetry_and_slope(ev, theta, u, lengths)
+    before, turns = value, 0
     for _ in range(num_steps):
         across = slope - (slope @ u) * u
         if not across.norm() > 0:
             break
         turned = np.cos(angle) * u + np.sin(angle) * across / across.norm()
         turned = turned / turned.norm()
-        tried = _lean(ev, theta, turned, distance)
+        tried = _asymmetry_and_slope(ev, theta, turned, lengths)
         if tried[0] > value:
             u, (value, slope), turns = turned, tried, turns + 1
         else:
@@ -113,9 +150,9 @@ def find_asymmetric(
     recipe = {
         "kind": "asymmetric",
         "seed": seed,
-        "distance": distance.tolist(),
+        "distance": lengths.tolist(),
         "num_turns": turns,
-        "before": begun,
+        "before": before,
         "after": value,
     }
     return Directions(theta, u[None].to(theta), (recipe,))
@@ -127,23 +164,39 @@ def averaging_bias(
     minimum: Tensor,
     directions: Directions | Tensor,
 ) -> AveragingBias:
-    """Where SGD's iterates and their average lie of a minimum, along directions.
+    """Coordinates of SGD's iterates and of their average relative to a minimum.
 
-    In an asymmetric valley iterates spend more time on the flat side, so that their average (SWA)
-    is biased towards it (He, Huang and Yuan 2019). The standard error of the mean is by
-    batch means, of about sqrt(t) consecutive batches, since iterates are correlated.
+    In an asymmetric valley the iterates spend more time on the flat side, so that their average
+    (SWA) is biased towards it (He, Huang & Yuan, NeurIPS 2019). The iterates are correlated, so
+    the standard error of their mean is that of about sqrt(t) batch means.
 
     Args:
-        iterates: (t, n), of SGD at a constant learning rate, in their order.
+        iterates: (t, n), of SGD at a constant learning rate, in their order; four or more.
         minimum: w*, (n,).
-        directions: (k, n); coordinates are along unit vectors.
+        directions: (k, n), normalized to unit length.
+
+    Returns:
+        Coordinates <w(t) - w*, u_j>, (t, k), in units of theta, and the losses of the iterates,
+        of their average and of the minimum.
+
+    Raises:
+        InputError: fewer than four iterates, or a zero direction.
 
     Cost: t + 2 losses.
+
+    Example:
+        >>> import torch, hessian_spectrum as hs
+        >>> _ = torch.manual_seed(0)
+        >>> data = torch.randn(20, 3), torch.randn(20, 1)
+        >>> ev = hs.Evaluator(torch.nn.Linear(3, 1), torch.nn.MSELoss(), data)
+        >>> iterates = ev.theta + 0.1 * torch.randn(16, ev.n)
+        >>> found = hs.averaging_bias(ev, iterates, ev.theta, torch.eye(ev.n)[:1])
+        >>> found.coordinates.shape, found.bias.shape, found.standard_error.shape
+        ((16, 1), (1,), (1,))
     """
-    rows = list(iterates)
-    if len(rows) < 4:
-        raise InputError(f"{len(rows)} iterates; expected 4 or more, to know their spread")
-    rows = torch.stack([ev.given(row, "an iterate") for row in rows])
+    if len(iterates) < 4:
+        raise InputError(f"{len(iterates)} iterates; expected 4 or more for a standard error")
+    rows = torch.stack([ev.given(row, "an iterate") for row in iterates])
     if not isinstance(directions, Directions):
         directions = along.of_vectors(ev, directions)
     units = torch.stack([_unit(v) for v in directions.vectors])
@@ -163,17 +216,19 @@ def averaging_bias(
 # -- inside ------------------------------------------------------------------------------------
 
 
-def _lengths(distance: Sequence[float]) -> np.ndarray:
-    if np.ndim(distance) == 0:
-        raise InputError(f"distance={distance!r}: expected lengths above 0 in a row")
-    found = paths.coordinates(distance, 0.0, 1.0, "distance")
-    if found[0] <= 0:
-        raise InputError(f"distance={distance!r}: expected lengths above 0 in a row")
+def _lengths(distance: Numbers) -> np.ndarray:
+    found = None
+    if np.ndim(distance):
+        found = paths.coordinates(distance, 0.0, 1.0, "distance")
+    if found is None or found[0] <= 0:
+        raise InputError(f"distance={distance!r}: expected a sequence of lengths above 0")
     return found
 
 
-def _lean(ev: Evaluator, theta: Tensor, u: Tensor, distance: np.ndarray) -> tuple[float, Tensor]:
-    """A(u), and its gradient by u."""
+def _asymmetry_and_slope(
+    ev: Evaluator, theta: Tensor, u: Tensor, distance: np.ndarray
+) -> tuple[float, Tensor]:
+    """A(u), and its gradient by u, (n,)."""
     value, slope = 0.0, torch.zeros_like(u)
     for l in distance:
         back, ahead = ((theta + sign * l * u).to(theta.dtype) for sign in (-1, 1))

@@ -1,6 +1,6 @@
 """Smallest and largest eigenvalue over a plane: how far is the loss from convex, and where?
 
-Li, Xu, Taylor, Studer and Goldstein 2018, figure 7, with signs and error bounds.
+Li, Xu, Taylor, Studer & Goldstein, NeurIPS 2018, figure 7, with signs and error bounds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hessian_spectrum.landscape.direction_grid import Grid, grid_task
 from hessian_spectrum.landscape.directions import Directions
 from hessian_spectrum.landscape.parameter_points import Points
 from hessian_spectrum.landscape.results import Surface
-from hessian_spectrum.landscape.tasks import PointTask
+from hessian_spectrum.landscape.tasks import PointTask, ValuesByName
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.operators.curvature import Curvature, Hessian
 from hessian_spectrum.planning.planned_operator import planned_once
@@ -26,7 +26,7 @@ COLUMNS = (
     *("converged", "products"),
 )
 EXPECTED_PRODUCTS = 25  # at a point, for a plan
-LENGTH = 16  # points that are visited one after another before a path starts anew
+LENGTH = 16  # points of a path; only the first starts without the eigenvectors of its neighbour
 OperatorAt = Callable[[Evaluator, Tensor], Curvature]
 
 
@@ -41,24 +41,42 @@ def curvature_map(
 ) -> Surface:
     """Both extreme eigenvalues of the Hessian on a grid, and |smallest / largest|.
 
-    The grid is visited row by row, there and back, each point starting from the two eigenvectors of
-    the one before. Points whose loss or products are not finite have NaN, and the map goes on.
+    The grid is traversed row by row in alternating direction; the solver of each point starts from
+    the two eigenvectors of the point before. A point whose loss or products are not finite has
+    NaN.
 
     Args:
         directions, grid: as for ``surface``.
-        tol: of the residuals, relative to the larger |eigenvalue|: the ratio is certain to about
-            tol, and right to the square of it where the eigenvalues are separated.
-        max_products: for one point; one that needs more is recorded as not converged.
-        operator: ``operator(ev, theta)``, the matrix; default: the Hessian. Where it has no plan,
+        tol: largest residual, relative to the larger |eigenvalue|. The ratio is guaranteed to
+            about tol; where the eigenvalues are separated its error is about tol^2.
+        max_products: Hessian products for one point; a point that needs more is recorded as not
+            converged.
+        operator: ``operator(ev, theta)`` is the matrix; default: the Hessian. If it has no plan,
             the plan for the first point serves all.
 
     Returns:
-        a Surface with the values "loss", "smallest", "largest", their residuals (an eigenvalue lies
-        within), "ratio", "ratio_error" (a bound), "converged" (1 or 0) and "products". Residuals
-        are of the matrix as its products are formed: float32 moves eigenvalues of a deep network
-        by some 1e-5 of the largest, which ``eigenpairs`` measures.
+        A Surface with the values "loss", "smallest", "largest", "smallest_residual" and
+        "largest_residual" (an eigenvalue lies within the residual of each value), "ratio",
+        "ratio_error" (a bound), "converged" (1 or 0) and "products". Residuals are those of the
+        products as computed: in float32, rounding moves the eigenvalues of a deep network by about
+        1e-5 of the largest, which ``eigenpairs`` measures.
 
-    Cost: some 15 to 50 products a point (README), memory for 81 vectors.
+    Raises:
+        InputError: as for ``surface``.
+
+    Cost: typically 15 to 50 Hessian products a point, and memory for 81 vectors.
+
+    Example:
+        >>> import torch, hessian_spectrum as hs
+        >>> _ = torch.manual_seed(0)
+        >>> data = torch.randn(20, 3), torch.randn(20, 1)
+        >>> ev = hs.Evaluator(torch.nn.Linear(3, 1), torch.nn.MSELoss(), data)
+        >>> plane = hs.directions.random(ev, count=2, seed=0)
+        >>> found = hs.curvature_map(ev, plane, grid=2)
+        >>> found.values["largest"].shape, bool(found.values["converged"].all())
+        ((2, 2), True)
+        >>> bool(found.values["smallest"].min() > -1e-5)  # the loss of a linear model is convex
+        True
     """
     task = map_task(ev, directions, grid)
     rows = np.full((len(task.points), len(COLUMNS)), np.nan)
@@ -72,10 +90,10 @@ def curvature_map(
 
 
 def map_task(ev: Evaluator, directions: Directions | Tensor, grid: Grid = 9) -> PointTask:
-    """The points, and ``finish``, which adds the ratio; rows are ``along``'s."""
+    """``curvature_map`` as data; ``finish`` takes the columns of ``along`` and adds the ratio."""
     task = grid_task(ev, directions, grid)
 
-    def finish(values) -> Surface:
+    def finish(values: ValuesByName) -> Surface:
         ratio, error = ratios(
             *(values[name] for name in COLUMNS[1:3]), *(values[name] for name in COLUMNS[3:5])
         )
@@ -90,9 +108,9 @@ def ratios(
     smallest_residual: np.ndarray,
     largest_residual: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """|smallest / largest|, and how far it may be from that of eigenvalues within the residuals.
+    """|smallest / largest|, and a bound on its error for eigenvalues within the residuals.
 
-    inf where the largest may be 0.
+    The bound is inf where the largest eigenvalue may be 0.
     """
     top, bottom = np.abs(largest), np.abs(smallest)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -103,7 +121,14 @@ def ratios(
 
 
 def segments(shape: tuple[int, int], length: int = LENGTH) -> list[list[int]]:
-    """All points of a grid, row by row, there and back, cut into paths of at most that length."""
+    """The points of a grid, row by row in alternating direction, cut into paths.
+
+    Args:
+        length: most points of a path.
+
+    Returns:
+        Indices into the flattened grid.
+    """
     if length < 1:
         raise InputError(f"length={length}: expected a number of points, 1 or more")
     index = np.arange(shape[0] * shape[1]).reshape(shape)
@@ -121,13 +146,13 @@ def along(
     max_products: int,
     operator: OperatorAt = Hessian,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(index, row of ``COLUMNS``) for each point of the path, in its order."""
-    points, known = points.to(ev.device, ev.dtype), None  # of the point before
+    """(index, values of ``COLUMNS``) for each point of the path, in its order."""
+    points, known = points.to(ev.device, ev.dtype), None  # the pairs of the point before
     for index in path:
         row = np.full(len(COLUMNS), np.nan)
         theta = points.rows(index, index + 1)
         row[0] = ev.loss(theta).item()
-        # Known to all ranks of the evaluator: the loss and products are sums over them.
+        # All ranks take the same branch: the loss and products are sums over them.
         if np.isfinite(row[0]):
             try:
                 known = found = extremes(

@@ -1,9 +1,12 @@
-"""Low-loss curves between two solutions: quadratic Bezier curves and polygonal chains.
+"""Low-loss curves between two solutions: Bezier curves and polygonal chains.
 
-Garipov, Izmailov, Podoprikhin, Vetrov and Wilson 2018, section 3; Draxler et al. 2018 ask the same
-with chains of more pivots. Departures: 1. The gradient is that of all the data, not of a minibatch.
-2. A step takes the mean over several t, one from each of as many equal parts of [0, 1].
-3. Adam in place of momentum.
+Garipov, Izmailov, Podoprikhin, Vetrov & Wilson, NeurIPS 2018, section 3, except:
+
+1. The gradient is that of all the data, not of a minibatch.
+2. A step averages over several t, one from each of as many equal parts of [0, 1].
+3. Adam replaces SGD with momentum.
+
+Draxler et al., ICML 2018, ask the same question with chains of more pivots.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ ADAM = (0.9, 0.999, 1e-8)
 
 @dataclass(frozen=True)
 class Bends:
-    """The state of a search: what a step reads and returns, and all that a resume needs."""
+    """The state of a search, which ``step`` takes and returns; it is enough to resume."""
 
     kind: str  # "bezier" or "polygon"
     ends: Tensor  # (2, n)
@@ -38,21 +41,21 @@ class Bends:
     first_moment: Tensor  # (bends, n)
     second_moment: Tensor  # (bends, n)
     num_steps: int = 0
-    loss: float = float("nan")  # the mean over t, before the last step
+    loss: float = float("nan")  # mean over the t of the last step, before that step
 
     @property
     def vertices(self) -> Tensor:
-        """(bends + 2, n), in their order along the curve."""
+        """Ends and bends in their order along the curve, (bends + 2, n)."""
         return torch.cat([self.ends[:1], self.bends, self.ends[1:]])
 
     def weights(self, t: np.ndarray) -> np.ndarray:
-        """(p, bends + 2), of the vertices in the curve's points."""
+        """Weights of the vertices at the curve's points, (p,) -> (p, bends + 2)."""
         return _WEIGHTS[self.kind](t, len(self.bends) + 2)
 
 
 @dataclass(frozen=True)
 class Connection:
-    """A curve that was found, and the values along it."""
+    """The result of a search: values along the curve, and the state that a search can continue."""
 
     curve: Curve
     bends: Bends
@@ -61,7 +64,11 @@ class Connection:
 def start(
     ev: Evaluator, theta0: Tensor, theta1: Tensor, kind: str = "bezier", num_bends: int = 1
 ) -> Bends:
-    """Bends spread evenly over the straight line."""
+    """The initial state: bends evenly spaced on the straight line.
+
+    Raises:
+        InputError: an unknown kind, or no bend.
+    """
     if kind not in _WEIGHTS:
         raise InputError(f"kind={kind!r}: expected one of {', '.join(_WEIGHTS)}")
     require_whole(1, num_bends=num_bends)
@@ -72,10 +79,13 @@ def start(
 
 
 def step(ev: Evaluator, state: Bends, lr: float, num_samples: int, seed: int) -> Bends:
-    """One step of Adam on the mean loss over the curve, of which the bends are the unknowns.
+    """One step of Adam on the mean loss over the curve, with the bends as unknowns.
 
-    d/d bend_j of L(phi(t)) is weight_j(t) grad L(phi(t)). The t of a step depend on (seed, step)
-    alone, so that a resumed search takes the same ones.
+    The gradient of L(phi(t)) by bend j is weight_j(t) grad L(phi(t)). The t of a step depend on
+    (seed, number of the step) alone, so that a resumed search takes the same steps.
+
+    Raises:
+        FloatingPointError: the gradient is not finite.
 
     Cost: num_samples losses and gradients.
     """
@@ -107,7 +117,7 @@ def step(ev: Evaluator, state: Bends, lr: float, num_samples: int, seed: int) ->
 
 
 def bends_task(ev: Evaluator, state: Bends, num_points: int = 51) -> PointTask:
-    """Values along the curve, as data for a runner."""
+    """Values along the curve as data, for a runner."""
     t = paths.window(0.0, 1.0, num_points)
     weights, vertices = state.weights(t), state.vertices
     distance = chain_length(weights[:, 1:], edge_gram(vertices))
@@ -131,25 +141,41 @@ def connect(
     on_step: Callable[[Bends], Any] | None = None,
     **options: Any,
 ) -> Connection:
-    """A curve from theta0 to theta1 along which the loss is low, and the values along it.
+    """A curve phi from theta0 to theta1 along which the loss is low, and the values along it.
 
-    Minimizes the mean over t of L(phi(t)) over the bends of phi: of ``kind="bezier"`` with one bend
-    (1-t)^2 theta0 + 2 t (1-t) bend + t^2 theta1, with "polygon" a chain of straight edges, each an
-    equal part of t. The barrier is ``connection.curve.barrier()``; that of the straight line is
-    ``interpolate(...).barrier()``.
+    Minimizes the mean over t in [0, 1] of L(phi(t)) over the bends of phi. With kind="bezier" and
+    one bend, phi(t) = (1-t)^2 theta0 + 2 t (1-t) bend + t^2 theta1 (Garipov et al. 2018, equation
+    4); with kind="polygon" phi is a chain of straight edges (equation 3). The barrier of the curve
+    is ``connection.curve.barrier()``; that of the straight line is ``interpolate(...).barrier()``.
 
     Args:
-        num_bends: of a Bezier curve its degree less 1.
-        num_samples: t in a step.
-        lr: of Adam, in units of theta: about how far an entry moves in a step.
-        state: of a search to be continued until ``num_steps``; the first three are then its own.
+        theta0, theta1: flat parameters, (n,).
+        num_bends: free vertices; a Bezier curve then has degree num_bends + 1.
+        num_steps: steps of Adam in all.
+        num_samples: values of t in a step.
+        lr: learning rate of Adam, in units of theta: about how far an entry moves in a step.
+        seed: of the values of t.
+        num_points: evaluated points of the final curve, evenly spaced in t.
+        state: the state of a search to continue until ``num_steps``; its ends, kind and number of
+            bends are used in place of the arguments.
         on_step: called with the state after every step.
-        **options: of ``compute``: test, quantities, plan.
+        **options: test, quantities and plan, as in ``landscape.tasks.compute``.
 
     Raises:
-        FloatingPointError: the search diverged.
+        FloatingPointError: the search diverged; use a smaller ``lr``.
+        InputError: an argument is out of its range.
 
     Cost: num_steps * num_samples gradients and losses, then num_points losses.
+
+    Example:
+        >>> import torch, hessian_spectrum as hs
+        >>> _ = torch.manual_seed(0)
+        >>> data = torch.randn(20, 3), torch.randn(20, 1)
+        >>> ev = hs.Evaluator(torch.nn.Linear(3, 1), torch.nn.MSELoss(), data)
+        >>> found = hs.connect(ev, ev.theta, -ev.theta, num_steps=10, lr=0.2, num_points=11)
+        >>> line = hs.interpolate(ev, ev.theta, -ev.theta, 11)
+        >>> found.bends.num_steps, bool(found.curve.loss.mean() < line.loss.mean())
+        (10, True)
     """
     require_whole(0, num_steps=num_steps, seed=seed)
     require_whole(1, num_samples=num_samples, num_points=num_points)

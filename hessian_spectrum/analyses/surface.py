@@ -1,4 +1,4 @@
-"""The loss on a grid along one or two directions, and the same in random planes to compare with."""
+"""The loss on a grid along one or two directions, and in random planes for comparison."""
 
 from __future__ import annotations
 
@@ -21,16 +21,36 @@ def surface(
 ) -> Surface:
     """Values at theta + a d0 + b d1 on a grid of a and b, or along a alone for one direction.
 
-    Values that overflow are recorded as inf or NaN; ``Surface.num_invalid`` counts them.
+    Li, Xu, Taylor, Studer & Goldstein, NeurIPS 2018, section 4, with filter-normalized directions
+    from ``hs.directions.random``. Values that overflow are recorded as inf or NaN;
+    ``Surface.num_invalid`` counts them.
 
     Args:
-        directions: of ``hessian_spectrum.directions``, which say the origin, or vectors (k, n) from
-            the model's own parameters; one or two.
-        grid: one sequence of coordinates for each direction, or how many from -1 to 1: ``25``,
-            ``(51, 21)``.
-        **options: of ``compute``: test, quantities, plan.
+        directions: one or two directions made by ``hs.directions``, with their origin theta; or
+            vectors (k, n) from the model's own parameters.
+        grid: a sequence of coordinates for each direction, or their number, evenly spaced from -1
+            to 1: ``25``, ``(51, 21)``. Coordinates are in units of the directions' lengths.
+        **options: test, quantities and plan, as in ``landscape.tasks.compute``.
 
-    Cost: a loss for each grid point; many at once where that is faster.
+    Returns:
+        A Surface with values of shape (a, b), and the points' Euclidean coordinates in units of
+        theta as ``positions``.
+
+    Raises:
+        InputError: a direction is zero, two are parallel, or the grid does not fit them.
+
+    Cost: a loss for each grid point; many points share a pass over the data where that is faster.
+
+    Example:
+        >>> import torch, hessian_spectrum as hs
+        >>> _ = torch.manual_seed(0)
+        >>> data = torch.randn(20, 3), torch.randn(20, 1)
+        >>> ev = hs.Evaluator(torch.nn.Linear(3, 1), torch.nn.MSELoss(), data)
+        >>> found = hs.surface(ev, hs.directions.random(ev, count=2, seed=0), grid=(5, 3))
+        >>> found.loss.shape, found.num_invalid
+        ((5, 3), 0)
+        >>> bool(abs(found.loss[2, 1] - ev.loss().item()) < 1e-6)  # the centre is the model
+        True
     """
     return compute(ev, grid_task(ev, directions, grid), **options)
 
@@ -46,9 +66,25 @@ def random_planes(
     ignore: Sequence[str] = along.IGNORABLE,
     **options: Any,
 ) -> list[Surface]:
-    """Surfaces in random planes through theta: what a special plane is to be compared with.
+    """Surfaces in random planes through theta, with which a chosen plane can be compared.
 
-    Plane i has the random directions 2 i and 2 i + 1 of the seed.
+    Plane i is along the random directions 2 i and 2 i + 1 of the seed.
+
+    Args:
+        theta: the origin, (n,); default: the model's own parameters.
+        grid: as for ``surface``.
+        normalize, ignore: as for ``hs.directions.random``.
+        **options: test, quantities and plan, as in ``landscape.tasks.compute``.
+
+    Cost: ``num_planes`` surfaces.
+
+    Example:
+        >>> import torch, hessian_spectrum as hs
+        >>> _ = torch.manual_seed(0)
+        >>> data = torch.randn(20, 3), torch.randn(20, 1)
+        >>> ev = hs.Evaluator(torch.nn.Linear(3, 1), torch.nn.MSELoss(), data)
+        >>> [plane.shape for plane in hs.random_planes(ev, num_planes=2, grid=3)]
+        [(3, 3), (3, 3)]
     """
     require_whole(1, num_planes=num_planes)
     surfaces = []

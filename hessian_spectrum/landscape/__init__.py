@@ -1,1 +1,1 @@
-"""Points of parameter space: paths, directions, many points in one pass, curves and surfaces."""
+"""Points of parameter space: paths, directions, evaluation of many points, curves, surfaces."""

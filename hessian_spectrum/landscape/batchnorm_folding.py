@@ -1,13 +1,14 @@
-"""BatchNorm with fixed statistics, folded into the convolution before it: one pass less.
+"""BatchNorm with fixed statistics, folded into the convolution before it: one operation fewer.
 
-With statistics mu, sigma and scale gamma, shift beta: BN(W x + b) = (gamma / sigma) W x
-+ (gamma / sigma) (b - mu) + beta. The same function up to rounding.
+With statistics mu and sigma, scale gamma and shift beta, BN(W x + b) = (gamma / sigma) W x +
+(gamma / sigma) (b - mu) + beta. This is the same function up to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +27,10 @@ Pairs = dict[nn.Module, nn.Module]  # convolution -> the BatchNorm that alone us
 
 
 def pairs(ev: Evaluator, part: Part, theta: Tensor) -> Pairs:
-    """Convolutions whose output goes into one BatchNorm with fixed statistics and nowhere else.
+    """Convolutions whose output only a single BatchNorm with fixed statistics uses.
 
-    Found in one evaluation of a sample, in which each of the two is called once. None with
-    ``batch_norm="train"``. To be called inside ``evaluation_mode``.
+    Found by evaluating one sample; both modules of a pair are called exactly once. Empty with
+    ``batch_norm="train"``. Call it inside ``evaluation_mode``.
     """
     if ev.is_whole or not batch_norm.layers(ev.model):
         return {}
@@ -58,7 +59,7 @@ def pairs(ev: Evaluator, part: Part, theta: Tensor) -> Pairs:
 
 @contextmanager
 def folded(found: Pairs) -> Iterator[None]:
-    """Convolutions do what their BatchNorm does as well, and it passes on what it is given."""
+    """Within the context convolutions include their BatchNorm, which becomes the identity."""
     with (
         replaced_forward(found, lambda conv: _convolution(conv, found[conv])),
         replaced_forward(found.values(), lambda norm: lambda x: x),
@@ -66,9 +67,9 @@ def folded(found: Pairs) -> Iterator[None]:
         yield
 
 
-def _convolution(conv: nn.Module, norm: nn.Module) -> Callable[[Tensor], Tensor]:
+def _convolution(conv: Any, norm: Any) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
-        # Read at each call: functional_call puts this point's tensors in.
+        # Read at each call, since functional_call sets the tensors of the point.
         scale = torch.rsqrt(norm.running_var + norm.eps)
         if norm.weight is not None:
             scale = scale * norm.weight
@@ -83,12 +84,12 @@ def _convolution(conv: nn.Module, norm: nn.Module) -> Callable[[Tensor], Tensor]
 
 
 class _Uses(TorchFunctionMode):
-    """How many functions make a tensor of a tensor."""
+    """Counts the functions that take a tensor and return one."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self._count: dict[int, int] = {}
-        self._alive: list[Tensor] = []  # else another tensor could have the same id
+        self._alive: list[Tensor] = []  # keeps ids unique
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -13,10 +14,11 @@ from hessian_spectrum.landscape import paths
 from hessian_spectrum.landscape.directions import Directions
 from hessian_spectrum.landscape.geometry import plane_positions
 from hessian_spectrum.landscape.parameter_points import Points, gram
+from hessian_spectrum.landscape.paths import Axis, Numbers
 from hessian_spectrum.landscape.tasks import PointTask, described, surface_task
 from hessian_spectrum.loss.evaluator import Evaluator
 
-Grid = Sequence[Sequence[float]] | Sequence[float] | int | tuple[int, ...]
+Grid = int | Sequence[int] | Sequence[float] | Sequence[Numbers]
 
 
 def grid_task(ev: Evaluator, directions: Directions | Tensor, grid: Grid = 25) -> PointTask:
@@ -43,28 +45,34 @@ def grid_task(ev: Evaluator, directions: Directions | Tensor, grid: Grid = 25) -
 
 
 def axes(grid: Grid, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The coordinates along each direction; of one direction, the second axis is the point 0.
+    """The coordinates along each of ``count`` directions.
+
+    Args:
+        grid: a number of points for all directions, or for each; or coordinates for each. One
+            direction may have its coordinates as they are. Numbers of points are spaced evenly
+            from -1 to 1.
+
+    Returns:
+        Two axes; for one direction, the second axis is the point 0.
 
     Raises:
-        InputError: not one or two directions, or not as many axes.
+        InputError: not one or two directions, or another number of axes.
     """
     if count not in (1, 2):
         raise InputError(f"{count} directions; expected one or two")
-    if is_whole(grid):
-        grid = (grid,) * count
-    if isinstance(grid, str) or not hasattr(grid, "__len__"):
+    if isinstance(grid, str) or not (is_whole(grid) or hasattr(grid, "__len__")):
         raise InputError(
             f"grid={grid!r}: expected a whole number of points, or coordinates for each direction"
         )
-    grid = list(grid)
-    scalars = all(np.ndim(x) == 0 for x in grid)
-    if count == 1 and scalars and (len(grid) > 1 or not all(map(is_whole, grid))):
-        grid = [grid]  # the coordinates themselves
-    if len(grid) != count:
+    given: list[Any] = [grid] * count if is_whole(grid) else list(cast(Sequence, grid))
+    scalars = all(np.ndim(x) == 0 for x in given)
+    if count == 1 and scalars and (len(given) > 1 or not all(map(is_whole, given))):
+        given = [given]  # the coordinates themselves
+    if len(given) != count:
         raise InputError(
-            f"a grid of {len(grid)} axes for {count} directions; expected one for each"
+            f"a grid of {len(given)} axes for {count} directions; expected one for each"
         )
-    found = [_axis(axis, f"axis {i}") for i, axis in enumerate(grid)]
+    found = [_axis(axis, f"axis {i}") for i, axis in enumerate(given)]
     return (found[0], np.zeros(1)) if count == 1 else (found[0], found[1])
 
 
@@ -75,11 +83,13 @@ def _require_plane(inner: np.ndarray) -> None:
             f"direction {int(lengths.argmin())} is zero; expected vectors with a length"
         )
     if len(inner) == 2 and abs(inner[0, 1]) >= (1 - 1e-12) * lengths.prod():
-        raise InputError("the two directions are parallel: they span a line; give one, or others")
+        raise InputError(
+            "the two directions are parallel, so they span a line; pass one of them, or others"
+        )
 
 
-def _axis(axis: Sequence[float] | int, name: str) -> np.ndarray:
-    """Coordinates, or how many from -1 to 1; a single one is the centre."""
+def _axis(axis: Axis, name: str) -> np.ndarray:
+    """Coordinates, or their number from -1 to 1; a single point is the centre."""
     end = 0.0 if is_whole(axis) and axis == 1 else 1.0
     return paths.coordinates(axis, -end, end, name)
 

@@ -1,7 +1,7 @@
-"""Directions to look along: random and normalized, eigenvectors, gradient, differences, components.
+"""Directions in parameter space: random and normalized, eigenvectors, gradients, differences.
 
-Each comes with a recipe, a dict that JSON can hold: what it is, and for what can be made again
-(``rebuild``) everything that it takes.
+Each direction has a recipe, a dict for JSON that describes it. The recipes of random directions
+and gradients are enough to make them again (``rebuild``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hessian_spectrum.loss.evaluator import Evaluator
 
 NORMALIZATIONS = ("filter", "layer", "weight", "none")
 IGNORABLE = ("bias", "norm")
-REBUILT = ("random", "gradient")  # kinds that their recipes are enough for
+REBUILT = ("random", "gradient")  # kinds whose recipes are enough to make them again
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _NORMS = (
     nn.modules.batchnorm._NormBase,
@@ -32,11 +32,27 @@ _NORMS = (
 
 @dataclass(frozen=True)
 class Directions:
-    """k directions from an origin."""
+    """k directions from an origin.
+
+    Raises:
+        InputError: shapes that do not fit, or not one recipe for each direction.
+
+    Example:
+        >>> import torch, hessian_spectrum as hs
+        >>> _ = torch.manual_seed(0)
+        >>> data = torch.randn(20, 3), torch.randn(20, 1)
+        >>> ev = hs.Evaluator(torch.nn.Linear(3, 1), torch.nn.MSELoss(), data)
+        >>> pair = hs.directions.random(ev, count=2, seed=0)
+        >>> len(pair), pair.vectors.shape, pair.recipes[1]["index"]
+        (2, torch.Size([2, 4]), 1)
+        >>> ratio = pair.vectors[0, :3].norm() / ev.theta[:3].norm()  # filter-normalized
+        >>> round(ratio.item(), 5), pair.vectors[0, 3].item()  # the bias is ignored
+        (1.0, 0.0)
+    """
 
     origin: Tensor  # (n,)
     vectors: Tensor  # (k, n), in the same dtype and on the same device
-    recipes: tuple[dict[str, Any], ...]  # (k,), JSON can hold them
+    recipes: tuple[dict[str, Any], ...]  # (k,), values that JSON can represent
 
     def __post_init__(self):
         if self.vectors.ndim != 2 or self.vectors.shape[1:] != self.origin.shape:
@@ -54,10 +70,10 @@ class Directions:
         return replace(self, vectors=self.vectors[which], recipes=self.recipes[which])
 
     def stored(self, vectors: bool | None = None) -> DirectionVectors:
-        """What a run file holds of them.
+        """The form that run files store.
 
         Args:
-            vectors: whether the vectors are kept; default: unless all can be made again.
+            vectors: whether to store the vectors; default: only if the recipes are not enough.
         """
         if vectors is None:
             vectors = not all(recipe["kind"] in REBUILT for recipe in self.recipes)
@@ -66,7 +82,7 @@ class Directions:
         return DirectionVectors(self.origin.cpu().numpy(), rows.cpu().numpy(), about)
 
     def joined(self, other: Directions) -> Directions:
-        """These, then the others, from this origin."""
+        """These directions followed by the others, from the origin of these."""
         vectors = torch.cat([self.vectors, other.vectors.to(self.vectors)])
         return replace(self, vectors=vectors, recipes=(*self.recipes, *other.recipes))
 
@@ -81,19 +97,25 @@ def random(
     normalize: str = "filter",
     ignore: Sequence[str] = IGNORABLE,
 ) -> Directions:
-    """Gaussian directions, scaled filter by filter to the parameters (Li et al. 2018, section 4).
+    """Gaussian directions with the scale of the parameters (Li et al., NeurIPS 2018, section 4).
 
-    Direction i comes from (seed, first + i) alone (``probes.gaussian_probes``): the same numbers at
-    every world size and on every device.
+    Direction i depends on (seed, first + i) alone (``random_vectors.gaussian_probes``): the same
+    numbers at every world size and on every device.
 
     Args:
-        theta: the origin; default: the model's own parameters.
-        normalize: "filter": d_f |theta_f| / |d_f| for each filter f, the weights that lead to one
-            output of a convolution or dense layer. "layer": the same for each whole tensor.
-            "weight": d_i |theta_i| / |d|_rms, each entry by its own parameter. "none": as drawn.
-        ignore: "bias" and "norm": zero along biases, and along the parameters of BatchNorm,
-            LayerNorm and GroupNorm layers. Those that are not ignored are normalized as one tensor
-            each: they have no filters. Li et al.'s code ignores both, or sets d = theta there.
+        theta: the origin, (n,); default: the model's own parameters.
+        count: directions.
+        first: index of the first direction.
+        normalize: "filter": d_f |theta_f| / |d_f| for each filter f, the weights of one output of
+            a convolution or dense layer. "layer": the same for each whole tensor. "weight":
+            d_i |theta_i| / |d|_rms for each entry i. "none": standard normal entries.
+        ignore: "bias": zero along biases; "norm": zero along the parameters of BatchNorm,
+            LayerNorm and GroupNorm layers. Where they are not ignored, each such tensor is
+            normalized as a whole, since it has no filters. The code of Li et al. ignores both, or
+            sets d = theta there.
+
+    Raises:
+        InputError: an unknown ``normalize`` or ``ignore``, or a number out of its range.
     """
     require_whole(1, count=count)
     require_whole(0, seed=seed, first=first)
@@ -112,9 +134,12 @@ def normalized(
     normalize: str = "filter",
     ignore: Sequence[str] = IGNORABLE,
 ) -> Tensor:
-    """(k, n) -> (k, n): any directions, scaled to the parameters as in ``random``.
+    """Any directions with the scale of the parameters, as in ``random``; (k, n) -> (k, n).
 
-    Where a filter's parameters are zero the direction is zero.
+    Where a filter's parameters are zero, the direction is zero.
+
+    Raises:
+        InputError: an unknown ``normalize`` or ``ignore``.
     """
     if normalize not in NORMALIZATIONS:
         raise InputError(f"normalize={normalize!r}: expected one of {', '.join(NORMALIZATIONS)}")
@@ -129,7 +154,7 @@ def normalized(
         if kind in ignore:
             scaled.append(torch.zeros_like(d).flatten(1))
             continue
-        if kind == "transposed":  # the filter is the second axis of these alone
+        if kind == "transposed":  # transposed convolutions have their filters along axis 1
             d, weights = d.transpose(1, 2), weights.transpose(0, 1)
         moved = _SCALE[normalize](d, weights)
         scaled.append((moved.transpose(1, 2) if kind == "transposed" else moved).flatten(1))
@@ -137,7 +162,16 @@ def normalized(
 
 
 def gradient(ev: Evaluator, theta: Tensor | None = None, *, unit: bool = True) -> Directions:
-    """The gradient at theta, of unit length or as it is; one direction."""
+    """The gradient at theta as one direction.
+
+    Args:
+        unit: normalize it to unit length.
+
+    Raises:
+        FloatingPointError: the gradient is not finite.
+
+    Cost: one gradient.
+    """
     theta = ev.checked(theta)
     found = ev.gradient(theta)
     if not found.isfinite().all():
@@ -150,14 +184,20 @@ def gradient(ev: Evaluator, theta: Tensor | None = None, *, unit: bool = True) -
 def eigenvectors(
     ev: Evaluator, pairs: Any, which: Sequence[int] = (-1, 0), theta: Tensor | None = None
 ) -> Directions:
-    """Eigenvectors of stored pairs, unit length; default: of the largest and the smallest value.
+    """Unit eigenvectors; default: those of the largest and of the smallest eigenvalue.
 
     Args:
-        pairs: EigenPairs with vectors (rows), of the Hessian at theta or of any matrix.
-        which: indices into the pairs, ascending by value; negative ones from the end.
+        pairs: EigenPairs with vectors (rows), of the Hessian at theta or of any n x n matrix.
+        which: indices into the pairs, which ascend by value; negative indices count from the end.
+        theta: the origin, (n,); default: the model's own parameters.
+
+    Raises:
+        InputError: the pairs have no vectors, or vectors with another number of entries.
     """
     if pairs.vectors is None:
-        raise InputError("these eigenpairs were stored without vectors; compute them again with")
+        raise InputError(
+            "these eigenpairs were stored without vectors; compute and store them with vectors"
+        )
     theta = ev.checked(theta)
     rows = [torch.as_tensor(np.asarray(pairs.vectors[i])) for i in which]
     vectors = torch.stack(rows).to(theta)
@@ -172,7 +212,11 @@ def eigenvectors(
 
 
 def differences(ev: Evaluator, others: Sequence[Tensor], theta: Tensor | None = None) -> Directions:
-    """other - theta for each: coordinate 1 along a direction is that parameter vector."""
+    """other - theta for each of the others, so that coordinate 1 is that parameter vector.
+
+    Raises:
+        InputError: no vector, or one with another number of entries.
+    """
     theta = ev.checked(theta)
     if not len(others):
         raise InputError("others is empty; expected one parameter vector or more")
@@ -184,19 +228,24 @@ def differences(ev: Evaluator, others: Sequence[Tensor], theta: Tensor | None = 
 def of_vectors(
     ev: Evaluator, vectors: Tensor, theta: Tensor | None = None, kind: str = "given"
 ) -> Directions:
-    """Any vectors, (k, n) or (n,), as they are: tensors or arrays."""
+    """Any vectors, (k, n) or (n,), tensors or arrays, without normalization.
+
+    Args:
+        kind: recorded in the recipes.
+
+    Raises:
+        InputError: no vector, or one with another number of entries.
+    """
     theta = ev.checked(theta)
     rows = vectors if np.ndim(vectors) > 1 or isinstance(vectors, (list, tuple)) else [vectors]
     if not len(rows):
         raise InputError("vectors is empty; expected one direction or more")
-    vectors = torch.stack([ev.given(row, "a direction") for row in rows])
-    return Directions(
-        theta, vectors, tuple({"kind": kind, "index": i} for i in range(len(vectors)))
-    )
+    found = torch.stack([ev.given(row, "a direction") for row in rows])
+    return Directions(theta, found, tuple({"kind": kind, "index": i} for i in range(len(found))))
 
 
 def from_stored(ev: Evaluator, kept: DirectionVectors) -> Directions:
-    """The directions in a run file: read, or made again."""
+    """The directions of a run file, from their vectors or else from their recipes."""
     origin = ev.checked(torch.as_tensor(kept.origin))
     recipes = tuple(kept.about["recipes"])
     if not len(kept.vectors):
@@ -205,10 +254,10 @@ def from_stored(ev: Evaluator, kept: DirectionVectors) -> Directions:
 
 
 def rebuild(ev: Evaluator, theta: Tensor, recipes: Sequence[dict[str, Any]]) -> Directions:
-    """Directions from their recipes: random ones, and the gradient.
+    """Random directions and gradients from their recipes.
 
     Raises:
-        InputError: a direction of another kind, which is kept as its vector.
+        InputError: a direction of another kind, which only its stored vector can give.
     """
     made = []
     for recipe in recipes:
@@ -219,8 +268,8 @@ def rebuild(ev: Evaluator, theta: Tensor, recipes: Sequence[dict[str, Any]]) -> 
             made.append(gradient(ev, theta, **options))
         else:
             raise InputError(
-                f"a direction of the kind {recipe.get('kind')!r} is not made from a recipe; read "
-                "its vector from the run file"
+                f"a direction of the kind {recipe.get('kind')!r} cannot be made from its recipe; "
+                "read its vector from the run file"
             )
     return Directions(
         ev.checked(theta),
@@ -233,7 +282,7 @@ def rebuild(ev: Evaluator, theta: Tensor, recipes: Sequence[dict[str, Any]]) -> 
 
 
 def _kinds(model: nn.Module) -> dict[str, str]:
-    """What a parameter is: "bias", "norm", "transposed"; the others are weights with filters."""
+    """Kinds by parameter name: "bias", "norm", "transposed"; all others have filters on axis 0."""
     kinds = {}
     for prefix, module in model.named_modules():
         for name, p in module.named_parameters(recurse=False):
@@ -248,7 +297,7 @@ def _kinds(model: nn.Module) -> dict[str, str]:
 
 
 def _by_filter(d: Tensor, weights: Tensor) -> Tensor:
-    """(k, filters, ...), (filters, ...)."""
+    """d: (k, filters, ...), weights: (filters, ...)."""
     if weights.ndim < 2:
         return _by_layer(d, weights)
     norms = d.flatten(2).norm(dim=2) if d.ndim > 2 else d.abs()
@@ -266,6 +315,7 @@ def _by_weight(d: Tensor, weights: Tensor) -> Tensor:
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:
+    """above / below, and 0 where below is 0."""
     return torch.where(below > 0, above / torch.where(below > 0, below, 1.0), 0.0)
 
 

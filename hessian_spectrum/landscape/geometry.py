@@ -8,14 +8,16 @@ Array = np.ndarray
 
 
 def arc_length(points: Array) -> Array:
-    """(p, d) -> (p,), the length of the chain from its first point to each."""
+    """Length of a chain of points from the first to each of them, (p, d) -> (p,)."""
     with np.errstate(over="ignore"):
         steps = np.linalg.norm(np.diff(np.asarray(points, float), axis=0), axis=1)
     return np.concatenate([[0.0], np.cumsum(steps)])
 
 
 def chain_length(weights: Array, gram: Array) -> Array:
-    """Arc length at each point of a chain: point i is weights[i] @ edges from an origin.
+    """Length of a chain of points from the first to each of them, (p,).
+
+    Point i is origin + weights[i] @ edges.
 
     Args:
         weights: (p, k).
@@ -27,11 +29,12 @@ def chain_length(weights: Array, gram: Array) -> Array:
 
 
 def plane_positions(weights: Array, gram: Array) -> Array:
-    """(p, 2) combinations of two edges -> (p, 2), by an orthonormal basis of their plane.
+    """Coordinates of the points weights @ edges in an orthonormal basis of their plane, (p, 2).
 
-    The first axis is along edge 0; edge 1 has a second coordinate of at least 0.
+    The first axis is along edge 0. The second coordinate of edge 1 is at least 0.
 
     Args:
+        weights: (p, 2).
         gram: (2, 2), inner products of the edges.
     """
     length = np.sqrt(max(gram[0, 0], 0.0))

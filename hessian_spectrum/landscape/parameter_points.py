@@ -16,12 +16,21 @@ from hessian_spectrum.loss.evaluator import Evaluator
 
 @dataclass(frozen=True)
 class Points:
-    """p parameter vectors in the span of k: theta_i = sum_j weights[i, j] vectors[j].
+    """p points as combinations of k vectors: theta_i = sum_j weights[i, j] vectors[j].
 
-    Lines, planes, triangles and curves are all of this form, and so is any list of vectors.
+    Lines, planes, triangles and curves have this form, and so does any list of vectors.
+
+    Raises:
+        InputError: shapes that do not fit, or entries that are not finite.
+
+    Example:
+        >>> import numpy as np, torch, hessian_spectrum as hs
+        >>> points = hs.Points(torch.eye(2), np.array([[1.0, 0.0], [0.5, 0.5]]))
+        >>> len(points), points.rows(0, 2).tolist()
+        (2, [[1.0, 0.0], [0.5, 0.5]])
     """
 
-    vectors: Tensor  # (k, n), whole, the same on every rank
+    vectors: Tensor  # (k, n), not sharded: the same on every rank
     weights: np.ndarray  # (p, k), float64
 
     def __post_init__(self):
@@ -41,14 +50,14 @@ class Points:
 
     @classmethod
     def of(cls, thetas: Tensor | Sequence[Tensor]) -> Points:
-        """The points themselves, (p, n)."""
+        """Any parameter vectors (p, n) as points."""
         if not isinstance(thetas, Tensor):
             thetas = torch.stack([torch.as_tensor(theta).detach() for theta in thetas])
         return cls(thetas.detach(), np.eye(len(thetas)))
 
     @classmethod
     def around(cls, origin: Tensor, directions: Tensor, coordinates: np.ndarray) -> Points:
-        """origin + coordinates @ directions; (n,), (k, n), (p, k)."""
+        """origin + coordinates @ directions, of shapes (n,), (p, k) and (k, n)."""
         vectors = torch.cat([origin[None].to(directions), directions])
         return cls(vectors, np.column_stack([np.ones(len(coordinates)), coordinates]))
 
@@ -56,12 +65,13 @@ class Points:
         return len(self.weights)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Points:
+        """The same points with their vectors on this device and in this dtype."""
         return replace(self, vectors=self.vectors.to(device, dtype))
 
     def rows(self, start: int, stop: int) -> Tensor:
-        """theta of these points, (stop - start, n); added up in float64, and rounded once.
+        """theta_start, ..., theta_(stop - 1), (stop - start, n); summed in float64, rounded once.
 
-        A weight of 1 beside zeros gives the vector itself, bit for bit.
+        A single weight of 1 beside zeros gives the vector itself, bit for bit.
         """
         weights = self.weights[start:stop]
         total = torch.zeros(
@@ -73,7 +83,7 @@ class Points:
         return total.to(self.vectors.dtype)
 
     def cancellation(self) -> float:
-        """max_i sum_j |weights[i, j]| |vectors[j]| / |theta_i|: by how much rounding can grow."""
+        """Growth of rounding errors: max_i sum_j |weights[i, j]| |vectors[j]| / |theta_i|."""
         inner = gram(self.vectors)
         norms = np.sqrt(np.diagonal(inner))
         squares = np.einsum("pj,jk,pk->p", self.weights, inner, self.weights)
@@ -83,11 +93,15 @@ class Points:
 
 
 def check_points(ev: Evaluator, points: Points, test: Evaluator | None = None) -> None:
-    """InputError unless the points are of this model, and the test evaluator too."""
+    """Check that points and test evaluator belong to the model of ``ev``.
+
+    Raises:
+        InputError: another number of entries, other parameters or another dtype.
+    """
     if points.vectors.shape[1] != ev.n:
         raise InputError(
-            f"the points have {points.vectors.shape[1]} entries, but theta has {ev.n}; are they of "
-            "the same model, with the same choice of parameters?"
+            f"the points have {points.vectors.shape[1]} entries, but theta has {ev.n}; use points "
+            "of the same model with the same choice of parameters"
         )
     if test is not None and (test.layout.names, test.dtype) != (ev.layout.names, ev.dtype):
         raise InputError(

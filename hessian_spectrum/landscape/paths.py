@@ -1,21 +1,24 @@
-"""Weights of the vectors that lines, planes, triangles and curves are combinations of. NumPy only.
+"""Lines, planes, triangles and curves as weights of a few vectors. NumPy only.
 
-Each function gives (p, k): row i are the weights of k vectors in point i, so that
+Each function returns weights (p, k): row i has the weights of k vectors at point i, so that
 ``Points(vectors, weights)`` are the points. Weights of 1 and 0 give an end point exactly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 
-from hessian_spectrum._core.errors import InputError, is_whole
+from hessian_spectrum._core.errors import InputError
 
 Array = np.ndarray
+Numbers = Sequence[float] | Array  # in one row
+Axis = Numbers | int  # coordinates along an axis, or their number
 
 
-def linear(alpha: Array) -> Array:
+def linear(alpha: Numbers) -> Array:
     """(1 - alpha) theta0 + alpha theta1, for any alpha; (p, 2).
 
     Goodfellow, Vinyals and Saxe 2015, section 3.
@@ -24,7 +27,7 @@ def linear(alpha: Array) -> Array:
     return np.column_stack([1 - alpha, alpha])
 
 
-def ray(distance: Array, length: float) -> Array:
+def ray(distance: Numbers, length: float) -> Array:
     """theta1 + lambda (theta0 - theta1) / |theta0 - theta1|; (p, 2), of theta0 and theta1.
 
     Im, Tao and Branson 2017, equation 1: points by their distance from theta1.
@@ -34,13 +37,13 @@ def ray(distance: Array, length: float) -> Array:
         length: |theta0 - theta1|.
     """
     if not length > 0:
-        raise InputError("theta0 and theta1 are equal: no direction leads from one to the other")
+        raise InputError("theta0 and theta1 are equal: they do not define a direction")
     share = _numbers(distance, "distance") / length
     return np.column_stack([share, 1 - share])
 
 
-def bilinear(alpha: Array, beta: Array) -> Array:
-    """Of four vectors, (p, 4). Im, Tao and Branson 2017, appendix A.1::
+def bilinear(alpha: Numbers, beta: Numbers) -> Array:
+    """A bilinear patch of four vectors, (p, 4). Im, Tao and Branson 2017, appendix A.1::
 
         phi = (1 - alpha) theta0 + alpha theta1
         psi = (1 - alpha) theta2 + alpha theta3
@@ -54,38 +57,41 @@ def bilinear(alpha: Array, beta: Array) -> Array:
     )
 
 
-def barycentric(alpha: Array, beta: Array) -> Array:
-    """Of three vectors, (p, 3). Im, Tao and Branson 2017, appendix A.1::
+def barycentric(alpha: Numbers, beta: Numbers) -> Array:
+    """A triangle of three vectors, (p, 3). Im, Tao and Branson 2017, appendix A.1::
 
         phi = theta0 + alpha (theta1 - theta0)
         psi = theta0 + alpha (theta2 - theta0)
         theta = beta phi + (1 - beta) psi
 
-    For alpha and beta from 0 to 1 these fill the triangle; all of alpha = 0 is theta0.
+    For alpha and beta from 0 to 1 these fill the triangle; all points with alpha = 0 are
+    theta0.
     """
     alpha, beta = _numbers(alpha, "alpha"), _numbers(beta, "beta")
     return np.column_stack([1 - alpha, alpha * beta, alpha * (1 - beta)])
 
 
-def plane(a: Array, b: Array) -> Array:
+def plane(a: Numbers, b: Numbers) -> Array:
     """theta0 + a (theta1 - theta0) + b (theta2 - theta0), for any a and b; (p, 3)."""
     a, b = _numbers(a, "a"), _numbers(b, "b")
     return np.column_stack([1 - (a + b), a, b])
 
 
-def bezier(t: Array, degree: int = 2) -> Array:
-    """Of degree + 1 control points, (p, degree + 1); degree 2: (1-t)^2, 2 t (1-t), t^2.
+def bezier(t: Numbers, degree: int = 2) -> Array:
+    """A Bezier curve of degree + 1 control points, (p, degree + 1).
+
+    Degree 2: (1-t)^2, 2 t (1-t), t^2.
 
     Garipov et al. 2018, equation 4.
     """
     t = _numbers(t, "t")
-    chosen = np.cumprod([1.0, *((degree - j) / (j + 1) for j in range(degree))])
+    binomials = np.cumprod([1.0, *((degree - j) / (j + 1) for j in range(degree))])
     j = np.arange(degree + 1)
-    return chosen * t[:, None] ** j * (1 - t[:, None]) ** (degree - j)
+    return binomials * t[:, None] ** j * (1 - t[:, None]) ** (degree - j)
 
 
-def polygon(t: Array, num_vertices: int) -> Array:
-    """Of the vertices of a polygonal chain, (p, num_vertices); t = 0 is the first, 1 the last.
+def polygon(t: Numbers, num_vertices: int) -> Array:
+    """A polygonal chain of vertices, (p, num_vertices); t = 0 is the first, t = 1 the last.
 
     Each edge takes an equal part of [0, 1]. Garipov et al. 2018, equation 3, has three vertices.
     """
@@ -95,15 +101,20 @@ def polygon(t: Array, num_vertices: int) -> Array:
     return np.maximum(0.0, 1 - np.abs(place[:, None] - np.arange(num_vertices)))
 
 
-def grid(*axes: Sequence[float]) -> Array:
-    """All combinations of the axes' coordinates, (p, axes), the last axis fastest."""
-    axes = tuple(_numbers(axis, f"axis {i}") for i, axis in enumerate(axes))
-    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, len(axes))
+def grid(*axes: Numbers) -> Array:
+    """All combinations of the axes' coordinates, (p, axes); the last axis varies fastest."""
+    rows = [_numbers(axis, f"axis {i}") for i, axis in enumerate(axes)]
+    return np.stack(np.meshgrid(*rows, indexing="ij"), axis=-1).reshape(-1, len(axes))
 
 
-def coordinates(axis: Sequence[float] | int, low: float, high: float, name: str) -> Array:
-    """The coordinates themselves, ascending, or how many, evenly spread from low to high."""
-    if is_whole(axis):
+def coordinates(axis: Axis, low: float, high: float, name: str) -> Array:
+    """Coordinates along an axis: those given, or as many as said, evenly spaced from low to high.
+
+    Raises:
+        InputError: neither a whole number nor finite coordinates in ascending order; the message
+            has the axis's ``name``.
+    """
+    if isinstance(axis, Integral) and not isinstance(axis, bool):
         if axis < 1:
             raise InputError(f"{name} has {axis} points; expected 1 or more")
         return window(low, high, int(axis))
@@ -113,7 +124,8 @@ def coordinates(axis: Sequence[float] | int, low: float, high: float, name: str)
         found = np.empty(())
     if isinstance(axis, str) or found.ndim != 1 or not found.size or not np.isfinite(found).all():
         raise InputError(
-            f"{name}={axis!r}: expected a whole number of points, or finite coordinates in a row"
+            f"{name}={axis!r}: expected a whole number of points, or a sequence of finite "
+            "coordinates"
         )
     if (np.diff(found) <= 0).any():
         raise InputError(f"{name} is not ascending; sort its coordinates, each once")
@@ -121,7 +133,10 @@ def coordinates(axis: Sequence[float] | int, low: float, high: float, name: str)
 
 
 def through(points: Array, *marks: float) -> Array:
-    """The points, of which the nearest inner one is moved onto each mark between their ends."""
+    """The points, with the inner point nearest to each mark moved onto it.
+
+    Ends stay where they are, as do the points for marks beyond them.
+    """
     points = points.copy()
     for mark in marks:
         if len(points) > 2 and points[0] < mark < points[-1]:
@@ -132,7 +147,7 @@ def through(points: Array, *marks: float) -> Array:
 
 
 def window(start: float, stop: float, num_points: int) -> Array:
-    """Evenly spread alpha from start to stop, both included; a single point is the start."""
+    """Evenly spaced coordinates from start to stop, both included; a single point is the start."""
     if num_points < 1:
         raise InputError(f"num_points={num_points}: expected 1 or more")
     if num_points > 1 and not -np.inf < start < stop < np.inf:
@@ -142,22 +157,22 @@ def window(start: float, stop: float, num_points: int) -> Array:
     return np.linspace(start, stop, num_points)
 
 
-def bezier_slope(t: Array, degree: int = 2) -> Array:
+def bezier_slope(t: Numbers, degree: int = 2) -> Array:
     """d/dt of ``bezier``, (p, degree + 1)."""
     below = np.pad(bezier(t, degree - 1), ((0, 0), (1, 1)))
     return degree * (below[:, :-1] - below[:, 1:])
 
 
-def polygon_slope(t: Array, num_vertices: int) -> Array:
-    """d/dt of ``polygon``, (p, num_vertices); at a vertex, that of the edge after it."""
+def polygon_slope(t: Numbers, num_vertices: int) -> Array:
+    """d/dt of ``polygon``, (p, num_vertices); at a vertex, the slope of the edge after it."""
     edges = num_vertices - 1
     edge = np.minimum((_numbers(t, "t") * edges).astype(int), edges - 1)
     vertices = np.arange(num_vertices)
     return edges * ((vertices == edge[:, None] + 1) * 1.0 - (vertices == edge[:, None]))
 
 
-def _numbers(values: Array, name: str) -> Array:
-    values = np.atleast_1d(np.asarray(values, dtype=np.float64))
-    if values.ndim != 1 or not np.isfinite(values).all():
-        raise InputError(f"{name} of shape {values.shape}; expected finite numbers in one row")
-    return values
+def _numbers(values: Numbers, name: str) -> Array:
+    found = np.atleast_1d(np.asarray(values, dtype=np.float64))
+    if found.ndim != 1 or not np.isfinite(found).all():
+        raise InputError(f"{name} of shape {found.shape}; expected finite numbers in one row")
+    return found

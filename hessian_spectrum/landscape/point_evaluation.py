@@ -1,12 +1,15 @@
-"""Loss, accuracy and outputs at many parameter vectors, a range of them at a time.
+"""Loss and accuracy at many parameter vectors, in ranges.
 
-What a runner may rely on: ``evaluate(ev, points, start, stop, plan=plan)`` is a pure function of
-its arguments. It knows nothing of the other points, keeps nothing and writes nothing; ranges may be
-computed in any order, by any process, and joined (``ranges`` cuts them). With the same plan and the
-same numbers of ranks and threads the values are the same bits. All ranks of ``ev.world`` call it
-with the same arguments: they share the data, not the points. To share out the points as well, give
-each group of ranks an evaluator of its own world, and ranges of its own. A point whose loss
-overflows has inf or NaN there, and the others are not touched.
+Contract with a runner:
+
+- ``evaluate(ev, points, start, stop, plan=plan)`` is a pure function of its arguments: it keeps
+  and writes nothing. The ranges that ``ranges`` returns may be computed in any order and by any
+  process, and their results concatenated.
+- The same plan and the same numbers of ranks and threads give the same bits.
+- All ranks of ``ev.world`` call it with the same arguments; they share the data, not the points.
+  To divide the points as well, give each group of ranks an evaluator with a world of its own, and
+  ranges of its own.
+- A point whose loss overflows has inf or NaN, and does not change the other points.
 """
 
 from __future__ import annotations
@@ -28,8 +31,11 @@ QUANTITIES = ("loss", "accuracy")
 
 
 def ranges(num_points: int, plan: PointPlan, at_least: int = 1) -> list[range]:
-    """Index ranges that ``evaluate`` can be handed; whole chunks, so that their bits are those of
-    one call for all. Each has ``at_least`` so many points, but the last."""
+    """Index ranges for ``evaluate``: whole chunks, so that the bits are those of a single call.
+
+    Args:
+        at_least: points in each range except the last.
+    """
     step = plan.chunk * max(1, math.ceil(at_least / plan.chunk))
     return [range(i, min(i + step, num_points)) for i in range(0, num_points, step)]
 
@@ -47,20 +53,24 @@ def evaluate(
     """Loss and accuracy at points start, ..., stop - 1; each (stop - start,), float64.
 
     Args:
-        points: vectors in the evaluator's dtype and on its device, or moved there at each call.
-        plan: default: one by one.
-        test: the same model on other data; with ``batch_norm="recalibrate"`` normalized by the
-            statistics of ``ev``'s data.
-        quantities: "loss", "accuracy", or both; default: what there is. Accuracy, the share of
-            samples (for sequences: of targets that are not ignored) whose largest output is their
-            label, exists where targets are class indices.
+        points: converted to the evaluator's dtype and device at each call, if they differ.
+        plan: default: one point at a time.
+        test: the same model on other data. With ``batch_norm="recalibrate"`` it is normalized by
+            the statistics of ``ev``'s data.
+        quantities: "loss", "accuracy", or both; default: both where targets are class indices.
+            Accuracy is the share of samples (for sequences: of targets that are not ignored) whose
+            largest output is their label.
 
     Returns:
-        "loss", "accuracy", and "test_loss", "test_accuracy". The loss includes weight decay. Values
-        that overflow are inf or NaN, and the accuracy there is NaN.
+        "loss", "accuracy", and with ``test`` also "test_loss", "test_accuracy". The loss includes
+        weight decay. Where it is inf or NaN the accuracy is NaN.
 
-    Cost: one pass over the data for each chunk of points (with "recalibrate", for each point, and
-    the passes that its statistics take).
+    Raises:
+        InputError: a range outside the points, points of another model, an unknown quantity, or
+            accuracy without class indices.
+
+    Cost: one pass over the data for each chunk of points; with "recalibrate" one pass for each
+    point, and the passes of its statistics.
     """
     plan = plan or PointPlan()
     stop = len(points) if stop is None else stop
@@ -82,7 +92,7 @@ def evaluate(
 
 def _wanted(ev: Evaluator, quantities: Sequence[str] | None) -> list[str]:
     first = next((ev.labels(batch) is not None for batch in ev.batches), None)
-    # A rank without data does not know what its targets are.
+    # A rank without data cannot know the kind of its targets.
     has_labels = any(answer for answer in ev.world.gather_objects(first))
     if quantities is None:
         return list(QUANTITIES if has_labels else QUANTITIES[:1])
@@ -98,7 +108,7 @@ def _wanted(ev: Evaluator, quantities: Sequence[str] | None) -> list[str]:
 
 
 def _chunks(start: int, stop: int, plan: PointPlan) -> list[range]:
-    """Cut at multiples of the chunk, so that a point's neighbours do not depend on the range."""
+    """Chunks of a range, cut at multiples of the chunk: neighbours do not depend on the range."""
     cuts = [start, *range((start // plan.chunk + 1) * plan.chunk, stop, plan.chunk), stop]
     return [range(*pair) for pair in pairwise(cuts) if pair[0] < pair[1]]
 
@@ -111,13 +121,13 @@ def _chunk(
     test: Evaluator | None,
     wanted: list[str],
 ) -> np.ndarray:
-    """(points, quantities), first of ``ev`` and then of ``test``."""
+    """Values at a chunk of points, (points, quantities), of ``ev`` and then of ``test``."""
     theta = points.rows(chunk.start, chunk.stop)
     evaluators = [ev] if test is None else [ev, test]
     decay = theta.new_zeros(len(theta), dtype=torch.float64)
-    if ev.weight_decay:  # 0 times a square that overflows is NaN
+    if ev.weight_decay:  # skipped at 0, since 0 times a square that overflows is NaN
         decay = ev.weight_decay / 2 * theta.double().square().sum(1)
-    # Where BatchNorm is recalibrated each point has statistics, and so a pass, of its own.
+    # With recalibrated BatchNorm each point has its own statistics, and so its own pass.
     shared = 1 if ev.batch_norm == "recalibrate" else len(theta)
     sums: list[list[Tensor]] = [[] for _ in evaluators]
     for i, rows in zip(range(chunk.start, chunk.stop, shared), theta.split(shared)):
@@ -142,13 +152,14 @@ def _sums(
     wanted: list[str],
     statistics: dict[str, Tensor],
 ) -> Tensor:
-    """This rank's part of the loss, right predictions and targets, (p, 3), float64."""
+    """This rank's sums of losses, correct predictions and targets, (p, 3), float64."""
     total = torch.zeros(len(theta), 3, dtype=torch.float64, device=ev.device)
     for part, rows, losses, outputs in minibatches(ev, points, first, theta, plan, statistics):
         total[rows, 0] += losses.double()
         if "accuracy" in wanted:
             labels = ev.labels(part.batch)
-            kept = labels != getattr(ev.loss_fn, "ignore_index", -100)
+            assert labels is not None  # _wanted refuses accuracy without them
+            kept = labels.ne(getattr(ev.loss_fn, "ignore_index", -100))
             right = (outputs.argmax(2) == labels) & kept
             total[rows, 1] += right.flatten(1).sum(1)
             total[rows, 2] += kept.sum()

@@ -21,19 +21,17 @@ from hessian_spectrum.loss.minibatch_loss import Part
 
 @dataclass(frozen=True)
 class PointPlan:
-    """How points are evaluated; measured by ``point_planner.plan``, to be stored with a run.
+    """How points are evaluated. ``point_planner.plan`` chooses it; runs store it.
 
-    One by one (``together=1``) the bits of a value do not depend on the chunk.
+    With ``together=1`` the bits of a value do not depend on ``chunk``.
     """
 
     chunk: int = 8  # points that share a pass over the data
-    together: int = 1  # points in one call, under vmap
-    batch_size: int | None = None  # larger minibatches are cut to it; None: as they are
-    channels_last: bool = False  # images in the order that convolutions on CPUs prefer
-    superposed: bool = False  # first dense layers by linearity: see vmap_evaluation.py
-    folded: bool = (
-        False  # BatchNorm with fixed statistics into convolutions: see batchnorm_folding.py
-    )
+    together: int = 1  # points in one call of the network, under vmap
+    batch_size: int | None = None  # cut larger minibatches to this size; None: do not cut
+    channels_last: bool = False  # memory order of images, faster for convolutions on CPUs
+    superposed: bool = False  # first dense layers by linearity (vmap_evaluation.py)
+    folded: bool = False  # BatchNorm folded into convolutions (batchnorm_folding.py)
 
     def __post_init__(self):
         if not 1 <= self.together <= self.chunk:
@@ -51,7 +49,16 @@ def minibatches(
     plan: PointPlan,
     statistics: dict[str, Tensor] | None = None,
 ) -> Iterator[tuple[Part, slice, Tensor, Any]]:
-    """``_items`` in evaluation mode, which lasts until the last: to be read at once."""
+    """(part, rows, losses, outputs) for each minibatch and group of rows, in evaluation mode.
+
+    The model stays in evaluation mode until the last item, so read them all without using the
+    model in between.
+
+    Args:
+        first: index of the first point.
+        theta: points first, first + 1, ..., (p, n).
+        statistics: ``ev.statistics`` at these points; default: computed at the first of them.
+    """
     statistics = ev.statistics(theta[0]) if statistics is None else statistics
     with ev.evaluation_mode():
         yield from _items(ev, points, first, theta, plan, statistics)
@@ -60,13 +67,14 @@ def minibatches(
 def outputs(
     ev: Evaluator, points: Points, start: int, stop: int, plan: PointPlan | None = None
 ) -> Iterator[tuple[Any, Any]]:
-    """What the network returns at these points for each of this rank's minibatches, and the batch.
+    """Outputs of the network at points start, ..., stop - 1 for each minibatch of this rank.
 
-    Yields (outputs, batch), outputs (points, B, ...). With ``batch_norm="recalibrate"`` the outputs
-    of all minibatches are held at once, and every rank must take part.
+    Yields (outputs, batch) with outputs of shape (points, B, ...). With
+    ``batch_norm="recalibrate"`` the outputs of all minibatches are in memory at once, and every
+    rank must take part.
     """
-    # Who is given a minibatch's outputs may evaluate others before the next: what a pass changes in
-    # the model and in torch must not last until then.
+    # The caller may use the model between two minibatches, so that what a pass changes in the
+    # model and in torch must not last from one to the next.
     plan = replace(plan or PointPlan(), folded=False)
     points = points.to(ev.device, ev.dtype)
     theta = points.rows(start, stop)
@@ -100,11 +108,11 @@ def losses_of_part(
     samples: int,
     batch_size: int | None = None,
 ) -> Tensor:
-    """The loss of the first so many samples at these points, (p,), by this rank alone: for trials.
+    """The loss of this rank's first ``samples`` samples at the points, (p,), for trials.
 
     Args:
         theta: all of the points, (p, n).
-        batch_size: that of the plan, for a plan that has none.
+        batch_size: used where the plan has none.
     """
     plan = replace(plan, batch_size=plan.batch_size or batch_size or samples)
     total = torch.zeros(len(theta), dtype=torch.float64, device=ev.device)
@@ -129,11 +137,7 @@ def _items(
     plan: PointPlan,
     statistics: dict[str, Tensor],
 ) -> Iterator[tuple[Part, slice, Tensor, Any]]:
-    """(part, rows, losses, outputs) for each minibatch and, in it, for rows of theta in turn.
-
-    Args:
-        theta: points first, first + 1, ..., (p, n).
-    """
+    """``minibatches`` without evaluation mode, which the caller enters."""
     weights = torch.from_numpy(points.weights[first : first + len(theta)]).to(theta)
     vectors = points.vectors if plan.superposed else None
     with ExitStack() as stack:
@@ -148,7 +152,7 @@ def _items(
             for j in range(0, len(theta), plan.together):
                 rows = slice(j, min(j + plan.together, len(theta)))
                 if plan.together == 1:
-                    # Not under no_grad: a loss may contain derivatives by the inputs.
+                    # Not under no_grad, since a loss may contain derivatives by the inputs.
                     found = tree_map(_alone, part.evaluated(theta[j]))
                 else:
                     found = vmap_evaluation.evaluated(

@@ -1,9 +1,10 @@
-"""How to evaluate many points: measured on one minibatch, within the memory there is."""
+"""Chooses how to evaluate many points, by trials on one minibatch within the available memory."""
 
 from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,24 +23,26 @@ from hessian_spectrum.loss.evaluator import Evaluator
 # The rounding error of superposed layers is that of the largest term. First layers are superposed
 # only where the largest term is at most this many times the sum.
 CANCELLATION = 16.0
-MEMORY_SHARE = 0.5  # of what is available
-THETA_SHARE = 0.25  # of that, for the points of a chunk
-WORTH = 20  # a trial is made where all the points would take so many times as long
-REPEATS, ENOUGH = 3, 0.5  # a timing is the least of so many, or of fewer after so many seconds
-TOGETHER = (4, 16, 64)  # points in one call
-CHUNK = 8  # points that share a reading of the data, one by one
-SHARED = 256  # points that share what first layers give at the vectors
-SIZES = (64, 32, 128)  # samples of an image network at once: what stays in the caches
-TRIAL_SAMPLES = 128  # of trials with smaller minibatches
-LOST = 1.2  # so much slower than the best: larger chunks are not tried
+MEMORY_SHARE = 0.5  # default memory, as a share of what is available
+THETA_SHARE = 0.25  # of that memory, for the points of a chunk
+WORTH = 20  # a trial is made if evaluating all points would take this many times as long
+REPEATS, ENOUGH = 3, 0.5  # runs of a timing, of which the fastest counts; fewer after ENOUGH s
+TOGETHER = (4, 16, 64)  # points in one call that are tried
+CHUNK = 8  # points that share a pass over the data, one point in a call
+SHARED = 256  # points that share the outputs of first layers at the vectors
+SIZES = (64, 32, 128)  # minibatches of images that are tried: small enough for the caches
+TRIAL_SAMPLES = 128  # samples in trials of smaller minibatches
+LOST = 1.2  # larger chunks are not tried after one that is this many times as slow as the best
 
 
 @dataclass(frozen=True)
 class PointTrial:
+    """A plan that was tried, and what was measured."""
+
     plan: PointPlan
-    seconds: float  # a point and sample
-    peak: int  # bytes beyond those in use before
-    error: float  # of the loss, relative to one by one, the largest of two points
+    seconds: float  # for one point and sample
+    peak: int  # bytes beyond those in use before the trial
+    error: float  # relative difference of the loss from one point at a time, largest of two points
 
 
 def plan(
@@ -49,22 +52,27 @@ def plan(
     memory: int | None = None,
     test: Evaluator | None = None,
 ) -> tuple[PointPlan, tuple[PointTrial, ...]]:
-    """The fastest way found to evaluate these points, and the trials that it was chosen from.
+    """The fastest plan found for these points, and the trials from which it was chosen.
 
-    On the first minibatch: one by one; where the network has convolutions, with smaller
-    minibatches, images in channels-last order and BatchNorm folded; many points in one call, also
-    with first layers superposed where rounding allows it (``Points.cancellation``). A trial is made
-    only while all the points would take 20 times as long as the trial. The first rank that has data
-    decides for all.
+    Trials run on the first minibatch: one point at a time; for networks with convolutions, smaller
+    minibatches, channels-last images and folded BatchNorm; many points in one call, also with
+    superposed first layers where rounding allows it (``Points.cancellation``). A trial is made
+    only if evaluating all points would take at least 20 times as long. Trials whose losses differ
+    by more than the square root of the machine epsilon are discarded. The first rank with data
+    decides for all ranks.
 
     Args:
         memory: bytes that may be used beyond those in use; default: half of what is available.
+        test: the evaluator of test data, whose samples count as work.
+
+    Raises:
+        InputError: points of another model.
     """
     check_points(ev, points, test)
     if not len(points):
         return PointPlan(), ()
     points = points.to(ev.device, ev.dtype)
-    ev.statistics(points.rows(0, 1)[0])  # of all ranks; remembered for what one does alone
+    ev.statistics(points.rows(0, 1)[0])  # collective; stored for the trials, on one rank alone
     has_data = ev.world.gather_objects(next(iter(ev.batches), None) is not None)
     samples = ev.num_samples + (test.num_samples if test else 0)
     found, error = None, None
@@ -81,7 +89,7 @@ def plan(
 
 
 class _Bench:
-    """Trials on the first minibatch; each is compared with one by one."""
+    """Trials on the first minibatch; losses are compared with one point at a time."""
 
     def __init__(self, ev: Evaluator, points: Points, room: int, work: float):
         self.ev, self.points, self.room, self.work = ev, points, room, work
@@ -90,7 +98,7 @@ class _Bench:
         self.trials: list[PointTrial] = []
 
     def chosen(self) -> tuple[PointPlan, tuple[PointTrial, ...]]:
-        row = self.ev.n * (8 + 2 * self.ev.dtype.itemsize)  # a point, while it is added up
+        row = self.ev.n * (8 + 2 * self.ev.dtype.itemsize)  # bytes of a point while it is formed
         most = max(1, int(THETA_SHARE * self.room / row))
         loop = PointPlan(chunk=min(CHUNK, most))
         if self.ev.batch_norm == "recalibrate":
@@ -132,13 +140,15 @@ class _Bench:
                 pace, peak = min(pace, trial.seconds), max(peak, trial.peak)
 
     def _try(self, plan: PointPlan, count: int, samples: int) -> PointTrial | None:
-        """A trial; None where it is not worth its time, fails, or gives other losses."""
+        """A trial; None if it is not worth its time, fails, or its losses differ."""
         if self.trials:
             pace = min(trial.seconds for trial in self.trials)
             if pace * self.work < WORTH * 3 * pace * count * samples:
                 return None
         try:
-            with warnings.catch_warnings():  # an operation that vmap takes one by one is slow
+            with (
+                warnings.catch_warnings()
+            ):  # of operations that vmap does one by one: they are slow
                 warnings.filterwarnings("ignore", message="There is a performance drop")
                 trial = self._timed(plan, count, samples)
         except (RuntimeError, NotImplementedError, ValueError) as failed:
@@ -161,7 +171,7 @@ class _Bench:
             losses = clock(lambda: losses_of_part(self.ev, some, theta, plan, samples))
         while len(clock.times) < 1 + REPEATS and sum(clock.times[1:]) < ENOUGH:
             clock(lambda: losses_of_part(self.ev, some, theta, plan, samples))
-        seconds = min(clock.times[1:])  # what else the machine does only adds
+        seconds = min(clock.times[1:])  # other load on the machine can only add time
         error = 0.0
         if self.trials:
             some = replace(some, weights=some.weights[:2])
@@ -175,11 +185,13 @@ class _Bench:
 
 
 class _Clock:
+    """Runs actions, and records the seconds of each with the device synchronized."""
+
     def __init__(self, ev: Evaluator):
         self._device = ev.device
         self.times: list[float] = []
 
-    def __call__(self, action):
+    def __call__(self, action: Callable[[], Tensor]) -> Tensor:
         start = time.perf_counter()
         result = action()
         if self._device.type == "cuda":
@@ -189,6 +201,7 @@ class _Clock:
 
 
 def _difference(found: Tensor, exact: Tensor) -> float:
+    """Largest difference where exact is finite, relative to the largest |exact|."""
     finite = exact.isfinite()
     if not finite.any():
         return 0.0

@@ -1,10 +1,12 @@
-"""One minibatch at many points in one call: vmap over the parameters.
+"""Evaluation of one minibatch at many points in one call: vmap over the parameters.
 
-A dense layer that is fed by the data alone is linear in its weights. At points that are
-combinations of k vectors its outputs are the same combinations of k outputs, so that p points cost
-it k products with the inputs instead of p: for a perceptron on images nearly all of its work.
-Narrow layers after it are multiplied from the left, W x^T: libraries of matrix products are several
-times faster at many columns of few rows than at many rows of few columns.
+Two optimizations of dense layers:
+
+- A layer whose input is the data is linear in its weights. At points that are combinations of k
+  vectors its outputs are the same combinations of k outputs, so that p points take k products
+  with the inputs instead of p. For a perceptron on images this is nearly all of the work.
+- Narrow layers are computed as W x^T, since matrix multiplication is several times faster with
+  many columns and few rows than with many rows and few columns.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from hessian_spectrum.loss.minibatch_loss import Part
 # torch has no public way to ask whether a tensor depends on what vmap maps over.
 _depends = torch._C._functorch.is_batchedtensor
 
-NARROW = 32  # outputs of a layer; wider ones are as fast either way
+NARROW = 32  # most outputs of a narrow layer; wider layers are as fast either way
 
 
 def evaluated(
@@ -39,12 +41,12 @@ def evaluated(
     Args:
         theta: the points, (p, n).
         weights: (p, k), theta = weights @ vectors.
-        vectors: (k, n), to superpose first layers from; None: every layer at every point.
-        known: what first layers give at the vectors: filled by the first call for a part, and read
-            by the others.
+        vectors: (k, n), for first layers by linearity; None: every layer at every point.
+        known: outputs of first layers at the vectors. The first call for a part fills it, later
+            calls read it.
 
     Raises:
-        RuntimeError: an operation that vmap does not know.
+        RuntimeError: vmap does not support an operation.
     """
 
     def one(row: Tensor, combination: Tensor) -> Any:
@@ -53,8 +55,7 @@ def evaluated(
         with _Layers(named, combination, at_vectors, known):
             return at(named)
 
-    # torch's losses under vmap take several times as long as of all samples of all points in one
-    # batch.
+    # A loss under vmap takes several times as long as the loss of all points' samples in a batch.
     apart = part.is_sample_by_sample
     at = part.network_outputs if apart else part.evaluated
     found = vmap(one)(theta, weights)
@@ -66,7 +67,7 @@ def evaluated(
 
 
 class _Layers(TorchFunctionMode):
-    """Dense layers: on data alone as combinations of those at the vectors, and narrow ones."""
+    """Replaces dense layers: first layers by linearity, and narrow layers as W x^T."""
 
     def __init__(
         self,
@@ -78,7 +79,7 @@ class _Layers(TorchFunctionMode):
         super().__init__()
         self._known, self._calls = known, 0
         self._vectors = {id(named[name]): t for name, t in vectors.items()}
-        self._named = named  # alive, so that no other tensor has its id
+        self._named = named  # keeps ids unique
         self._combination = combination
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -100,7 +101,7 @@ class _Layers(TorchFunctionMode):
             self._known.append(
                 torch.stack([F.linear(inputs, w, b) for w, b in zip(weights, biases)])
             )
-        layers = self._known[self._calls]  # an evaluation calls its layers in one order
+        layers = self._known[self._calls]  # every evaluation calls the layers in the same order
         self._calls += 1
-        # A product of matrices, (p, k) (k, B out), once vmap has seen it.
+        # Under vmap this is a matrix product, (p, k) times (k, B out).
         return (self._combination @ layers.flatten(1)).view(layers.shape[1:])

@@ -22,19 +22,29 @@ from hessian_spectrum.landscape.results.values import (
 class Basin(NamedTuple):
     """Where a curve stays at or below a level."""
 
-    left: float  # as a distance along the path; the end of the path where it is not left
-    right: float
-    width: float
-    bounded: bool  # False: it goes on beyond an end of the path, or into values that are not finite
+    left: float  # distance along the path at the left boundary, in units of theta
+    right: float  # the same at the right boundary
+    width: float  # right - left
+    bounded: bool  # False: a boundary is an end of the path, or beside a value that is not finite
 
 
 @dataclass(frozen=True)
 class Curve(Evaluated):
-    """Values along a path through parameter space, with its points in their order."""
+    """Values at the points of a path through parameter space, in their order.
 
-    t: Array = field(metadata=stored("the path's own coordinate", ("point",)))
+    Example:
+        >>> import numpy as np, hessian_spectrum as hs
+        >>> t = np.linspace(-1, 1, 5)
+        >>> curve = hs.Curve(t, distance=t + 1, values={"loss": t**2})
+        >>> curve.minimum().place, float(curve.at(0.25)), curve.barrier()
+        ((0.0,), 0.125, 0.0)
+        >>> curve.basin(level=0.25).width
+        1.0
+    """
+
+    t: Array = field(metadata=stored("coordinate of the path", ("point",)))
     distance: Array = field(metadata=stored("arc length from the first point", ("point",), "theta"))
-    values: Mapping[str, Array] = field(metadata=stored("what was evaluated, by name", ("point",)))
+    values: Mapping[str, Array] = field(metadata=stored("evaluated quantities by name", ("point",)))
     about: Mapping[str, Any] = field(
         default_factory=dict, metadata=stored("the path, its vectors and the evaluation")
     )
@@ -42,37 +52,41 @@ class Curve(Evaluated):
     def __post_init__(self):
         freeze_arrays(self, 1, len(np.atleast_1d(self.t)))
 
-    def at(self, t: Array, name: str = "loss") -> Array:
-        """The value at t, linear between points; NaN beyond the ends."""
+    def at(self, t: Array | float, name: str = "loss") -> Array:
+        """The value at t, shape of t, linear between points; NaN beyond the ends."""
         return np.interp(t, self.t, self.values[name], left=np.nan, right=np.nan)
 
     def minimum(self, name: str = "loss") -> Minimum:
+        """The smallest finite value, and the t of its point.
+
+        Raises:
+            InputError: no value is finite.
+        """
         return finite_minimum(self.values[name], (self.t,))
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Where the two networks are that the path joins; of another path, its first and last t."""
+        """The t of the two networks that the path joins; otherwise its first and last t."""
         first, last = self.about.get("ends", (self.t[0], self.t[-1]))
         return float(first), float(last)
 
     @property
     def holds_ends(self) -> bool:
-        """Does the path go all the way from one end to the other?"""
+        """Whether the path contains both ends."""
         return bool(self.t[0] <= self.ends[0] and self.ends[1] <= self.t[-1])
 
     def barrier(self, name: str = "loss", reference: str = "line") -> float:
-        """The largest rise between the ends above what they suggest, 0 or more; NaN if any value
-        there is not finite.
+        """The largest value between the ends minus a reference, at least 0.
 
-        The ends are the two networks, also of a path that goes on beyond them. Between points
-        values are taken as linear.
+        NaN if a value between the ends is not finite. The ends are the two networks, also on a
+        path that continues beyond them. Values are taken as linear between points.
 
         Args:
             reference: "line": the chord between the ends' values at each t (Entezari et al. 2022);
                 "mean": the mean of the ends (Frankle et al. 2020); "max": the higher end.
 
         Raises:
-            InputError: the path does not hold both ends.
+            InputError: the path does not contain both ends.
         """
         low, high = self.ends
         if reference not in ("line", "mean", "max"):
@@ -80,7 +94,7 @@ class Curve(Evaluated):
         if not self.holds_ends:
             raise InputError(
                 f"the networks are at t = {low:g} and {high:g}, but the path goes from "
-                f"{self.t[0]:g} to {self.t[-1]:g}; evaluate all of the way from one to the other"
+                f"{self.t[0]:g} to {self.t[-1]:g}; evaluate the whole path between them"
             )
         t = np.concatenate([[low], self.t[(low < self.t) & (self.t < high)], [high]])
         values = self.at(t, name)
@@ -95,10 +109,13 @@ class Curve(Evaluated):
     def basin(self, level: float, near: float | None = None, name: str = "loss") -> Basin:
         """The part of the path around ``near`` on which the value is at most ``level``.
 
-        Between points the value is taken as linear. Width is a distance in parameter space.
+        Values are taken as linear between points. Distances are in units of theta.
 
         Args:
-            near: a coordinate t; default: the minimum.
+            near: a coordinate t; default: that of the minimum.
+
+        Raises:
+            InputError: the value at ``near`` is above the level.
         """
         values, s = self.values[name], self.distance
         center = (
@@ -115,7 +132,7 @@ class Curve(Evaluated):
 
 
 def _crossing(values: Array, s: Array, level: float) -> tuple[float, bool]:
-    """Where values first reach the level from below, and True; else the last good one, False."""
+    """Where the values first exceed the level, and True; otherwise the last point below, False."""
     above = np.flatnonzero(~(values <= level))
     if not above.size:
         return float(s[-1]), False

@@ -13,11 +13,11 @@ from hessian_spectrum.landscape.results.values import Array
 
 @dataclass(frozen=True)
 class DirectionVectors:
-    """Directions of a surface as they are stored: vectors, or what makes them again."""
+    """Directions in a run file: their vectors, or recipes from which they are made again."""
 
-    origin: Array = field(metadata=stored("theta that they start from", ("parameter",), "theta"))
+    origin: Array = field(metadata=stored("origin of the directions", ("parameter",), "theta"))
     vectors: Array = field(
-        metadata=stored("directions; no rows: made again from recipes", ("direction", "parameter"))
+        metadata=stored("directions; no rows if recipes are enough", ("direction", "parameter"))
     )
     about: Mapping[str, Any] = field(default_factory=dict, metadata=stored("JSON: recipes"))
 

@@ -13,16 +13,16 @@ from hessian_spectrum.landscape.results.values import Array
 
 @dataclass(frozen=True)
 class FunctionalDistances:
-    """How far networks are from each other as functions."""
+    """Pairwise distances between networks as functions of their inputs."""
 
-    names: Array = field(metadata=stored("of the networks", ("network",)))
+    names: Array = field(metadata=stored("names of the networks", ("network",)))
     distance: Array = field(
-        metadata=stored("root of the mean squared distance of outputs", ("network", "network"))
+        metadata=stored("root mean square distance of outputs", ("network", "network"))
     )
     disagreement: Array = field(
-        metadata=stored("share of samples with different labels", ("network", "network"))
+        metadata=stored("share of samples with different predicted labels", ("network", "network"))
     )
-    about: Mapping[str, Any] = field(default_factory=dict, metadata=stored("of the evaluation"))
+    about: Mapping[str, Any] = field(default_factory=dict, metadata=stored("about the evaluation"))
 
     def __post_init__(self):
         k = len(self.names)
@@ -30,9 +30,13 @@ class FunctionalDistances:
             raise InputError(f"{k} names, but distances of shape {self.distance.shape}")
 
     def between(self, first: str, second: str) -> float:
-        """The distance of two networks by name."""
+        """The distance between two networks, by name.
+
+        Raises:
+            InputError: there is no network of that name.
+        """
         names = [str(name) for name in self.names]
         for name in (first, second):
             if name not in names:
-                raise InputError(f"no network {name!r}; there are: {', '.join(names)}")
+                raise InputError(f"no network {name!r}; expected one of: {', '.join(names)}")
         return float(self.distance[names.index(first), names.index(second)])

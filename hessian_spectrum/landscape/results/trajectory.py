@@ -15,13 +15,13 @@ from hessian_spectrum.landscape.results.values import Array, Values
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Iterates of a training run, as they lie in parameter space."""
+    """Where the iterates w(0), ..., w(T) of a training run lie in parameter space."""
 
-    steps: Array = field(metadata=stored("what the iterates are called", ("iterate",)))
+    steps: Array = field(metadata=stored("labels of the iterates, such as epochs", ("iterate",)))
     distance_from_start: Array = field(metadata=stored("|w(t) - w0|", ("iterate",), "theta"))
     distance_to_end: Array = field(metadata=stored("|w(t) - wT|", ("iterate",), "theta"))
     step_length: Array = field(metadata=stored("|w(t) - w(t-1)|", ("iterate",), "theta"))
-    alpha: Array = field(metadata=stored("place of the projection on w0 to wT", ("iterate",)))
+    alpha: Array = field(metadata=stored("projection on the line w0 to wT", ("iterate",)))
     beta: Array = field(
         metadata=stored("distance from the line through w0 and wT", ("iterate",), "theta")
     )
@@ -29,12 +29,12 @@ class Trajectory:
         metadata=stored("along principal components, from wT", ("iterate", "component"), "theta")
     )
     explained_variance: Array = field(
-        metadata=stored("share of each principal component, descending", ("component",))
+        metadata=stored("share of the variance by principal component, descending", ("component",))
     )
     values: Mapping[str, Array] = field(
-        default_factory=dict, metadata=stored("what was evaluated, by name", ("iterate",))
+        default_factory=dict, metadata=stored("evaluated quantities by name", ("iterate",))
     )
-    about: Mapping[str, Any] = field(default_factory=dict, metadata=stored("of the iterates"))
+    about: Mapping[str, Any] = field(default_factory=dict, metadata=stored("about the evaluation"))
 
     def __post_init__(self):
         object.__setattr__(self, "values", Values(self.values))
@@ -48,8 +48,12 @@ class Trajectory:
 
     @property
     def length(self) -> float:
-        """Of the way, |steps| added up; ``distance_from_start[-1]`` is the bee line."""
+        """Path length: the sum of step lengths, in units of theta.
+
+        ``distance_from_start[-1]`` is the straight-line distance.
+        """
         return float(self.step_length.sum())
 
     def with_values(self, values: Mapping[str, Array], about: Mapping[str, Any]) -> Trajectory:
+        """A copy with evaluated quantities, one entry an iterate, and entries of ``about``."""
         return replace(self, values=values, about={**self.about, **about})

@@ -1,4 +1,4 @@
-"""What results have in common: named values, and the metadata of their stored fields."""
+"""What results share: values by name, their minimum, and the metadata of stored fields."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ Array = np.ndarray
 
 
 class Minimum(NamedTuple):
+    """The smallest finite value."""
+
     value: float
-    place: tuple[float, ...]  # its coordinates
-    index: tuple[int, ...]
+    place: tuple[float, ...]  # coordinates, one for each axis
+    index: tuple[int, ...]  # type: ignore[assignment]  # hides tuple.index, which nobody calls
 
 
-class Values(Mapping):
-    """What was evaluated, by name: "loss", "accuracy", "test_loss", ...; arrays of one shape."""
+class Values(Mapping[str, Array]):
+    """Evaluated quantities by name: "loss", "accuracy", "test_loss", ...; float64 arrays."""
 
     def __init__(self, arrays: Mapping[str, Array]):
         self._arrays = {name: np.asarray(array, dtype=np.float64) for name, array in arrays.items()}
@@ -45,7 +47,7 @@ class Values(Mapping):
 
 
 class Evaluated:
-    """What curves and surfaces share."""
+    """What curves and surfaces share: values by name, of which "loss" is always one."""
 
     values: Mapping[str, Array]
 
@@ -55,12 +57,16 @@ class Evaluated:
 
     @property
     def num_invalid(self) -> int:
-        """Points whose loss is NaN or infinite."""
+        """The number of points whose loss is NaN or infinite."""
         return int((~np.isfinite(self.loss)).sum())
 
 
 def freeze_arrays(result: Any, ndim: int, shape: int | tuple[int, ...]) -> None:
-    """Arrays in float64, of shapes that belong together."""
+    """Make the arrays of a frozen result float64, and check their shapes.
+
+    Raises:
+        InputError: there are no points, or an array does not have the shape of the points.
+    """
     shape = (shape,) if isinstance(shape, int) else shape
     for name in ("t", "distance", "a", "b"):
         if hasattr(result, name):
@@ -76,7 +82,7 @@ def freeze_arrays(result: Any, ndim: int, shape: int | tuple[int, ...]) -> None:
 
 def finite_minimum(values: Array, axes: tuple[Array, ...]) -> Minimum:
     if not np.isfinite(values).any():
-        raise InputError("there is no minimum: no value is finite")
+        raise InputError("no value is finite, so there is no minimum")
     index = np.unravel_index(np.where(np.isfinite(values), values, np.inf).argmin(), values.shape)
     place = tuple(float(axis[i]) for axis, i in zip(axes, index))
     return Minimum(float(values[index]), place, tuple(int(i) for i in index))

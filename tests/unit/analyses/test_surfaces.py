@@ -320,7 +320,7 @@ def test_directions_are_rebuilt_from_their_recipes():
         made[1:].vectors,
         directions.random(ev, first=1, seed=9, normalize="layer", ignore=("norm",)).vectors,
     )
-    with pytest.raises(hs.InputError, match="is not made from a recipe"):
+    with pytest.raises(hs.InputError, match="cannot be made from its recipe"):
         directions.rebuild(ev, ev.theta, [{"kind": "difference", "index": 0}])
 
 
@@ -386,7 +386,10 @@ def test_weights_of_curves():
         (lambda ev, d: hs.bilinear(ev, [ev.theta] * 3), "3 parameter vectors; expected 4"),
         (lambda ev, d: hs.interpolate(ev, ev.theta, torch.ones(3)), r"expected \(83,\)"),
         (lambda ev, d: hs.by_distance(ev, ev.theta, ev.theta, [1.0]), "are equal"),
-        (lambda ev, d: hs.by_distance(ev, ev.theta, 2 * ev.theta, 3), "distances in a row"),
+        (
+            lambda ev, d: hs.by_distance(ev, ev.theta, 2 * ev.theta, 3),
+            "sequence of ascending distances",
+        ),
         (lambda ev, d: hs.by_distance(ev, ev.theta, 2 * ev.theta, [1, 0]), "not ascending"),
         (lambda ev, d: hs.interpolate(ev, ev.theta, 2 * ev.theta, 5.0), "alpha=5.0: expected a"),
         (lambda ev, d: hs.interpolate(ev, ev.theta, 2 * ev.theta, "5"), "alpha='5': expected a"),
