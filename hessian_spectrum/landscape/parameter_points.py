@@ -230,7 +230,7 @@ def check_points(ev: Evaluator, points: Points, test: Evaluator | None = None) -
 
 
 def _wanted(ev: Evaluator, quantities: Sequence[str] | None) -> list[str]:
-    first = next((ev.labels(batch) is not None for batch in ev.batches), None)
+    first = next((ev.function.labels(batch) is not None for batch in ev.batches), None)
     # A rank without data does not know what its targets are.
     has_labels = any(answer for answer in ev.world.gather_objects(first))
     if quantities is None:
@@ -296,7 +296,7 @@ def _sums(
     for part, rows, losses, outputs in _pass(ev, points, first, theta, plan, statistics):
         total[rows, 0] += losses.double()
         if "accuracy" in wanted:
-            labels = ev.labels(part.batch)
+            labels = ev.function.labels(part.batch)
             kept = labels != getattr(ev.loss_fn, "ignore_index", -100)
             right = (outputs.argmax(2) == labels) & kept
             total[rows, 1] += right.flatten(1).sum(1)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.loss.batching import Minibatches, leading_size
+from hessian_spectrum.loss.batching import leading_size
+from hessian_spectrum.loss.loaders import Minibatches
 
 LABELLED = (nn.CrossEntropyLoss, nn.NLLLoss)  # targets are class indices
 LABELLED_FUNCTIONS = (F.cross_entropy, F.nll_loss)
@@ -31,10 +32,6 @@ REDUCIBLE_FUNCTIONS = (
 
 def takes_labels(loss_fn: Callable) -> bool:
     return isinstance(loss_fn, LABELLED) or loss_fn in LABELLED_FUNCTIONS
-
-
-def pair_forward(model: nn.Module, batch: Any) -> Tensor:
-    return model(batch[0])
 
 
 def default_count(loss_fn: Callable, is_pair: bool) -> Callable[[Any], float]:

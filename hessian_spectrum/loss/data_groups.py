@@ -13,14 +13,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from hessian_spectrum._core.errors import InputError, require_whole
-from hessian_spectrum.loss.batching import (
-    Minibatches,
-    columns_are,
-    leading_size,
-    sample_digests,
-    split,
-)
+from hessian_spectrum.loss.batching import columns_are, leading_size, split
+from hessian_spectrum.loss.digests import sample_digests
 from hessian_spectrum.loss.evaluator import Evaluator
+from hessian_spectrum.loss.loaders import Minibatches
 
 
 def random_groups(evaluator: Evaluator, num_groups: int, seed: int = 0) -> list[Evaluator]:
@@ -52,7 +48,10 @@ def random_groups(evaluator: Evaluator, num_groups: int, seed: int = 0) -> list[
     evaluator.world.raise_together(error)
     groups = [_group(evaluator, found, number) for number in range(num_groups)]
     sums = torch.tensor(
-        [[sum(map(g.weight, g.batches)), sum(map(leading_size, g.batches))] for g in groups],
+        [
+            [sum(map(g.function.weight, g.batches)), sum(map(leading_size, g.batches))]
+            for g in groups
+        ],
         dtype=torch.float64,
         device=evaluator.device,
     )

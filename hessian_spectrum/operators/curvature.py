@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.agreement import require_same
 from hessian_spectrum.loss import batch_norm, criteria
+from hessian_spectrum.loss.digests import of_tensor
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.gradient import gradient
 from hessian_spectrum.loss.minibatch_loss import Part
@@ -47,7 +49,7 @@ class Curvature(SymmetricOperator):
         self.dtype = evaluator.dtype
         self.theta = evaluator.checked(theta)
         if theta is not None:
-            evaluator.require_agreement(self.theta, "vectors theta")
+            require_same(evaluator.world, lambda: of_tensor(self.theta), "vectors theta")
         self._check()
         self._local = Linearization(evaluator, self.theta, self.plan, self.form)
 
@@ -179,7 +181,7 @@ class Fisher(GaussNewton):
 
     def _check(self) -> None:
         ev = self.evaluator
-        if ev.has_own_forward or not criteria.is_negative_log_likelihood(ev.loss_fn):
+        if not ev.function.is_pair or not criteria.is_negative_log_likelihood(ev.loss_fn):
             raise InputError(
                 "the Fisher matrix is known for nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, "
                 "nn.PoissonNLLLoss and nn.MSELoss without weights, on batches (inputs, targets); "

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.loss.batching import cast, leading_size, split
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.gradient import gradient
 from hessian_spectrum.loss.minibatch_loss import Part
@@ -145,14 +144,5 @@ def _central_difference(loss: Callable, theta: Tensor, u: Tensor, step: float) -
 
 def _float64_part(evaluator: Evaluator, statistics: dict[str, Tensor]) -> Part | None:
     """The first few samples' part of the loss, in float64; None where this rank has none."""
-    batch = next((b for b in evaluator.batches if evaluator.weight(b)), None)
-    if batch is None:
-        return None
-    parts = split(batch, SAMPLES) if leading_size(batch) > SAMPLES else None
-    if evaluator.is_whole:
-        parts = None
-    if parts is not None and evaluator.weight(parts[0]):
-        batch = parts[0]
-    batch, constants = cast(batch, torch.float64), evaluator.constants(torch.float64)
-    constants.update((name, t.double()) for name, t in statistics.items())
-    return Part(evaluator, batch, constants)
+    few = None if evaluator.is_whole else SAMPLES
+    return next(evaluator.parts(statistics, few, torch.float64), None)

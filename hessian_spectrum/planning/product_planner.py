@@ -152,12 +152,12 @@ def _measured(
     room: int,
 ) -> tuple[ProductPlan, int, float, tuple[Trial, ...], dict[str, str], Products | None]:
     """(plan, bytes, seconds, trials, modes left out, first map) for this rank's share."""
-    whole = next((batch for batch in evaluator.batches if evaluator.weight(batch)), None)
+    whole = next((batch for batch in evaluator.batches if evaluator.function.weight(batch)), None)
     if whole is None:  # this rank has no data: nothing to measure, nothing to wait for
         return start, 0, 0.0, (), {}, None
     size = leading_size(whole)
     limit = size
-    if evaluator.can_be_cut(whole):
+    if evaluator.function.can_be_cut(whole):
         limit = _largest_that_fits(evaluator, theta, form, start, size, room)
     while True:
         # Halves of halves: what memory allows varies a little, and would change the last bits.
@@ -177,13 +177,17 @@ def _measured(
                 )
                 return chosen, working, guess, (), {}, first
             # Other ranks wait for this one, and give it up after some minutes.
-            share = math.ceil(cost / LONGEST) if evaluator.can_be_cut(whole) else 1
+            share = math.ceil(cost / LONGEST) if evaluator.function.can_be_cut(whole) else 1
             samples = math.ceil((batch_size or size) / share)
             few = Bench(evaluator, theta, start.precision, samples, form)
             trials, refused = _trials(few if share > 1 else bench, num_probes, mode, room // share)
             trials = [trial.scaled(share) for trial in trials]
         except RuntimeError as error:
-            if not is_out_of_memory(error) or limit == 1 or not evaluator.can_be_cut(whole):
+            if (
+                not is_out_of_memory(error)
+                or limit == 1
+                or not evaluator.function.can_be_cut(whole)
+            ):
                 raise
             limit = math.ceil((batch_size or size) / 2)
             continue

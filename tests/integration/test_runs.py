@@ -17,7 +17,7 @@ from hessian_spectrum.commands import density as runs
 from hessian_spectrum.commands import runner
 from hessian_spectrum.commands.signals import STOP_SIGNALS, Interrupted, StopRequest
 from hessian_spectrum.config.computing import DensityConfig
-from hessian_spectrum.loss import batching
+from hessian_spectrum.loss import loaders
 from hessian_spectrum.storage.writer_lock import LockLost
 
 STEPS = 12
@@ -116,7 +116,7 @@ def headers(**changed):
 @pytest.mark.parametrize("kept_first", [True, False])
 def test_data_without_a_digest_does_not_hinder_a_resume(out, straight, monkeypatch, kept_first):
     def room(kept):
-        monkeypatch.setattr(batching, "KEEP_SHARE", 0.25 if kept else 0.0)
+        monkeypatch.setattr(loaders, "KEEP_SHARE", 0.25 if kept else 0.0)
 
     room(kept_first)
     interrupted(out, problem())
