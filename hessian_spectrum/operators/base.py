@@ -42,6 +42,12 @@ class SymmetricOperator(ABC):
     def forget(self) -> None:  # noqa: B027 (most keep nothing)
         """Drop what is kept between products, where something is; the next one forms it again."""
 
+    def expect_repeats(self) -> None:  # noqa: B027 (most keep nothing)
+        """Keep between products what makes the next ones cheaper, where nobody has planned them.
+
+        Called before each ``A @ V``, on every rank; without communication.
+        """
+
     def not_finite_on(self) -> list[int]:
         """The ranks whose part of the latest product was not finite, where that is known.
 
@@ -64,7 +70,12 @@ class SymmetricOperator(ABC):
     def __matmul__(self, vectors: Matrix) -> Matrix:
         """A @ V for whole vectors, (n,) or (n, k), the same on every rank.
 
-        Arrays of NumPy give arrays, tensors give tensors. One block product for all k.
+        Arrays of NumPy give arrays, tensors give tensors. One block product for all k. Without a
+        plan, a curvature matrix keeps its first-order graphs from the second product on, where
+        they fit the memory, and reuses them until ``forget``.
+
+        Raises:
+            InputError: the vectors are not of the operator's size.
         """
         whole = torch.as_tensor(vectors).detach()
         if whole.ndim not in (1, 2) or len(whole) != self.n:
@@ -74,13 +85,17 @@ class SymmetricOperator(ABC):
             )
         rows = whole.reshape(self.n, -1).T.to(self.device, self.dtype)
         local = self.layout.local(rows).contiguous()
+        self.expect_repeats()
         result = self.layout.gather(self.products(local)).T.reshape(whole.shape)
         if isinstance(vectors, Tensor):
             return result.to(vectors.device)
         return result.cpu().numpy()
 
     def to_scipy(self) -> LinearOperator:
-        """The same operator for scipy.sparse.linalg, in float64 or float32 as this one."""
+        """The same operator for scipy.sparse.linalg, in float64 or float32 as this one.
+
+        Its products are ``A @ V``.
+        """
         dtype = np.dtype(str(self.dtype).removeprefix("torch."))
         return LinearOperator(
             self.shape,

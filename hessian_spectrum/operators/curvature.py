@@ -89,6 +89,10 @@ class Curvature(SymmetricOperator):
     def forget(self) -> None:
         self._local.forget()
 
+    def expect_repeats(self) -> None:
+        if not self.is_planned and self._local.was_used:
+            self._local.keep_what_fits()
+
     def products(self, vectors: Tensor) -> Tensor:
         whole = self.layout.gather(vectors)
         local = self.layout.reduce(self._local(whole))
@@ -125,8 +129,10 @@ class Hessian(Curvature):
     Args:
         evaluator: the loss; its weight decay is included.
         theta: shape (n,), whole, on every rank.
-        plan: how products are formed; default: one vector at a time by reverse over reverse,
-            which works wherever second derivatives do.
+        plan: how products are formed, always obeyed. Default: algorithms choose one for their
+            work; ``H @ V`` takes one vector at a time by reverse over reverse, which works wherever
+            second derivatives do, and keeps the first-order graphs from the second product on
+            where they fit half of the memory that is free then.
 
     Raises:
         InputError: the model has no second derivatives, or autograd gets them wrong.

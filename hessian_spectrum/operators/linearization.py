@@ -8,11 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.errors import InputError, is_out_of_memory
+from hessian_spectrum.distributed.memory import available
 from hessian_spectrum.loss.backends import PRECISIONS, check_precision
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.operators.curvature_products import HESSIAN, Form
 from hessian_spectrum.operators.product_modes import MODES, Products
+
+KEPT_SHARE = 0.5  # of the available memory: what maps may take that are kept without a plan
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,27 @@ class Linearization:
         self.evaluator, self.plan, self.form = evaluator, plan, form
         self.statistics = evaluator.statistics(theta)
         self.theta = theta.to(plan.dtype or theta.dtype)
+        self._keeps = plan.keep
+        self._reserve: float | None = None  # bytes that maps kept without a plan leave available
         self._kept: list[Products] | None = None
         self._first = first if plan.keep else None
         self._sum: Tensor | None = None  # of all entries of the latest product
+
+    @property
+    def was_used(self) -> bool:
+        """Has it formed a product?"""
+        return self._sum is not None
+
+    def keep_what_fits(self) -> None:
+        """From the next call on keep each minibatch's map, if all of them together fit.
+
+        The products are the same to the last bit: each map is formed as before, but once. Where the
+        maps take more than ``KEPT_SHARE`` of the memory that is available now, or where the memory
+        runs out, they are dropped and from then on formed in each call.
+        """
+        if not self._keeps and self._reserve is None:
+            self._keeps = True
+            self._reserve = (1 - KEPT_SHARE) * available(self.evaluator.world)
 
     @property
     def is_finite(self) -> bool:
@@ -71,6 +92,16 @@ class Linearization:
         return self._sum is None or bool(self._sum.isfinite())
 
     def __call__(self, vectors: Tensor) -> Tensor:
+        try:
+            return self._products(vectors)
+        except Exception as error:
+            if not (self._keeps and self._reserve is not None and is_out_of_memory(error)):
+                raise
+        # Here the error, whose traceback holds tensors, is gone.
+        self._drop_kept()
+        return self._products(vectors)
+
+    def _products(self, vectors: Tensor) -> Tensor:
         total = torch.zeros_like(vectors)
         vectors = vectors.to(self.theta.dtype)
         counts = self.evaluator.counts
@@ -97,11 +128,21 @@ class Linearization:
             self.evaluator.counts.graphs += 1
             products, self._first = self._first, None
             products = products or MODES[self.plan.mode](part, self.theta, self.form)
-            if self.plan.keep:
+            if self._keeps:
                 made.append(products)
+                if self._is_short():
+                    made.clear()
+                    self._drop_kept()
             yield products
-        if self.plan.keep:
+        if self._keeps:
             self._kept = made
+
+    def _is_short(self) -> bool:
+        """Do the maps that are kept without a plan leave too little memory?"""
+        return self._reserve is not None and available(self.evaluator.world) <= self._reserve
+
+    def _drop_kept(self) -> None:
+        self._keeps, self._kept = False, None
 
     def _chunks(self, k: int) -> Iterator[slice]:
         size = self.plan.chunk or max(k, 1)

@@ -38,6 +38,9 @@ class _Transform(SymmetricOperator):
     def forget(self) -> None:
         self.base.forget()
 
+    def expect_repeats(self) -> None:
+        self.base.expect_repeats()
+
     def not_finite_on(self) -> list[int]:
         return self.base.not_finite_on()
 
