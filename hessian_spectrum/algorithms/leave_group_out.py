@@ -144,7 +144,7 @@ def _along(operator: SymmetricOperator, rows: Tensor, q: Tensor) -> Array:
     """(k, N), the coordinates of products along Q."""
     world = operator.layout.world
     products = operator.products(rows.to(operator.device)).to(q.device)
-    return _finite(world.sum((products @ q.T).double().to(world.device)).cpu().numpy())
+    return _finite(operator, world.sum((products @ q.T).double().to(world.device)).cpu().numpy())
 
 
 def _all_along(operator: SymmetricOperator, state: Recurrences, step: int) -> Array:
@@ -152,7 +152,7 @@ def _all_along(operator: SymmetricOperator, state: Recurrences, step: int) -> Ar
     world, q = operator.layout.world, state.basis[:, : state.num_steps]
     products = operator.products(q[:, step].to(operator.device)).to(q.device)
     along = torch.bmm(q, products[:, :, None])[:, :, 0].double()
-    return _finite(world.sum(along.to(world.device)).cpu().numpy())
+    return _finite(operator, world.sum(along.to(world.device)).cpu().numpy())
 
 
 def _coordinates(operator: Curvature, state: State, vector: Tensor) -> list[Array]:
@@ -165,8 +165,9 @@ def _coordinates(operator: Curvature, state: State, vector: Tensor) -> list[Arra
     return [row[:k] for row, k in zip(along, lengths)]
 
 
-def _finite(rows: Array) -> Array:
+def _finite(operator: SymmetricOperator, rows: Array) -> Array:
     if not np.isfinite(rows).all():
+        operator.raise_failure()
         raise FloatingPointError("a product with a group of the samples is not finite")
     return rows
 

@@ -18,6 +18,8 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.commands import report
 from hessian_spectrum.commands.signals import Interrupted, StopRequest
 from hessian_spectrum.config.computing import ComputingConfig, to_dict
+from hessian_spectrum.distributed.agreement import on_first_rank as on_first_rank
+from hessian_spectrum.distributed.agreement import together as together
 from hessian_spectrum.distributed.world import Flags, World
 from hessian_spectrum.krylov.storage import Place
 from hessian_spectrum.loss.evaluator import Evaluator
@@ -336,21 +338,6 @@ def require_same_values(before: dict, now: dict, dtype: torch.dtype) -> None:
                 f"{again:.9g}; restore the model, the loss and the data, or use --overwrite to "
                 "start again"
             )
-
-
-def together(world: World, action: Callable[[], Any]) -> Any:
-    """Do it on every rank; what fails on one fails on all, before the next collective."""
-    result, error = None, None
-    try:
-        result = action()
-    except Exception as failed:
-        error = failed
-    world.raise_together(error)
-    return result
-
-
-def on_first_rank(world: World, action: Callable[[], Any]) -> None:
-    together(world, action if world.rank == 0 else lambda: None)
 
 
 def _machine(world: World) -> dict[str, Any]:

@@ -329,6 +329,9 @@ def _portable(error: Exception) -> tuple[type[Exception], str]:
     kind = type(error)
     if isinstance(error, InputError):
         return InputError, str(error)
+    for known in (MemoryError, torch.OutOfMemoryError):
+        if isinstance(error, known):
+            return known, str(error)
     if isinstance(error, (OSError, FloatingPointError)):
         return kind if kind.__module__ == "builtins" else OSError, str(error)
     return RuntimeError, f"{kind.__name__}: {error}"

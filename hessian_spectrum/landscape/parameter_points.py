@@ -15,6 +15,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -24,6 +25,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.agreement import Failures
 from hessian_spectrum.landscape import batchnorm_folding, vmap_evaluation
 from hessian_spectrum.loss.batching import leading_size
 from hessian_spectrum.loss.evaluator import Evaluator
@@ -269,13 +271,17 @@ def _chunk(
     # Where BatchNorm is recalibrated each point has statistics, and so a pass, of its own.
     shared = 1 if ev.batch_norm == "recalibrate" else len(theta)
     sums: list[list[Tensor]] = [[] for _ in evaluators]
+    failures = Failures(ev.world)
     for i, rows in zip(range(chunk.start, chunk.stop, shared), theta.split(shared)):
         statistics = ev.statistics(rows[0])
         for one, total in zip(evaluators, sums):
-            total.append(_sums(one, points, i, rows, plan, wanted, statistics))
+            sums_of = partial(_sums, one, points, i, rows, plan, wanted, statistics)
+            total.append(failures.attempt(sums_of, decay.new_empty(len(rows), 3)))
     columns = []
     for one, total in zip(evaluators, sums):
-        loss, correct, counted = one.world.sum(torch.cat(total)).unbind(1)
+        summed = one.world.sum(torch.cat(total))
+        failures.raise_where_not_finite(summed)
+        loss, correct, counted = summed.unbind(1)
         loss = loss + decay
         accuracy = torch.where(loss.isfinite(), correct / counted, torch.nan)
         columns += [{"loss": loss, "accuracy": accuracy}[name] for name in wanted]

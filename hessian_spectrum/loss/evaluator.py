@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.distributed.agreement import require_same
+from hessian_spectrum.distributed.agreement import Failures, require_same
 from hessian_spectrum.distributed.world import World, resolve_device
 from hessian_spectrum.loss import digests, fallbacks, reading, validation
 from hessian_spectrum.loss.batching import cast
@@ -111,7 +111,8 @@ class Evaluator:
         )
         self.world, self.weight_decay = world, weight_decay
         self.model, self.loss_fn = model, loss_fn
-        self.layout, self.dtype = self.function.layout, self.function.dtype
+        self.layout, self.n = self.function.layout, self.function.layout.n
+        self.dtype, self.device = self.function.dtype, world.device
         self.batch_norm, self.dropout = self.function.batch_norm, self.function.dropout
         self.is_whole = self.function.is_whole
         self.counts = Counts()
@@ -131,14 +132,6 @@ class Evaluator:
     # -- the function of theta ---------------------------------------------------------------
 
     @property
-    def n(self) -> int:
-        return self.layout.n
-
-    @property
-    def device(self) -> torch.device:
-        return self.world.device
-
-    @property
     def theta(self) -> Tensor:
         """The model's own parameters now, a flat copy, shape (n,)."""
         return self.function.theta
@@ -153,8 +146,11 @@ class Evaluator:
         points = theta.reshape(-1, self.n)
         # Where BatchNorm is recalibrated each point has statistics, and so a pass, of its own.
         together = 1 if self.batch_norm == "recalibrate" else max(1, len(points))
-        losses = [self._losses(rows) for rows in points.split(together)]
-        total = self.world.sum(torch.cat(losses))
+        total = points.new_zeros(len(points), dtype=torch.float64)
+        failures = Failures(self.world)
+        for rows, losses in zip(points.split(together), total.split(together)):
+            failures.attempt(partial(self._add_losses, rows, losses), losses)
+        failures.raise_where_not_finite(self.world.sum(total))
         total += self.weight_decay / 2 * points.double().square().sum(1)
         if theta.ndim == 1 and not total.isfinite().item():
             raise FloatingPointError(f"the loss is {total.item()} at these parameters")
@@ -167,21 +163,24 @@ class Evaluator:
 
     def data_gradient(self, theta: Tensor) -> Tensor:
         """The gradient without the weight decay's part, shape (n,). One pass."""
-        total = torch.zeros_like(theta)
-        self._pass(theta, lambda part: total.add_(gradient(part, theta)))
-        return self.world.sum(total)
-
-    def _losses(self, points: Tensor) -> Tensor:
-        """This rank's part of the loss at each point, (p, n) -> (p,), float64. One pass."""
-        total = points.new_zeros(len(points), dtype=torch.float64)
-
-        def add(part: Part) -> None:
-            # Not under no_grad: a loss may contain derivatives by the inputs.
-            total.add_(torch.stack([part(point).detach() for point in points]).double())
-
-        if len(points):
-            self._pass(points[0], add)
+        total, failures = torch.zeros_like(theta), Failures(self.world)
+        failures.attempt(partial(self._add_gradient, theta, total), total)
+        failures.raise_where_not_finite(self.world.sum(total))
         return total
+
+    def _add_losses(self, points: Tensor, total: Tensor) -> None:
+        """Add this rank's part of the loss at each point, (p, n), to ``total``, (p,). One pass."""
+        if not len(points):
+            return
+        with self._pass(points[0]) as parts:
+            for part in parts:
+                # Not under no_grad: a loss may contain derivatives by the inputs.
+                total += torch.stack([part(point).detach() for point in points]).double()
+
+    def _add_gradient(self, theta: Tensor, total: Tensor) -> None:
+        with self._pass(theta) as parts:
+            for part in parts:
+                total += gradient(part, theta)
 
     def statistics(self, theta: Tensor) -> dict[str, Tensor]:
         """Buffers that depend on theta, by name: those of recalibrated BatchNorm; else none.
@@ -204,7 +203,7 @@ class Evaluator:
         return validation.checked_vector(theta, self.n, many).to(self.device, self.dtype, copy=True)
 
     def given(self, theta: Tensor, name: str = "theta") -> Tensor:
-        """As ``checked``; None, such as from a dictionary that has no such network, is refused."""
+        """As ``checked``, but None is refused."""
         if theta is None:
             raise InputError(f"{name} is None; expected a parameter vector of shape ({self.n},)")
         return self.checked(theta)
@@ -236,13 +235,13 @@ class Evaluator:
         """A batch's part of L; ``constants`` are ``function.constants`` of its dtype."""
         return Part(self.function, batch, constants, self.total_weight, self.num_samples)
 
-    def _pass(self, theta: Tensor, visit: Callable[[Part], Any]) -> None:
-        """One pass over the data: visit each minibatch's part of L."""
+    @contextmanager
+    def _pass(self, theta: Tensor) -> Iterator[Iterator[Part]]:
+        """One pass over the data, in evaluation mode: each minibatch's part of L."""
         statistics = self.statistics(theta)
         self.counts.passes += 1
         with self.evaluation_mode():
-            for part in self.parts(statistics):
-                visit(part)
+            yield self.parts(statistics)
 
     def evaluation_mode(self, precision: str | None = None) -> AbstractContextManager[None]:
         """The model in eval mode, on kernels with second derivatives; afterwards as it was."""

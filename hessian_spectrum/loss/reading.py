@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss import batch_norm as normalization
 from hessian_spectrum.loss import criteria, fallbacks, loaders, validation
@@ -36,13 +37,7 @@ def read(
     Raises:
         InputError: on every rank, where one refuses its model, data or loss.
     """
-    share, error = None, None
-    try:
-        share = _read(function, data, batch_size, world, data_is_local)
-    except Exception as failed:
-        error = failed
-    world.raise_together(error)
-    return share
+    return together(world, lambda: _read(function, data, batch_size, world, data_is_local))
 
 
 def _read(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.agreement import Failures, together
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss.batch_norm import layers
 from hessian_spectrum.loss.counts import Counts
@@ -68,23 +69,25 @@ def _in_order_of_use(
     def enter(module: nn.Module, _: Any) -> None:
         used.append(names[module])
 
-    handles = [module.register_forward_pre_hook(enter) for module in names]
-    error = None
-    try:
+    def visit() -> None:
         with function.evaluation_mode():
             batch = next(iter(batches), None)
             if batch is not None:
                 function.outputs(theta, batch, function.constants())
+        twice = next((name for name in used if used.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(
+                f"batch_norm='recalibrate': the layer {twice} is used more than once in an "
+                "evaluation, so that its statistics would depend on themselves; use "
+                "batch_norm='eval' or 'train'"
+            )
+
+    handles = [module.register_forward_pre_hook(enter) for module in names]
+    try:
+        together(world, visit)
     finally:
         for handle in handles:
             handle.remove()
-    twice = next((name for name in used if used.count(name) > 1), None)
-    if twice is not None:
-        error = InputError(
-            f"batch_norm='recalibrate': the layer {twice} is used more than once in an evaluation, "
-            "so that its statistics would depend on themselves; use batch_norm='eval' or 'train'"
-        )
-    world.raise_together(error)
     # A rank without data has seen no order; every rank takes that of the first one that has.
     return next((order for order in world.gather_objects(used) if order), [])
 
@@ -109,12 +112,18 @@ def _moments(
         total[1] += x.sum(1)
         total[2] += x.square().sum(1)
 
-    handle = module.register_forward_pre_hook(enter)
-    try:
+    def visit() -> Tensor:
         with function.evaluation_mode():
             constants = function.constants(statistics=found)
             for batch in batches:  # also those that weigh nothing: all targets ignored
                 function.outputs(theta, batch, constants)
+        return total
+
+    failures = Failures(world)
+    handle = module.register_forward_pre_hook(enter)
+    try:
+        failures.attempt(visit, total)
     finally:
         handle.remove()
-    return world.sum(total)
+    failures.raise_where_not_finite(world.sum(total))
+    return total

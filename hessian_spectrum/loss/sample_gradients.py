@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.loss.batching import join, leading_size, size_in_bytes, take
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.gradient import gradient
@@ -75,8 +76,8 @@ def minibatch_gradients(
     total = theta.new_zeros(len(minibatches), evaluator.n)
     weights = torch.zeros(len(minibatches), dtype=torch.float64, device=world.device)
     statistics = evaluator.statistics(theta)
-    error = None
-    try:
+
+    def add_gradients() -> None:
         with evaluator.evaluation_mode():
             constants = evaluator.function.constants(statistics=statistics)
             for index, batch in _samples(evaluator, minibatches, own, memory):
@@ -84,9 +85,8 @@ def minibatch_gradients(
                 if weight:  # all targets ignored: the mean over none is NaN
                     total[index] += gradient(evaluator.part(batch, constants), theta)
                     weights[index] += weight
-    except Exception as failed:
-        error = failed
-    world.raise_together(error)
+
+    together(world, add_gradients)
     # A Part is divided by the whole weight. Without any weight: 0 times infinity.
     shares = evaluator.total_weight / world.sum(weights)
     local = layout.reduce(total) * shares.to(theta)[:, None]

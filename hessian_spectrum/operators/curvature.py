@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.distributed.agreement import require_same
+from hessian_spectrum.distributed.agreement import Failures, require_same, together
 from hessian_spectrum.loss import batch_norm, criteria
 from hessian_spectrum.loss.digests import of_tensor
 from hessian_spectrum.loss.evaluator import Evaluator
@@ -47,6 +47,7 @@ class Curvature(SymmetricOperator):
         self.is_planned = plan is not None  # else algorithms choose a plan for the work ahead
         self.layout = evaluator.layout
         self.dtype = evaluator.dtype
+        self._failures = Failures(evaluator.world)
         self.theta = evaluator.checked(theta)
         if theta is not None:
             require_same(evaluator.world, lambda: of_tensor(self.theta), "vectors theta")
@@ -94,11 +95,21 @@ class Curvature(SymmetricOperator):
             self._local.keep_what_fits()
 
     def products(self, vectors: Tensor) -> Tensor:
+        return self._data_products(vectors).add_(vectors, alpha=self.evaluator.weight_decay)
+
+    def _data_products(self, vectors: Tensor) -> Tensor:
+        """Without the weight decay's part: one all-gather, and one reduce-scatter."""
         whole = self.layout.gather(vectors)
-        local = self.layout.reduce(self._local(whole))
-        return local.add_(vectors, alpha=self.evaluator.weight_decay)
+        local = self._failures.attempt(lambda: self._local(whole), whole)
+        if local is whole:  # it failed: its maps are in the way of the reduction
+            self._local.forget()
+        return self.layout.reduce(local)
+
+    def raise_failure(self) -> None:
+        self._failures.raise_together()
 
     def not_finite_on(self) -> list[int]:
+        self.raise_failure()
         finite = self.layout.world.gather_objects(self._local.is_finite)
         return [rank for rank, well in enumerate(finite) if not well]
 
@@ -110,17 +121,17 @@ class Curvature(SymmetricOperator):
 
         A few: the graph of a minibatch may be more than the memory that products are planned for.
         """
-        evaluator, error = self.evaluator, None
+        evaluator = self.evaluator
         statistics = evaluator.statistics(self.theta)
-        try:
+
+        def checked() -> None:
             with evaluator.evaluation_mode():
                 few = None if evaluator.is_whole else SAMPLES
                 part = next(evaluator.parts(statistics, few), None)
                 if part is not None:
                     check(part, self.theta)
-        except Exception as failed:
-            error = failed
-        evaluator.world.raise_together(error)
+
+        together(evaluator.world, checked)
 
 
 class Hessian(Curvature):
@@ -252,7 +263,7 @@ class GradientCovariance(Curvature):
             self.mean = self.layout.local(whole[None])[0]
 
     def products(self, vectors: Tensor) -> Tensor:
-        local = self.layout.reduce(self._local(self.layout.gather(vectors)))
+        local = self._data_products(vectors)
         if not self.centered:
             return local
         along = self.layout.world.sum((vectors @ self.mean).double()).to(vectors)
