@@ -60,10 +60,10 @@ def require_mean(function: LossFunction, batch: Any, value: Tensor, index: int) 
 def require_mean_of_two(function: LossFunction, first: Any, other: Any, index: int) -> None:
     """Of parts of two minibatches together: a mean over targets that are not ignored is one over
     samples where both have as many, which minibatches of like samples hide."""
-    halves = [split(batch, max(1, leading_size(batch) // 3)) for batch in (first, other)]
-    if None in halves:
+    cut = [split(batch, max(1, leading_size(batch) // 3)) for batch in (first, other)]
+    parts = tuple(halves[0] for halves in cut if halves is not None)
+    if len(parts) < 2:
         return
-    parts = tuple(half[0] for half in halves)
     try:
         joined = tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) else a, *parts)
         weight = function.weight(joined)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import nn
@@ -13,7 +13,7 @@ from hessian_spectrum._core.errors import InputError
 BATCH_NORM = ("eval", "train", "recalibrate")
 
 
-def layers(model: nn.Module) -> dict[str, nn.Module]:
+def layers(model: nn.Module) -> dict[str, _NormBase]:
     """The model's BatchNorm layers by name, in the order in which they are registered."""
     return {
         name: module
@@ -22,7 +22,7 @@ def layers(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def described(found: dict[str, nn.Module]) -> str:
+def described(found: Mapping[str, nn.Module]) -> str:
     """``bn1 (BatchNorm2d) and 19 more``."""
     name, module = next(iter(found.items()))
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""

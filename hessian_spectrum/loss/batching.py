@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
@@ -106,6 +105,6 @@ def size_in_bytes(batch: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tensors_of(batch))
 
 
-def raw_bytes(tensor: Tensor) -> np.ndarray:
-    """A tensor's entries as bytes, a flat array on the CPU."""
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+def raw_bytes(tensor: Tensor) -> memoryview:
+    """A tensor's entries as bytes, on the CPU."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

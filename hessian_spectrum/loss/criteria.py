@@ -114,7 +114,8 @@ def is_negative_log_likelihood(loss_fn: Callable) -> bool:
     if type(loss_fn) is nn.PoissonNLLLoss:
         return loss_fn.log_input
     if type(loss_fn) in (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss):
-        return loss_fn.weight is None and getattr(loss_fn, "pos_weight", None) is None
+        weights = (getattr(loss_fn, name, None) for name in ("weight", "pos_weight"))
+        return all(weight is None for weight in weights)
     natural = (F.cross_entropy, F.binary_cross_entropy_with_logits, F.mse_loss)
     return type(loss_fn) is nn.MSELoss or loss_fn in natural
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hessian_spectrum._core.errors import InputError
@@ -32,7 +32,7 @@ def require_determinism(function: LossFunction, batch: Any) -> None:
                 "must not depend on how often it was evaluated: remove that update in eval mode"
             )
     # Equal to rounding, not to the bit: sums on a GPU may be taken in a different order.
-    if not all(states) or not close(*values, function.dtype):
+    if not all(states) or not close(values[0], values[1], function.dtype):
         raise InputError(
             "the loss is random: evaluating the first minibatch twice gives "
             f"{values[0].item():.9g} and {values[1].item():.9g}; "
@@ -45,15 +45,15 @@ def require_determinism(function: LossFunction, batch: Any) -> None:
 def _random_module(function: LossFunction, batch: Any) -> str:
     """The innermost module whose outputs differ between two evaluations, or that drew numbers."""
     names = {module: name for name, module in function.model.named_modules()}
-    seen: list[list] = [[], []]
+    seen: list[list[tuple[nn.Module, list[Tensor]]]] = [[], []]
     drew: list[str] = []
     states: list[Tensor] = []
 
-    def enter(module, _):
+    def enter(module: nn.Module, _: Any) -> None:
         states.append(torch.get_rng_state())
 
-    def leave(run: int):
-        def hook(module, _, output):
+    def leave(run: int) -> Callable[..., None]:
+        def hook(module: nn.Module, _: Any, output: Any) -> None:
             if not torch.equal(states.pop(), torch.get_rng_state()):
                 drew.append(names[module])
             seen[run].append((module, [t for t in tree_leaves(output) if isinstance(t, Tensor)]))
@@ -76,15 +76,13 @@ def _random_module(function: LossFunction, batch: Any) -> str:
         finally:
             for handle in hooks:
                 handle.remove()
-    if drew:  # modules finish from the inside out: the first to finish is the innermost
-        name = drew[0]
-    else:
-        differing = (
-            names[module] for (module, a), (_, b) in zip(*seen) if not all(map(torch.equal, a, b))
-        )
-        name = next(differing, None)
-        if name is None:
-            return "no module's output differs, so the randomness is in forward or loss_fn"
+    differing = (
+        names[module] for (module, a), (_, b) in zip(*seen) if not all(map(torch.equal, a, b))
+    )
+    # Modules finish from the inside out: the first to finish is the innermost.
+    name = drew[0] if drew else next(differing, None)
+    if name is None:
+        return "no module's output differs, so the randomness is in forward or loss_fn"
     kind = type(function.model.get_submodule(name)).__name__
     return f"the first random module is {name or 'the model itself'} ({kind})"
 
@@ -92,7 +90,7 @@ def _random_module(function: LossFunction, batch: Any) -> str:
 def with_unchanged_inputs(batch: Any, evaluate: Callable[[Any], Any]) -> Any:
     """``evaluate(batch)`` of a copy, which must come back as it was."""
 
-    def copied(leaf):
+    def copied(leaf: Any) -> Any:
         return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
     mine = tree_map(copied, batch)

@@ -120,7 +120,7 @@ def _reader(data: Any, batch_size: int, dealer: _Dealer) -> Callable[[], Iterato
     if type(data) is TensorDataset:  # a subclass may transform its samples
         return _tensor_reader(data.tensors, batch_size, dealer)
     if isinstance(data, DataLoader):
-        if _is_plain(data):
+        if _is_plain(data) and data.batch_size is not None:
             if type(data.dataset) is TensorDataset and data.collate_fn is default_collate:
                 return _tensor_reader(data.dataset.tensors, data.batch_size, dealer)
             collate, workers = data.collate_fn, data.num_workers
@@ -226,7 +226,8 @@ def _is_plain(loader: DataLoader) -> bool:
     return (
         not isinstance(loader.dataset, IterableDataset)
         and loader.batch_size is not None
-        and type(loader.sampler) in (RandomSampler, SequentialSampler)
+        and isinstance(loader.sampler, (RandomSampler, SequentialSampler))
+        and type(loader.sampler) in (RandomSampler, SequentialSampler)  # not their subclasses
         and loader.sampler.data_source is loader.dataset
         and not getattr(loader.sampler, "replacement", False)
         and getattr(loader.sampler, "_num_samples", None) is None

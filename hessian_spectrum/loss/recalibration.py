@@ -63,7 +63,7 @@ def _in_order_of_use(
     function: LossFunction, batches: Minibatches, world: World, theta: Tensor
 ) -> list[str]:
     """Names of the layers that the first minibatch passes; the same on every rank."""
-    names = {module: name for name, module in layers(function.model).items()}
+    names: dict[nn.Module, str] = {m: name for name, m in layers(function.model).items()}
     used: list[str] = []
 
     def enter(module: nn.Module, _: Any) -> None:

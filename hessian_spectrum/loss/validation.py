@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,7 +88,7 @@ def check(function: LossFunction, batches: Minibatches) -> Found:
         _structure(batch, function.is_pair)
         _finite_leaves(batch, index)
         if function.is_pair and shape is None:
-            outputs = with_unchanged_inputs(batch, lambda batch: _outputs(function, batch))
+            outputs = with_unchanged_inputs(batch, partial(_outputs, function))
             shape = getattr(outputs, "shape", ())
         if shape:
             criteria.check_labels(function.loss_fn, shape, batch, index)
@@ -101,7 +102,7 @@ def check(function: LossFunction, batches: Minibatches) -> Found:
         if not weight:  # every target ignored: it has no mean
             continue
         with fallbacks.Watch() as watch:
-            value = with_unchanged_inputs(batch, lambda batch, i=index: _value(function, batch, i))
+            value = with_unchanged_inputs(batch, partial(_value, function, index))
         found = found._replace(
             attention=found.attention or watch.attention,
             large_softmax=found.large_softmax or watch.large_softmax,
@@ -161,7 +162,7 @@ def _outputs(function: LossFunction, batch: Any) -> Any:
         ) from error
 
 
-def _value(function: LossFunction, batch: Any, index: int) -> Any:
+def _value(function: LossFunction, index: int, batch: Any) -> Any:
     """loss_fn's value; its failure on this data is the user's to mend."""
     try:
         return function.value(function.theta, batch, function.constants())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ from hessian_spectrum.operators.derivative_check import (
 )
 from hessian_spectrum.operators.linearization import Linearization, ProductPlan
 from hessian_spectrum.operators.product_modes import Products
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing since Python 3.11
 
 
 class Curvature(SymmetricOperator):
@@ -54,7 +58,7 @@ class Curvature(SymmetricOperator):
         self._check()
         self._local = Linearization(evaluator, self.theta, self.plan, self.form)
 
-    def planned(self, plan: ProductPlan, first: Products | None = None) -> Curvature:
+    def planned(self, plan: ProductPlan, first: Products | None = None) -> Self:
         """The same matrix, its products formed as ``plan`` says.
 
         Args:
@@ -65,7 +69,7 @@ class Curvature(SymmetricOperator):
         other._local = Linearization(self.evaluator, self.theta, plan, self.form, first)
         return other
 
-    def on(self, evaluator: Evaluator) -> Curvature:
+    def on(self, evaluator: Evaluator) -> Self:
         """The same kind of matrix, at the same theta, of another evaluator of this model and loss.
 
         Nothing is checked again.
@@ -75,7 +79,7 @@ class Curvature(SymmetricOperator):
         other._local = Linearization(evaluator, self.theta, self.plan, self.form)
         return other
 
-    def in_float64(self) -> Curvature:
+    def in_float64(self) -> Self:
         """The same matrix by products in float64, of vectors in float64, one at a time.
 
         Samples, statistics of BatchNorm that are computed again, and the mean of a covariance are
@@ -245,12 +249,12 @@ class GradientCovariance(Curvature):
         self.centered = centered
         self._find_mean()
 
-    def on(self, evaluator: Evaluator) -> GradientCovariance:
+    def on(self, evaluator: Evaluator) -> Self:
         other = super().on(evaluator)
         other._find_mean()
         return other
 
-    def in_float64(self) -> GradientCovariance:
+    def in_float64(self) -> Self:
         other = super().in_float64()
         if other.centered:
             other.mean = other.mean.double()
