@@ -37,3 +37,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or "can't allocate memory" in str(error)
+
+
+def in_one_line(error: BaseException) -> str:
+    """``ValueError: what it says``, without line breaks."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

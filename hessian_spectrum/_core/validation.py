@@ -10,10 +10,16 @@ from hessian_spectrum._core.errors import InputError
 
 
 def size_in_bytes(text: str) -> int:
+    """Bytes of a size such as 500MiB or 4GiB.
+
+    Raises:
+        InputError: it is not written so, or below 1MiB.
+    """
     found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
     try:
-        size = int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
-    except (TypeError, ValueError):
+        number, prefix = found.groups() if found else ("0", "")
+        size = int(float(number) * 1024 ** " KMGT".index(prefix.upper() or " "))
+    except ValueError:
         size = 0
     if size < 2**20:
         raise InputError(f"--memory {text!r}: expected a size such as 500MiB or 4GiB, 1MiB or more")

@@ -73,12 +73,12 @@ def solve(
     if world.rank == 0:
         try:
             found = _refined(products, right, damping, tol, steps)
-        except FloatingPointError as failed:
+        except Exception as failed:
             error = failed
         finally:
             products.end()
     else:
-        products.follow()
+        error = products.follow()
     world.raise_together(error)
     x = world.sum(torch.from_numpy(found).to(operator.device))
     image = operator @ x.to(operator.dtype)
@@ -115,10 +115,15 @@ class _Products:
             raise FloatingPointError("a product with the operator is not finite")
         return product.double().cpu().numpy()
 
-    def follow(self) -> None:
-        """On the other ranks: take part until rank 0 ends."""
+    def follow(self) -> Exception | None:
+        """On the other ranks: take part until rank 0 ends. The error of a product, if any."""
+        error = None
         while self._announced(True):
-            self._product(torch.zeros(self.operator.n, dtype=torch.float64), announced=True)
+            try:
+                self._product(torch.zeros(self.operator.n, dtype=torch.float64), announced=True)
+            except Exception as failed:  # raised on rank 0 as well, which now ends
+                error = failed
+        return error
 
     def end(self) -> None:
         self._announced(False)

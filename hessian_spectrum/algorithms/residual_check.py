@@ -124,6 +124,7 @@ def _rayleigh_quotients(
 def _products(operator: SymmetricOperator, rows: Tensor) -> Tensor:
     found = operator.products(rows)
     if not operator.layout.world.sum(found.double().sum()).isfinite():
+        operator.raise_failure()
         raise FloatingPointError(f"a product with the operator is not finite in {operator.dtype}")
     return found
 

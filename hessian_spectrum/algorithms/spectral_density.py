@@ -280,6 +280,8 @@ def repeat_error(operator: SymmetricOperator, seed: int = 0) -> float:
     once, again = operator.products(q), operator.products(q)
     squares = torch.stack([(once - again).double().square().sum(), once.double().square().sum()])
     difference, norm = operator.layout.world.sum(squares).sqrt().tolist()
+    if not math.isfinite(norm):
+        operator.raise_failure()
     return difference / norm if norm else 0.0
 
 

@@ -183,6 +183,8 @@ class _Top(NamedTuple):
         v = self.vectors[-1:]
         residual = operator.products(v).sub_(v, alpha=float(self.values[-1]))
         off = operator.layout.world.sum(_squares(residual)).sqrt().item()
+        if not np.isfinite(off):
+            operator.raise_failure()
         scale = np.abs(self.values).max()
         if not off <= 2 * self.residuals[-1] + 1e-3 * scale:
             raise InputError(
@@ -217,6 +219,8 @@ def _measured(operator: Curvature, gradients: Tensor, top: _Top) -> np.ndarray:
     if top.vectors is not None:
         found = torch.cat([found, (unit @ top.vectors.T).double()], dim=1)
     found = world.sum(found)
+    if not bool(found.isfinite().all()):
+        operator.raise_failure()
     # Column 0 is |unit|^2: 1 up to rounding, or 0 where g is unusable, so that the rest is NaN.
     rows = torch.cat(
         [squares.sqrt()[:, None], found[:, 1:2] / found[:, :1], found[:, 2:] / found[:, :1].sqrt()],

@@ -38,6 +38,11 @@ class Seat:
     store: dist.Store | None = None
     keeper: int | None = None  # the rank whose process serves the store; None: another process
 
+    def store_for(self, purpose: str) -> dist.PrefixStore:
+        """The store, under names of its own for this purpose; of several ranks only."""
+        assert self.store is not None, "a process alone has no store"
+        return dist.PrefixStore(purpose, self.store)
+
 
 class NotMet(RankLost):
     """The ranks of a job have not come together in time.
@@ -81,7 +86,7 @@ def roll_call(seat: Seat, timeout: timedelta) -> None:
         NotMet: some have not come in time; names them.
         RankLost: the rank that serves the store was lost.
     """
-    store, size = dist.PrefixStore("roll", seat.store), seat.size
+    store, size = seat.store_for("roll"), seat.size
     try:
         store.set(f"here/{seat.rank}", "yes")
         if store.add("number", 1) == size:

@@ -36,7 +36,7 @@ class Presence:
 
     def __init__(self, store: dist.Store, rank: int, size: int, keeper: int | None = None):
         # Its own connection: one that waits for a peer would keep the others from beating.
-        self._store = store.clone()
+        self._store = store.clone()  # type: ignore[attr-defined]  # not in torch's stub
         self._store.set_timeout(timedelta(seconds=LISTEN))
         self.rank, self.size, self.keeper = rank, size, keeper
         self._beats, self._end = 0, threading.Event()

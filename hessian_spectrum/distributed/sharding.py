@@ -48,8 +48,7 @@ class Layout:
                 f"no trainable parameter matches {list(patterns or ['*'])}; the model's trainable "
                 f"parameters are: {known}{', ...' if len(trainable) > 6 else ''}"
             )
-        names, tensors = zip(*chosen)
-        return cls(names, tuple(p.shape for p in tensors), world)
+        return cls(tuple(name for name, _ in chosen), tuple(p.shape for _, p in chosen), world)
 
     @classmethod
     def of_size(cls, n: int, world: World | None = None) -> Layout:

@@ -114,11 +114,11 @@ class Handout:
 
     def _require_alive(self, absent: set[int]) -> None:
         """Some seconds while all is well, and half a minute where a rank is silent."""
-        world, suspects = self.mesh.world, None
+        world = self.mesh.world
+        suspects = set(range(world.size))
         for _ in range(LOOKS):
             silent = world.presence.silent() if world.presence else []
-            silent = {rank for rank in silent if rank // self.mesh.data.size in absent}
-            suspects = silent if suspects is None else suspects & silent
+            suspects &= {rank for rank in silent if rank // self.mesh.data.size in absent}
             if not suspects:
                 return
         raise RankLost(f"rank {min(suspects)} of {world.size} has given no sign of life")

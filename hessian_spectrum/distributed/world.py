@@ -186,12 +186,12 @@ def start(
     if seat.size == 1:
         place = resolve_device(device, seat.local_rank, seat.local_size)
         return World(seat.rank, 1, seat.local_rank, seat.launcher, place, seat.local_size)
-    presence = Presence(dist.PrefixStore("presence", seat.store), seat.rank, seat.size, seat.keeper)
+    presence = Presence(seat.store_for("presence"), seat.rank, seat.size, seat.keeper)
     world = replace(_world_of(seat), presence=presence)
     try:
         roll_call(seat, timeout)
         world = replace(world, device=resolve_device(device, seat.local_rank, seat.local_size))
-        _make_group(world, seat.store, timeout)
+        _make_group(world, seat.store_for("group"), timeout)
     except RankLost as lost:
         lost.world = world
         raise
@@ -204,7 +204,7 @@ def _make_group(world: World, store: dist.Store, timeout: timedelta) -> None:
     _call(
         dist.init_process_group,
         "nccl" if world.device.type == "cuda" else "gloo",
-        store=dist.PrefixStore("group", store),
+        store=store,
         rank=world.rank,
         world_size=world.size,
         timeout=timeout,
@@ -329,6 +329,9 @@ def _portable(error: Exception) -> tuple[type[Exception], str]:
     kind = type(error)
     if isinstance(error, InputError):
         return InputError, str(error)
+    for known in (MemoryError, torch.OutOfMemoryError):
+        if isinstance(error, known):
+            return known, str(error)
     if isinstance(error, (OSError, FloatingPointError)):
         return kind if kind.__module__ == "builtins" else OSError, str(error)
     return RuntimeError, f"{kind.__name__}: {error}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.distributed.world import World
 
 Place = str | Path  # "device", "host", or a folder on a disk
@@ -46,10 +47,4 @@ def allocate(
 
 def allocate_together(shape: tuple[int, ...], like: Tensor, world: World, place: Place) -> Tensor:
     """``allocate`` on every rank; where one has no room, InputError on all."""
-    basis, error = like, None
-    try:
-        basis = allocate(shape, like.dtype, like.device, place)
-    except InputError as failed:
-        error = failed
-    world.raise_together(error)
-    return basis
+    return together(world, lambda: allocate(shape, like.dtype, like.device, place))

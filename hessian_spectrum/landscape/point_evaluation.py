@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.agreement import Failures
 from hessian_spectrum.landscape.parameter_points import Points, check_points
 from hessian_spectrum.landscape.point_passes import PointPlan, minibatches
 from hessian_spectrum.loss.evaluator import Evaluator
@@ -91,7 +93,7 @@ def evaluate(
 
 
 def _wanted(ev: Evaluator, quantities: Sequence[str] | None) -> list[str]:
-    first = next((ev.labels(batch) is not None for batch in ev.batches), None)
+    first = next((ev.function.labels(batch) is not None for batch in ev.batches), None)
     # A rank without data cannot know the kind of its targets.
     has_labels = any(answer for answer in ev.world.gather_objects(first))
     if quantities is None:
@@ -130,13 +132,17 @@ def _chunk(
     # With recalibrated BatchNorm each point has its own statistics, and so its own pass.
     shared = 1 if ev.batch_norm == "recalibrate" else len(theta)
     sums: list[list[Tensor]] = [[] for _ in evaluators]
+    failures = Failures(ev.world)
     for i, rows in zip(range(chunk.start, chunk.stop, shared), theta.split(shared)):
         statistics = ev.statistics(rows[0])
         for one, total in zip(evaluators, sums):
-            total.append(_sums(one, points, i, rows, plan, wanted, statistics))
+            sums_of = partial(_sums, one, points, i, rows, plan, wanted, statistics)
+            total.append(failures.attempt(sums_of, decay.new_empty(len(rows), 3)))
     columns = []
     for one, total in zip(evaluators, sums):
-        loss, correct, counted = one.world.sum(torch.cat(total)).unbind(1)
+        summed = one.world.sum(torch.cat(total))
+        failures.raise_where_not_finite(summed)
+        loss, correct, counted = summed.unbind(1)
         loss = loss + decay
         accuracy = torch.where(loss.isfinite(), correct / counted, torch.nan)
         columns += [{"loss": loss, "accuracy": accuracy}[name] for name in wanted]
@@ -157,7 +163,7 @@ def _sums(
     for part, rows, losses, outputs in minibatches(ev, points, first, theta, plan, statistics):
         total[rows, 0] += losses.double()
         if "accuracy" in wanted:
-            labels = ev.labels(part.batch)
+            labels = ev.function.labels(part.batch)
             assert labels is not None  # _wanted refuses accuracy without them
             kept = labels.ne(getattr(ev.loss_fn, "ignore_index", -100))
             right = (outputs.argmax(2) == labels) & kept

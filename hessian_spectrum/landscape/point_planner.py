@@ -114,7 +114,7 @@ class _Bench:
 
     def _try_sizes(self, loop: PointPlan) -> None:
         self._try(replace(loop, channels_last=True), 2, self.size)
-        if self.ev.can_be_cut(self.batch):
+        if self.ev.function.can_be_cut(self.batch):
             for size in SIZES:
                 if size < self.size:
                     samples = min(self.size, max(size, TRIAL_SAMPLES))

@@ -50,8 +50,8 @@ def evaluated(
     """
 
     def one(row: Tensor, combination: Tensor) -> Any:
-        named = ev.named(row)
-        at_vectors = {} if vectors is None else ev.named(vectors)
+        named = ev.function.named(row)
+        at_vectors = {} if vectors is None else ev.function.named(vectors)
         with _Layers(named, combination, at_vectors, known):
             return at(named)
 

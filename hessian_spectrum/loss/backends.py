@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
+from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import backends, nn
@@ -21,10 +23,13 @@ PRECISIONS = {
     "bfloat16": (torch.float32, 2.0**-7),  # autocast: what torch deems safe in bfloat16
 }
 
-# torch's own default for convolutions is TF32, without a word.
-_FLOAT32_KERNELS = (
-    *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
-    *(backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn),
+# torch's own default for convolutions is TF32, without a word. By name: its stubs miss some.
+_FLOAT32_KERNELS: tuple[Any, ...] = tuple(
+    attrgetter(name)(backends)
+    for name in (
+        *("cuda.matmul", "cudnn.conv", "cudnn.rnn"),
+        *("mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn"),
+    )
 )
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.loss.batching import Minibatches, leading_size
+from hessian_spectrum.loss.batching import leading_size
+from hessian_spectrum.loss.loaders import Minibatches
 
 LABELLED = (nn.CrossEntropyLoss, nn.NLLLoss)  # targets are class indices
 LABELLED_FUNCTIONS = (F.cross_entropy, F.nll_loss)
@@ -31,10 +32,6 @@ REDUCIBLE_FUNCTIONS = (
 
 def takes_labels(loss_fn: Callable) -> bool:
     return isinstance(loss_fn, LABELLED) or loss_fn in LABELLED_FUNCTIONS
-
-
-def pair_forward(model: nn.Module, batch: Any) -> Tensor:
-    return model(batch[0])
 
 
 def default_count(loss_fn: Callable, is_pair: bool) -> Callable[[Any], float]:
@@ -117,7 +114,8 @@ def is_negative_log_likelihood(loss_fn: Callable) -> bool:
     if type(loss_fn) is nn.PoissonNLLLoss:
         return loss_fn.log_input
     if type(loss_fn) in (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss):
-        return loss_fn.weight is None and getattr(loss_fn, "pos_weight", None) is None
+        weights = (getattr(loss_fn, name, None) for name in ("weight", "pos_weight"))
+        return all(weight is None for weight in weights)
     natural = (F.cross_entropy, F.binary_cross_entropy_with_logits, F.mse_loss)
     return type(loss_fn) is nn.MSELoss or loss_fn in natural
 

@@ -13,14 +13,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from hessian_spectrum._core.errors import InputError, require_whole
-from hessian_spectrum.loss.batching import (
-    Minibatches,
-    columns_are,
-    leading_size,
-    sample_digests,
-    split,
-)
+from hessian_spectrum.distributed.agreement import together
+from hessian_spectrum.loss.batching import columns_are, leading_size, split
+from hessian_spectrum.loss.digests import sample_digests
 from hessian_spectrum.loss.evaluator import Evaluator
+from hessian_spectrum.loss.loaders import Minibatches
 
 
 def random_groups(evaluator: Evaluator, num_groups: int, seed: int = 0) -> list[Evaluator]:
@@ -44,15 +41,16 @@ def random_groups(evaluator: Evaluator, num_groups: int, seed: int = 0) -> list[
             f"data_groups with batch_norm={evaluator.batch_norm!r}: the loss of a sample depends "
             "on the others, so that a part of the data has another; use batch_norm='eval'"
         )
-    found, error = None, None
-    try:
-        found = [_groups_of(batch, num_groups, seed) for batch in evaluator.batches]
-    except InputError as failed:
-        error = failed
-    evaluator.world.raise_together(error)
+    found = together(
+        evaluator.world,
+        lambda: [_groups_of(batch, num_groups, seed) for batch in evaluator.batches],
+    )
     groups = [_group(evaluator, found, number) for number in range(num_groups)]
     sums = torch.tensor(
-        [[sum(map(g.weight, g.batches)), sum(map(leading_size, g.batches))] for g in groups],
+        [
+            [sum(map(g.function.weight, g.batches)), sum(map(leading_size, g.batches))]
+            for g in groups
+        ],
         dtype=torch.float64,
         device=evaluator.device,
     )

@@ -18,7 +18,7 @@ from hessian_spectrum.loss.backends import replaced_forward
 _BY_CHANNEL = (nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
-def layers(model: nn.Module) -> dict[str, nn.Module]:
+def layers(model: nn.Module) -> dict[str, _DropoutNd]:
     """The model's dropout layers by name.
 
     Raises:
@@ -44,7 +44,7 @@ def frozen(model: nn.Module, seed: int, calls: dict[str, int]) -> Iterator[None]
     Args:
         calls: how often each layer was called; to be cleared before each evaluation.
     """
-    names = {module: name for name, module in layers(model).items()}
+    names: dict[nn.Module, str] = {module: name for name, module in layers(model).items()}
     with replaced_forward(names, lambda module: _masking(module, names[module], seed, calls)):
         yield
 
@@ -52,6 +52,7 @@ def frozen(model: nn.Module, seed: int, calls: dict[str, int]) -> Iterator[None]
 def _masking(
     module: nn.Module, name: str, seed: int, calls: dict[str, int]
 ) -> Callable[[Tensor], Tensor]:
+    assert isinstance(module, _DropoutNd)
     kept = 1.0 - module.p
 
     def forward(x: Tensor) -> Tensor:

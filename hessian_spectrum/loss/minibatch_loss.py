@@ -3,73 +3,83 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_map, tree_unflatten
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.loss import criteria
 from hessian_spectrum.loss.batching import split
-
-if TYPE_CHECKING:
-    from hessian_spectrum.loss.evaluator import Evaluator
+from hessian_spectrum.loss.functional import Constants, LossFunction, Theta
 
 
 class Part:
     """theta -> this minibatch's part of L; the parts of all minibatches and ranks add up to L.
 
     The loss is a criterion of the outputs: ``part(theta) = part.criterion(part.outputs(theta))``.
+
+    Args:
+        function: model and loss.
+        constants: the function's, of the dtype of batch and theta.
+        total_weight: W, the weight of all samples of all ranks.
+        num_samples: N, the number of all samples of all ranks.
     """
 
-    def __init__(self, evaluator: Evaluator, batch: Any, constants: dict[str, Tensor]):
-        self._evaluator, self._batch, self._constants = evaluator, batch, constants
-        self._share = evaluator.scale(batch) / evaluator.total_weight
-        self._structure: tuple | None = None
+    def __init__(
+        self,
+        function: LossFunction,
+        batch: Any,
+        constants: Constants,
+        total_weight: float,
+        num_samples: float,
+    ):
+        self.function, self.batch = function, batch
+        self._constants = constants
+        self._total_weight, self._num_samples = total_weight, num_samples
+        self._share = function.scale(batch) / total_weight
+        self._structure: tuple[TreeSpec, list[Any], list[torch.Size]] | None = None
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Shape (n,) -> ()."""
-        return self._evaluator.batch_loss(theta, self._batch, self._constants) * self._share
+        return self.function.loss(theta, self.batch, self._constants) * self._share
 
-    def evaluated(self, theta: Tensor | dict[str, Tensor]) -> tuple[Tensor, Any]:
+    def evaluated(self, theta: Theta) -> tuple[Tensor, Any]:
         """This part of L, and what the network returns, of one forward pass.
 
         Args:
-            theta: (n,), or ``evaluator.named(theta)``.
+            theta: (n,), or ``function.named(theta)``.
         """
-        loss, outputs = self._evaluator.batch_evaluated(theta, self._batch, self._constants)
+        loss, outputs = self.function.loss_and_outputs(theta, self.batch, self._constants)
         return loss * self._share, outputs
 
-    def network_outputs(self, theta: Tensor | dict[str, Tensor]) -> Any:
+    def network_outputs(self, theta: Theta) -> Any:
         """What the network returns, as it is."""
-        return self._evaluator.batch_outputs(theta, self._batch, self._constants)
+        return self.function.outputs(theta, self.batch, self._constants)
 
     @property
     def is_sample_by_sample(self) -> bool:
         """Are the losses of single samples known, for any number of them at once?"""
-        ev, batch = self._evaluator, self._batch
-        if ev.has_own_forward or not criteria.is_sample_by_sample(ev.loss_fn):
+        if not (self.function.is_pair and criteria.is_sample_by_sample(self.function.loss_fn)):
             return False
-        return isinstance(batch[1], Tensor) and batch[1].ndim > 0
+        return isinstance(self.batch[1], Tensor) and self.batch[1].ndim > 0
 
     def losses_of(self, outputs: Tensor) -> Tensor:
         """This part of L at p points, from outputs (p, B, ...); (p,), float64. Where
         ``is_sample_by_sample``: one call for all points."""
-        ev, targets, p = self._evaluator, self._batch[1], len(outputs)
+        targets, p = self.batch[1], len(outputs)
         size = p * len(targets)
         repeated = targets.expand(p, *targets.shape).flatten(0, 1)
-        values = ev.sample_losses_of(outputs.flatten(0, 1), repeated, self._constants, size)
-        return values.view(p, -1).sum(1, dtype=torch.float64) / ev.total_weight
-
-    @property
-    def batch(self) -> Any:
-        return self._batch
+        values = self.function.sample_criterion(
+            outputs.flatten(0, 1), repeated, self._constants, size
+        )
+        return values.view(p, -1).sum(1, dtype=torch.float64) / self._total_weight
 
     def first_sample(self) -> Part:
         """The part of the first sample; all of it where the minibatch cannot be divided."""
-        halves = split(self._batch, 1)
-        return Part(self._evaluator, halves[0] if halves else self._batch, self._constants)
+        halves = split(self.batch, 1)
+        return self._of(halves[0] if halves else self.batch)
 
     def in_channels_last(self) -> Part:
         """The same part; images in channels-last order, which convolutions on CPUs prefer."""
@@ -78,11 +88,15 @@ class Part:
             images = isinstance(leaf, Tensor) and leaf.ndim == 4 and leaf.is_floating_point()
             return leaf.contiguous(memory_format=torch.channels_last) if images else leaf
 
-        return Part(self._evaluator, tree_map(convert, self._batch), self._constants)
+        return self._of(tree_map(convert, self.batch))
+
+    def _of(self, batch: Any) -> Part:
+        """As this part, of another batch."""
+        return Part(self.function, batch, self._constants, self._total_weight, self._num_samples)
 
     def outputs(self, theta: Tensor) -> Tensor:
         """The network's outputs in one vector: every floating-point tensor in what it returns."""
-        outputs = self._evaluator.batch_outputs(theta, self._batch, self._constants)
+        outputs = self.function.outputs(theta, self.batch, self._constants)
         leaves, spec = tree_flatten(outputs)
         moving = [leaf for leaf in leaves if _is_floating(leaf)]
         if not moving:
@@ -101,32 +115,34 @@ class Part:
 
     def criterion(self, outputs: Tensor) -> Tensor:
         """(m,) -> (), the loss of what ``outputs`` returned; to be called after it."""
+        assert self._structure is not None, "criterion is called before outputs"
         spec, leaves, shapes = self._structure
         parts = iter(outputs.split([math.prod(shape) for shape in shapes]))
         shape = iter(shapes)
         filled = [next(parts).view(next(shape)) if leaf is None else leaf for leaf in leaves]
         tree = tree_unflatten(filled, spec)
-        return self._evaluator.criterion_value(tree, self._batch, self._constants) * self._share
+        return self.function.criterion(tree, self.batch, self._constants) * self._share
 
     def sample_sum(self, theta: Tensor) -> Tensor:
         """The loss again, by the losses of single samples."""
-        losses = self._evaluator.sample_losses(theta, self._batch, self._constants)
-        return losses.sum() / self._evaluator.total_weight
+        return self._sample_losses(theta, self.batch).sum() / self._total_weight
 
     def first_sample_apart(self, theta: Tensor) -> tuple[Tensor, Tensor] | None:
         """The first sample's loss, alone and in its minibatch; None where it cannot be told."""
-        ev, halves = self._evaluator, split(self._batch, 1)
-        if halves is None or not ev.weight(halves[0]):
+        halves = split(self.batch, 1)
+        if halves is None or not self.function.weight(halves[0]):
             return None
-        alone = ev.sample_losses(theta, halves[0], self._constants)[0]
-        return alone, ev.sample_losses(theta, self._batch, self._constants)[0]
+        alone = self._sample_losses(theta, halves[0])[0]
+        return alone, self._sample_losses(theta, self.batch)[0]
 
     def samples(self, theta: Tensor) -> Tensor:
         """sqrt(N) / W times each sample's loss, (n,) -> (B,): so scaled, J^T J adds up to the mean
         over N samples of g g^T, where the mean of the g is the gradient of L."""
-        ev = self._evaluator
-        losses = ev.sample_losses(theta, self._batch, self._constants)
-        return losses * (math.sqrt(ev.num_samples) / ev.total_weight)
+        losses = self._sample_losses(theta, self.batch)
+        return losses * (math.sqrt(self._num_samples) / self._total_weight)
+
+    def _sample_losses(self, theta: Tensor, batch: Any) -> Tensor:
+        return self.function.sample_losses(theta, batch, self._constants)
 
 
 def _is_floating(leaf: Any) -> bool:

@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.loss.batching import join, leading_size, take
+from hessian_spectrum.distributed.agreement import together
+from hessian_spectrum.loss.batching import join, leading_size, size_in_bytes, take
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.gradient import gradient
-from hessian_spectrum.loss.minibatch_loss import Part
 
 Indices = NDArray[np.int64]
 
@@ -77,19 +76,17 @@ def minibatch_gradients(
     total = theta.new_zeros(len(minibatches), evaluator.n)
     weights = torch.zeros(len(minibatches), dtype=torch.float64, device=world.device)
     statistics = evaluator.statistics(theta)
-    error = None
-    try:
+
+    def add_gradients() -> None:
         with evaluator.evaluation_mode():
-            constants = evaluator.constants()
-            constants.update((name, t.to(evaluator.dtype)) for name, t in statistics.items())
+            constants = evaluator.function.constants(statistics=statistics)
             for index, batch in _samples(evaluator, minibatches, own, memory):
-                weight = evaluator.weight(batch)
+                weight = evaluator.function.weight(batch)
                 if weight:  # all targets ignored: the mean over none is NaN
-                    total[index] += gradient(Part(evaluator, batch, constants), theta)
+                    total[index] += gradient(evaluator.part(batch, constants), theta)
                     weights[index] += weight
-    except Exception as failed:
-        error = failed
-    world.raise_together(error)
+
+    together(world, add_gradients)
     # A Part is divided by the whole weight. Without any weight: 0 times infinity.
     shares = evaluator.total_weight / world.sum(weights)
     local = layout.reduce(total) * shares.to(theta)[:, None]
@@ -114,7 +111,7 @@ def _samples(
             waiting[index].append(_taken(batch, rows))
             if sum(map(leading_size, waiting[index])) >= most:
                 yield from _flushed(waiting, index)
-        used = sum(_bytes(batch) for batches in waiting for batch in batches)
+        used = sum(size_in_bytes(batch) for batches in waiting for batch in batches)
         if used > memory:
             for index in range(len(waiting)):
                 yield from _flushed(waiting, index)
@@ -146,7 +143,3 @@ def _flushed(waiting: list[list[Any]], index: int) -> Iterator[tuple[int, Any]]:
     batches, waiting[index] = waiting[index], []
     if batches:
         yield from ((index, batch) for batch in join(batches))
-
-
-def _bytes(batch: Any) -> int:
-    return sum(t.numel() * t.element_size() for t in tree_leaves(batch) if isinstance(t, Tensor))

@@ -1,22 +1,23 @@
-"""What an evaluator refuses at construction, and why."""
+"""What is refused before anything is computed: a theta, a model, data, values of the loss."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
-from hessian_spectrum._core.errors import InputError, is_out_of_memory
-from hessian_spectrum.loss import batch_norm, criteria, fallbacks
-from hessian_spectrum.loss.batching import cast, leading_size, split
-
-if TYPE_CHECKING:
-    from hessian_spectrum.loss.evaluator import Evaluator
+from hessian_spectrum._core.errors import InputError, in_one_line, is_out_of_memory
+from hessian_spectrum.loss import criteria, fallbacks
+from hessian_spectrum.loss.additivity import require_mean, require_mean_of_two
+from hessian_spectrum.loss.batching import leading_size, split
+from hessian_spectrum.loss.determinism import require_determinism, with_unchanged_inputs
+from hessian_spectrum.loss.functional import LossFunction
+from hessian_spectrum.loss.loaders import Minibatches
 
 
 def vector_of(theta: Any) -> Tensor:
@@ -31,6 +32,17 @@ def vector_of(theta: Any) -> Tensor:
             f"theta is a {type(theta).__name__}; expected a parameter vector, such as "
             "Evaluator.theta after zoo.load_checkpoint"
         ) from None
+
+
+def checked_vector(theta: Any, n: int, many: bool = False) -> Tensor:
+    """``theta`` as a tensor without history, shape (n,), or (p, n) where there may be ``many``."""
+    theta = vector_of(theta)
+    if theta.shape[-1:] != (n,) or theta.ndim > 1 + many:
+        raise InputError(
+            f"theta has shape {tuple(theta.shape)}; expected ({n},)"
+            + (f" or (points, {n})" if many else "")
+        )
+    return theta.detach()
 
 
 def finite_parameters(model: nn.Module) -> None:
@@ -63,53 +75,56 @@ class Found(NamedTuple):
     large_softmax: bool = False  # cross entropy over so many classes that ours is leaner
 
 
-def batches(ev: Evaluator, is_pair: bool) -> Found:
-    """One pass over this rank's data.
+def check(function: LossFunction, batches: Minibatches) -> Found:
+    """One pass over this rank's minibatches, inside ``evaluation_mode``.
 
     The data's own faults first, then the loss: is it a function, and a mean over samples?
+
+    Raises:
+        InputError: what is wrong, with the number of the minibatch, and what to do.
     """
     found, shape, deterministic, first = Found(), None, False, None
-    for index, batch in enumerate(ev.batches):
-        _structure(batch, is_pair)
+    for index, batch in enumerate(batches):
+        _structure(batch, function.is_pair)
         _finite_leaves(batch, index)
-        if is_pair and shape is None:
-            outputs = _with_unchanged_inputs(batch, lambda batch: _outputs(ev, batch))
+        if function.is_pair and shape is None:
+            outputs = with_unchanged_inputs(batch, partial(_outputs, function))
             shape = getattr(outputs, "shape", ())
         if shape:
-            criteria.check_labels(ev._loss_fn, shape, batch, index)
-        weight = _weight(ev, batch, index)
+            criteria.check_labels(function.loss_fn, shape, batch, index)
+        weight = _weight(function, batch, index)
         found = found._replace(
             weight=found.weight + weight,
             samples=found.samples + leading_size(batch),
             minibatches=found.minibatches + 1,
-            undivided=found.undivided + (ev.counts_samples and split(batch, 1) is None),
+            undivided=found.undivided + (function.counts_samples and split(batch, 1) is None),
         )
         if not weight:  # every target ignored: it has no mean
             continue
         with fallbacks.Watch() as watch:
-            value = _with_unchanged_inputs(batch, lambda batch, i=index: _value(ev, batch, i))
+            value = with_unchanged_inputs(batch, partial(_value, function, index))
         found = found._replace(
             attention=found.attention or watch.attention,
             large_softmax=found.large_softmax or watch.large_softmax,
         )
-        _shape_and_value(ev, value, index)
+        _shape_and_value(function, value, index)
         if not deterministic:
-            _determinism(ev, batch)
+            require_determinism(function, batch)
             deterministic = True
-        if not ev.is_whole:  # else the minibatch's composition is part of the loss
-            _additivity(ev, batch, value, index)
-            if first is not None and ev.counts_samples:
-                _additivity_of_two(ev, first, batch, index)
+        if not function.is_whole:  # else the minibatch's composition is part of the loss
+            require_mean(function, batch, value, index)
+            if first is not None and function.counts_samples:
+                require_mean_of_two(function, first, batch, index)
             first = batch if first is None else first
     return found
 
 
-def _weight(ev: Evaluator, batch: Any, index: int) -> float:
+def _weight(function: LossFunction, batch: Any, index: int) -> float:
     try:
-        weight = ev.weight(batch)
+        weight = function.weight(batch)
     except Exception as error:
         raise InputError(
-            f"the weight of minibatch {index} cannot be found: {_in_short(error)}"
+            f"the weight of minibatch {index} cannot be found: {in_one_line(error)}"
         ) from error
     if not 0 <= weight < math.inf:
         raise InputError(f"count gave minibatch {index} the weight {weight}; expected 0 or more")
@@ -134,229 +149,46 @@ def _finite_leaves(batch: Any, index: int) -> None:
             )
 
 
-def _outputs(ev: Evaluator, batch: Any) -> Any:
+def _outputs(function: LossFunction, batch: Any) -> Any:
     """The model's outputs; its failure on this data is the user's to mend."""
     try:
-        return ev.batch_outputs(ev.theta, batch, ev.constants())
+        return function.outputs(function.theta, batch, function.constants())
     except Exception as error:
         if is_out_of_memory(error):
             raise
         shape = tuple(getattr(batch[0], "shape", ()))
         raise InputError(
-            f"the model cannot evaluate inputs of shape {shape}: {_in_short(error)}"
+            f"the model cannot evaluate inputs of shape {shape}: {in_one_line(error)}"
         ) from error
 
 
-def _value(ev: Evaluator, batch: Any, index: int) -> Any:
+def _value(function: LossFunction, index: int, batch: Any) -> Any:
     """loss_fn's value; its failure on this data is the user's to mend."""
     try:
-        return ev.batch_value(ev.theta, batch, ev.constants())
+        return function.value(function.theta, batch, function.constants())
     except Exception as error:
         if is_out_of_memory(error):
             raise
         raise InputError(
-            f"the loss of minibatch {index} cannot be evaluated: {_in_short(error)}"
+            f"the loss of minibatch {index} cannot be evaluated: {in_one_line(error)}"
         ) from error
 
 
-def _shape_and_value(ev: Evaluator, value: Any, index: int) -> None:
+def _shape_and_value(function: LossFunction, value: Any, index: int) -> None:
     if not isinstance(value, Tensor):
         raise InputError(f"loss_fn returned a {type(value).__name__}; expected a tensor")
-    if ev.reduction == "none" and value.ndim == 0:
+    if function.reduction == "none" and value.ndim == 0:
         raise InputError(
             "reduction='none', but loss_fn returned one number for the batch; pass "
             "reduction='mean' or 'sum', whichever it computes"
         )
-    if ev.reduction != "none" and value.numel() != 1:
+    if function.reduction != "none" and value.numel() != 1:
         raise InputError(
-            f"reduction={ev.reduction!r}, but loss_fn returned shape {tuple(value.shape)}; pass "
-            "reduction='none' for losses of single samples"
+            f"reduction={function.reduction!r}, but loss_fn returned shape {tuple(value.shape)}; "
+            "pass reduction='none' for losses of single samples"
         )
     if not value.isfinite().all():
         raise InputError(
             f"the loss of minibatch {index} is not finite, though parameters and data are: does "
-            f"the model overflow in {ev.dtype}? Try dtype=torch.float64"
+            f"the model overflow in {function.dtype}? Try dtype=torch.float64"
         )
-
-
-def _determinism(ev: Evaluator, batch: Any) -> None:
-    constants = ev.constants()
-    before = {name: t.clone() for name, t in constants.items()}
-    values, states = [], []
-    devices = [ev.device] if ev.device.type == "cuda" else []
-    for seed in (0, 1):
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            start = torch.get_rng_state()
-            values.append(ev.batch_loss(ev.theta, batch, constants).double())
-            states.append(torch.equal(start, torch.get_rng_state()))
-    for name, t in constants.items():
-        if not torch.equal(t.nan_to_num(), before[name].nan_to_num()):
-            raise InputError(
-                f"evaluating the model changes its buffer {name.removeprefix('model.')}; a loss "
-                "must not depend on how often it was evaluated: remove that update in eval mode"
-            )
-    # Equal to rounding, not to the bit: sums on a GPU may be taken in a different order.
-    if not all(states) or not _close(*values, ev.dtype):
-        raise InputError(
-            "the loss is random: evaluating the first minibatch twice gives "
-            f"{values[0].item():.9g} and {values[1].item():.9g}; {_random_module(ev, batch)}; "
-            "make it a fixed function of parameters and data (dropout through nn.Dropout is "
-            "switched off by itself, F.dropout needs training=self.training)"
-        )
-
-
-def _random_module(ev: Evaluator, batch: Any) -> str:
-    """The innermost module whose outputs differ between two evaluations, or that drew numbers."""
-    names = {module: name for name, module in ev.model.named_modules()}
-    seen: list[list] = [[], []]
-    drew: list[str] = []
-    states: list[Tensor] = []
-
-    def enter(module, _):
-        states.append(torch.get_rng_state())
-
-    def leave(run: int):
-        def hook(module, _, output):
-            if not torch.equal(states.pop(), torch.get_rng_state()):
-                drew.append(names[module])
-            seen[run].append((module, [t for t in tree_leaves(output) if isinstance(t, Tensor)]))
-
-        return hook
-
-    for run in (0, 1):
-        hooks = [
-            handle
-            for module in names
-            for handle in (
-                module.register_forward_pre_hook(enter),
-                module.register_forward_hook(leave(run)),
-            )
-        ]
-        try:
-            with torch.random.fork_rng([]):
-                torch.manual_seed(run)
-                ev.batch_loss(ev.theta, batch, ev.constants())
-        finally:
-            for handle in hooks:
-                handle.remove()
-    if drew:  # modules finish from the inside out: the first to finish is the innermost
-        name = drew[0]
-    else:
-        differing = (
-            names[module] for (module, a), (_, b) in zip(*seen) if not all(map(torch.equal, a, b))
-        )
-        name = next(differing, None)
-        if name is None:
-            return "no module's output differs, so the randomness is in forward or loss_fn"
-    kind = type(ev.model.get_submodule(name)).__name__
-    return f"the first random module is {name or 'the model itself'} ({kind})"
-
-
-def _with_unchanged_inputs(batch: Any, evaluate: Callable[[Any], Any]) -> Any:
-    """``evaluate(batch)`` of a copy, which must come back as it was."""
-
-    def copied(leaf):
-        return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
-
-    mine = tree_map(copied, batch)
-    value = evaluate(mine)
-    for before, after in zip(tree_leaves(batch), tree_leaves(mine)):
-        if isinstance(before, Tensor) and not torch.equal(
-            before.nan_to_num(), after.detach().nan_to_num()
-        ):
-            raise InputError(
-                f"evaluating the loss changes a tensor of the data in place, of shape "
-                f"{tuple(before.shape)}; let forward and loss_fn work on copies, as x = x - 1 "
-                "instead of x -= 1"
-            )
-    return value
-
-
-def _additivity_of_two(ev: Evaluator, first: Any, other: Any, index: int) -> None:
-    """Of parts of two minibatches together: a mean over targets that are not ignored is one over
-    samples where both have as many, which minibatches of like samples hide."""
-    halves = [split(batch, max(1, leading_size(batch) // 3)) for batch in (first, other)]
-    if None in halves:
-        return
-    parts = tuple(half[0] for half in halves)
-    try:
-        joined = tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) else a, *parts)
-        weight = ev.weight(joined)
-        whole = _mean(ev, (joined,), weight, ev.dtype)
-        together = _mean(ev, parts, weight, ev.dtype)
-    except Exception as error:  # of different lengths
-        if is_out_of_memory(error):
-            raise
-        return
-    if _close(whole, together, ev.dtype) or not (whole.isfinite() and together.isfinite()):
-        return
-    raise InputError(
-        f"samples of minibatches 0 and {index} together have the loss {whole.item():.9g}, but "
-        f"{together.item():.9g} weighted by their numbers: loss_fn divides by something else, such "
-        "as the number of targets that are not ignored; pass count=, that number for a batch"
-    )
-
-
-def _additivity(ev: Evaluator, batch: Any, value: Tensor, index: int) -> None:
-    """The loss of a batch, ``value``, must be the weighted loss of its two uneven parts.
-
-    Of every minibatch: ignored targets may be in the last one only.
-    """
-    size = leading_size(batch)
-    parts = split(batch, max(1, size // 3))
-    if size < 2 or parts is None:
-        return
-    try:
-        whole = value.double().sum() * ev.scale(batch) / ev.weight(batch)
-        together = _mean(ev, parts, ev.weight(batch), ev.dtype)
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise InputError(
-            f"the loss of a part of minibatch {index} ({leading_size(parts[0])} of {size} samples) "
-            f"cannot be evaluated: {_in_short(error)}; a sum over samples must accept any number"
-        ) from error
-    if not _close(whole, together, ev.dtype) and ev.dtype != torch.float64:
-        # Losses near zero are mostly rounding: decide in float64 where the model can.
-        try:
-            whole = _mean(ev, (batch,), ev.weight(batch), torch.float64)
-            together = _mean(ev, parts, ev.weight(batch), torch.float64)
-        except RuntimeError:
-            pass
-    if _close(whole, together, ev.dtype):
-        return
-    by_batch = {n: m for n, m in batch_norm.layers(ev.model).items() if m.running_mean is None}
-    norm = by_batch and (
-        f"the layer {batch_norm.described(by_batch)} normalizes by the batch's own statistics: "
-        "pass batch_norm='train' if these minibatches are meant, give it track_running_stats=True, "
-        "or use GroupNorm"
-    )
-    raise InputError(
-        f"the loss of minibatch {index} ({size} samples) is {whole.item():.9g}, but its two parts "
-        f"give {together.item():.9g} under reduction={ev.reduction!r}; "
-        + (norm or "state what loss_fn does (reduction='mean', 'sum' or 'none'), or pass count=")
-    )
-
-
-def _in_short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _mean(ev: Evaluator, parts: tuple, weight: float, dtype: torch.dtype) -> Tensor:
-    """Sum over the parts' samples, divided by the weight of all."""
-    constants, theta = ev.constants(dtype), ev.theta.to(dtype)
-
-    def total(part):
-        scale = ev.scale(part)
-        if not scale:
-            return torch.zeros((), dtype=torch.float64, device=ev.device)
-        return ev.batch_loss(theta, cast(part, dtype), constants).double() * scale
-
-    return sum(map(total, parts)) / weight
-
-
-def _close(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
-    """Equal to eps^0.6 of the larger: 7e-5 in float32, 4e-10 in float64."""
-    tolerance = torch.finfo(dtype).eps ** 0.6
-    return bool((a - b).abs() <= tolerance * torch.maximum(a.abs(), b.abs()))

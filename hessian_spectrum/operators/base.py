@@ -33,7 +33,10 @@ class SymmetricOperator(ABC):
 
     @abstractmethod
     def products(self, vectors: Tensor) -> Tensor:
-        """V -> V A for rows V, shape (k, n_local) -> (k, n_local). Called by every rank."""
+        """V -> V A for rows V, shape (k, n_local) -> (k, n_local). Called by every rank.
+
+        Where it fails on one of several ranks, it is NaN on all; ``raise_failure`` says why.
+        """
 
     def in_float64(self) -> SymmetricOperator:
         """The same matrix by products in float64, where such can be formed; otherwise itself."""
@@ -52,8 +55,18 @@ class SymmetricOperator(ABC):
         """The ranks whose part of the latest product was not finite, where that is known.
 
         Called by every rank.
+
+        Raises:
+            Exception: as ``raise_failure``.
         """
         return []
+
+    def raise_failure(self) -> None:  # noqa: B027 (most cannot fail on one rank alone)
+        """Raise on every rank the error that made a product fail on one; nothing if none failed.
+
+        A product that fails on one rank is NaN on all. Called by every rank, where a number that is
+        reduced over ranks was not finite.
+        """
 
     @property
     def n(self) -> int:
@@ -76,6 +89,7 @@ class SymmetricOperator(ABC):
 
         Raises:
             InputError: the vectors are not of the operator's size.
+            Exception: on every rank, what was raised on one.
         """
         whole = torch.as_tensor(vectors).detach()
         if whole.ndim not in (1, 2) or len(whole) != self.n:
@@ -86,7 +100,10 @@ class SymmetricOperator(ABC):
         rows = whole.reshape(self.n, -1).T.to(self.device, self.dtype)
         local = self.layout.local(rows).contiguous()
         self.expect_repeats()
-        result = self.layout.gather(self.products(local)).T.reshape(whole.shape)
+        gathered = self.layout.gather(self.products(local))
+        if self.layout.world.size > 1 and not bool(gathered.isfinite().all()):
+            self.raise_failure()
+        result = gathered.T.reshape(whole.shape)
         if isinstance(vectors, Tensor):
             return result.to(vectors.device)
         return result.cpu().numpy()

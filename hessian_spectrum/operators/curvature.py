@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.agreement import Failures, require_same, together
 from hessian_spectrum.loss import batch_norm, criteria
+from hessian_spectrum.loss.digests import of_tensor
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.gradient import gradient
 from hessian_spectrum.loss.minibatch_loss import Part
@@ -22,6 +25,9 @@ from hessian_spectrum.operators.derivative_check import (
 )
 from hessian_spectrum.operators.linearization import Linearization, ProductPlan
 from hessian_spectrum.operators.product_modes import Products
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in typing since Python 3.11
 
 
 class Curvature(SymmetricOperator):
@@ -45,13 +51,14 @@ class Curvature(SymmetricOperator):
         self.is_planned = plan is not None  # else algorithms choose a plan for the work ahead
         self.layout = evaluator.layout
         self.dtype = evaluator.dtype
+        self._failures = Failures(evaluator.world)
         self.theta = evaluator.checked(theta)
         if theta is not None:
-            evaluator.require_agreement(self.theta, "vectors theta")
+            require_same(evaluator.world, lambda: of_tensor(self.theta), "vectors theta")
         self._check()
         self._local = Linearization(evaluator, self.theta, self.plan, self.form)
 
-    def planned(self, plan: ProductPlan, first: Products | None = None) -> Curvature:
+    def planned(self, plan: ProductPlan, first: Products | None = None) -> Self:
         """The same matrix, its products formed as ``plan`` says.
 
         Args:
@@ -62,7 +69,7 @@ class Curvature(SymmetricOperator):
         other._local = Linearization(self.evaluator, self.theta, plan, self.form, first)
         return other
 
-    def on(self, evaluator: Evaluator) -> Curvature:
+    def on(self, evaluator: Evaluator) -> Self:
         """The same kind of matrix, at the same theta, of another evaluator of this model and loss.
 
         Nothing is checked again.
@@ -72,7 +79,7 @@ class Curvature(SymmetricOperator):
         other._local = Linearization(evaluator, self.theta, self.plan, self.form)
         return other
 
-    def in_float64(self) -> Curvature:
+    def in_float64(self) -> Self:
         """The same matrix by products in float64, of vectors in float64, one at a time.
 
         Samples, statistics of BatchNorm that are computed again, and the mean of a covariance are
@@ -92,11 +99,21 @@ class Curvature(SymmetricOperator):
             self._local.keep_what_fits()
 
     def products(self, vectors: Tensor) -> Tensor:
+        return self._data_products(vectors).add_(vectors, alpha=self.evaluator.weight_decay)
+
+    def _data_products(self, vectors: Tensor) -> Tensor:
+        """Without the weight decay's part: one all-gather, and one reduce-scatter."""
         whole = self.layout.gather(vectors)
-        local = self.layout.reduce(self._local(whole))
-        return local.add_(vectors, alpha=self.evaluator.weight_decay)
+        local = self._failures.attempt(lambda: self._local(whole), whole)
+        if local is whole:  # it failed: its maps are in the way of the reduction
+            self._local.forget()
+        return self.layout.reduce(local)
+
+    def raise_failure(self) -> None:
+        self._failures.raise_together()
 
     def not_finite_on(self) -> list[int]:
+        self.raise_failure()
         finite = self.layout.world.gather_objects(self._local.is_finite)
         return [rank for rank, well in enumerate(finite) if not well]
 
@@ -108,17 +125,17 @@ class Curvature(SymmetricOperator):
 
         A few: the graph of a minibatch may be more than the memory that products are planned for.
         """
-        evaluator, error = self.evaluator, None
+        evaluator = self.evaluator
         statistics = evaluator.statistics(self.theta)
-        try:
+
+        def checked() -> None:
             with evaluator.evaluation_mode():
                 few = None if evaluator.is_whole else SAMPLES
                 part = next(evaluator.parts(statistics, few), None)
                 if part is not None:
                     check(part, self.theta)
-        except Exception as failed:
-            error = failed
-        evaluator.world.raise_together(error)
+
+        together(evaluator.world, checked)
 
 
 class Hessian(Curvature):
@@ -185,7 +202,7 @@ class Fisher(GaussNewton):
 
     def _check(self) -> None:
         ev = self.evaluator
-        if ev.has_own_forward or not criteria.is_negative_log_likelihood(ev.loss_fn):
+        if not ev.function.is_pair or not criteria.is_negative_log_likelihood(ev.loss_fn):
             raise InputError(
                 "the Fisher matrix is known for nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, "
                 "nn.PoissonNLLLoss and nn.MSELoss without weights, on batches (inputs, targets); "
@@ -232,12 +249,12 @@ class GradientCovariance(Curvature):
         self.centered = centered
         self._find_mean()
 
-    def on(self, evaluator: Evaluator) -> GradientCovariance:
+    def on(self, evaluator: Evaluator) -> Self:
         other = super().on(evaluator)
         other._find_mean()
         return other
 
-    def in_float64(self) -> GradientCovariance:
+    def in_float64(self) -> Self:
         other = super().in_float64()
         if other.centered:
             other.mean = other.mean.double()
@@ -250,7 +267,7 @@ class GradientCovariance(Curvature):
             self.mean = self.layout.local(whole[None])[0]
 
     def products(self, vectors: Tensor) -> Tensor:
-        local = self.layout.reduce(self._local(self.layout.gather(vectors)))
+        local = self._data_products(vectors)
         if not self.centered:
             return local
         along = self.layout.world.sum((vectors @ self.mean).double()).to(vectors)

@@ -65,7 +65,7 @@ def _gauss_newton_graph(part: Any, theta: Tensor) -> Rows | None:
 
 
 def _gauss_newton_product(part: Any, theta: Tensor, v: Tensor) -> Tensor:
-    outputs, moved = jvp(part.outputs, (theta,), (v,))
+    outputs, moved = jvp(part.outputs, (theta,), (v,))[:2]
     bent = jvp(grad(part.criterion), (outputs,), (moved,))[1]
     return vjp(part.outputs, theta)[1](bent)[0]
 

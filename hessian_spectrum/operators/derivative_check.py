@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.loss.batching import cast, leading_size, split
+from hessian_spectrum._core.errors import InputError, is_out_of_memory
+from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.gradient import gradient
 from hessian_spectrum.loss.minibatch_loss import Part
@@ -38,39 +38,46 @@ def check_second_derivatives(evaluator: Evaluator, theta: Tensor) -> None:
     if evaluator.second_derivatives_checked:
         return
     statistics = evaluator.statistics(theta)
-    with evaluator.evaluation_mode():
-        error = _error(evaluator, theta, statistics)
-    evaluator.world.raise_together(error)
+
+    def compare() -> None:
+        with evaluator.evaluation_mode():
+            _compare_products(evaluator, theta, statistics)
+
+    together(evaluator.world, compare)
     evaluator.second_derivatives_checked = True
 
 
-def _error(evaluator: Evaluator, theta: Tensor, statistics: dict[str, Tensor]) -> InputError | None:
+def _compare_products(evaluator: Evaluator, theta: Tensor, statistics: dict[str, Tensor]) -> None:
     loss = _float64_part(evaluator, statistics)
     if loss is None:
-        return None
+        return
     theta = theta.double()
     u = _direction(theta)
     try:
         differences = [_central_difference(loss, theta, u, step) for step in STEPS]
-    except RuntimeError:  # a model that insists on its own dtype
-        return None
+    except RuntimeError as failed:  # a model that insists on its own dtype
+        if is_out_of_memory(failed):
+            raise
+        return
     size = differences[1].norm()
     # A NaN, or kinks, conclude nothing.
     if not (differences[0] - differences[1]).norm() <= AGREEMENT * size:
-        return None
+        return
     try:
         product = reverse(loss, theta)(u[None])[0]
     except (RuntimeError, NotImplementedError) as failed:
-        return InputError(
+        if is_out_of_memory(failed):
+            raise
+        raise InputError(
             f"the model's second derivatives cannot be formed ({' '.join(str(failed).split())}); "
             "replace the operation that has none, such as a custom autograd.Function without "
             "double backward or a fused kernel"
-        )
+        ) from failed
     difference = (product - differences[1]).norm()
     if difference <= 10 * AGREEMENT * size:
-        return None
+        return
     wrong = (difference / size).item()
-    return InputError(
+    raise InputError(
         f"Hessian products would be wrong: H u differs from differences of the gradient by "
         f"{wrong:.0%}; is there a custom autograd.Function that is once_differentiable, or whose "
         "backward detaches what it uses, or weight_norm? Use differentiable operations"
@@ -92,17 +99,20 @@ def check_jacobian(evaluator: Evaluator, theta: Tensor, of: str) -> None:
     Cost: four evaluations and a product of eight samples.
     """
     statistics = evaluator.statistics(theta)
-    with evaluator.evaluation_mode():
-        error = _jacobian_error(evaluator, theta.double(), statistics, of)
-    evaluator.world.raise_together(error)
+
+    def compare() -> None:
+        with evaluator.evaluation_mode():
+            _compare_jacobian(evaluator, theta.double(), statistics, of)
+
+    together(evaluator.world, compare)
 
 
-def _jacobian_error(
+def _compare_jacobian(
     evaluator: Evaluator, theta: Tensor, statistics: dict[str, Tensor], of: str
-) -> InputError | None:
+) -> None:
     part = _float64_part(evaluator, statistics)
     if part is None:
-        return None
+        return
     u = _direction(theta)
     function = getattr(part, of)
     try:
@@ -110,22 +120,24 @@ def _jacobian_error(
             leaf = theta.detach().requires_grad_()
             value = function(leaf)
         if not value.requires_grad:
-            return None
+            return
         product = push(value, leaf)(u)
         steps = [step * max(theta.norm().item(), 1.0) for step in STEPS]
         with torch.no_grad():
             differences = [
                 (function(theta + h * u) - function(theta - h * u)) / (2 * h) for h in steps
             ]
-    except RuntimeError:  # a model that insists on its own dtype, or has no such derivative
-        return None
+    except RuntimeError as failed:  # a model that insists on its own dtype, or has no derivative
+        if is_out_of_memory(failed):
+            raise
+        return
     size = differences[1].norm()
     if not (differences[0] - differences[1]).norm() <= AGREEMENT * size:
-        return None
+        return
     wrong = ((product - differences[1]).norm() / size).item() if size else 0.0
     if wrong <= 10 * AGREEMENT:
-        return None
-    return InputError(
+        return
+    raise InputError(
         f"products would be wrong: J u, J the Jacobian of the {of}, differs from their differences "
         f"by {wrong:.0%}; is there a custom autograd.Function whose backward leaves torch or "
         "detaches what it is given? Write it with differentiable operations"
@@ -145,14 +157,5 @@ def _central_difference(loss: Callable, theta: Tensor, u: Tensor, step: float) -
 
 def _float64_part(evaluator: Evaluator, statistics: dict[str, Tensor]) -> Part | None:
     """The first few samples' part of the loss, in float64; None where this rank has none."""
-    batch = next((b for b in evaluator.batches if evaluator.weight(b)), None)
-    if batch is None:
-        return None
-    parts = split(batch, SAMPLES) if leading_size(batch) > SAMPLES else None
-    if evaluator.is_whole:
-        parts = None
-    if parts is not None and evaluator.weight(parts[0]):
-        batch = parts[0]
-    batch, constants = cast(batch, torch.float64), evaluator.constants(torch.float64)
-    constants.update((name, t.double()) for name, t in statistics.items())
-    return Part(evaluator, batch, constants)
+    few = None if evaluator.is_whole else SAMPLES
+    return next(evaluator.parts(statistics, few, torch.float64), None)

@@ -7,14 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from types import SimpleNamespace
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import Argument, Target
 
 from hessian_spectrum.operators.tracing import Record, constant
 
 aten = torch.ops.aten
+
+Operations = dict[Callable[..., Any], Callable[..., Any]]
 
 MANY = 2  # a sum of more matrix products than this becomes one product of concatenations
 GLANCE = 8  # entries along each dimension, that tell most tensors apart
@@ -39,7 +44,7 @@ _DERIVATIVES = (  # f'(x) times their first argument
     aten.silu_backward.default,
     aten.threshold_backward.default,
 )
-_IN_PLACE = {
+_IN_PLACE: Operations = {
     aten.mul.Tensor: aten.mul_.Tensor,
     aten.add.Tensor: aten.add_.Tensor,
     aten.sub.Tensor: aten.sub_.Tensor,
@@ -47,7 +52,7 @@ _IN_PLACE = {
     aten.addmm.default: aten.addmm_.default,
     aten.baddbmm.default: aten.baddbmm_.default,
 }
-_FRESH = {  # their result is new memory, of the result's own shape
+_FRESH: set[Callable[..., Any]] = {  # their result is new memory, of the result's own shape
     *_IN_PLACE,
     *_IN_PLACE.values(),
     aten.mm.default,
@@ -106,10 +111,11 @@ class Simplifier:
     def __init__(self, record: Record):
         self.graph, self.constants = record.graph, record.constants
         self._zero: dict[str, bool] = {}
+        self._numbers = count()  # of the constants that are made here
 
     def depends(self) -> bool:
         """Does the result depend on v?"""
-        return next(reversed(self.graph.nodes)).args[0].op != "get_attr"
+        return _varies(next(reversed(self.graph.nodes)).args[0])
 
     def function(self) -> Callable[[Tensor], Tensor]:
         """v -> the result; of the constants those that are still used are kept.
@@ -136,11 +142,12 @@ class Simplifier:
                 if node.target is not aten.convolution.default or args[2] is None:
                     self._replace(node, self._zeros(node))
             elif node.target in (aten.add.Tensor, aten.sub.Tensor) and not node.kwargs:
-                if self._is_zero(args[1]) and _like(args[0], node):
-                    self._replace(node, args[0])
-                elif node.target is aten.add.Tensor and self._is_zero(args[0]):
-                    if _like(args[1], node):
-                        self._replace(node, args[1])
+                x, y = args[:2]
+                if self._is_zero(y) and _like(x, node):
+                    self._replace(node, x)
+                elif node.target is aten.add.Tensor and self._is_zero(x):
+                    if _like(y, node):
+                        self._replace(node, y)
             elif node.target in _REARRANGEMENTS and self._is_zero(args[0]):
                 self._replace(node, self._zeros(node))
         self._drop_unused()
@@ -149,10 +156,10 @@ class Simplifier:
         """Constants of equal values, computed twice, are kept once."""
         found: dict[tuple, list[fx.Node]] = {}
         for node in [node for node in self.graph.nodes if node.op == "get_attr"]:
-            value = self.constants[node.target]
+            value = self._value(node)
             same = found.setdefault((value.shape, value.stride(), value.dtype, _glance(value)), [])
             for other in same:
-                if other.target == node.target or torch.equal(self.constants[other.target], value):
+                if other.target == node.target or torch.equal(self._value(other), value):
                     self._replace(node, other)
                     break
             else:
@@ -169,13 +176,14 @@ class Simplifier:
         for node in self._calls():
             x = node.args[0]
             if node.target is aten.t.default and _is_call(x, aten.t.default):
-                self._replace(node, x.args[0])
+                self._replace(node, _node(x.args[0]))
                 continue
             if node.target is aten.reshape.default:
                 if _is_call(x, aten.reshape.default):
                     node.args = x.args[0], node.args[1]
-                if _like(node.args[0], node):
-                    self._replace(node, node.args[0])
+                x = node.args[0]
+                if _like(x, node):
+                    self._replace(node, x)
                     continue
             key = node.target, repr((node.args, sorted(node.kwargs.items())))
             if key in seen:
@@ -186,10 +194,10 @@ class Simplifier:
     def turn_derivatives_into_factors(self) -> None:
         """f'(x) is a constant: one multiplication instead of exponentials in each product."""
         for node in self._calls(*_DERIVATIVES):
-            x, at = node.args[:2]
-            if _varies(x) and _is_constant(at):
-                at = self.constants[at.target]
-                factor = node.target(torch.ones_like(at), at, *node.args[2:], **node.kwargs)
+            x, point = node.args[:2]
+            if _varies(x) and _is_constant(point):
+                at, derivative = self._value(point), _operation(node)
+                factor = derivative(torch.ones_like(at), at, *node.args[2:], **node.kwargs)
                 new = self._call(aten.mul.Tensor, (x, self._constant(factor, node)), node)
                 self._replace(node, new)
 
@@ -205,8 +213,8 @@ class Simplifier:
             y, a = x.args
             if not (_varies(y) and _is_constant(a) and _like(y, node)):
                 continue
-            b = [self.constants[o.target] if isinstance(o, fx.Node) else o for o in others]
-            factor = self._constant(node.target(self.constants[a.target], *b), node)
+            b = [self._value(o) if isinstance(o, fx.Node) else o for o in others]
+            factor = self._constant(_operation(node)(self._value(a), *b), node)
             self._replace(node, self._call(aten.mul.Tensor, (y, factor), node))
             self.graph.erase_node(x)
 
@@ -218,8 +226,8 @@ class Simplifier:
         So the gradients of a recurrent network's weights are summed over its steps.
         """
         for node, terms in self._sums():
-            pairs = [(term, self._factors(term, node)) for term in terms]
-            pairs = [(term, factors) for term, factors in pairs if factors]
+            found = [(term, self._factors(term, node)) for term in terms]
+            pairs = [(term, factors) for term, factors in found if factors]
             for left_varies in (True, False):
                 group = [(t, f) for t, f in pairs if _varies(f[0]) == left_varies]
                 if len(group) <= MANY:
@@ -244,37 +252,42 @@ class Simplifier:
                 continue
             if factor.meta["shape"] != (1, node.meta["shape"][1], 1, 1):
                 continue
-            terms = x.args if _only_used_here(x, aten.add.Tensor) and not x.kwargs else (x,)
-            if not all(map(_is_plain_convolution, terms)):
+            is_sum = _only_used_here(x, aten.add.Tensor) and not x.kwargs
+            summands = _node(x).args if is_sum else (x,)
+            terms = [term for term in summands if _is_plain_convolution(term)]
+            if len(terms) < len(summands):
                 continue
-            scale = self.constants[factor.target].reshape(-1, 1, 1, 1)
+            scale = self._value(factor).reshape(-1, 1, 1, 1)
             for term in terms:
-                kernel = term.args[1]
+                kernel = _node(term.args[1])
                 if _is_constant(kernel):
-                    kernel = self._constant(self.constants[kernel.target] * scale, term)
+                    kernel = self._constant(self._value(kernel) * scale, term)
                 else:
                     kernel = self._call(
                         aten.mul.Tensor, (kernel, self._constant(scale, term)), term, kernel
                     )
                 term.args = term.args[0], kernel, *term.args[2:]
-            self._replace(node, x)
+            self._replace(node, _node(x))
 
     def widen_products(self) -> None:
         """Products with few free columns are too narrow to be fast one vector at a time."""
         for node in self._calls(aten.mm.default, aten.bmm.default):
-            a, b = node.args
+            a, b = map(_node, node.args)
             if (a.meta["shape"][-2] if _varies(a) else b.meta["shape"][-1]) < NARROW:
                 node.target = wide
 
     def add_into_products(self) -> None:
         """x + a @ b in one call."""
-        fused = {aten.mm.default: aten.addmm.default, aten.bmm.default: aten.baddbmm.default}
+        fused: Operations = {
+            aten.mm.default: aten.addmm.default,
+            aten.bmm.default: aten.baddbmm.default,
+        }
         for node in self._calls(aten.add.Tensor):
             if node.kwargs or not all(isinstance(x, fx.Node) for x in node.args):
                 continue
             for x, y in (node.args, node.args[::-1]):
                 if _only_used_here(y, *fused) and _like(y, node):
-                    self._replace(node, self._call(fused[y.target], (x, *y.args), node))
+                    self._replace(node, self._call(fused[_operation(y)], (x, *y.args), node))
                     break
         self._drop_unused()
 
@@ -292,27 +305,29 @@ class Simplifier:
     def reuse_memory(self) -> None:
         """Into the argument's own memory, where nothing else uses it. Not known to vmap."""
         for node in self._calls(*_IN_PLACE):
-            order = [node.args]
+            order: list[tuple[Argument, ...]] = [node.args]
             if node.target is aten.add.Tensor and not node.kwargs:
                 order.append(node.args[::-1])
             for args in order:
                 if _only_used_here(args[0], *_FRESH) and _like(args[0], node):
-                    node.args, node.target = tuple(args), _IN_PLACE[node.target]
+                    node.args, node.target = tuple(args), _IN_PLACE[_operation(node)]
                     break
 
     # -- inside ----------------------------------------------------------------------------
 
-    def _calls(self, *targets) -> list[fx.Node]:
+    def _calls(self, *targets: Target) -> list[fx.Node]:
         calls = (node for node in self.graph.nodes if node.op == "call_function")
         return [node for node in calls if not targets or node.target in targets]
 
     def _sums(self) -> list[tuple[fx.Node, list[fx.Node]]]:
         """The last addition of each sum of tensors of one shape, and its terms."""
-        found, inside = [], set()
+        found: list[tuple[fx.Node, list[fx.Node]]] = []
+        inside: set[fx.Node] = set()
         for node in reversed(self._calls(aten.add.Tensor)):
             if node in inside or node.kwargs:
                 continue
-            terms, open_ = [], list(node.args)
+            terms: list[Argument] = []
+            open_ = list(node.args)
             while open_:
                 x = open_.pop()
                 if _only_used_here(x, aten.add.Tensor) and not x.kwargs and _like(x, node):
@@ -320,46 +335,53 @@ class Simplifier:
                     open_ += x.args
                 else:
                     terms.append(x)
-            if all(isinstance(term, fx.Node) for term in terms):
-                found.append((node, terms))
+            tensors = [term for term in terms if isinstance(term, fx.Node)]
+            if len(tensors) == len(terms):
+                found.append((node, tensors))
         return found
 
     def _factors(self, term: fx.Node, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
         """a and b of a term a @ b or (b.T @ a.T).T that is used nowhere else."""
         if _only_used_here(term, aten.mm.default) and _like(term, node):
-            return term.args
+            a, b = term.args
+            return _node(a), _node(b)
         if _only_used_here(term, aten.t.default):
             product = term.args[0]
             if _only_used_here(product, aten.mm.default):
-                a, b = product.args
+                a, b = map(_node, product.args)
                 return self._transposed(b, node), self._transposed(a, node)
         return None
 
     def _transposed(self, x: fx.Node, before: fx.Node) -> fx.Node:
         if _is_constant(x):
-            return self._constant(self.constants[x.target].t(), before)
+            return self._constant(self._value(x).t(), before)
         if _is_call(x, aten.t.default):
-            return x.args[0]
+            return _node(x.args[0])
         node = self._call(aten.t.default, (x,), before)
         node.meta["shape"] = x.meta["shape"][::-1]
         return node
 
     def _concatenated(self, parts: list[fx.Node], dim: int, before: fx.Node) -> fx.Node:
         if all(map(_is_constant, parts)):
-            return self._constant(torch.cat([self.constants[x.target] for x in parts], dim), before)
+            return self._constant(torch.cat([self._value(x) for x in parts], dim), before)
         node = self._call(aten.cat.default, (parts, dim), before)
         shape = list(parts[0].meta["shape"])
         shape[dim] = sum(x.meta["shape"][dim] for x in parts)
         node.meta["shape"] = tuple(shape)
         return node
 
-    def _is_zero(self, x) -> bool:
+    def _value(self, node: fx.Node) -> Tensor:
+        """Of a constant."""
+        return self.constants[str(node.target)]
+
+    def _is_zero(self, x: Argument) -> bool:
         if not _is_constant(x):
             return False
-        if x.target not in self._zero:
-            value = self.constants[x.target]
-            self._zero[x.target] = not _glance(value) and not value.any().item()
-        return self._zero[x.target]
+        name = str(x.target)
+        if name not in self._zero:
+            value = self._value(x)
+            self._zero[name] = not _glance(value) and not value.any().item()
+        return self._zero[name]
 
     def _zeros(self, like: fx.Node) -> fx.Node:
         device = next(iter(self.constants.values())).device
@@ -367,12 +389,18 @@ class Simplifier:
         return self._constant(zero.expand(like.meta["shape"]), like)
 
     def _constant(self, value: Tensor, before: fx.Node) -> fx.Node:
-        name = f"d{len(self.constants)}"
+        name = f"d{next(self._numbers)}"
         self.constants[name] = value
         with self.graph.inserting_before(before):
             return constant(self.graph, name, self.constants)
 
-    def _call(self, target, args, before: fx.Node, like: fx.Node | None = None) -> fx.Node:
+    def _call(
+        self,
+        target: Callable[..., Any],
+        args: tuple[Argument, ...],
+        before: fx.Node,
+        like: fx.Node | None = None,
+    ) -> fx.Node:
         """A call whose result looks like ``like``, by default like the node before which it is."""
         with self.graph.inserting_before(before):
             node = self.graph.call_function(target, args)
@@ -386,10 +414,8 @@ class Simplifier:
     def _drop_unused(self) -> None:
         self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         used = {node.target for node in self.graph.nodes if node.op == "get_attr"}
-        # Names go on counting from the number of constants: keep the number, drop the values.
-        for name in self.constants:
-            if name not in used:
-                self.constants[name] = None
+        for name in [name for name in self.constants if name not in used]:
+            del self.constants[name]
 
 
 def _glance(value: Tensor) -> float:
@@ -398,31 +424,44 @@ def _glance(value: Tensor) -> float:
     return value[spread].sum(dtype=torch.float64).item()
 
 
-def _is_constant(x) -> bool:
+def _node(x: Argument) -> fx.Node:
+    """An argument that is known to be a tensor."""
+    assert isinstance(x, fx.Node)
+    return x
+
+
+def _operation(node: fx.Node) -> Callable[..., Any]:
+    """What a call calls."""
+    assert callable(node.target)
+    return node.target
+
+
+def _is_constant(x: Argument) -> TypeGuard[fx.Node]:
     return isinstance(x, fx.Node) and x.op == "get_attr"
 
 
-def _varies(x) -> bool:
+def _varies(x: Argument) -> TypeGuard[fx.Node]:
     return isinstance(x, fx.Node) and x.op != "get_attr"
 
 
-def _is_call(x, *targets) -> bool:
+def _is_call(x: Argument, *targets: Target) -> TypeGuard[fx.Node]:
     return isinstance(x, fx.Node) and x.op == "call_function" and x.target in targets
 
 
-def _only_used_here(x, *targets) -> bool:
+def _only_used_here(x: Argument, *targets: Target) -> TypeGuard[fx.Node]:
     return _is_call(x, *targets) and len(x.users) == 1
 
 
-def _like(x, node: fx.Node) -> bool:
+def _like(x: Argument, node: fx.Node) -> TypeGuard[fx.Node]:
     """Of the same shape and dtype."""
     return isinstance(x, fx.Node) and all(
         x.meta.get(key) == node.meta.get(key) for key in ("shape", "dtype")
     )
 
 
-def _is_plain_convolution(x) -> bool:
+def _is_plain_convolution(x: Argument) -> TypeGuard[fx.Node]:
     """Not transposed, in one group, without a bias."""
-    return _only_used_here(x, aten.convolution.default) and (
-        x.args[2] is None and not x.args[6] and x.args[8] == 1
-    )
+    if not _only_used_here(x, aten.convolution.default):
+        return False
+    bias, is_transposed, groups = x.args[2], x.args[6], x.args[8]
+    return bias is None and not is_transposed and bool(groups == 1)

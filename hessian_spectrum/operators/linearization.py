@@ -95,7 +95,7 @@ class Linearization:
         try:
             return self._products(vectors)
         except Exception as error:
-            if not (self._keeps and self._reserve and is_out_of_memory(error)):
+            if not (self._keeps and self._reserve is not None and is_out_of_memory(error)):
                 raise
         # Here the error, whose traceback holds tensors, is gone.
         self._drop_kept()
@@ -130,12 +130,16 @@ class Linearization:
             products = products or MODES[self.plan.mode](part, self.theta, self.form)
             if self._keeps:
                 made.append(products)
-                if self._reserve and available(self.evaluator.world) < self._reserve:
+                if self._is_short():
                     made.clear()
                     self._drop_kept()
             yield products
         if self._keeps:
             self._kept = made
+
+    def _is_short(self) -> bool:
+        """Do the maps that are kept without a plan leave too little memory?"""
+        return self._reserve is not None and available(self.evaluator.world) <= self._reserve
 
     def _drop_kept(self) -> None:
         self._keeps, self._kept = False, None

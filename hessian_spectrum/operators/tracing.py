@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -65,12 +66,15 @@ def record(function: Callable[[Tensor], Tensor], v: Tensor) -> Record:
 class _Recorder(TorchDispatchMode):
     def __init__(self, v: Tensor):
         super().__init__()
-        self.graph, self.constants = fx.Graph(), {}
+        self.graph = fx.Graph()
+        self.constants: dict[str, Tensor] = {}
         self.nodes = WeakTensorKeyDictionary()
         self._names: dict[tuple, tuple[str, int]] = {}
         self._bind(v, self.graph.placeholder("v"))
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func is aten._efficientzerotensor.default:
             # Below a dispatch mode, arithmetic with it ends the process (mse_loss; torch 2.13).
@@ -111,7 +115,7 @@ class _Recorder(TorchDispatchMode):
         self.nodes[t] = node
         node.meta.update(shape=tuple(t.shape), dtype=t.dtype)
 
-    def _node(self, leaf):
+    def _node(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
         return self.nodes[leaf] if leaf in self.nodes else self._constant(leaf)

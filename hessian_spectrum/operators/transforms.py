@@ -44,6 +44,9 @@ class _Transform(SymmetricOperator):
     def not_finite_on(self) -> list[int]:
         return self.base.not_finite_on()
 
+    def raise_failure(self) -> None:
+        self.base.raise_failure()
+
 
 class Restricted(_Transform):
     """The diagonal block of a matrix that belongs to some parameters, S A S^T.

@@ -66,10 +66,10 @@ def choose(work: Workload, room: int) -> Choice:
         InputError: no mode works for this model, or one minibatch does not fit.
     """
     evaluator = work.evaluator
-    whole = next((batch for batch in evaluator.batches if evaluator.weight(batch)), None)
+    whole = next((batch for batch in evaluator.batches if evaluator.function.weight(batch)), None)
     if whole is None:  # this rank has no data to measure
         return Choice(work.unmeasured)
-    size, can_be_cut = leading_size(whole), evaluator.can_be_cut(whole)
+    size, can_be_cut = leading_size(whole), evaluator.function.can_be_cut(whole)
     limit = _largest_that_fits(work, size, room) if can_be_cut else size
     while True:
         # Powers of two: the free memory varies a little, which would change the last bits.

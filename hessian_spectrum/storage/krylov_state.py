@@ -67,7 +67,7 @@ class RecurrenceStore:
                 name = f"basis-{first:06d}-{high:06d}-rank{self.world.rank:05d}"
                 new = self.shards.write(name, {"basis": vectors}, (layout.start, layout.stop))
                 new["rows"] = [first, high]
-        except OSError as failed:
+        except Exception as failed:
             error = failed
         self.world.raise_together(error)
         entries = [e for e in self._entries if e["rows"][1] > low and not replaced]
@@ -85,7 +85,7 @@ class RecurrenceStore:
             }
             try:
                 self.shards.commit(manifest)
-            except OSError as failed:
+            except Exception as failed:
                 error = failed
         self.world.raise_together(error)
         self._entries, self._rows, self._restarts = entries, high, state.restarts

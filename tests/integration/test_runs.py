@@ -19,7 +19,7 @@ from hessian_spectrum.commands.header import ProblemSize, RunHeader, Work
 from hessian_spectrum.commands.runner import run
 from hessian_spectrum.commands.signals import STOP_SIGNALS, Interrupted, StopRequest
 from hessian_spectrum.config import DensityConfig
-from hessian_spectrum.loss import batching
+from hessian_spectrum.loss import loaders
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.storage.writer_lock import LockLost
 
@@ -116,7 +116,7 @@ def header(dtype):
 @pytest.mark.parametrize("kept_first", [True, False])
 def test_data_without_a_digest_does_not_hinder_a_resume(out, straight, monkeypatch, kept_first):
     def room(kept):
-        monkeypatch.setattr(batching, "KEEP_SHARE", 0.25 if kept else 0.0)
+        monkeypatch.setattr(loaders, "KEEP_SHARE", 0.25 if kept else 0.0)
 
     room(kept_first)
     interrupted(out, problem())

@@ -10,8 +10,9 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 import hessian_spectrum as hs
 from hessian_spectrum.distributed import memory
-from hessian_spectrum.loss import batching
-from hessian_spectrum.loss.batching import deal, digest
+from hessian_spectrum.loss import batching, loaders
+from hessian_spectrum.loss.digests import of_data
+from hessian_spectrum.loss.loaders import deal
 
 SIZE = 4  # of a minibatch: 4 + 4 + 2
 FIXED = 2 * N  # up to 32 samples are read twice each, to see that they do not change
@@ -20,7 +21,7 @@ FIXED = 2 * N  # up to 32 samples are read twice each, to see that they do not c
 @pytest.fixture
 def full(monkeypatch):
     """A device with no room for data."""
-    monkeypatch.setattr(batching, "available", lambda world: 0)
+    monkeypatch.setattr(loaders, "available", lambda world: 0)
 
 
 def evaluator(samples, loss_fn=F.cross_entropy, **options):
@@ -49,7 +50,7 @@ def test_construction_reads_the_data_once_and_again_what_does_not_fit(monkeypatc
     rows, (x, y) = Rows(*data()), data()
     if share is not None:
         room = share * N * (x[0].nbytes + y[0].nbytes)
-        monkeypatch.setattr(batching, "available", lambda world: room / batching.KEEP_SHARE)
+        monkeypatch.setattr(loaders, "available", lambda world: room / loaders.KEEP_SHARE)
     ev = evaluator(rows)
     # Batches of 4: the first is too much for no room, the second for half of the data's.
     assert rows.reads == FIXED + {None: 0, 0.0: SIZE, 0.5: 2 * SIZE}[share] + N
@@ -168,7 +169,7 @@ def test_a_stream_in_a_fixed_order_and_a_permuting_sampler_are_the_data_they_vis
 
 
 def digest_of(x, y):
-    return digest(deal((x, y), SIZE, hs.World(), torch.float64), hs.World())
+    return of_data(deal((x, y), SIZE, hs.World(), torch.float64), hs.World())
 
 
 def test_a_digest_counts_samples_that_occur_twice_and_ignores_their_order():
@@ -192,7 +193,7 @@ class LateStream(IterableDataset):
 
 def test_a_stream_that_is_fixed_in_its_first_batches_only_is_refused():
     with pytest.raises(hs.InputError, match="begin with different batches"):
-        batching.deal(LateStream(), SIZE, hs.World(), torch.float64)
+        deal(LateStream(), SIZE, hs.World(), torch.float64)
 
 
 class EagerStream(IterableDataset):

@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, TensorDataset
 
 import hessian_spectrum as hs
-from hessian_spectrum.loss.batching import deal, digest
+from hessian_spectrum.loss.digests import of_data
+from hessian_spectrum.loss.loaders import deal
 from hessian_spectrum.operators.product_modes import MODES
 
 
@@ -241,7 +242,7 @@ def test_data_that_fits_is_read_once_and_data_that_does_not_is_read_in_each_pass
     assert all(map(torch.equal, first, [x for x, _ in streamed]))
     assert not streamed.kept
     assert rows.reads == reads + N
-    assert digest(streamed, world) is None
+    assert of_data(streamed, world) is None
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 12])

@@ -166,20 +166,20 @@ def test_krylov_vectors_that_take_half_of_the_memory_go_to_disk(tmp_path):
 @pytest.mark.parametrize("largest", [16, 5, 1])
 def test_running_out_of_memory_shrinks_the_minibatches(always, monkeypatch, largest):
     ev = evaluator()
-    whole = ev.batch_loss
+    whole = ev.function.loss
 
-    def batch_loss(theta, batch, constants):
+    def loss(theta, batch, constants):
         if len(batch[0]) > largest:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(theta, batch, constants)
 
-    monkeypatch.setattr(ev, "batch_loss", batch_loss)
+    monkeypatch.setattr(ev.function, "loss", loss)
     monkeypatch.setattr(calibration, "bytes_of_a_sample", lambda *_: 0.0)  # it all seems to fit
     estimate = make_plan(ev, mode="reverse")
     assert (estimate.plan.batch_size or 16) <= largest
     v = torch.randn(ev.n, dtype=torch.float64)
     small = hs.Hessian(ev, plan=estimate.plan) @ v
-    monkeypatch.setattr(ev, "batch_loss", whole)
+    monkeypatch.setattr(ev.function, "loss", whole)
     torch.testing.assert_close(small, hs.Hessian(ev) @ v)
 
 

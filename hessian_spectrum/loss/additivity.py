@@ -1,0 +1,101 @@
+"""Is the loss of a batch the mean over its samples, weighted as it is stated?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from hessian_spectrum._core.errors import InputError, in_one_line, is_out_of_memory
+from hessian_spectrum.loss import batch_norm
+from hessian_spectrum.loss.batching import cast, leading_size, split
+from hessian_spectrum.loss.functional import LossFunction
+
+
+def require_mean(function: LossFunction, batch: Any, value: Tensor, index: int) -> None:
+    """The loss of a batch, ``value``, must be the weighted loss of its two uneven parts.
+
+    Of every minibatch: ignored targets may be in the last one only.
+    """
+    size = leading_size(batch)
+    parts = split(batch, max(1, size // 3))
+    if size < 2 or parts is None:
+        return
+    try:
+        whole = value.double().sum() * function.scale(batch) / function.weight(batch)
+        together = _mean(function, parts, function.weight(batch), function.dtype)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise InputError(
+            f"the loss of a part of minibatch {index} ({leading_size(parts[0])} of {size} samples) "
+            f"cannot be evaluated: {in_one_line(error)}; a sum over samples must accept any number"
+        ) from error
+    if not close(whole, together, function.dtype) and function.dtype != torch.float64:
+        # Losses near zero are mostly rounding: decide in float64 where the model can.
+        try:
+            whole = _mean(function, (batch,), function.weight(batch), torch.float64)
+            together = _mean(function, parts, function.weight(batch), torch.float64)
+        except RuntimeError:
+            pass
+    if close(whole, together, function.dtype):
+        return
+    by_batch = {
+        n: m for n, m in batch_norm.layers(function.model).items() if m.running_mean is None
+    }
+    norm = by_batch and (
+        f"the layer {batch_norm.described(by_batch)} normalizes by the batch's own statistics: "
+        "pass batch_norm='train' if these minibatches are meant, give it track_running_stats=True, "
+        "or use GroupNorm"
+    )
+    raise InputError(
+        f"the loss of minibatch {index} ({size} samples) is {whole.item():.9g}, but its two parts "
+        f"give {together.item():.9g} under reduction={function.reduction!r}; "
+        + (norm or "state what loss_fn does (reduction='mean', 'sum' or 'none'), or pass count=")
+    )
+
+
+def require_mean_of_two(function: LossFunction, first: Any, other: Any, index: int) -> None:
+    """Of parts of two minibatches together: a mean over targets that are not ignored is one over
+    samples where both have as many, which minibatches of like samples hide."""
+    cut = [split(batch, max(1, leading_size(batch) // 3)) for batch in (first, other)]
+    parts = tuple(halves[0] for halves in cut if halves is not None)
+    if len(parts) < 2:
+        return
+    try:
+        joined = tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) else a, *parts)
+        weight = function.weight(joined)
+        whole = _mean(function, (joined,), weight, function.dtype)
+        together = _mean(function, parts, weight, function.dtype)
+    except Exception as error:  # of different lengths
+        if is_out_of_memory(error):
+            raise
+        return
+    if close(whole, together, function.dtype) or not (whole.isfinite() and together.isfinite()):
+        return
+    raise InputError(
+        f"samples of minibatches 0 and {index} together have the loss {whole.item():.9g}, but "
+        f"{together.item():.9g} weighted by their numbers: loss_fn divides by something else, such "
+        "as the number of targets that are not ignored; pass count=, that number for a batch"
+    )
+
+
+def _mean(function: LossFunction, parts: tuple, weight: float, dtype: torch.dtype) -> Tensor:
+    """Sum over the parts' samples, divided by the weight of all."""
+    constants, theta = function.constants(dtype), function.theta.to(dtype)
+
+    def total(part):
+        scale = function.scale(part)
+        if not scale:
+            return torch.zeros((), dtype=torch.float64, device=function.device)
+        return function.loss(theta, cast(part, dtype), constants).double() * scale
+
+    return sum(map(total, parts)) / weight
+
+
+def close(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
+    """Equal to eps^0.6 of the larger: 7e-5 in float32, 4e-10 in float64."""
+    tolerance = torch.finfo(dtype).eps ** 0.6
+    return bool((a - b).abs() <= tolerance * torch.maximum(a.abs(), b.abs()))
