@@ -1,4 +1,4 @@
-"""The ``demo`` command: from nothing to a density of a trained network, in about a minute."""
+"""The ``demo`` command: train a network and estimate its Hessian's density in a minute."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.storage import run_file
 from hessian_spectrum.zoo import problem_loader
 
-MODEL = "mlp-64-20-10"  # 1,510 parameters: seconds to train, and to look at
+MODEL = "mlp-64-20-10"  # 1,510 parameters: trained and analysed in seconds
 
 
 def demo(config: DemoConfig, world: World) -> None:
-    """Train a small network on the shipped digits; write density, extremes and a picture."""
+    """Train a small network on the shipped digits; write its density, extremes and a picture.
+
+    Raises:
+        InputError: results exist and ``config.overwrite`` is False, or there is no parent folder.
+    """
     result, picture = config.out / "digits.h5", config.out / "digits.png"
     if not config.out.parent.is_dir():
         raise InputError(f"the folder {config.out.parent} does not exist; change --out")
@@ -44,7 +48,8 @@ def _demo(config: DemoConfig, world: World, result: Path, picture: Path) -> None
         )
     )
     print(
-        "\n2. The Hessian of its training loss, through Hessian-vector products only.", flush=True
+        "\n2. Estimating the Hessian of its training loss, from Hessian-vector products only.",
+        flush=True,
     )
     density = DensityConfig(
         model=MODEL,
@@ -62,6 +67,7 @@ def _demo(config: DemoConfig, world: World, result: Path, picture: Path) -> None
 
     with run_file.open(result) as run:
         measure = run["density"]
+        assert isinstance(measure, SpectralMeasure)
         plotting.save_figure(plotting.density_figure(measure, title=f"{MODEL} on digits"), picture)
     print(_explanation(measure, picture, result))
 
@@ -69,11 +75,11 @@ def _demo(config: DemoConfig, world: World, result: Path, picture: Path) -> None
 def _explanation(measure: SpectralMeasure, picture: Path, result: Path) -> str:
     low, high = measure.support
     flat = measure.mass(-0.01 * high, 0.01 * high)
-    bends = "along it the loss still bends down: this is no minimum yet"
+    bends = "along it the loss curves down, so this is not a minimum yet"
     return f"""
-3. How to read it. The Hessian has {measure.n:,} eigenvalues, one for each direction in which the
-   parameters can move; each says how sharply the loss bends along its direction.
-   - {flat:.0%} of them lie within 1% of the largest in size: nearly flat directions.
+3. How to read it. The Hessian has {measure.n:,} eigenvalues. Each is the curvature of the loss
+   along one direction in parameter space, its eigenvector.
+   - {flat:.0%} of them are smaller in magnitude than 1% of the largest: nearly flat directions.
    - A few are large (up to {high:.3g}): these sharp directions limit the learning rate.
-   - The smallest is {low:.3g}: {bends if low < 0 else "no direction bends down"}.
+   - The smallest is {low:.3g}: {bends if low < 0 else "the loss curves down along no direction"}.
    Picture: {picture}      Try: hessian-spectrum query {result} count {0.1 * high:.2g} inf"""

@@ -1,4 +1,4 @@
-"""Results in words, for people."""
+"""Summaries of estimates and results, as text."""
 
 from __future__ import annotations
 
@@ -9,43 +9,45 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessian_spectrum.analyses.alignment_result import Alignment
+from hessian_spectrum.landscape.results import Trajectory
+from hessian_spectrum.landscape.surfaces import Curve, Surface
 from hessian_spectrum.spectral.measure import EigenPairs, SpectralMeasure
 
 if TYPE_CHECKING:
     from hessian_spectrum.landscape.parameter_points import PointPlan, Points
     from hessian_spectrum.landscape.point_planner import PointTrial
-    from hessian_spectrum.landscape.results import Trajectory
-    from hessian_spectrum.landscape.surfaces import Curve, Surface
     from hessian_spectrum.loss.evaluator import Evaluator
     from hessian_spectrum.planning.product_planner import Estimate
     from hessian_spectrum.storage.run_file import Run
 
 
-LONG = 20  # entries of a table that are better read from --json
-SHOWN = 100  # entries of an array; larger ones are described
+LONG = 20  # tables with more entries are counted; --json has them
+SHOWN = 100  # arrays with more entries are described by their shape
 _PLACES = {"device": "on the device", "host": "in the host's memory", "disk": "on disk"}
 
 
 def estimate(
     estimate: Estimate, evaluator: Evaluator, values: dict[str, float], most: bool = False
 ) -> str:
-    """What a run will cost, before it starts.
+    """The estimated cost of a run, before it starts.
 
     Args:
-        most: a target may end it earlier.
+        estimate: of the planner.
+        values: "loss" and "gradient_norm".
+        most: a target may end the run earlier, so the products are an upper bound.
     """
     plan = estimate.plan
     how = [f"{plan.chunk or 'all'} vectors at once"]
     how += [f"minibatches of {plan.batch_size}"] if plan.batch_size else []
     how += ["linear maps kept between steps"] if plan.keep else []
     how += [f"in {plan.precision}"] if plan.precision else []
-    most = "at most " if most else ""
-    chosen = "measured" if estimate.calibrated else "by default, the run being short"
+    bound = "at most " if most else ""
+    chosen = "measured" if estimate.calibrated else "by default, since the run is short"
     lines = [
         f"loss {values['loss']:.6g}, gradient norm {values['gradient_norm']:.3g}; "
         f"{evaluator.n:,} parameters, {evaluator.num_samples:,.0f} samples, "
         f"{evaluator.world.size} rank(s)",
-        f"{most}{estimate.products:,} products in {estimate.passes} passes over the data, about "
+        f"{bound}{estimate.products:,} products in {estimate.passes} passes over the data, about "
         f"{_time(estimate.seconds)}; a rank needs {_bytes(estimate.basis)} for Krylov vectors "
         f"({_PLACES[estimate.place]}) and {_bytes(estimate.working)} for products, of "
         f"{_bytes(estimate.budget)}",
@@ -63,7 +65,7 @@ def points_estimate(
     num_groups: int,
     evaluator: Evaluator,
 ) -> str:
-    """What values at many points will cost, before they are computed."""
+    """The estimated cost of values at many points, before they are computed."""
     count, ev = len(points), evaluator
     group = _groups(num_groups, ev)
     seconds = min((trial.seconds for trial in trials), default=None)
@@ -86,7 +88,7 @@ def points_estimate(
 
 
 def map_estimate(estimate: Estimate, count: int, num_groups: int, evaluator: Evaluator) -> str:
-    """What eigenvalues at many points will cost, before they are computed."""
+    """The estimated cost of eigenvalues at many points, before they are computed."""
     ev, seconds = evaluator, estimate.seconds * count / num_groups
     return (
         f"{count:,} points of {ev.n:,} parameters on {ev.num_samples:,.0f} samples, "
@@ -150,7 +152,7 @@ def values(result: Curve | Surface | Trajectory, center: dict[str, float]) -> st
         )
         label = name.replace("_", " ")
         lines.append(f"{label:<24} {finite.min():.6g} to {finite.max():.6g}   ({best} at {place})")
-    if hasattr(result, "barrier") and result.holds_ends and len(result.t) > 2:
+    if isinstance(result, Curve) and result.holds_ends and len(result.t) > 2:
         first, last = result.ends
         lines.append(
             f"barrier of the loss      {result.barrier():.6g}   (above the line between the ends, "
@@ -160,7 +162,7 @@ def values(result: Curve | Surface | Trajectory, center: dict[str, float]) -> st
     if not np.isfinite(loss).all():
         invalid = int((~np.isfinite(loss)).sum())
         lines.append(f"not finite               {invalid} of {loss.size} points")
-    if hasattr(result, "explained_variance"):
+    if isinstance(result, Trajectory):
         shares = ", ".join(f"{share:.1%}" for share in result.explained_variance[:2])
         lines += [
             f"distance from the start  {result.distance_from_start[-1]:.6g}",
@@ -237,7 +239,7 @@ def _descending(pairs: EigenPairs) -> tuple:
 
 
 def alignment(found: Alignment, values: dict[str, float]) -> str:
-    """A table, one line a batch size: means over minibatches, and their standard deviations."""
+    """A table with one line per batch size: means over minibatches and standard deviations."""
     known = "" if math.isnan(found.top) else f"; lambda_1 = {found.top:.6g}"
     columns = {
         "batch size": [f"{size:,}" for size in found.batch_sizes],
@@ -317,7 +319,7 @@ def _time(seconds: float) -> str:
 
 
 def contents(run: Run) -> dict[str, Any]:
-    """All of a result file but its arrays, as JSON holds it."""
+    """The contents of a result file as JSON values, with arrays described by their shapes."""
     return {
         "path": str(run.path),
         "created": run.created.isoformat(),
@@ -330,9 +332,9 @@ def contents(run: Run) -> dict[str, Any]:
 
 
 def info(run: Run) -> str:
-    """A result file in words: what it holds, how it was made, where."""
+    """The contents of a result file as text: results, configuration, plan, provenance."""
     everything = contents(run)
-    state = "" if run.finished else " (not finished: --resume goes on)"
+    state = "" if run.finished else " (not finished; --resume continues)"
     lines = [f"{run.path}, written {run.created:%Y-%m-%d %H:%M} UTC{state}"]
     lines += [f"  {key}: {shape}" for key, shape in everything["results"].items()]
     for name in ("config", "plan", "provenance"):
@@ -358,7 +360,7 @@ def _shape(result: SpectralMeasure | EigenPairs | Alignment | dict) -> Any:
 
 
 def _fields(result: Any) -> dict[str, Any]:
-    """Of a result with named arrays: their shapes, and what was evaluated."""
+    """For a result with named arrays: their shapes and the names of its values."""
     found = {}
     for name, value in vars(result).items():
         if isinstance(value, np.ndarray):

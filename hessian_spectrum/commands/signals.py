@@ -1,4 +1,4 @@
-"""Being asked to stop: by SIGTERM or SIGUSR1 from a batch system, or by Ctrl-C."""
+"""Requests to stop: SIGTERM or SIGUSR1 from a batch system, or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from contextlib import contextmanager
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
-class Interrupted(BaseException):  # as KeyboardInterrupt: no one's ``except Exception`` eats it
-    """A signal asked for the end; what was finished is saved.
+# A BaseException like KeyboardInterrupt, so that no ``except Exception`` catches it.
+class Interrupted(BaseException):
+    """A signal asked the process to stop; what was finished is saved.
 
     Args:
-        agreed: all ranks know and leave in order; otherwise this rank stopped where it was.
+        name: of the signal.
+        agreed: all ranks stop at the same step; otherwise this rank stopped where it was.
     """
 
     def __init__(self, name: str, agreed: bool = False):
@@ -22,15 +24,20 @@ class Interrupted(BaseException):  # as KeyboardInterrupt: no one's ``except Exc
 
 
 class StopRequest:
-    """Set by a signal; outside ``deferred`` there is nothing to save, and it stops at once."""
+    """Notes the signals that ask the process to stop.
 
-    def __init__(self):
+    Inside ``deferred`` a signal only sets ``name``, for the computation to look at between steps.
+    Outside there is nothing to save, and it raises ``Interrupted`` at once.
+    """
+
+    def __init__(self) -> None:
         self.name: str | None = None
         self._deferred = self._raised = False
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        self._deferred = self._raised = False  # of an earlier computation, which failed
+        """Handle the signals of STOP_SIGNALS; the previous handlers return at the end."""
+        self._deferred = self._raised = False  # may be set by an earlier computation that failed
         before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         try:
             yield self
@@ -40,17 +47,17 @@ class StopRequest:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, a signal only sets ``name``: ranks must leave a computation together.
+        """Inside, a signal only sets ``name``, since ranks must leave a computation together.
 
-        So it stays after an error: launchers send signals to the ranks that are left, which have
-        yet to say what went wrong.
+        After an error signals stay deferred: launchers signal the remaining ranks, which have yet
+        to report the error.
         """
         self._deferred = True
         yield
         self._deferred = False
 
-    def _note(self, number: int, _) -> None:
+    def _note(self, number: int, _: object) -> None:
         self.name = signal.Signals(number).name
-        if not (self._deferred or self._raised):  # once: batch systems repeat themselves
+        if not (self._deferred or self._raised):  # once: batch systems repeat signals
             self._raised = True
             raise Interrupted(self.name)

@@ -1,4 +1,4 @@
-"""The ``train`` command: a zoo model, a data set, checkpoints."""
+"""The ``train`` command: train a zoo model on a data set and write checkpoints."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.config import TrainConfig, to_dict
 from hessian_spectrum.loss import criteria
 from hessian_spectrum.storage import run_file
+from hessian_spectrum.zoo.trainer import EpochResult
 
 
 def train(config: TrainConfig) -> Path:
-    """Train from ``config.seed``; returns the path of the last checkpoint.
+    """Train from ``config.seed`` and return the path of the last checkpoint.
 
-    Writes ``epoch-0005.pt`` ... with the model's and the optimizer's state, and prints one
-    line for each.
+    Writes ``epoch-0005.pt`` and so on, with the state of the model and of the optimizer, and
+    prints one line for each.
 
     Raises:
-        InputError: a folder that holds checkpoints already, or cannot be written; data that the
-            model does not take. Nothing was written or removed.
-        FloatingPointError: the loss diverged; earlier checkpoints stay.
+        InputError: the folder already holds checkpoints or cannot be written, or the data do not
+            fit the model. Nothing was written or removed.
+        FloatingPointError: the loss diverged; earlier checkpoints are kept.
     """
     stale = _existing(config.out, config.overwrite)
     data = zoo.load_dataset(
@@ -62,13 +63,15 @@ def _train(
     stale: list[Path],
 ) -> Path:
     last = config.out / f"epoch-{config.epochs:04d}.pt"
-    run_file.check_output(last, overwrite=True)  # before hours are spent
+    run_file.check_output(last, overwrite=True)  # before hours of training
     for path in stale:
         path.unlink()
 
     with tqdm(total=config.epochs, desc="train", unit="epoch", disable=None) as bar:
 
-        def on_epoch(result, model, optimizer):
+        def on_epoch(
+            result: EpochResult, model: nn.Module, optimizer: torch.optim.Optimizer
+        ) -> None:
             bar.update()
             if result.epoch % config.every == 0 or result.epoch == config.epochs:
                 path = config.out / f"epoch-{result.epoch:04d}.pt"
@@ -97,7 +100,7 @@ def _train(
 
 
 def _test_set(config: TrainConfig) -> TensorDataset | None:
-    """The held-out part; a user's own arrays may have none."""
+    """The test split; None for a user's own arrays without one."""
     try:
         return zoo.load_dataset(
             config.dataset,
@@ -117,26 +120,26 @@ def _save(
 ) -> None:
     try:
         zoo.save_checkpoint(path, model, optimizer, epoch, to_dict(config))
-    except RuntimeError as error:  # what torch's writer makes of a full disk
+    except RuntimeError as error:  # torch's writer raises it for a full disk
         raise OSError(f"{path} cannot be written ({error}); is the disk full?") from error
 
 
 @contextmanager
 def folder(path: Path) -> Iterator[None]:
-    """The folder, made if it is missing; after a failure, gone again if nothing is in it."""
+    """Create the folder if it is missing; after a failure, remove a new folder that is empty."""
     is_new = not path.exists()
     path.mkdir(exist_ok=True)
     try:
         yield
     except BaseException:
         if is_new:
-            with suppress(OSError):  # it holds something: that stays
+            with suppress(OSError):  # not empty: keep it
                 path.rmdir()
         raise
 
 
 def _require_fitting(model: nn.Module, data: TensorDataset) -> None:
-    """Refuse inputs that the model cannot evaluate, and labels that it has no output for."""
+    """InputError for inputs that the model cannot evaluate, or labels without an output."""
     inputs, labels = data.tensors
     try:
         with torch.no_grad():
@@ -150,7 +153,11 @@ def _require_fitting(model: nn.Module, data: TensorDataset) -> None:
 
 
 def _existing(out: Path, overwrite: bool) -> list[Path]:
-    """The checkpoints in the folder, which are refused without ``overwrite``."""
+    """Checkpoints already in the folder.
+
+    Raises:
+        InputError: there are some and ``overwrite`` is False, or ``out`` cannot be a folder.
+    """
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; --out must name a folder for checkpoints")
     if not out.parent.is_dir():

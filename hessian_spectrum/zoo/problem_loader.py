@@ -1,4 +1,4 @@
-"""A problem by name or from the user's own file: the arguments of an Evaluator."""
+"""Load a problem by name or from the user's own file, as the arguments of an Evaluator."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, NoneType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from hessian_spectrum.config import ProblemConfig
 from hessian_spectrum.loss.evaluator import Evaluator
 
 REQUIRED = ("model", "loss_fn", "data")
-# What a problem may set; the ranks are not its to choose.
+# What a problem may set: all arguments but the ranks.
 ARGUMENTS = {
     name: parameter.default
     for name, parameter in inspect.signature(Evaluator).parameters.items()
@@ -38,10 +38,11 @@ Config = TypeVar("Config", bound=ProblemConfig)
 def load(config: ProblemConfig) -> dict[str, Any]:
     """``model``, ``loss_fn``, ``data`` and the other arguments of Evaluator.
 
-    What ``config`` gives wins over what the problem sets itself.
+    Options of ``config`` override what the problem sets itself.
 
     Raises:
-        InputError: unknown names, missing files, a function that fails or returns something else.
+        InputError: unknown names, missing files, or a function that fails or returns the wrong
+            kind of object.
     """
     if config.problem:
         arguments = _from_file(config.problem, config.problem_arg)
@@ -68,10 +69,10 @@ def load(config: ProblemConfig) -> dict[str, Any]:
 
 
 def settled(config: Config, arguments: dict[str, Any]) -> Config:
-    """``config`` with what the problem decided where no option did.
+    """``config``, with the problem's own choices for the options that were not given.
 
-    Stored with a result, it says what was computed, and gives it again whatever the problem's
-    own choices are by then.
+    Stored with a result, it describes what was computed, and reproduces it even if the problem's
+    own choices change later.
     """
     data, chosen = arguments["data"], {**ARGUMENTS, **arguments}
     batch_size = data.batch_size if isinstance(data, DataLoader) else chosen["batch_size"]
@@ -90,6 +91,7 @@ def settled(config: Config, arguments: dict[str, Any]) -> Config:
 
 
 def _from_zoo(config: ProblemConfig) -> dict[str, Any]:
+    assert config.model is not None and config.dataset is not None  # by ProblemConfig.check
     data = zoo.load_dataset(
         config.dataset,
         data_root=config.data_root,
@@ -128,10 +130,10 @@ def _from_file(problem: str, problem_arg: tuple[str, ...]) -> dict[str, Any]:
 
 @contextmanager
 def _errors_of(problem: str, path: Path) -> Iterator[None]:
-    """What the user's file raises, as one line that names the place in it."""
+    """Turn an error in the user's file into an InputError that names its line."""
     try:
         yield
-    except MemoryError:  # not the file's mistake, and advised on elsewhere
+    except MemoryError:  # not an error in the file; the command line gives advice
         raise
     except (Exception, SystemExit) as error:
         line = _line_in(path, error)
@@ -140,8 +142,8 @@ def _errors_of(problem: str, path: Path) -> Iterator[None]:
 
 
 def _line_in(path: Path, error: BaseException) -> int | None:
-    """The last line of the file on the way to the error; None where it was not reached."""
-    if _is_syntax_error_in(path, error):
+    """The innermost line of the file in the traceback; None if the file is not in it."""
+    if isinstance(error, SyntaxError) and _is_same(path, error.filename):
         return error.lineno
     frames = traceback.walk_tb(error.__traceback__)
     lines = [line for frame, line in frames if _is_same(path, frame.f_code.co_filename)]
@@ -151,12 +153,9 @@ def _line_in(path: Path, error: BaseException) -> int | None:
 def _told(error: BaseException, path: Path) -> str:
     if isinstance(error, InputError):
         return str(error)
-    text = error.msg if _is_syntax_error_in(path, error) else str(error)
+    own = isinstance(error, SyntaxError) and _is_same(path, error.filename)
+    text = error.msg if isinstance(error, SyntaxError) and own else str(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def _is_syntax_error_in(path: Path, error: BaseException) -> bool:
-    return isinstance(error, SyntaxError) and _is_same(path, error.filename)
 
 
 def _is_same(path: Path, name: str | None) -> bool:
@@ -166,7 +165,7 @@ def _is_same(path: Path, name: str | None) -> bool:
 def _require_signature(problem: str, make: Callable, options: dict[str, Any]) -> None:
     try:
         signature = inspect.signature(make)
-    except ValueError:  # not written in Python: let it speak for itself
+    except ValueError:  # not written in Python; calling it reports the error
         return
     try:
         signature.bind(**options)
@@ -209,10 +208,10 @@ def _require_arguments(problem: str, result: Any) -> None:
 def _module(path: Path, problem: str) -> ModuleType:
     if not path.is_file():
         raise InputError(f"--problem {path}: no such file")
-    # As when Python runs the file: its neighbours can be imported.
+    # As when Python runs the file: it can import modules beside it.
     sys.path.insert(0, str(path.parent.resolve()))
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None:
+    if spec is None or spec.loader is None:
         raise InputError(f"--problem {path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)
@@ -222,7 +221,7 @@ def _module(path: Path, problem: str) -> ModuleType:
 
 
 def _key_value(text: str) -> tuple[str, Any]:
-    """KEY=VALUE, the value as a Python literal where it is one, else as text."""
+    """KEY and VALUE of KEY=VALUE; the value as a Python literal if it is one, else as text."""
     key, _, value = text.partition("=")
     try:
         return key, ast.literal_eval(value)
@@ -256,7 +255,7 @@ def _rebatched(loader: DataLoader, batch_size: int) -> DataLoader:
     return DataLoader(
         loader.dataset,
         batch_size,
-        sampler=None if stream else loader.sampler,  # the evaluator judges it
+        sampler=None if stream else loader.sampler,  # the evaluator checks it
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
         drop_last=loader.drop_last,
@@ -265,4 +264,7 @@ def _rebatched(loader: DataLoader, batch_size: int) -> DataLoader:
     )
 
 
-_DTYPES = {torch.float32: "float32", torch.float64: "float64"}
+_DTYPES: dict[Any, Literal["float32", "float64"]] = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+}

@@ -122,7 +122,7 @@ def test_without_slurm_submit_says_what_to_do(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert main(["submit", "--", *shlex.split(DENSITY)]) == 2
-    assert "no sbatch here" in capsys.readouterr().err
+    assert "there is no sbatch on this machine" in capsys.readouterr().err
     assert not os.listdir()
 
 
