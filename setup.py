@@ -29,6 +29,7 @@ setup(
         "mpi4py",  # ranks under mpirun; imported only there
         "safetensors",  # immutable shards of a run's state: no pickles, checksummed by us
         "tyro",  # dashed flags from typed dataclasses, with their comments as help
+        "docstring_parser",  # the text under a field as help; tyro itself requires it
         "tqdm",  # progress bars
         "matplotlib",  # pictures; imported only when one is drawn
         "tomli; python_version < '3.11'",  # TOML configuration files before tomllib
