@@ -137,10 +137,10 @@ def _wrapped(text: str) -> str:
 def _registry(classes: set[type]) -> ConstructorRegistry:
     """How tyro shows and fills our dataclasses.
 
-    tyro's own rule for dataclasses was tried with each of its markers (1.0.17). It breaks
-    help texts where the source does, adds "(default: None)" and "(default: False)" to options
-    whose text says what happens without them, and takes several values either behind one flag or
-    behind several, not both.
+    tyro's own rule for dataclasses (1.0.17) was tried with its markers DisallowNone,
+    PositionalMetavarFromFieldName and UseAppendAction. It breaks help texts where the source does,
+    adds "(default: None)" and "(default: False)" to options whose text says what happens without
+    them, and takes several values either behind one flag or behind several, not both.
     """
     registry = ConstructorRegistry()
 

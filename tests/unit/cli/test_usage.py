@@ -61,6 +61,12 @@ def test_options_of_several_values_can_be_repeated_or_listed(words):
     assert config.seed == 3
 
 
+def test_values_given_replace_the_default_and_do_not_add_to_it():
+    assert parsed("surface", *ZOO[1:]).directions == ("random", "random")
+    config = parsed("surface", *ZOO[1:], "--directions", "gradient", "--directions", "random")
+    assert config.directions == ("gradient", "random")
+
+
 def test_numbers_of_a_query_may_be_negative():
     assert parsed("query", "run.h5", "mass", "-0.5", "inf", "--json").numbers == (-0.5, math.inf)
 
@@ -119,6 +125,18 @@ def test_flags_that_switch_something_off_say_what_happens_then(command, cls, cap
         _, *described = text.split(f" {flag} ")  # the option, then its mention in the description
         assert len(described) >= 2, f"{command} {flag}: not described"
         assert re.match(r"(removes|skips|stores|leaves) ", described[-1]), described[-1][:60]
+
+
+@pytest.mark.parametrize("command, cls", [(name, cls) for name, cls, _ in cli._COMMANDS])
+def test_each_command_describes_itself_with_an_example_and_its_exit_codes(command, cls, capsys):
+    if command == "query":
+        return  # described by the table of queries
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    said = capsys.readouterr().out
+    assert f"\n      hessian-spectrum {command} " in said
+    assert said.count("Exit codes:") == 1
+    assert ("75 stopped" in said) == hasattr(cls, "resume")
 
 
 def test_an_old_files_switches_still_mean_the_same(inside):
