@@ -271,15 +271,15 @@ def test_the_search_finds_the_asymmetric_direction():
     assert recipe["after"] == pytest.approx(4 * 1.5, rel=1e-3)
 
 
-def test_the_lean_of_the_search_has_the_gradient_of_its_definition():
+def test_the_asymmetry_of_the_search_has_the_gradient_of_its_definition():
     ev = evaluator()
     u = torch.nn.functional.normalize(torch.randn(ev.n, dtype=torch.float64), dim=0)
     distance = np.array([0.3, 0.7])
-    value, slope = asymmetric_valleys._lean(ev, ev.theta, u, distance)
+    value, slope = asymmetric_valleys._asymmetry_and_slope(ev, ev.theta, u, distance)
     v, h = torch.randn(ev.n, dtype=torch.float64), 1e-5
     numeric = (
-        asymmetric_valleys._lean(ev, ev.theta, u + h * v, distance)[0]
-        - asymmetric_valleys._lean(ev, ev.theta, u - h * v, distance)[0]
+        asymmetric_valleys._asymmetry_and_slope(ev, ev.theta, u + h * v, distance)[0]
+        - asymmetric_valleys._asymmetry_and_slope(ev, ev.theta, u - h * v, distance)[0]
     ) / (2 * h)
     assert (slope @ v).item() == pytest.approx(numeric, rel=1e-6)
     rises = [(ev.loss(ev.theta - l * u) - ev.loss(ev.theta + l * u)).item() / l for l in distance]
