@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -58,7 +59,13 @@ def _draw(
         [row[np.isfinite(row)].mean() if n else math.nan for row, n in zip(values, known)]
     )
     spread = [row[np.isfinite(row)].std(ddof=1) if n > 1 else 0.0 for row, n in zip(values, known)]
-    style = {"color": color, "marker": marker, "markersize": 5, "capsize": 4, "linewidth": 1.2}
+    style: dict[str, Any] = {
+        "color": color,
+        "marker": marker,
+        "markersize": 5,
+        "capsize": 4,
+        "linewidth": 1.2,
+    }
     axes.errorbar(sizes, mean, spread, label=label, zorder=2, **style)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -200,7 +201,8 @@ _NOT_CONVERGED = {
     "label": "not converged",
 }
 
-VIEWS = {
+View = Callable[..., Figure]
+VIEWS: dict[str, View] = {
     "density": density_figure,
     "log": log_figure,
     "cumulative": cumulative_figure,
@@ -208,7 +210,7 @@ VIEWS = {
 }
 
 # Of each kind of result, by name, the first by default.
-VIEWS_OF = {
+VIEWS_OF: dict[str, dict[str, View]] = {
     "density": VIEWS,
     "eigenpairs": {"eigenvalues": eigenpairs_figure, "participation": participation_figure},
     "alignment": {"alignment": alignment_figure},

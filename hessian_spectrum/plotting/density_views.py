@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from numpy.typing import NDArray
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.plotting.style import (
@@ -104,10 +105,10 @@ def _decades_grid(places: Array, width: float) -> Array:
 
 
 def _draw_signs(
-    axes: Axes, measure: SpectralMeasure, shown: Array, x: Array, decades: float
+    axes: Axes, measure: SpectralMeasure, shown: NDArray[np.bool_], x: Array, decades: float
 ) -> None:
     peak = single = 1 / math.sqrt(2 * math.pi * decades**2)
-    band = ERROR.format(measure.num_probes)  # said once
+    band: str | None = ERROR.format(measure.num_probes)  # said once
     signs = (("positive", 1, BLUE, "-"), ("negative", -1, ORANGE, "--"))
     for name, sign, color, dashes in signs:
         mask = shown & (np.sign(measure.nodes) == sign)
@@ -135,7 +136,7 @@ def _shade_unknown(axes: Axes, known: float) -> bool:
 
 
 def _say_below(
-    axes: Axes, measure: SpectralMeasure, below: Array, floor: float, grey: bool
+    axes: Axes, measure: SpectralMeasure, below: NDArray[np.bool_], floor: float, grey: bool
 ) -> None:
     many = counted(measure.n * measure.weights[:, below].sum(axis=1), measure.scatter)
     why = "; in the grey, residuals leave sign and size open" if grey else ""
@@ -172,7 +173,11 @@ def cumulative_figure(measure: SpectralMeasure, title: str | None = None) -> Fig
     axes.set_ylabel("share of the eigenvalues ≤ t")
     tidy(axes)
     numbers = axes.secondary_yaxis(
-        "right", functions=(lambda share: share * measure.n, lambda count: count / measure.n)
+        "right",
+        functions=(
+            lambda share: np.asarray(share) * measure.n,
+            lambda count: np.asarray(count) / measure.n,
+        ),
     )
     numbers.set_ylabel("number of eigenvalues ≤ t")
     numbers.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))

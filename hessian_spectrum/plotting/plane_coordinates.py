@@ -16,7 +16,7 @@ def of_points(surface: Surface) -> list[Array]:
     """Where points are drawn, two arrays (a, b): in a triangle's plane, or by coordinates."""
     if is_triangle(surface):
         return [surface.positions[..., i] for i in (0, 1)]
-    return np.meshgrid(surface.a, surface.b, indexing="ij")
+    return list(np.meshgrid(surface.a, surface.b, indexing="ij"))
 
 
 def borders(axis: Array) -> Array:

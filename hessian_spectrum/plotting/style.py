@@ -54,8 +54,9 @@ def draw_band(axes: Axes, x: Array, mean: Array, error: Array | None, **style) -
 
 def counted(per_probe: Array, scatter: float) -> str:
     """(probe,) -> "1,118 ± 9" or "7": a number of eigenvalues and its standard error, if any."""
-    mean, error = (None if x is None else float(x) for x in mean_and_error(per_probe, scatter))
-    if error is None or error < 0.005:  # less is a matter of rounding
+    mean = float(per_probe.mean(axis=0))
+    error = float(standard_error(per_probe, scatter)) if len(per_probe) > 1 else 0.0
+    if error < 0.005:  # less is a matter of rounding
         return f"{mean:,.0f}" if mean >= 100 or abs(mean - round(mean)) < 1e-3 else f"{mean:.3g}"
     digits = max(0, math.ceil(-math.log10(error / 2)))
     return f"{mean:,.{digits}f} ± {error:,.{digits}f}"

@@ -17,7 +17,7 @@ import numpy as np
 from hessian_spectrum._core.atomic import replacing
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.landscape.surfaces import Array, Surface
-from hessian_spectrum.plotting.landscape import described
+from hessian_spectrum.plotting.value_scale import described
 
 
 def save_page(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.storage import hdf5_schema, provenance, run_file
@@ -37,7 +38,8 @@ def merge(summary: Path, files: Sequence[Path], patience: float = PATIENCE) -> l
             if not run.finished:
                 raise InputError(f"{run.path} is not finished: its command with --resume goes on")
         stack.enter_context(_PatientLock(summary, patience))
-        held, told = {}, {"config": {}, "provenance": {}}
+        held: dict[str, Any] = {}
+        told: dict[str, dict[str, Any]] = {"config": {}, "provenance": {}}
         if summary.exists():
             before = stack.enter_context(run_file.open(summary))
             if before.config.get("command") != "merge":

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import h5py
 
@@ -21,7 +22,7 @@ from hessian_spectrum.storage.hdf5_schema import Result
 
 
 def save(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *results: Result,
     config: object = None,
     plan: object = None,
@@ -77,7 +78,7 @@ def _content(stored: Mapping[str, Result], texts: Mapping[str, str], finished: b
     return content.getbuffer()
 
 
-def open(path: str | os.PathLike) -> Run:
+def open(path: str | os.PathLike[str]) -> Run:
     """Open a run file for queries; checks all of it but the eigenvectors, which stay on disk.
 
     It holds no lock. To look into the same file by h5py meanwhile: ``h5py.File(path,
@@ -118,7 +119,7 @@ def _opened(path: Path) -> h5py.File:
         return h5py.File(path, "r")
 
 
-class Run(Mapping):
+class Run(Mapping[str, Any]):
     """The results in one run file: a mapping from "density", "eigenpairs/LABEL", ...
 
     The label "main" goes without saying. Eigenvectors are read when they are indexed, and
@@ -136,7 +137,7 @@ class Run(Mapping):
         )
         self._results = hdf5_schema.read(file)
 
-    def __getitem__(self, key: str) -> Result:
+    def __getitem__(self, key: str) -> Any:
         try:
             return self._results[hdf5_schema.join_key(*hdf5_schema.split_key(key))]
         except (KeyError, InputError):
@@ -155,7 +156,7 @@ class Run(Mapping):
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -164,7 +165,9 @@ class Run(Mapping):
         return f"<Run {self.path}: {', '.join(self) or 'empty'}; {state}, {when}>"
 
 
-def check_output(path: str | os.PathLike, *, overwrite: bool = False, resume: bool = False) -> None:
+def check_output(
+    path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False
+) -> None:
     """Refuse an output before hours are spent on it; leaves nothing behind.
 
     Raises:
@@ -183,7 +186,7 @@ def check_output(path: str | os.PathLike, *, overwrite: bool = False, resume: bo
             probe.unlink(missing_ok=True)
 
 
-def _check_place(path: str | os.PathLike, *, overwrite: bool, resume: bool = False) -> Path:
+def _check_place(path: str | os.PathLike[str], *, overwrite: bool, resume: bool = False) -> Path:
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected the name of a file, such as run.h5")

@@ -11,6 +11,7 @@ import uuid
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from hessian_spectrum._core.errors import InputError
 
@@ -33,7 +34,7 @@ class WriterLock:
         InputError: another process holds the lock; names its host, pid and job.
     """
 
-    def __init__(self, path: str | os.PathLike, *, heartbeat: float = HEARTBEAT_SECONDS):
+    def __init__(self, path: str | os.PathLike[str], *, heartbeat: float = HEARTBEAT_SECONDS):
         self.path = Path(f"{os.path.realpath(path)}.lock")
         self.heartbeat = heartbeat  # seconds
         self._token = uuid.uuid4().hex
@@ -48,9 +49,10 @@ class WriterLock:
         self._thread.start()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         if self.held:
             # Where it cannot be removed, the run has ended with a better reason; it becomes stale.
             with suppress(OSError):
@@ -124,7 +126,7 @@ class WriterLock:
         )
 
 
-def _whoami() -> dict:
+def _whoami() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -134,7 +136,7 @@ def _whoami() -> dict:
     }
 
 
-def _content(lock: Path) -> dict:
+def _content(lock: Path) -> dict[str, Any]:
     """What the lock says; nothing while it is absent or not yet written."""
     try:
         content = json.loads(lock.read_text())
@@ -164,7 +166,7 @@ def _is_stale(lock: Path) -> bool:
         return True
 
 
-def _alive(pid: object) -> bool:
+def _alive(pid: Any) -> bool:
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:
