@@ -1,4 +1,4 @@
-"""Spectral measures over many decades: per decade of |lambda|, and summed up. No pyplot."""
+"""Figures of spectra over many decades: per decade of |lambda|, and cumulative. No pyplot."""
 
 from __future__ import annotations
 
@@ -46,9 +46,8 @@ def log_figure(
 ) -> Figure:
     """Eigenvalues per decade of |lambda|, positive and negative ones apart, on log axes.
 
-    A curve integrates over log10 |lambda| to its number of eigenvalues. What lies at or below
-    the floor is counted in words. With two or more probes bands are one standard error wide
-    on each side.
+    A curve integrates over log10 |lambda| to its number of eigenvalues. The caption counts those
+    at or below the floor. With two or more probes bands are one standard error wide on each side.
 
     Args:
         measure: what to draw.
@@ -86,12 +85,11 @@ def log_figure(
 
 
 def resolution(measure: SpectralMeasure) -> float:
-    """The largest |node| that its own residual does not tell from 0; at least rounding.
+    """The largest |node| whose residual interval contains 0; at least float64 rounding.
 
-    An eigenvalue lies within the residual of a node. Where that reaches across 0, neither its
-    sign nor its decade is known, and a peak in the logarithm is where a recurrence happened to
-    put a node. The largest residual of all would be too much: it belongs to nodes far from 0.
-    The error of products, float32's among them, is in the residuals already.
+    An eigenvalue lies within the residual of each node. Where that interval contains 0, neither
+    its sign nor its decade is known. Residuals include the error of the products, such as that of
+    float32.
     """
     size = np.abs(measure.nodes)
     unknown = (size <= measure.residuals) & (measure.weights.mean(axis=0) > 0)
@@ -99,7 +97,7 @@ def resolution(measure: SpectralMeasure) -> float:
 
 
 def _decades_grid(places: Array, width: float) -> Array:
-    """Five points a standard deviation, and five of these beyond the nodes: areas are whole."""
+    """Five points a standard deviation, up to five of these beyond the nodes."""
     low, high = places.min() - 5 * width, places.max() + 5 * width
     return np.linspace(low, high, 1 + max(500, math.ceil(5 * (high - low) / width)))
 

@@ -1,4 +1,4 @@
-"""Which picture of a curve, a surface or a trajectory: by its view, and by the file's name."""
+"""Choose and write the figure, page or VTK file of a curve, a surface or a trajectory."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def save(
     title: str | None = None,
     path: Trajectory | None = None,
 ) -> None:
-    """Draw it: .html is an interactive page, .vts for ParaView, anything else a picture.
+    """Write ``out``: an interactive page (.html), a file for ParaView (.vts) or a picture.
 
     Args:
         view: of a surface; default: contour, but heat of a map's ratio.

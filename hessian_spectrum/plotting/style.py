@@ -1,4 +1,4 @@
-"""What the pictures have in common: colours, words, grids and error bands."""
+"""Colours, labels, error bands and symlog axes that the figures share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.spectral.quadrature import Array
 from hessian_spectrum.spectral.uncertainty import standard_error
 
-# Okabe and Ito (2008): told apart with every common colour blindness, and in grey.
+# Okabe and Ito (2008): distinct with every common colour blindness, and in grey.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5A5A5A"
 LABELLED = 1e-6  # of |lambda|max: a symlog axis has room for six labelled decades a side
 ERROR = "± standard error ({} probes)"

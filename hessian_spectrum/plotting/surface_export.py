@@ -1,4 +1,4 @@
-"""Surfaces for other programs: an interactive page, and VTK files for ParaView.
+"""Export surfaces: an interactive page, and VTK files for ParaView.
 
 The VTK file is XML that is written here: a structured grid is some twenty lines of text, and the
 packages that write one bring the whole of VTK, or formats that have no named values.

@@ -1,4 +1,4 @@
-"""Run files: written whole, read without torch or pickles. What is in them: hdf5_schema.py."""
+"""Write and open run files, each replaced as a whole. Their layout is in hdf5_schema.py."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def save(
 
     Memory: the size of the file, once. Cost: that of ``drawn_density`` for each new density.
     """
-    _check_place(path, overwrite=overwrite)  # a disk that fails now is no mistake of the input
+    _check_place(path, overwrite=overwrite)  # from here on, a failing disk is no InputError
     stored = hdf5_schema.by_key(results, labelled)
     texts = {
         name: to_json(name, value)
@@ -64,7 +64,7 @@ def save(
 
 
 def _content(stored: Mapping[str, Result], texts: Mapping[str, str], finished: bool) -> memoryview:
-    """The file's bytes. Made in memory: on a full disk the HDF5 library crashes at exit."""
+    """The file's bytes, built in memory: on a full disk the HDF5 library crashes at exit."""
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         file.attrs["schema"] = hdf5_schema.SCHEMA
@@ -114,7 +114,7 @@ def _opened(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r", locking=False)
     except OSError:
-        # Open in this process already, with locks: HDF5 refuses to mix. What is damaged is refused
+        # It may be open in this process with locks, and HDF5 refuses to mix; a damaged file fails
         # again.
         return h5py.File(path, "r")
 
@@ -122,7 +122,7 @@ def _opened(path: Path) -> h5py.File:
 class Run(Mapping[str, Any]):
     """The results in one run file: a mapping from "density", "eigenpairs/LABEL", ...
 
-    The label "main" goes without saying. Eigenvectors are read when they are indexed, and
+    The label "main" is left out of keys. Eigenvectors are read when they are indexed, and
     only while the run is open; everything else is in memory.
     """
 
@@ -168,14 +168,14 @@ class Run(Mapping[str, Any]):
 def check_output(
     path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False
 ) -> None:
-    """Refuse an output before hours are spent on it; leaves nothing behind.
+    """Check before a long computation that its output can be written; leaves no file behind.
 
     Raises:
         InputError: ``path`` exists and neither flag is given, is a folder, or its folder is
             missing or not writable.
     """
     path = _check_place(path, overwrite=overwrite, resume=resume)
-    # Permission bits do not tell: root ignores them, and file systems are mounted read-only.
+    # Permission bits do not suffice: root ignores them, and file systems are mounted read-only.
     probe = path.parent / f".{uuid.uuid4().hex[:12]}.tmp"
     try:
         probe.write_bytes(b"probe")

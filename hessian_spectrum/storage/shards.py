@@ -1,7 +1,7 @@
-"""Immutable shards of a run's state, and the manifest that makes them count.
+"""Immutable shards of a run's state, and the manifest that lists the valid ones.
 
-Beside ``run.h5`` stands the folder ``run.h5.d/``: safetensors files that are written once,
-and ``manifest.json``, written last. What no manifest mentions does not exist. All ranks may
+The folder ``run.h5.d/`` beside ``run.h5`` holds safetensors files, each written once, and
+``manifest.json``, written last. Readers ignore shards that no manifest lists. All ranks may
 write shards at the same time; one of them commits.
 """
 
@@ -33,7 +33,7 @@ SUFFIX = ".safetensors"
 class ShardFolder:
     """The folder of a run's shards; created at the first write.
 
-    A manifest is any JSON dict; the entries that ``write`` returned may stand anywhere in it.
+    A manifest is any JSON dict with entries that ``write`` returned, at any depth.
     """
 
     def __init__(self, folder: str | os.PathLike[str]):
@@ -47,11 +47,11 @@ class ShardFolder:
     def write(
         self, name: str, arrays: Mapping[str, NDArray[Any]], index: tuple[int, int] | None = None
     ) -> dict[str, Any]:
-        """Write one shard, on disk for good when this returns, and return its manifest entry.
+        """Write and sync one shard, and return its manifest entry.
 
         Args:
-            name: letters, digits and ``.-_``; ends up in the file's name, which is unique, so
-                that a step computed again after a kill never overwrites what a manifest lists.
+            name: letters, digits and ``.-_``; the start of the file's name. File names are unique,
+                so a step that is computed again after a kill overwrites no listed shard.
             arrays: what to keep; non-contiguous ones are copied.
             index: (start, stop), the global entries that this shard holds.
         """
@@ -98,15 +98,15 @@ class ShardFolder:
     def commit(self, manifest: dict[str, Any]) -> None:
         """Make ``manifest`` the latest and keep the one before as the previous.
 
-        Of the shards, those that only the outgoing manifest lists are deleted. A shard that
-        none has listed stays: another rank may be writing it for the next commit. What a
-        killed run left over goes with ``sweep``.
+        Deletes the shards that only the outgoing manifest lists. A shard that no manifest lists
+        stays, since another rank may be writing it for the next commit; ``sweep`` removes those
+        of a killed run.
         """
         text = json.dumps(manifest, indent=1)
         self._make()
         latest, previous = self._load(LATEST), self._load(PREVIOUS)
         dropped: dict[str, Any] | None
-        # A manifest that lost its shards must not push out an older one that still has them.
+        # A manifest whose shards are lost must not replace an older one that still has them.
         if latest is not None and self._present(latest):
             previous, dropped = latest, previous
             self._replace(PREVIOUS, (self.folder / LATEST).read_text())
@@ -117,13 +117,13 @@ class ShardFolder:
             (self.folder / file).unlink(missing_ok=True)
 
     def manifest(self, required: Iterable[str] = ()) -> dict[str, Any] | None:
-        """The latest manifest whose shards are all there, checksums verified; None if none.
+        """The latest manifest whose shards all exist with their checksums; None without a manifest.
 
-        One without a ``required`` key counts as damaged. Warns when that is not the last one
+        A manifest without a ``required`` key counts as damaged. Warns when it is not the last one
         written. Cost: reads every shard that it lists.
 
         Raises:
-            InputError: there are manifests, but all of them are damaged, or what they list is.
+            InputError: all manifests, or shards that they list, are damaged.
         """
         reasons, culprit = [], "the manifest"
         for name in (LATEST, PREVIOUS):
@@ -157,7 +157,7 @@ class ShardFolder:
         return None
 
     def sweep(self) -> None:
-        """Delete what no manifest mentions. For the one writer, while no rank is writing."""
+        """Delete the shards that no manifest lists. For the writer, while no rank is writing."""
         if not self.folder.is_dir():
             return
         listed = _files(self._load(LATEST)) | _files(self._load(PREVIOUS))
@@ -169,12 +169,12 @@ class ShardFolder:
         """Delete what this class wrote, and the folder if nothing else is in it."""
         if not self.folder.is_dir():
             return
-        for name in (LATEST, PREVIOUS):  # first: a manifest without its shards is a damaged one
+        for name in (LATEST, PREVIOUS):  # first: without its shards a manifest is damaged
             (self.folder / name).unlink(missing_ok=True)
         for path in self.folder.iterdir():
             if path.suffix in (".tmp", SUFFIX):
                 path.unlink(missing_ok=True)
-        with suppress(OSError):  # something of the user's is in it
+        with suppress(OSError):  # the user has put other files there
             self.folder.rmdir()
 
     def _make(self) -> None:
@@ -233,7 +233,7 @@ class LazyRows:
 
 
 class ShardedVectors(LazyRows):
-    """Eigenvectors too large for the run's file: shards that each hold some entries of all rows.
+    """Eigenvectors too large for the run file: each shard holds a range of entries of all rows.
 
     Args:
         folder: where the shards are.
@@ -277,7 +277,7 @@ class ShardedVectors(LazyRows):
 
 
 def _system_error(error: SafetensorError, path: Path) -> OSError:
-    """With the number that the library puts into its text."""
+    """An OSError with the error number in the library's message."""
     number = re.search(r"\(os error (\d+)\)", str(error))
     if number is None:
         return OSError(f"{path}: cannot be written ({error})")
@@ -291,7 +291,7 @@ def _dict(manifest: object) -> dict[str, Any]:
 
 
 def _entries(node: object) -> Iterator[dict[str, Any]]:
-    """Every shard entry in a manifest, wherever it stands."""
+    """Every shard entry in a manifest, at any depth."""
     if isinstance(node, dict):
         if "file" in node and "sha256" in node:
             yield node

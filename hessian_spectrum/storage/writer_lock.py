@@ -1,4 +1,4 @@
-"""One writer at a time. Readers hold no lock: files are replaced whole (atomic.py)."""
+"""A lock file for the single writer of a run. Readers need none: files are replaced whole."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STALE_SECONDS = 300.0
 
 
 class LockLost(OSError):
-    """Another process writes where this one did."""
+    """Another process has taken over the lock of this one."""
 
 
 class WriterLock:
@@ -54,13 +54,13 @@ class WriterLock:
         if self._thread is not None:
             self._thread.join()
         if self.held:
-            # Where it cannot be removed, the run has ended with a better reason; it becomes stale.
+            # A failure to remove it must not hide the run's own error; the lock becomes stale.
             with suppress(OSError):
                 self.path.unlink(missing_ok=True)
 
     @property
     def held(self) -> bool:
-        """Whether the lock is still ours: a process that slept too long may have lost it."""
+        """Whether the lock is still ours; a process that was suspended may have lost it."""
         return _content(self.path).get("token") == self._token
 
     def require(self) -> None:
@@ -90,9 +90,9 @@ class WriterLock:
         before = _identity(self.path)
         if not _is_stale(self.path):
             raise InputError(self._refusal())
-        # Two processes may find the same lock stale; the slower must not rename the faster
-        # one's new lock away. Only one of them can create the claim on *this* stale lock, and
-        # whoever has it looks again before touching anything.
+        # Two processes may find the same lock stale; the slower must not rename the new lock of
+        # the faster away. Only one of them can create the claim on *this* stale lock, and it
+        # checks the lock again before touching it.
         claim = self.path.with_name(f"{self.path.name}.{before}")
         try:
             os.close(os.open(claim, os.O_CREAT | os.O_EXCL, 0o666))
@@ -137,7 +137,7 @@ def _whoami() -> dict[str, Any]:
 
 
 def _content(lock: Path) -> dict[str, Any]:
-    """What the lock says; nothing while it is absent or not yet written."""
+    """The lock's content; empty while it is absent or not yet written."""
     try:
         content = json.loads(lock.read_text())
     except (OSError, ValueError):
@@ -146,7 +146,7 @@ def _content(lock: Path) -> dict[str, Any]:
 
 
 def _identity(lock: Path) -> str:
-    """A name for this lock at this heartbeat; another owner or a new heartbeat changes it."""
+    """A name for this lock at this heartbeat; changes with the owner and with each heartbeat."""
     try:
         status = lock.stat()
     except FileNotFoundError:
