@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -181,14 +181,14 @@ def plot(config: PlotConfig) -> None:
             registry.save_beside(surfaces, out, config.view, config.value)
             print(f"written to {out}")
             return
-        if any(isinstance(result, kind) for kind in registry.KINDS.values()):
+        if isinstance(result, registry.DRAWN):
             _view_options(config, config.view or "contour")
             path = run.get("trajectory") if key.partition("/")[0] == "surface" else None
             registry.save(result, out, config.view, config.value, _title(run), path)
             print(f"written to {out}")
             return
-        views: Any = plotting.VIEWS_OF.get(hdf5_schema.split_key(key)[0], {})
-        view: str = config.view or next(iter(views), None) or "(none)"
+        views: Mapping[str, Any] = plotting.VIEWS_OF.get(hdf5_schema.split_key(key)[0], {})
+        view: str = config.view or next(iter(views), "none")
         if view not in views:
             raise InputError(
                 f"--view {view}: {key} has the views {', '.join(views) or '(none)'}; choose one, "

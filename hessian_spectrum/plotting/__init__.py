@@ -1,4 +1,4 @@
-"""Pictures, interactive pages and VTK files of results. NumPy and Matplotlib: no torch."""
+"""Figures, interactive pages and VTK files of results. NumPy and Matplotlib: no torch."""
 
 from __future__ import annotations
 

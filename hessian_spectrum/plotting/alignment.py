@@ -1,8 +1,9 @@
-"""Alignment of minibatches' gradients against the batch size. No pyplot."""
+"""Figure of the alignment of minibatch gradients against the batch size. No pyplot."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,8 +17,8 @@ from hessian_spectrum.plotting.style import BLUE, GREY, ORANGE, number, tidy
 def alignment_figure(found: Alignment, title: str | None = None) -> Figure:
     """g^T H g / |g|^2 of each minibatch, with mean and standard deviation for each batch size.
 
-    Where lambda_1 is known the right axis has the share of it. Where eigenvectors are, a second
-    panel has the part of |g|^2 in their span, and along the first.
+    With lambda_1 the right axis shows its share. With eigenvectors a second panel shows the part
+    of |g|^2 in their span, and along the top one.
     """
     panels = 2 if np.isfinite(found.captured).any() else 1
     figure = Figure(figsize=(8, 3 + 2.2 * panels), layout="constrained")
@@ -58,7 +59,13 @@ def _draw(
         [row[np.isfinite(row)].mean() if n else math.nan for row, n in zip(values, known)]
     )
     spread = [row[np.isfinite(row)].std(ddof=1) if n > 1 else 0.0 for row, n in zip(values, known)]
-    style = {"color": color, "marker": marker, "markersize": 5, "capsize": 4, "linewidth": 1.2}
+    style: dict[str, Any] = {
+        "color": color,
+        "marker": marker,
+        "markersize": 5,
+        "capsize": 4,
+        "linewidth": 1.2,
+    }
     axes.errorbar(sizes, mean, spread, label=label, zorder=2, **style)
 
 

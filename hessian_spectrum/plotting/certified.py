@@ -1,4 +1,4 @@
-"""What is known one by one, and what is not: certified eigenvalues beside the unresolved bulk."""
+"""Figure of certified eigenvalues and of the density of the unresolved rest. No pyplot."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from hessian_spectrum.spectral.drawn import drawing_grid
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.spectral.quadrature import Array
 
-SAME = 1e-12  # of |lambda|max: what rounding in float64 may tear one eigenvalue's nodes apart
-VISIBLE = 1 / 400  # of the axis: narrower intervals disappear behind their bar
-LINEAR = 3  # standard deviations of the smoothing: within them of 0 the axis is linear
-NEAR = 0.1  # of |lambda|max: a spectrum without nodes this near 0 keeps away from it
+SAME = 1e-12  # of |lambda|max: float64 rounding may separate nodes of one eigenvalue by this
+VISIBLE = 1 / 400  # of the axis: narrower intervals are hidden by their bar
+LINEAR = 3  # standard deviations of the smoothing around 0 where the axis is linear
+NEAR = 0.1  # of |lambda|max: without nodes this near 0 the axis is linear
 NOTHING = 1e-9  # eigenvalues: an unresolved part below it is rounding
 
 
 @dataclass(frozen=True)
 class Certified:
-    """Certified eigenvalues, each once: nodes that may be the same eigenvalue are one place."""
+    """Certified eigenvalues; nodes that may be the same eigenvalue are merged."""
 
     places: Array  # (k,), ascending, means of their nodes by weight
     counts: Array  # (k,), eigenvalues there; below 1 where one is accepted in part
@@ -50,7 +50,7 @@ class Certified:
 
 
 def certified_eigenvalues(measure: SpectralMeasure) -> Certified:
-    """The certified nodes, merged where they are nearer than the sum of their residuals.
+    """The certified nodes, merged where their residual intervals overlap.
 
     Groups of probes that are left out in turn find the same eigenvalue, each with weights for
     its own probes, so it is the mean weights of all these nodes that sum to 1/n.
@@ -104,7 +104,7 @@ def certified_figure(
 
 
 def _panels(bars: bool, rest: bool) -> tuple[Figure, Axes | None, Axes | None]:
-    """Two units of height, eigenvalues and eigenvalues per unit eigenvalue, need two axes."""
+    """A panel for the bars and one for the density, whose units differ."""
     figure = Figure(figsize=(8, 5.6 if bars and rest else 4), layout="constrained")
     if bars and rest:
         return figure, *figure.subplots(2, sharex=True, height_ratios=(1, 1.4))
@@ -113,10 +113,10 @@ def _panels(bars: bool, rest: bool) -> tuple[Figure, Axes | None, Axes | None]:
 
 
 def _axis(panels: list[Axes], measure: SpectralMeasure, sigma: float) -> Array:
-    """The grid for densities, after an axis on which both the bulk and the bars have room.
+    """Set the horizontal axis, and return the grid for the density on it.
 
-    A bulk at 0 is a few sigma wide, the outliers are decades away: symlog. A spectrum that
-    keeps away from 0 would only lose room to empty decades: linear.
+    Symlog where the spectrum reaches 0, since the bulk is a few sigma wide and the outliers are
+    decades away; linear for a spectrum away from 0.
     """
     t, size = drawing_grid(measure, sigma), np.abs(measure.nodes)
     if size.min() > NEAR * size.max():

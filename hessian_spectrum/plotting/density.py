@@ -1,9 +1,10 @@
-"""Pictures of spectral measures and eigenpairs. Figures without pyplot: no display needed."""
+"""Figures of spectral densities and eigenpairs. Without pyplot, so no display is needed."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def density_figure(
 def eigenpairs_figure(pairs: EigenPairs, title: str | None = None) -> Figure:
     """Eigenvalues with their residuals as bars, and below them the residuals on a log axis.
 
-    Filled circles have converged, open diamonds have not: their bars say where an eigenvalue is.
+    Filled circles have converged, open diamonds have not. Within each bar lies an eigenvalue.
     """
     figure = Figure(figsize=(8, 5.2), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(2, 1))
@@ -90,7 +91,7 @@ def eigenpairs_figure(pairs: EigenPairs, title: str | None = None) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
-    """Write a figure in the format of its extension; readers never see a part of it.
+    """Write a figure atomically, in the format of its extension.
 
     Raises:
         InputError: matplotlib knows no such extension, or the folder does not exist.
@@ -127,9 +128,9 @@ def _draw_density(axes: Axes, measure: SpectralMeasure, drawn: DrawnDensity) -> 
 
 
 def _floor(measure: SpectralMeasure, peak: float, sigma2: float) -> float:
-    """A tenth of the height of a single eigenvalue: below it there is nothing to see.
+    """Lower end of the axis: a tenth of the height of a single eigenvalue.
 
-    Three decades are shown at least and twelve at most.
+    At least three decades below the peak and at most twelve.
     """
     single = 1 / (measure.n * math.sqrt(2 * math.pi * sigma2))
     return min(max(single / 10, 1e-12 * peak), 1e-3 * peak)
@@ -153,7 +154,7 @@ def _draw_rug(axes: Axes, measure: SpectralMeasure) -> None:
 def _draw_extremes(axes: Axes, measure: SpectralMeasure) -> None:
     low, high = measure.support
     left, right = axes.get_xlim()
-    # Labels lean inwards under a long axis, outwards where they would meet in the middle.
+    # Labels extend inwards on a wide axis, outwards where they would overlap.
     sides = ("left", "right") if high - low > 0.5 * (right - left) else ("right", "left")
     for node, name, side in zip((low, high), ("min", "max"), sides):
         axes.axvline(node, color=GREY, linewidth=0.8, linestyle=":", zorder=0)
@@ -179,7 +180,7 @@ def _draw_cumulative(axes: Axes, measure: SpectralMeasure, t: np.ndarray) -> Non
 
 
 def _positive(residuals: np.ndarray) -> np.ndarray:
-    """Residuals for a log axis: an exact 0 is drawn at the smallest one that is not."""
+    """Residuals for a log axis: zeros are replaced by the smallest positive one."""
     some = residuals[residuals > 0]
     return np.maximum(residuals, some.min() if some.size else np.finfo(float).eps)
 
@@ -200,15 +201,16 @@ _NOT_CONVERGED = {
     "label": "not converged",
 }
 
-VIEWS = {
+View = Callable[..., Figure]
+VIEWS: dict[str, View] = {
     "density": density_figure,
     "log": log_figure,
     "cumulative": cumulative_figure,
     "certified": certified_figure,
 }
 
-# Of each kind of result, by name, the first by default.
-VIEWS_OF = {
+# The views of each kind of result; the first is the default.
+VIEWS_OF: dict[str, dict[str, View]] = {
     "density": VIEWS,
     "eigenpairs": {"eigenvalues": eigenpairs_figure, "participation": participation_figure},
     "alignment": {"alignment": alignment_figure},

@@ -1,4 +1,4 @@
-"""Spectral measures over many decades: per decade of |lambda|, and summed up. No pyplot."""
+"""Figures of spectra over many decades: per decade of |lambda|, and cumulative. No pyplot."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+from numpy.typing import NDArray
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.plotting.style import (
@@ -45,9 +46,8 @@ def log_figure(
 ) -> Figure:
     """Eigenvalues per decade of |lambda|, positive and negative ones apart, on log axes.
 
-    A curve integrates over log10 |lambda| to its number of eigenvalues. What lies at or below
-    the floor is counted in words. With two or more probes bands are one standard error wide
-    on each side.
+    A curve integrates over log10 |lambda| to its number of eigenvalues. The caption counts those
+    at or below the floor. With two or more probes bands are one standard error wide on each side.
 
     Args:
         measure: what to draw.
@@ -85,12 +85,11 @@ def log_figure(
 
 
 def resolution(measure: SpectralMeasure) -> float:
-    """The largest |node| that its own residual does not tell from 0; at least rounding.
+    """The largest |node| whose residual interval contains 0; at least float64 rounding.
 
-    An eigenvalue lies within the residual of a node. Where that reaches across 0, neither its
-    sign nor its decade is known, and a peak in the logarithm is where a recurrence happened to
-    put a node. The largest residual of all would be too much: it belongs to nodes far from 0.
-    The error of products, float32's among them, is in the residuals already.
+    An eigenvalue lies within the residual of each node. Where that interval contains 0, neither
+    its sign nor its decade is known. Residuals include the error of the products, such as that of
+    float32.
     """
     size = np.abs(measure.nodes)
     unknown = (size <= measure.residuals) & (measure.weights.mean(axis=0) > 0)
@@ -98,16 +97,16 @@ def resolution(measure: SpectralMeasure) -> float:
 
 
 def _decades_grid(places: Array, width: float) -> Array:
-    """Five points a standard deviation, and five of these beyond the nodes: areas are whole."""
+    """Five points a standard deviation, up to five of these beyond the nodes."""
     low, high = places.min() - 5 * width, places.max() + 5 * width
     return np.linspace(low, high, 1 + max(500, math.ceil(5 * (high - low) / width)))
 
 
 def _draw_signs(
-    axes: Axes, measure: SpectralMeasure, shown: Array, x: Array, decades: float
+    axes: Axes, measure: SpectralMeasure, shown: NDArray[np.bool_], x: Array, decades: float
 ) -> None:
     peak = single = 1 / math.sqrt(2 * math.pi * decades**2)
-    band = ERROR.format(measure.num_probes)  # said once
+    band: str | None = ERROR.format(measure.num_probes)  # said once
     signs = (("positive", 1, BLUE, "-"), ("negative", -1, ORANGE, "--"))
     for name, sign, color, dashes in signs:
         mask = shown & (np.sign(measure.nodes) == sign)
@@ -135,7 +134,7 @@ def _shade_unknown(axes: Axes, known: float) -> bool:
 
 
 def _say_below(
-    axes: Axes, measure: SpectralMeasure, below: Array, floor: float, grey: bool
+    axes: Axes, measure: SpectralMeasure, below: NDArray[np.bool_], floor: float, grey: bool
 ) -> None:
     many = counted(measure.n * measure.weights[:, below].sum(axis=1), measure.scatter)
     why = "; in the grey, residuals leave sign and size open" if grey else ""
@@ -172,7 +171,11 @@ def cumulative_figure(measure: SpectralMeasure, title: str | None = None) -> Fig
     axes.set_ylabel("share of the eigenvalues ≤ t")
     tidy(axes)
     numbers = axes.secondary_yaxis(
-        "right", functions=(lambda share: share * measure.n, lambda count: count / measure.n)
+        "right",
+        functions=(
+            lambda share: np.asarray(share) * measure.n,
+            lambda count: np.asarray(count) / measure.n,
+        ),
     )
     numbers.set_ylabel("number of eigenvalues ≤ t")
     numbers.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))

@@ -1,4 +1,4 @@
-"""In which layers eigenvectors live, as a heat map. No pyplot."""
+"""Heat map of the layers in which eigenvectors have their weight. No pyplot."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.outliers import by_layer, participation
 
-LEAST = 1e-4  # less is drawn as this
-ROWS = 40  # layers whose names can be read below each other; more are joined
+LEAST = 1e-4  # lower end of the colour scale
+ROWS = 40  # parameters whose names are legible as rows; more are joined by layer
 
 
 def participation_figure(
     pairs: EigenPairs, sizes: Mapping[str, int], title: str | None = None
 ) -> Figure:
-    """The part of each eigenvector's square in each layer, in colours by decades; beside it that of
-    all of them together, and the layer's share of the parameters: what a random direction has.
+    """The part of each eigenvector's square in each layer, on a logarithmic colour scale.
+
+    A second panel has the mean over all eigenvectors, and each layer's share of the parameters,
+    which is the expectation for a random direction.
 
     Args:
         sizes: entries of each parameter by name, in order; more than 40 are joined by layer.

@@ -1,4 +1,4 @@
-"""Where a surface's points are drawn: by their coordinates, or in a triangle's own plane."""
+"""Plot coordinates of a surface's points: its own, or those in the plane of a triangle."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def is_triangle(surface: Curve | Surface) -> bool:
 
 
 def of_points(surface: Surface) -> list[Array]:
-    """Where points are drawn, two arrays (a, b): in a triangle's plane, or by coordinates."""
+    """Plot coordinates of the points, two arrays (a, b)."""
     if is_triangle(surface):
         return [surface.positions[..., i] for i in (0, 1)]
-    return np.meshgrid(surface.a, surface.b, indexing="ij")
+    return list(np.meshgrid(surface.a, surface.b, indexing="ij"))
 
 
 def borders(axis: Array) -> Array:
@@ -48,7 +48,7 @@ def of_borders(surface: Surface) -> list[Array]:
 
 
 def name_corners(axes: Axes, surface: Surface) -> None:
-    """Of a triangle, where they are points: (alpha, beta) = (0, any), (1, 1), (1, 0)."""
+    """Label the corners of a triangle: (alpha, beta) = (0, any), (1, 1), (1, 0), if grid points."""
     for label, alpha, beta in (("theta0", 0, None), ("theta1", 1, 1), ("theta2", 1, 0)):
         at = np.ix_(
             surface.a == alpha, np.ones(len(surface.b), bool) if beta is None else surface.b == beta

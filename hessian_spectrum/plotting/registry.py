@@ -1,17 +1,20 @@
-"""Which picture of a curve, a surface or a trajectory: by its view, and by the file's name."""
+"""Choose and write the figure, page or VTK file of a curve, a surface or a trajectory."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from matplotlib.figure import Figure
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.landscape.results import Curve, Surface, Trajectory
 from hessian_spectrum.plotting import density, landscape, surface_export
 
-KINDS = {"surface": Surface, "curve": Curve, "trajectory": Trajectory}
-VIEWS = {
+KINDS = ("surface", "curve", "trajectory")
+DRAWN = (Surface, Curve, Trajectory)
+VIEWS: dict[str, Callable[..., Figure]] = {
     "contour": landscape.contour_figure,
     "heat": landscape.heat_figure,
     "relief": landscape.relief_figure,
@@ -45,7 +48,7 @@ def save(
     title: str | None = None,
     path: Trajectory | None = None,
 ) -> None:
-    """Draw it: .html is an interactive page, .vts for ParaView, anything else a picture.
+    """Write ``out``: an interactive page (.html), a file for ParaView (.vts) or a picture.
 
     Args:
         view: of a surface; default: contour, but heat of a map's ratio.
@@ -58,8 +61,7 @@ def save(
     kind = type(result).__name__.lower()
     if isinstance(result, Surface) and result.shape[1] == 1:
         result = result.row()
-    is_surface = isinstance(result, Surface)
-    if not is_surface and (view is not None or out.suffix in (".html", ".vts")):
+    if not isinstance(result, Surface) and (view is not None or out.suffix in (".html", ".vts")):
         raise InputError(
             f"{f'--view {view}' if view else out} is for a surface, and this is a {kind}"
             f"{' along a line' if kind == 'surface' else ''}; leave it out"
@@ -71,7 +73,7 @@ def save(
         return
     value = value or ("ratio" if "ratio" in result.values else "loss")
     result.values[value]  # refused by name
-    if not is_surface:
+    if isinstance(result, Curve):
         figure = landscape.curve_figure(result, value, title=title)
         density.save_figure(figure, out)
     elif out.suffix == ".html":

@@ -1,4 +1,4 @@
-"""What the pictures have in common: colours, words, grids and error bands."""
+"""Colours, labels, error bands and symlog axes that the figures share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.spectral.quadrature import Array
 from hessian_spectrum.spectral.uncertainty import standard_error
 
-# Okabe and Ito (2008): told apart with every common colour blindness, and in grey.
+# Okabe and Ito (2008): distinct with every common colour blindness, and in grey.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5A5A5A"
 LABELLED = 1e-6  # of |lambda|max: a symlog axis has room for six labelled decades a side
 ERROR = "± standard error ({} probes)"
@@ -54,8 +54,9 @@ def draw_band(axes: Axes, x: Array, mean: Array, error: Array | None, **style) -
 
 def counted(per_probe: Array, scatter: float) -> str:
     """(probe,) -> "1,118 ± 9" or "7": a number of eigenvalues and its standard error, if any."""
-    mean, error = (None if x is None else float(x) for x in mean_and_error(per_probe, scatter))
-    if error is None or error < 0.005:  # less is a matter of rounding
+    mean = float(per_probe.mean(axis=0))
+    error = float(standard_error(per_probe, scatter)) if len(per_probe) > 1 else 0.0
+    if error < 0.005:  # less is a matter of rounding
         return f"{mean:,.0f}" if mean >= 100 or abs(mean - round(mean)) < 1e-3 else f"{mean:.3g}"
     digits = max(0, math.ceil(-math.log10(error / 2)))
     return f"{mean:,.{digits}f} ± {error:,.{digits}f}"

@@ -1,4 +1,4 @@
-"""Surfaces for other programs: an interactive page, and VTK files for ParaView.
+"""Export surfaces: an interactive page, and VTK files for ParaView.
 
 The VTK file is XML that is written here: a structured grid is some twenty lines of text, and the
 packages that write one bring the whole of VTK, or formats that have no named values.
@@ -17,7 +17,7 @@ import numpy as np
 from hessian_spectrum._core.atomic import replacing
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.landscape.results import Array, Surface
-from hessian_spectrum.plotting.landscape import described
+from hessian_spectrum.plotting.value_scale import described
 
 
 def save_page(

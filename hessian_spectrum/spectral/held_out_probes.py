@@ -1,8 +1,8 @@
-"""Block Krylov space -> spectral measure; what other probes know of it is not left to chance.
+"""Spectral measure of a block Krylov space by held-out probes (lower variance than plain SLQ).
 
-A probe z gives the eigenvalues outside the bulk random weights (z . u_j)^2 / |z|^2, whose scatter
-is most of the error of a density. Directions that are known from the other probes can be taken out
-of z and counted exactly. NumPy only.
+A probe z gives the eigenvalues outside the bulk random weights (z . u_j)^2 / |z|^2, and the scatter
+of these is most of the error of a density. Directions that the other probes' Krylov space resolves
+are projected out of z and counted exactly. NumPy only.
 """
 
 from __future__ import annotations
@@ -16,38 +16,38 @@ from hessian_spectrum.spectral.atoms import normalized_rows
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.spectral.quadrature import Array, BlockRule
 
-RANK = 1e-10  # of |T|: shorter directions are no new ones, even where products are exact
-ALONE, GROUPS = 24, 12  # up to so many probes each is a group; more are dealt to so many groups
-EQUAL = 1e-5  # of |T|: eigenvalues this near are one in single precision, not in noisy products
+RANK = 1e-10  # of |T|: a shorter direction is not a new one, even with exact products
+ALONE, GROUPS = 24, 12  # up to 24 probes are held out one by one, more in 12 groups
+EQUAL = 1e-5  # of |T|: nearer eigenvalues are equal in single precision, not in noisy products
 NOISE = 0.01  # of a direction's length
-# Probes share what they know of each other: the error of their mean is larger than their scatter
-# says, by 1.1 to 1.3 on the spectra of benchmarks/coverage.py.
+# Probes are not independent, since each uses the others' Krylov space: the error of their mean is
+# 1.1 to 1.3 times what their scatter suggests on the spectra of benchmarks/coverage.py.
 SCATTER = 1.25
-ONE = 0.01  # a node that every probe weighs as 1/n to this part counts one eigenvalue
+ONE = 0.01  # relative: where every probe weighs a node 1/n to this, it counts one eigenvalue
 
 
 def certified(rule: BlockRule, n: int, floor: float = 0.0) -> SpectralMeasure:
-    """The measure of an n x n matrix, where what other probes' Krylov space found counts as it is.
+    """Spectral measure of an n x n matrix from a block rule, with each group of probes held out.
 
     Each group of probes is left out in turn. With U an orthonormal basis of the Krylov space of
     the others after m - 1 steps, r-dimensional,
 
         tr f(A) = tr U f(A) U^T + tr P f(A) P,   P = I - U^T U,
 
-    where the first term is taken from T, and the second, over n - r, from what P leaves of each
-    probe of the group. U does not depend on these, so the measure is as unbiased as that of the
-    plain rule (``SpectralMeasure.of_rules``), without any test of convergence: a resolved
-    eigenvalue has the weight 1/n, a cluster its number, and an unresolved direction moves from
-    one to the other continuously. One step is held back so that A U lies in the space: traces of
-    A and A^2 stay exact in expectation.
+    where T gives the first term, and the part P z of each probe z of the group estimates the
+    second, over n - r dimensions. U does not depend on the group, so the measure is as unbiased as
+    that of the plain rule (``SpectralMeasure.of_rules``) and needs no test of convergence: a
+    resolved eigenvalue has the weight 1/n, a cluster its number of eigenvalues over n, and the
+    weight of a direction that is partly resolved lies continuously between. U has one step less
+    than T so that A U lies in the space: traces of A and A^2 stay exact in expectation.
 
     Krylov-aware trace estimation (Chen and Hallman, SIAM J. Matrix Anal. Appl. 44 (2023)), with
     every probe held out as in XTrace (Epperly, Tropp and Webber, ibid. 45 (2024)).
 
-    With one probe there are no others, and this is the plain rule's.
+    With one probe this is the plain rule's measure.
 
     Args:
-        floor: residuals below it are not known to be real: the error of a product.
+        floor: the error of a product; no residual is known to be smaller.
 
     Cost: O(N^3) for each group, N the order of T; no products.
     """
@@ -60,10 +60,11 @@ def certified(rule: BlockRule, n: int, floor: float = 0.0) -> SpectralMeasure:
 
 
 def held_out_weights(rule: BlockRule, n: int) -> Callable[..., Array]:
-    """``vectors -> weights``, each probe's weights (b, N) on T's eigenvectors.
+    """A function ``vectors -> weights``: each probe's weights (b, N) on T's eigenvectors.
 
-    Or on other orthonormal columns (N, N), the eigenvectors of another matrix in T's basis: the
-    identity above holds for any symmetric f(A), since the others' space is none of the probe's.
+    Given other orthonormal columns (N, N), such as the eigenvectors of another matrix in T's basis,
+    it returns the weights on these: the identity in ``certified`` holds for any symmetric f(A),
+    since U does not depend on the probe.
     """
     starts = rule.starts
     if len(starts) < 2:
@@ -92,11 +93,11 @@ def _groups(b: int) -> Iterator[Array]:
 
 
 class _EigenSpace:
-    """The Krylov space in the eigenbasis of T, in which what a vector lacks stays exactly zero.
+    """The Krylov space in the eigenbasis of T, where a component that is zero stays exactly zero.
 
-    To an eigenvalue that A has more often than there are probes, T has as many vectors as there
-    are probes, and the others see all but one of them. In floating point they would soon see that
-    one, too: an error along it grows in every step, as ghosts do.
+    For an eigenvalue of A whose multiplicity exceeds the number of probes, T has as many
+    eigenvectors as there are probes, and the other probes span all but one of them. In another
+    basis rounding along that one would grow in every step, as ghost eigenvalues do.
     """
 
     def __init__(self, rule: BlockRule):
@@ -114,8 +115,8 @@ class _EigenSpace:
     def krylov_basis(self, starts: Array) -> Array:
         """Orthonormal rows that span the Krylov space of these vectors inside that of all."""
         starts, values, vectors = self.seen(starts), self.values.copy(), self.vectors.copy()
-        # More equal eigenvalues than starts are one, which starts do not see all of: its vectors
-        # are turned until starts span the first of them.
+        # More equal eigenvalues than starts: the starts span only part of that eigenspace. Its
+        # eigenvectors are rotated so that the starts span the first of them.
         turns = []
         for part in np.split(np.arange(len(values)), self.cuts):
             if len(part) > len(starts):
@@ -131,7 +132,7 @@ class _EigenSpace:
         return basis
 
     def _grown(self, starts: Array, values: Array, vectors: Array) -> Array:
-        """One step less than T has, unless T is exact; a direction that is only noise is none."""
+        """Orthonormal rows, without noise, after one step less than T has (all if T is exact)."""
         ends = self.rule.ends
         steps = len(values) if self.rule.is_exact else len(ends) - 1
         basis = np.empty((0, len(values)))
@@ -144,7 +145,7 @@ class _EigenSpace:
             # What was short is orthogonal to rounding only now.
             rows = np.linalg.qr((rows - (rows @ basis.T) @ basis).T)[0].T
             if step < len(ends) - 1:
-                # The first k blocks of T hold all Krylov vectors of k steps: the rest is noise.
+                # Krylov vectors of k steps lie in the first k blocks of T: the rest is noise.
                 rows = _clean(rows, rows @ vectors[ends[step] :].T)
             basis = np.concatenate([basis, rows])
             if not len(rows):
@@ -154,7 +155,7 @@ class _EigenSpace:
 
 
 def _clean(rows: Array, noise: Array) -> Array:
-    """Orthonormal rows that span those combinations of ``rows`` that have little noise."""
+    """Orthonormal combinations of ``rows`` in which the noise is shorter than ``NOISE``."""
     if not len(rows) or np.linalg.norm(noise) < NOISE:
         return rows
     mixed = np.linalg.svd(noise)

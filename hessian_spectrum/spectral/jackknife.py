@@ -1,8 +1,8 @@
-"""What answers would be without a part of the data: the error of having these samples. NumPy only.
+"""Sampling error of the data by the delete-a-group jackknife. NumPy only.
 
 A data set is a sample of a population. With each of K random groups of samples left out in turn,
-and the same probes, answers scatter as they would from data set to data set, but for a factor that
-is known: the jackknife. Noise of the probes that leaving out samples does not cancel is taken off.
+and the same probes, answers scatter as they would from data set to data set, up to a known factor.
+The noise of the probes that leaving out samples does not cancel is subtracted.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.stored_fields import stored
 from hessian_spectrum.spectral.quadrature import Array
 
-LEAST = 0.25  # of a variance: no less is left of it when the probes' noise is taken off
+LEAST = 0.25  # share of a variance that remains at least when the probes' noise is subtracted
 
 
 @dataclass(frozen=True)
@@ -57,20 +57,20 @@ class Replicates:
 
 
 def standard_error(whole: Array, without: Array, shares: Array, scatter: float = 1.0) -> Array:
-    """Of an answer on data sets of this size: delete-a-group jackknife, groups of any sizes.
+    """Standard error of an answer over data sets of this size, from groups of any sizes.
 
-    Equation 5 of Busing, Meijer and van der Leeden (Stat. Comput. 9 (1999) 3-8), with the square
-    of each group's mean over the probes freed of the probes' own variance, down to ``LEAST``. As
-    every jackknife too large rather than too small (Efron and Stein 1981).
+    Equation 5 of Busing, Meijer and van der Leeden (Stat. Comput. 9 (1999) 3-8), minus the
+    probes' own variance, down to ``LEAST``. Like every jackknife it errs to the large side (Efron
+    and Stein 1981).
 
     Args:
         whole: (probe, ...), each probe's answer with all data.
         without: (group, probe, ...), without each group.
         shares: (group,), the groups' parts of the data.
-        scatter: of a mean over probes, in units of independent probes'.
+        scatter: standard error of a mean over the probes, relative to independent probes.
     """
     odds = ((1 - shares) / shares).reshape(-1, *(1,) * whole.ndim)
-    # What each group moves, as if it alone were all that differs: pseudo-values less their mean.
+    # Pseudo-values minus their mean: what each group contributes.
     moved = odds * (whole - without)
     moved = moved - (moved * (1 / (1 + odds))).sum(axis=0)
     variance = np.mean(moved.mean(axis=1) ** 2 / odds[:, 0], axis=0)

@@ -1,8 +1,7 @@
-"""What follows from eigenpairs at the ends of a spectrum. NumPy only: no torch.
+"""Quantities computed from the eigenpairs at the ends of a spectrum, with bounds. NumPy only.
 
-A residual |H v - lambda v| = r says that an eigenvalue lies within r of lambda, so that every
-answer has ends. They presume that the pairs are the outermost ones: no residual tells of an
-eigenvalue that was missed.
+A residual |H v - lambda v| = r implies an eigenvalue within r of lambda, which bounds every answer.
+The bounds assume that the pairs are the outermost ones: no residual detects a missed eigenvalue.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ M = TypeVar("M", bound=Atoms)
 
 
 class Within(NamedTuple):
-    """An answer, and the ends between which the residuals leave it."""
+    """An answer, and its bounds by the residuals."""
 
     value: float
     low: float
@@ -50,7 +49,8 @@ def eigenvalue(pairs: EigenPairs, k: int) -> Within:
 def outlier_ratio(pairs: EigenPairs, k: int) -> Within:
     """zeta = lambda_1 / lambda_k, of the k-th largest (Ghorbani et al. 2019, section 4.2).
 
-    How far the largest stands out of the other outliers; k is usually the number of classes.
+    How far the largest eigenvalue stands out of the other outliers; k is usually the number of
+    classes.
 
     Raises:
         InputError: fewer than k pairs, or a lambda_k that is not above 0.
@@ -80,7 +80,7 @@ def condition_number(pairs: EigenPairs, damping: float = 0.0) -> Within:
 
 
 class Sign(NamedTuple):
-    """The smallest eigenvalue, and whether the loss curves down somewhere."""
+    """The smallest eigenvalue with its bounds, and its sign."""
 
     value: float
     low: float
@@ -91,7 +91,7 @@ class Sign(NamedTuple):
 def smallest(pairs: EigenPairs) -> Sign:
     """lambda_min with its sign; "undecided" where the residual reaches across 0.
 
-    "negative" is certain: there is such an eigenvalue. "positive" presumes that none was missed.
+    "negative" is certain. "positive" assumes that no eigenvalue was missed.
     """
     found = _lowest(pairs)
     if found.high < 0:
@@ -100,7 +100,7 @@ def smallest(pairs: EigenPairs) -> Sign:
 
 
 def normalized(pairs: EigenPairs, k: int = 10) -> EigenPairs:
-    """The spectrum in units of its k-th largest eigenvalue: networks of other scales compare.
+    """The eigenvalues in units of the k-th largest, which compares networks of different scales.
 
     Raises:
         InputError: fewer than k pairs, or a lambda_k that is not above 0.
@@ -175,12 +175,12 @@ def by_layer(sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def refined(measure: M, pairs: EigenPairs) -> M:
-    """The measure with the eigenvalues of ``pairs`` as they are, each of weight 1/n.
+    """The measure with the ``pairs`` as nodes of weight 1/n at its ends.
 
-    What the measure says of what lies between them keeps its shape, and weighs (n - k) / n: for
-    answers to which the ends matter most, such as ``log_determinant`` just above -lambda_min. Of
-    the pairs those are taken that are converged, from the ends inwards up to the first that is not.
-    Intervals have the measure's own noise and truncation.
+    The rest of the measure, between them, keeps its shape and gets the weight (n - k) / n. For
+    answers that depend most on the ends, such as ``log_determinant`` just above -lambda_min. Uses
+    the converged pairs from each end inwards, up to the first that is not converged. Intervals have
+    the measure's own noise and truncation.
 
     Raises:
         InputError: no pair is converged, or nothing is left between them.
@@ -204,12 +204,12 @@ def refined(measure: M, pairs: EigenPairs) -> M:
         weights=np.hstack([np.full((probes, k), 1 / measure.n), inner])[:, order],
         residuals=np.concatenate([residuals, measure.residuals[rest]])[order],
         certified=np.concatenate([np.ones(k, bool), measure.certified[rest]])[order],
-        replicates=None,  # what these pairs would be on other data is not known
+        replicates=None,  # the pairs of other data are not known
     )
 
 
 def _outermost(measure: Atoms, pairs: EigenPairs) -> tuple[Indices, Indices]:
-    """Converged pairs from below inwards and from above; between them lies most of the mass."""
+    """Converged pairs from the lower end inwards, and from the upper; most mass is between them."""
     gap = pairs.num_lower
     if gap is None:
         ends = [-math.inf, *pairs.values, math.inf]
@@ -221,7 +221,7 @@ def _outermost(measure: Atoms, pairs: EigenPairs) -> tuple[Indices, Indices]:
 
 
 def _counted(measure: Atoms, values: Array, residuals: Array) -> NDArray[np.bool_]:
-    """Certified nodes of these eigenvalues: as near to one as both may be off."""
+    """Certified nodes that are one of these eigenvalues, within both residuals."""
     rounding = NEAREST * np.abs(measure.nodes).max()
     reach = measure.residuals[:, None] + residuals + rounding
     near = np.abs(measure.nodes[:, None] - values) <= reach

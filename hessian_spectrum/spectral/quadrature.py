@@ -1,4 +1,4 @@
-"""Gauss quadrature from Jacobi matrices: nodes, weights, and how much is not known. No torch."""
+"""Gauss quadrature from (block) Jacobi matrices, and bounds on what it leaves open. NumPy only."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hessian_spectrum._core.stored_fields import stored, stored_count
 
 Array = NDArray[np.float64]
 
-NEAREST = 1e-9  # of |T|: a threshold that is nearer to an eigenvalue is at it
+NEAREST = 1e-9  # of |T|: a threshold this near to an eigenvalue counts as equal to it
 
 
 @dataclass(frozen=True)
 class BlockRule:
-    """What a block Krylov space knows of A: T, where the probes are in it, what leads out of it.
+    """A block Krylov decomposition of A: T, the probes in its basis, and what leads out of it.
 
     One probe and a tridiagonal T are a Lanczos recurrence, and T's eigenvalues and the squared
     components of its eigenvectors along the probe the Gauss rule (Golub and Welsch 1969).
@@ -80,12 +80,12 @@ class BlockRule:
 
     @property
     def is_exact(self) -> bool:
-        """Nothing leads out of the space: T has all that the probes can see of A."""
+        """Whether the space is invariant under A: further steps would add nothing."""
         return not self.out.any()
 
     @property
     def shorter(self) -> BlockRule | None:
-        """What was known one step earlier; None before the first. An exact rule is its own."""
+        """The rule after one step less; None for one step. An exact rule returns itself."""
         if self.is_exact:
             return self
         if self.num_steps < 2:
@@ -96,11 +96,11 @@ class BlockRule:
         return replace(self, t=t, out=out, num_steps=self.num_steps - 1)
 
     def residuals(self, vectors: Array) -> Array:
-        """|A u - t u| of T's unit eigenvectors, columns (N, k): what leads out of the space."""
+        """|A u - t u| of T's unit eigenvectors, columns (N, k)."""
         return np.linalg.norm(self.out.T @ vectors[len(self.t) - len(self.out) :], axis=0)
 
     def bracket(self, x: float) -> tuple[Array, Array]:
-        """(b,) and (b,): the least and the most of each probe's measure that lies below x.
+        """Bounds (b,) and (b,) on the part of each probe's measure that lies below x.
 
         The Gauss-Radau rule with as many nodes at x as the last block has rows (Golub and Meurant,
         Matrices, Moments and Quadrature (2010), ch. 6), without and with these nodes; the two

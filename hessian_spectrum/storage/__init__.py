@@ -1,1 +1,1 @@
-"""Result files, immutable shards, the writer's lock. Readers need no torch."""
+"""Result files, immutable shards and the writer's lock. Readers need no torch."""

@@ -6,21 +6,22 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.storage import hdf5_schema, provenance, run_file
 from hessian_spectrum.storage.writer_lock import WriterLock
 
-PATIENCE = 300.0  # seconds that a job of an array waits for the others to have put theirs in
+PATIENCE = 300.0  # seconds that a job of an array waits while others write the summary
 
 
 def merge(summary: Path, files: Sequence[Path], patience: float = PATIENCE) -> list[str]:
     """Put the results of ``files`` into ``summary``; returns what it holds then.
 
     ``density`` of ``epoch-0005.h5`` becomes ``density/epoch-0005``, and ``density/late`` of it
-    ``density/epoch-0005, late``. What is there under the same name is replaced, and everything
-    else kept, so that a job that is started again does no harm. Several processes may merge into
-    one file at the same time.
+    ``density/epoch-0005, late``. A result of the same name is replaced and all
+    others are kept, so that a job can be started again. Several processes may merge into one file
+    at the same time.
 
     Raises:
         InputError: a file is not finished, or was not written by hessian_spectrum; another process
@@ -37,7 +38,8 @@ def merge(summary: Path, files: Sequence[Path], patience: float = PATIENCE) -> l
             if not run.finished:
                 raise InputError(f"{run.path} is not finished: its command with --resume goes on")
         stack.enter_context(_PatientLock(summary, patience))
-        held, told = {}, {"config": {}, "provenance": {}}
+        held: dict[str, Any] = {}
+        told: dict[str, dict[str, Any]] = {"config": {}, "provenance": {}}
         if summary.exists():
             before = stack.enter_context(run_file.open(summary))
             if before.config.get("command") != "merge":
@@ -64,7 +66,7 @@ def _key(key: str, name: str) -> str:
 
 
 class _PatientLock(WriterLock):
-    """Waits for whoever writes."""
+    """A writer's lock that waits up to ``patience`` seconds for the current writer."""
 
     def __init__(self, path: Path, patience: float):
         super().__init__(path)

@@ -18,7 +18,7 @@ LIBRARIES = ("torch", "torchvision", "numpy", "scipy", "h5py", "mpi4py", "safete
 
 
 def collect() -> dict[str, Any]:
-    """All that can be known before anything is computed; JSON types only."""
+    """Versions, commits, command and machine, before anything is computed; JSON types only."""
     return {
         "hessian_spectrum": __version__,
         "python": platform.python_version(),

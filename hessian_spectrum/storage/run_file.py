@@ -1,4 +1,4 @@
-"""Run files: written whole, read without torch or pickles. What is in them: hdf5_schema.py."""
+"""Write and open run files, each replaced as a whole. Their layout is in hdf5_schema.py."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import h5py
 
@@ -21,7 +22,7 @@ from hessian_spectrum.storage.hdf5_schema import Result
 
 
 def save(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *results: Result,
     config: object = None,
     plan: object = None,
@@ -52,7 +53,7 @@ def save(
 
     Memory: the size of the file, once. Cost: that of ``drawn_density`` for each new density.
     """
-    _check_place(path, overwrite=overwrite)  # a disk that fails now is no mistake of the input
+    _check_place(path, overwrite=overwrite)  # from here on, a failing disk is no InputError
     stored = hdf5_schema.by_key(results, labelled)
     texts = {
         name: to_json(name, value)
@@ -63,7 +64,7 @@ def save(
 
 
 def _content(stored: Mapping[str, Result], texts: Mapping[str, str], finished: bool) -> memoryview:
-    """The file's bytes. Made in memory: on a full disk the HDF5 library crashes at exit."""
+    """The file's bytes, built in memory: on a full disk the HDF5 library crashes at exit."""
     content = io.BytesIO()
     with h5py.File(content, "w") as file:
         file.attrs["schema"] = hdf5_schema.SCHEMA
@@ -77,7 +78,7 @@ def _content(stored: Mapping[str, Result], texts: Mapping[str, str], finished: b
     return content.getbuffer()
 
 
-def open(path: str | os.PathLike) -> Run:
+def open(path: str | os.PathLike[str]) -> Run:
     """Open a run file for queries; checks all of it but the eigenvectors, which stay on disk.
 
     It holds no lock. To look into the same file by h5py meanwhile: ``h5py.File(path,
@@ -113,15 +114,15 @@ def _opened(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r", locking=False)
     except OSError:
-        # Open in this process already, with locks: HDF5 refuses to mix. What is damaged is refused
+        # It may be open in this process with locks, and HDF5 refuses to mix; a damaged file fails
         # again.
         return h5py.File(path, "r")
 
 
-class Run(Mapping):
+class Run(Mapping[str, Any]):
     """The results in one run file: a mapping from "density", "eigenpairs/LABEL", ...
 
-    The label "main" goes without saying. Eigenvectors are read when they are indexed, and
+    The label "main" is left out of keys. Eigenvectors are read when they are indexed, and
     only while the run is open; everything else is in memory.
     """
 
@@ -136,7 +137,7 @@ class Run(Mapping):
         )
         self._results = hdf5_schema.read(file)
 
-    def __getitem__(self, key: str) -> Result:
+    def __getitem__(self, key: str) -> Any:
         try:
             return self._results[hdf5_schema.join_key(*hdf5_schema.split_key(key))]
         except (KeyError, InputError):
@@ -155,7 +156,7 @@ class Run(Mapping):
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -164,15 +165,17 @@ class Run(Mapping):
         return f"<Run {self.path}: {', '.join(self) or 'empty'}; {state}, {when}>"
 
 
-def check_output(path: str | os.PathLike, *, overwrite: bool = False, resume: bool = False) -> None:
-    """Refuse an output before hours are spent on it; leaves nothing behind.
+def check_output(
+    path: str | os.PathLike[str], *, overwrite: bool = False, resume: bool = False
+) -> None:
+    """Check before a long computation that its output can be written; leaves no file behind.
 
     Raises:
         InputError: ``path`` exists and neither flag is given, is a folder, or its folder is
             missing or not writable.
     """
     path = _check_place(path, overwrite=overwrite, resume=resume)
-    # Permission bits do not tell: root ignores them, and file systems are mounted read-only.
+    # Permission bits do not suffice: root ignores them, and file systems are mounted read-only.
     probe = path.parent / f".{uuid.uuid4().hex[:12]}.tmp"
     try:
         probe.write_bytes(b"probe")
@@ -183,7 +186,7 @@ def check_output(path: str | os.PathLike, *, overwrite: bool = False, resume: bo
             probe.unlink(missing_ok=True)
 
 
-def _check_place(path: str | os.PathLike, *, overwrite: bool, resume: bool = False) -> Path:
+def _check_place(path: str | os.PathLike[str], *, overwrite: bool, resume: bool = False) -> Path:
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected the name of a file, such as run.h5")

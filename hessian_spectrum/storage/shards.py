@@ -1,7 +1,7 @@
-"""Immutable shards of a run's state, and the manifest that makes them count.
+"""Immutable shards of a run's state, and the manifest that lists the valid ones.
 
-Beside ``run.h5`` stands the folder ``run.h5.d/``: safetensors files that are written once,
-and ``manifest.json``, written last. What no manifest mentions does not exist. All ranks may
+The folder ``run.h5.d/`` beside ``run.h5`` holds safetensors files, each written once, and
+``manifest.json``, written last. Readers ignore shards that no manifest lists. All ranks may
 write shards at the same time; one of them commits.
 """
 
@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,25 +33,25 @@ SUFFIX = ".safetensors"
 class ShardFolder:
     """The folder of a run's shards; created at the first write.
 
-    A manifest is any JSON dict; the entries that ``write`` returned may stand anywhere in it.
+    A manifest is any JSON dict with entries that ``write`` returned, at any depth.
     """
 
-    def __init__(self, folder: str | os.PathLike):
+    def __init__(self, folder: str | os.PathLike[str]):
         self.folder = Path(folder)
 
     @classmethod
-    def beside(cls, run: str | os.PathLike) -> ShardFolder:
+    def beside(cls, run: str | os.PathLike[str]) -> ShardFolder:
         """The shard folder of the run file ``run``: ``run.h5`` -> ``run.h5.d``."""
         return cls(f"{os.fspath(run)}.d")
 
     def write(
-        self, name: str, arrays: Mapping[str, NDArray], index: tuple[int, int] | None = None
-    ) -> dict:
-        """Write one shard, on disk for good when this returns, and return its manifest entry.
+        self, name: str, arrays: Mapping[str, NDArray[Any]], index: tuple[int, int] | None = None
+    ) -> dict[str, Any]:
+        """Write and sync one shard, and return its manifest entry.
 
         Args:
-            name: letters, digits and ``.-_``; ends up in the file's name, which is unique, so
-                that a step computed again after a kill never overwrites what a manifest lists.
+            name: letters, digits and ``.-_``; the start of the file's name. File names are unique,
+                so a step that is computed again after a kill overwrites no listed shard.
             arrays: what to keep; non-contiguous ones are copied.
             index: (start, stop), the global entries that this shard holds.
         """
@@ -74,7 +75,7 @@ class ShardFolder:
             "dtypes": {key: value.dtype.name for key, value in arrays.items()},
         }
 
-    def read(self, entry: Mapping) -> dict[str, NDArray]:
+    def read(self, entry: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """The arrays of one shard.
 
         Raises:
@@ -83,7 +84,7 @@ class ShardFolder:
         self.verify(entry)
         return load_file(self.folder / entry["file"])
 
-    def verify(self, entry: Mapping) -> None:
+    def verify(self, entry: Mapping[str, Any]) -> None:
         """Raise InputError unless the shard is there with the checksum of its entry."""
         path = self.folder / entry["file"]
         if not path.is_file():
@@ -94,17 +95,18 @@ class ShardFolder:
                 "restore it or start again"
             )
 
-    def commit(self, manifest: dict) -> None:
+    def commit(self, manifest: dict[str, Any]) -> None:
         """Make ``manifest`` the latest and keep the one before as the previous.
 
-        Of the shards, those that only the outgoing manifest lists are deleted. A shard that
-        none has listed stays: another rank may be writing it for the next commit. What a
-        killed run left over goes with ``sweep``.
+        Deletes the shards that only the outgoing manifest lists. A shard that no manifest lists
+        stays, since another rank may be writing it for the next commit; ``sweep`` removes those
+        of a killed run.
         """
         text = json.dumps(manifest, indent=1)
         self._make()
         latest, previous = self._load(LATEST), self._load(PREVIOUS)
-        # A manifest that lost its shards must not push out an older one that still has them.
+        dropped: dict[str, Any] | None
+        # A manifest whose shards are lost must not replace an older one that still has them.
         if latest is not None and self._present(latest):
             previous, dropped = latest, previous
             self._replace(PREVIOUS, (self.folder / LATEST).read_text())
@@ -114,14 +116,14 @@ class ShardFolder:
         for file in _files(dropped) - _files(manifest) - _files(previous):
             (self.folder / file).unlink(missing_ok=True)
 
-    def manifest(self, required: Iterable[str] = ()) -> dict | None:
-        """The latest manifest whose shards are all there, checksums verified; None if none.
+    def manifest(self, required: Iterable[str] = ()) -> dict[str, Any] | None:
+        """The latest manifest whose shards all exist with their checksums; None without a manifest.
 
-        One without a ``required`` key counts as damaged. Warns when that is not the last one
+        A manifest without a ``required`` key counts as damaged. Warns when it is not the last one
         written. Cost: reads every shard that it lists.
 
         Raises:
-            InputError: there are manifests, but all of them are damaged, or what they list is.
+            InputError: all manifests, or shards that they list, are damaged.
         """
         reasons, culprit = [], "the manifest"
         for name in (LATEST, PREVIOUS):
@@ -155,7 +157,7 @@ class ShardFolder:
         return None
 
     def sweep(self) -> None:
-        """Delete what no manifest mentions. For the one writer, while no rank is writing."""
+        """Delete the shards that no manifest lists. For the writer, while no rank is writing."""
         if not self.folder.is_dir():
             return
         listed = _files(self._load(LATEST)) | _files(self._load(PREVIOUS))
@@ -167,12 +169,12 @@ class ShardFolder:
         """Delete what this class wrote, and the folder if nothing else is in it."""
         if not self.folder.is_dir():
             return
-        for name in (LATEST, PREVIOUS):  # first: a manifest without its shards is a damaged one
+        for name in (LATEST, PREVIOUS):  # first: without its shards a manifest is damaged
             (self.folder / name).unlink(missing_ok=True)
         for path in self.folder.iterdir():
             if path.suffix in (".tmp", SUFFIX):
                 path.unlink(missing_ok=True)
-        with suppress(OSError):  # something of the user's is in it
+        with suppress(OSError):  # the user has put other files there
             self.folder.rmdir()
 
     def _make(self) -> None:
@@ -184,13 +186,13 @@ class ShardFolder:
         with replacing(self.folder / name) as temporary:
             temporary.write_text(text)
 
-    def _load(self, name: str) -> dict | None:
+    def _load(self, name: str) -> dict[str, Any] | None:
         try:
             return json.loads((self.folder / name).read_text())
         except (OSError, ValueError):
             return None
 
-    def _present(self, manifest: dict) -> bool:
+    def _present(self, manifest: dict[str, Any]) -> bool:
         paths = ((self.folder / entry["file"], entry["bytes"]) for entry in _entries(manifest))
         return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
@@ -202,13 +204,13 @@ class LazyRows:
     dtype: np.dtype
     ndim = 2
 
-    def _row(self, index: int) -> NDArray:
+    def _row(self, index: int) -> NDArray[Any]:
         raise NotImplementedError
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, key) -> NDArray:
+    def __getitem__(self, key: Any) -> NDArray[Any]:
         """NumPy's indexing; reads the rows that ``key`` selects, one at a time."""
         rows, rest = (key[0], key[1:]) if isinstance(key, tuple) and key else (key, ())
         selected = np.arange(len(self))[rows]
@@ -221,7 +223,7 @@ class LazyRows:
             (slice(None),) * selected.ndim + tuple(rest)
         ]
 
-    def __array__(self, dtype=None, copy=None) -> NDArray:
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
             raise ValueError("vectors on disk cannot become an array without a copy")
         return self[:].astype(dtype or self.dtype, copy=False)
@@ -231,7 +233,7 @@ class LazyRows:
 
 
 class ShardedVectors(LazyRows):
-    """Eigenvectors too large for the run's file: shards that each hold some entries of all rows.
+    """Eigenvectors too large for the run file: each shard holds a range of entries of all rows.
 
     Args:
         folder: where the shards are.
@@ -240,7 +242,7 @@ class ShardedVectors(LazyRows):
             or the folder forgets them.
     """
 
-    def __init__(self, folder: ShardFolder, entries: Sequence[Mapping]):
+    def __init__(self, folder: ShardFolder, entries: Sequence[Mapping[str, Any]]):
         self.folder = folder
         self.entries = sorted((dict(entry) for entry in entries), key=lambda e: e["index"])
         end = 0
@@ -258,14 +260,14 @@ class ShardedVectors(LazyRows):
         self.dtype = np.dtype(self.entries[0]["dtypes"]["vectors"])
         self._verified = False
 
-    def _row(self, index: int) -> NDArray:
+    def _row(self, index: int) -> NDArray[Any]:
         if not self._verified:
             for entry in self.entries:
                 self.folder.verify(entry)
             self._verified = True
         return np.concatenate([self._slice(entry, index) for entry in self.entries])
 
-    def _slice(self, entry: Mapping, index: int) -> NDArray:
+    def _slice(self, entry: Mapping[str, Any], index: int) -> NDArray[Any]:
         path = self.folder.folder / entry["file"]
         try:
             with safe_open(path, framework="numpy") as file:
@@ -275,21 +277,21 @@ class ShardedVectors(LazyRows):
 
 
 def _system_error(error: SafetensorError, path: Path) -> OSError:
-    """With the number that the library puts into its text."""
+    """An OSError with the error number in the library's message."""
     number = re.search(r"\(os error (\d+)\)", str(error))
     if number is None:
         return OSError(f"{path}: cannot be written ({error})")
     return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
 
 
-def _dict(manifest: object) -> dict:
+def _dict(manifest: object) -> dict[str, Any]:
     if not isinstance(manifest, dict):
         raise InputError(f"holds a {type(manifest).__name__}, so every key is missing")
     return manifest
 
 
-def _entries(node: object) -> Iterator[dict]:
-    """Every shard entry in a manifest, wherever it stands."""
+def _entries(node: object) -> Iterator[dict[str, Any]]:
+    """Every shard entry in a manifest, at any depth."""
     if isinstance(node, dict):
         if "file" in node and "sha256" in node:
             yield node

@@ -1,4 +1,4 @@
-"""One writer at a time. Readers hold no lock: files are replaced whole (atomic.py)."""
+"""A lock file for the single writer of a run. Readers need none: files are replaced whole."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import uuid
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from hessian_spectrum._core.errors import InputError
 
@@ -19,7 +20,7 @@ STALE_SECONDS = 300.0
 
 
 class LockLost(OSError):
-    """Another process writes where this one did."""
+    """Another process has taken over the lock of this one."""
 
 
 class WriterLock:
@@ -33,7 +34,7 @@ class WriterLock:
         InputError: another process holds the lock; names its host, pid and job.
     """
 
-    def __init__(self, path: str | os.PathLike, *, heartbeat: float = HEARTBEAT_SECONDS):
+    def __init__(self, path: str | os.PathLike[str], *, heartbeat: float = HEARTBEAT_SECONDS):
         self.path = Path(f"{os.path.realpath(path)}.lock")
         self.heartbeat = heartbeat  # seconds
         self._token = uuid.uuid4().hex
@@ -48,17 +49,18 @@ class WriterLock:
         self._thread.start()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
         if self.held:
-            # Where it cannot be removed, the run has ended with a better reason; it becomes stale.
+            # A failure to remove it must not hide the run's own error; the lock becomes stale.
             with suppress(OSError):
                 self.path.unlink(missing_ok=True)
 
     @property
     def held(self) -> bool:
-        """Whether the lock is still ours: a process that slept too long may have lost it."""
+        """Whether the lock is still ours; a process that was suspended may have lost it."""
         return _content(self.path).get("token") == self._token
 
     def require(self) -> None:
@@ -88,9 +90,9 @@ class WriterLock:
         before = _identity(self.path)
         if not _is_stale(self.path):
             raise InputError(self._refusal())
-        # Two processes may find the same lock stale; the slower must not rename the faster
-        # one's new lock away. Only one of them can create the claim on *this* stale lock, and
-        # whoever has it looks again before touching anything.
+        # Two processes may find the same lock stale; the slower must not rename the new lock of
+        # the faster away. Only one of them can create the claim on *this* stale lock, and it
+        # checks the lock again before touching it.
         claim = self.path.with_name(f"{self.path.name}.{before}")
         try:
             os.close(os.open(claim, os.O_CREAT | os.O_EXCL, 0o666))
@@ -124,7 +126,7 @@ class WriterLock:
         )
 
 
-def _whoami() -> dict:
+def _whoami() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -134,8 +136,8 @@ def _whoami() -> dict:
     }
 
 
-def _content(lock: Path) -> dict:
-    """What the lock says; nothing while it is absent or not yet written."""
+def _content(lock: Path) -> dict[str, Any]:
+    """The lock's content; empty while it is absent or not yet written."""
     try:
         content = json.loads(lock.read_text())
     except (OSError, ValueError):
@@ -144,7 +146,7 @@ def _content(lock: Path) -> dict:
 
 
 def _identity(lock: Path) -> str:
-    """A name for this lock at this heartbeat; another owner or a new heartbeat changes it."""
+    """A name for this lock at this heartbeat; changes with the owner and with each heartbeat."""
     try:
         status = lock.stat()
     except FileNotFoundError:
@@ -164,7 +166,7 @@ def _is_stale(lock: Path) -> bool:
         return True
 
 
-def _alive(pid: object) -> bool:
+def _alive(pid: Any) -> bool:
     try:
         os.kill(int(pid), 0)
     except ProcessLookupError:

@@ -35,7 +35,7 @@ def test_h5py_and_numpy_suffice_to_plot_it(path, scale):
             assert group[name].attrs["units"] == "1 / eigenvalue"
     assert (np.diff(t) > 0).all() and t.shape == values.shape == lower.shape == upper.shape
     integral = (np.diff(t) * (values[1:] + values[:-1]) / 2).sum()
-    assert abs(integral - 1) < 1e-3  # measured 2e-6: the grid ends five sigma beyond the nodes
+    assert abs(integral - 1) < 1e-5  # measured 1.5e-7: the grid ends five sigma beyond the nodes
     assert (0 <= lower).all() and (lower <= values).all() and (values <= upper).all()
     assert (upper > lower)[values > 1e-3 * values.max()].all()
     assert sigma2 == pytest.approx((4.5 * scale / 500) ** 2, rel=1e-3)
