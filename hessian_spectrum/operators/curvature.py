@@ -123,9 +123,8 @@ class Hessian(Curvature):
     Args:
         evaluator: the loss; its weight decay is included.
         theta: shape (n,), whole, on every rank.
-        plan: how products are formed. Default: algorithms choose the fastest form that fits the
-            memory; ``H @ V`` takes one vector at a time by reverse over reverse, which works
-            wherever second derivatives do.
+        plan: how products are formed; default: one vector at a time by reverse over reverse,
+            which works wherever second derivatives do.
 
     Raises:
         InputError: the model has no second derivatives, or autograd gets them wrong.
