@@ -97,7 +97,7 @@ class _Reduced:
         self.weight, self.samples = evaluator.total_weight, evaluator.num_samples
         self.is_covariance = isinstance(operator, GradientCovariance)
         if measure is None:
-            self.matrices = _finite(operator, state.compressed(operator))
+            self.matrices = state.compressed(operator)
         else:
             self.matrices = [rule.t for rule in measure.rules]
         self.means: list[Array] | None = None
@@ -120,10 +120,3 @@ class _Reduced:
         pairs = zip(self.means, part.means)
         means = [(self.weight * all_ - part.weight * own) / weight for all_, own in pairs]
         return [t - np.outer(g, g) for t, g in zip(left, means)]
-
-
-def _finite(operator: SymmetricOperator, matrices: list[Array]) -> list[Array]:
-    if not all(np.isfinite(matrix).all() for matrix in matrices):
-        operator.raise_failure()
-        raise FloatingPointError("a product with a group of the samples is not finite")
-    return matrices

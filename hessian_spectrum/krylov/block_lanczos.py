@@ -148,6 +148,8 @@ class BlockSpace:
             products = operator.products(self.basis[low:high].to(operator.device)).to(q.device)
             along = (products @ q.T).double()
             rows.append(world.sum(along.to(world.device)).cpu().numpy())
+            if not np.isfinite(rows[-1]).all():
+                raise not_finite(operator, f"the vectors of block step {len(rows)}")
         t = np.concatenate(rows)
         return [(t + t.T) / 2]
 

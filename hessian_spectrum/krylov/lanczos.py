@@ -146,6 +146,8 @@ class Recurrences:
             products = operator.products(q[:, step].to(operator.device)).to(q.device)
             along = torch.bmm(q, products[:, :, None])[:, :, 0].double()
             columns.append(world.sum(along.to(world.device)).cpu().numpy())
+            if not np.isfinite(columns[-1]).all():
+                raise not_finite(operator, f"the vectors of Lanczos step {step + 1}")
         every = np.stack(columns, axis=1)  # (b, k, k)
         return [(t[:k, :k] + t[:k, :k].T) / 2 for t, k in zip(every, self.lengths)]
 

@@ -121,6 +121,9 @@ class ProbeState(KrylovState, Protocol):
     def compressed(self, operator: SymmetricOperator) -> list[Array]:
         """Q B Q^T of each recurrence, (r, r), for any operator B of the same layout.
 
+        Raises:
+            FloatingPointError: a product is not finite; on every rank.
+
         Cost: a product with each basis vector that was multiplied, in ``num_steps`` passes.
         """
 

@@ -140,8 +140,8 @@ def _no_room(basis: int, vectors: int, budget: int) -> InputError:
     return InputError(
         f"the Krylov vectors take {basis / 2**30:.2f} GiB a rank and the vectors in flight "
         f"{vectors / 2**30:.2f} GiB, but the memory is {budget / 2**30:.2f} GiB, and there is no "
-        "host memory or disk for them; use fewer probes or steps, more ranks, more --memory, or in "
-        "Python basis= for another place"
+        "host memory or disk for them; use fewer probes or steps, more ranks, or more --memory; in "
+        "Python basis= names another place for them"
     )
 
 
