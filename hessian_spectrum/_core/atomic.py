@@ -25,11 +25,11 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # of a write: which file it was
+        if error.filename is None and error.errno is not None:  # a failed write names no file
             error.filename = str(path)
         raise
     finally:
-        with suppress(OSError):  # on a disk that has turned read-only: what went wrong is known
+        with suppress(OSError):  # a read-only disk: the first error is raised
             temporary.unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""The errors that a user can mend by changing the input, and the one that is the machine's."""
+"""Errors in the user's input, checks that raise them, and how to recognize an out-of-memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class InputError(ValueError):
 
 
 class Warned(UserWarning):
-    """Something that the user should know; the command line prints it on one line."""
+    """A warning of this package; the command line prints it on one line."""
 
 
 def is_whole(value: Any) -> bool:
@@ -31,9 +31,10 @@ def require_whole(least: int, **values: Any) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """A machine's limit, not the input's fault.
+    """Did the device or the host run out of memory?
 
-    By name: torch's error on a GPU is no MemoryError, and on a CPU a plain RuntimeError.
+    Recognized by name and text: torch raises an OutOfMemoryError of its own on a GPU, which is no
+    MemoryError, and a plain RuntimeError on a CPU.
     """
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""What no run can use is refused, and the option is named."""
+"""Checks of option values; messages name the option."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def size_in_bytes(text: str) -> int:
     """Bytes of a size such as 500MiB or 4GiB.
 
     Raises:
-        InputError: it is not written so, or below 1MiB.
+        InputError: the text is no size, or the size is below 1MiB.
     """
     found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?)i?B?\s*", text, re.IGNORECASE)
     try:
@@ -27,6 +27,7 @@ def size_in_bytes(text: str) -> int:
 
 
 def positive(config: Any, *names: str) -> None:
+    """InputError unless these fields are None or 1 or more."""
     for name in names:
         value = getattr(config, name)
         if value is not None and value < 1:
@@ -34,6 +35,7 @@ def positive(config: Any, *names: str) -> None:
 
 
 def above_zero(config: Any, *names: str) -> None:
+    """InputError unless these fields are None or a finite number above 0."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not 0 < value < math.inf:
@@ -41,6 +43,7 @@ def above_zero(config: Any, *names: str) -> None:
 
 
 def finite(config: Any, *names: str) -> None:
+    """InputError unless these fields are None or a finite number, 0 or more."""
     for name in names:
         value = getattr(config, name)
         if value is not None and not 0 <= value < math.inf:
@@ -50,8 +53,13 @@ def finite(config: Any, *names: str) -> None:
 def ascending(
     config: Any, low: str, high: str, *defaults: float, num_points: int | None = None
 ) -> None:
-    """``defaults``: for ends that are None; without any, two given ends are compared. A single
-    point may have equal ends."""
+    """InputError unless the field ``low`` is below the field ``high``.
+
+    Args:
+        defaults: the ends that are used where a field is None. Without them the ends are compared
+            only where both are given.
+        num_points: a grid of a single point may have equal ends.
+    """
     ends = [getattr(config, low), getattr(config, high)]
     ends = [d if e is None else e for e, d in zip(ends, defaults or (None, None))]
     if None in ends:
@@ -65,16 +73,19 @@ def ascending(
 
 
 def tolerance(tol: float) -> None:
+    """InputError unless 0 < tol < 1."""
     if not 0 < tol < 1:
         raise InputError(f"--tol {tol}: expected a number between 0 and 1")
 
 
 def seeds(config: Any, *names: str) -> None:
+    """InputError unless these fields are None or in [0, 2^64)."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and not 0 <= value < 2**64:  # what the generators take
+        if value is not None and not 0 <= value < 2**64:  # the range of the generators' keys
             raise InputError(f"--{dashed(name)} {value}: expected 0 or more, and below 2^64")
 
 
 def dashed(name: str) -> str:
+    """The option of a field: ``num_steps`` -> ``num-steps``."""
     return name.replace("_", "-")

@@ -1,4 +1,4 @@
-"""Ranks, collectives, and vectors and tasks shared out over ranks."""
+"""Ranks, collectives, sharded vectors, and tasks distributed over ranks."""
 
 from __future__ import annotations
 

@@ -39,17 +39,17 @@ class Seat:
     keeper: int | None = None  # the rank whose process serves the store; None: another process
 
     def store_for(self, purpose: str) -> dist.PrefixStore:
-        """The store, under names of its own for this purpose; of several ranks only."""
+        """The ranks' store with key names of its own for this purpose. Needs several ranks."""
         assert self.store is not None, "a process alone has no store"
         return dist.PrefixStore(purpose, self.store)
 
 
 class NotMet(RankLost):
-    """The ranks of a job have not come together in time.
+    """Not all ranks of the job joined in time.
 
     Args:
-        seat: as far as it is known.
-        missing: the ranks that are known not to have come.
+        seat: this process's place, as far as it is known.
+        missing: the ranks that are known to be absent.
     """
 
     def __init__(self, said: str, seat: Seat, missing: tuple[int, ...] = ()):
@@ -58,11 +58,11 @@ class NotMet(RankLost):
 
 
 def join(timeout: timedelta, give_up: Callable[[NotMet], None]) -> Seat:
-    """Find the job that this process was launched in; alone where there is none.
+    """Find the job that this process was launched in; without a launcher it is alone.
 
     Args:
         timeout: how long to wait for another rank.
-        give_up: called in a thread, and not to return, where the wait is inside the MPI library.
+        give_up: called in a thread, and must not return, if the wait is inside the MPI library.
 
     Raises:
         InputError: the launcher started several processes that do not know of each other.
@@ -80,10 +80,10 @@ def join(timeout: timedelta, give_up: Callable[[NotMet], None]) -> Seat:
 
 
 def roll_call(seat: Seat, timeout: timedelta) -> None:
-    """Until every rank is here.
+    """Wait until every rank has joined.
 
     Raises:
-        NotMet: some have not come in time; names them.
+        NotMet: some ranks did not join in time; the message names them.
         RankLost: the rank that serves the store was lost.
     """
     store, size = seat.store_for("roll"), seat.size
@@ -91,7 +91,7 @@ def roll_call(seat: Seat, timeout: timedelta) -> None:
         store.set(f"here/{seat.rank}", "yes")
         if store.add("number", 1) == size:
             store.set("all", "yes")
-        with suppress(dist.DistStoreError):  # too late
+        with suppress(dist.DistStoreError):  # timed out
             store.wait(["all"], timeout)
         missing = tuple(rank for rank in range(size) if not store.check([f"here/{rank}"]))
     except RuntimeError as error:
@@ -126,7 +126,7 @@ def _store(host: str, port: int, seat: Seat, serves: bool, timeout: timedelta) -
             serves,
             timeout,
             wait_for_workers=False,
-            multi_tenant=seat.launcher == "torchrun",  # an earlier job of this process had it
+            multi_tenant=seat.launcher == "torchrun",  # an earlier job in this process may hold it
         )
     except (OSError, RuntimeError) as error:
         if serves:
@@ -141,7 +141,10 @@ def _store(host: str, port: int, seat: Seat, serves: bool, timeout: timedelta) -
 
 
 def _await(host: str, port: int, timeout: timedelta) -> None:
-    """Until somebody listens there; OSError after that time. torch's own wait prints its stack."""
+    """Wait until a server listens there; OSError after ``timeout``.
+
+    Not by torch's own wait, which prints its stack.
+    """
     deadline, pause = time.monotonic() + timeout.total_seconds(), 0.01
     while True:
         try:
@@ -196,7 +199,11 @@ def _join_mpi(timeout: timedelta, give_up: Callable[[NotMet], None]) -> Seat:
 
 
 def _world():
-    """MPI's, of all ranks. Other threads run while it is made: mpi4py's import would keep them."""
+    """MPI.COMM_WORLD.
+
+    MPI is initialized by ctypes, so that other threads run meanwhile: mpi4py's own initialization
+    holds the interpreter lock.
+    """
     import mpi4py
 
     mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
@@ -204,7 +211,7 @@ def _world():
 
     if not MPI.Is_initialized():
         start = getattr(ctypes.CDLL(MPI.__file__), "MPI_Init_thread", None)
-        if start is None:  # an mpi4py that finds its library in another way
+        if start is None:  # mpi4py finds its library in another way
             MPI.Init_thread(MPI.THREAD_MULTIPLE)
         else:
             start(None, None, MPI.THREAD_MULTIPLE, ctypes.byref(ctypes.c_int()))
@@ -213,7 +220,7 @@ def _world():
 
 @contextmanager
 def _watched(timeout: timedelta, give_up: Callable[[NotMet], None]) -> Iterator[None]:
-    """MPI waits for ever for a rank that does not come, and calls for nobody."""
+    """Call ``give_up`` after ``timeout``: MPI itself waits forever for an absent rank."""
     size, rank = (
         next((int(os.environ[h]) for h in hints if h in os.environ), 0)
         for hints in (SIZE_HINTS, RANK_HINTS)

@@ -13,29 +13,29 @@ from typing import Any
 
 import torch.distributed as dist
 
-BEAT = 1.0  # seconds between signs of life
+BEAT = 1.0  # seconds between heartbeats
 LISTEN = 3.5  # seconds without one: dead, frozen, or on a node that is lost
-LAST = 5.0  # seconds that the rank which keeps the store waits for the others' last words
+LAST = 5.0  # seconds that the rank which serves the store waits for the others to leave
 
 
 class RankLost(RuntimeError):
     """Another rank has died, hangs, or has left with an error of its own."""
 
-    world: Any = None  # of a rank that could not join: what is known of its job, to leave it by
+    world: Any = None  # set for a rank that could not join: what is known of its job
 
 
 class Presence:
-    """Signs of life of all ranks, in the store through which they met.
+    """Heartbeats of all ranks, in the store through which they joined the job.
 
-    A thread beats, so that a rank that computes is not taken for one that is frozen. Only a rank
-    whose collective has failed looks: nothing is asked of the others before.
+    A thread sends them, so that a rank that computes is not taken for a frozen one. They are read
+    only by a rank whose collective has failed.
 
     Args:
         keeper: the rank whose process is the store's server; None: another process.
     """
 
     def __init__(self, store: dist.Store, rank: int, size: int, keeper: int | None = None):
-        # Its own connection: one that waits for a peer would keep the others from beating.
+        # A connection of its own: a wait on a shared one would block the heartbeat.
         self._store = store.clone()  # type: ignore[attr-defined]  # not in torch's stub
         self._store.set_timeout(timedelta(seconds=LISTEN))
         self.rank, self.size, self.keeper = rank, size, keeper
@@ -44,16 +44,16 @@ class Presence:
         self._beat()
         self._thread = threading.Thread(target=self._go_on, name="presence", daemon=True)
         self._thread.start()
-        # The interpreter must not end while the thread is in the store's C++.
+        # The interpreter must not exit while the thread is inside the store's C++ code.
         atexit.register(self.stop)
 
     def stop(self) -> None:
-        """No more signs of life; as this process ends in order."""
+        """Stop the heartbeat before this process ends normally."""
         self._end.set()
         self._thread.join(LISTEN)
 
     def silent(self) -> list[int]:
-        """The ranks without a sign of life for ``LISTEN`` seconds, which this call takes."""
+        """The ranks that send no heartbeat for ``LISTEN`` seconds, which this call takes."""
         try:
             keys = [self._key(rank) for rank in range(self.size)]
             before = self._ask(self._store.multi_get, keys)
@@ -65,17 +65,17 @@ class Presence:
         return [rank for rank, (one, two) in pairs if one == two and rank != self.rank]
 
     def speaks_first(self) -> bool:
-        """Has no rank claimed yet to say why the job ends? Claims it."""
+        """True for the first rank that asks: it reports why the job ends, the others do not."""
         try:
             return self._ask(self._store.add, "said", 1) == 1
-        except RuntimeError:  # the keeper is gone: the next rank speaks for it
+        except RuntimeError:  # the serving rank is gone: the next rank reports
             first = self.keeper is not None and self.rank == (self.keeper + 1) % self.size
             if not first:
-                time.sleep(LISTEN)  # whoever leaves may end the job, with what was not yet said
+                time.sleep(LISTEN)  # whoever leaves first ends the job, perhaps without a reason
             return first
 
     def leave(self, silent: int = 0) -> None:
-        """Before this process ends: the rank that keeps the store goes last."""
+        """Called before this process ends: the rank that serves the store leaves last."""
         with suppress(RuntimeError):
             self._ask(self._store.add, "left", 1)
             waited = 0.0
@@ -86,8 +86,9 @@ class Presence:
                 waited += 0.1
 
     def _ask(self, question: Callable, *words: Any) -> Any:
-        """What the store says. Its time-out is of no use where its keeper is frozen: torch then
-        waits for the keeper's word that the wait is over.
+        """The store's answer, with a time-out of our own.
+
+        torch's time-out does not work when the process that serves the store is frozen.
 
         Raises:
             RuntimeError: the store is lost, or has not answered for ``LISTEN`` seconds.

@@ -12,7 +12,7 @@ import torch
 
 from hessian_spectrum.distributed.world import World
 
-UNKNOWN = 4 << 30  # where the system does not say: what a laptop can spare
+UNKNOWN = 4 << 30  # where the system does not report it: what a laptop can spare
 
 
 def available(world: World, host: bool = False) -> int:
@@ -23,7 +23,7 @@ def available(world: World, host: bool = False) -> int:
     device = world.device
     if device.type == "cuda" and not host:
         free, _ = torch.cuda.mem_get_info(device)
-        # What torch's allocator holds but does not use is ours as well.
+        # Memory that torch's allocator has reserved and does not use is available as well.
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     try:
         with open("/proc/meminfo") as info:
@@ -36,9 +36,9 @@ def available(world: World, host: bool = False) -> int:
 class PeakMemory:
     """Bytes used inside the block beyond those in use at its start: at its peak, and at its end.
 
-    On a GPU torch's allocator tells. On Linux it is the resident set, to a few MiB: its
-    high-water mark is reset at the start, and what the C library holds free is given back first,
-    since its reuse would not be seen. Elsewhere both are 0.
+    On a GPU torch's allocator reports them. On Linux they are those of the resident set, to a few
+    MiB: its high-water mark is reset at the start, after the C library's free memory is returned to
+    the system, since its reuse would not be visible. On other systems both are 0.
     """
 
     def __init__(self, device: torch.device):
@@ -74,9 +74,11 @@ class PeakMemory:
 
 @contextmanager
 def young_heap() -> Iterator[None]:
-    """Garbage collections inside look at what is made inside only: a full one takes longer than
-    many a product, and every ``PeakMemory`` makes two."""
-    gc.collect(1)  # what was made of late; all would take as long as a short run's plan
+    """Restrict garbage collections inside the block to objects that are made inside.
+
+    A full collection takes longer than many products, and every ``PeakMemory`` makes two.
+    """
+    gc.collect(1)  # a full collection takes as long as the planning of a short run
     gc.freeze()
     try:
         yield

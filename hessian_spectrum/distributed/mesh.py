@@ -1,4 +1,4 @@
-"""Points x data: groups of ranks that take different points, the ranks of a group its data."""
+"""Ranks in two dimensions: groups take different points, the ranks of a group share the data."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from hessian_spectrum.distributed.world import TIMEOUT, World, new_group
 
 @dataclass(frozen=True)
 class Mesh:
-    """The ranks of a job in rows: a row, or group, computes at one point, and shares its data.
+    """Groups of ranks: each group computes at one point at a time, and its ranks share the data.
 
-    What is computed at a point depends on the number of ranks in a group (by rounding), and not on
-    how many groups there are, nor on which of them has it.
+    The result at a point depends on the number of ranks in a group (by rounding), but neither on
+    the number of groups nor on which group computes it.
     """
 
     world: World  # all ranks
     data: World  # this rank's group: an Evaluator's world
-    group: int  # which one it is
+    group: int  # number of this rank's group
     num_groups: int
 
     @classmethod
@@ -47,7 +47,7 @@ class Mesh:
         mine, num_groups = world.rank // ranks_per_point, size // ranks_per_point
         group = None
         if 1 < ranks_per_point < size:
-            # Every rank makes every group: torch.distributed wants it so.
+            # torch.distributed requires that every rank creates every group.
             groups = [
                 new_group(range(first, first + ranks_per_point), timeout)
                 for first in range(0, size, ranks_per_point)

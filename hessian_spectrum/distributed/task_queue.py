@@ -1,7 +1,8 @@
-"""Tasks for groups of ranks, handed out as they ask: a slow task holds up nobody else.
+"""A queue of tasks for groups of ranks: a group takes the next task when it is free.
 
-All goes through the key-value store by which the ranks have met: a counter that says which task is
-next, and a letter box for what was found. No group waits for another one before all tasks are gone.
+It lives in the key-value store through which the ranks joined: a counter holds the next task's
+number, and results are posted under numbered keys. No group waits for another until the queue is
+empty.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ import torch.distributed as dist
 from hessian_spectrum.distributed.mesh import Mesh
 from hessian_spectrum.distributed.world import RankLost
 
-POLL = 0.02, 0.5  # seconds between looks while waiting, at first and at last
-PATIENCE = 30.0  # seconds of waiting before a look at who is alive
-LOOKS = 6  # in which a rank is silent before it is taken for lost: it may be in a long call
+POLL = 0.02, 0.5  # seconds between polls, at first and at most
+PATIENCE = 30.0  # seconds of waiting before heartbeats are checked
+LOOKS = 6  # checks in a row in which a lost rank is silent; one may be in a long call
 
 
 class Handout:
-    """``count`` tasks, each for one group; what they find comes to rank 0.
+    """A queue of ``count`` tasks, each for one group; results go to rank 0.
 
-    Every rank of the world makes one, at the same place of the program. A task costs the first rank
-    of a group two operations of the store, and the group two small reductions.
+    Every rank of the world constructs one, at the same place in the program. A task costs the first
+    rank of its group two operations on the store, and the group two small reductions.
     """
 
     def __init__(self, mesh: Mesh, count: int):
         self.mesh, self.count = mesh, count
-        # A name of its own: counters of an earlier handout are still in the store.
+        # A unique name: counters of an earlier queue are still in the store.
         name = mesh.world.gather_objects(uuid.uuid4().hex if mesh.world.rank == 0 else None)[0]
         self._store = _Store(dist.PrefixStore(f"handout/{name}", _default_store(mesh)))
         self._read = 0
@@ -40,7 +41,7 @@ class Handout:
     # -- each group ------------------------------------------------------------------------------
 
     def next(self, stopping: bool = False) -> int | None:
-        """The group's next task, the same on each of its ranks; None where none is left.
+        """The group's next task, the same on each of its ranks; None when the queue is empty.
 
         Args:
             stopping: this rank was asked to stop; then no group is given another task.
@@ -61,11 +62,11 @@ class Handout:
         return True
 
     def stop(self) -> None:
-        """No more tasks for anyone."""
+        """Hand out no more tasks, to any group."""
         self._store.set("stop", "yes")
 
     def send(self, found: Any) -> None:
-        """Post a value that JSON holds to rank 0, from a group's first rank."""
+        """Send a JSON-serializable value from a group's first rank to rank 0."""
         if self.mesh.leads:
             number = self._store.add("sent", 1)
             self._store.set(f"sent/{number}", json.dumps(found))
@@ -79,7 +80,7 @@ class Handout:
     # -- rank 0 ----------------------------------------------------------------------------------
 
     def received(self) -> Iterator[Any]:
-        """What has come since the last time, in the order of its arrival."""
+        """The results posted since the last call, in order of arrival."""
         while self._store.check([key := f"sent/{self._read + 1}"]):
             self._read += 1
             found = json.loads(self._store.get(key))
@@ -89,13 +90,13 @@ class Handout:
     # -- the end ---------------------------------------------------------------------------------
 
     def wait(self, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Until all groups are here: by looking, since collectives give up after some minutes.
+        """Wait until all groups have finished. Polls, since collectives time out after minutes.
 
         Args:
-            meanwhile: called between looks.
+            meanwhile: called between polls.
 
         Raises:
-            RankLost: a rank of a group that is not here has given no sign of life for a while.
+            RankLost: a rank of an unfinished group has sent no heartbeat for some time.
         """
         if self.mesh.leads:
             self._store.set(f"here/{self.mesh.group}", "yes")
@@ -113,7 +114,7 @@ class Handout:
             pause = min(1.2 * pause, POLL[1])
 
     def _require_alive(self, absent: set[int]) -> None:
-        """Some seconds while all is well, and half a minute where a rank is silent."""
+        """RankLost if a rank is lost. Takes seconds if all answer, else half a minute."""
         world = self.mesh.world
         suspects = set(range(world.size))
         for _ in range(LOOKS):
@@ -125,7 +126,7 @@ class Handout:
 
 
 class _Store:
-    """A store's operations; RankLost where nobody serves it any more."""
+    """A store's operations, which raise RankLost when the process that serves it is gone."""
 
     def __init__(self, store: dist.Store):
         self._store = store
@@ -146,5 +147,5 @@ def _default_store(mesh: Mesh) -> dist.Store:
     """The store of the default process group; one process has its own."""
     if mesh.world.size == 1:
         return dist.HashStore()
-    # torch has no public way to ask for it, the same in 2.11 and 2.13.
+    # torch 2.11 and 2.13 have no common public accessor.
     return dist.distributed_c10d._get_default_store()

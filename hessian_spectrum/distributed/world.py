@@ -1,7 +1,6 @@
-"""Who am I: rank, world size and device, and every collective that the package uses.
+"""This process's rank, world size and device, and every collective that the package uses.
 
-One process is the plain case: ``World()`` needs no process group, and its collectives return
-what they are given.
+A single process needs no process group: the collectives of ``World()`` return their input.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.launch import NotMet, Seat, join, roll_call
 from hessian_spectrum.distributed.liveness import Presence, RankLost
 
-TIMEOUT = timedelta(minutes=10)  # a rank that is silent for longer is taken for dead
-PATIENCE = 1.0  # seconds that others are left to say what this rank would say too
+TIMEOUT = timedelta(minutes=10)  # a rank that is silent for longer is considered dead
+PATIENCE = 1.0  # seconds for another rank to report first what this one would report too
 
 # torch 2.13 renames two collectives and warns about the old names, the only ones in 2.11.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -54,7 +53,7 @@ class World:
         rank, size = dist.get_rank(), dist.get_world_size()
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
-        # Whoever started the group has chosen each rank's GPU.
+        # The code that created the group has chosen each rank's GPU.
         gpu = dist.get_backend() != "gloo" and torch.cuda.is_available()
         device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
         return cls(rank, size, local_rank, "torch.distributed", device, local_size)
@@ -120,9 +119,15 @@ class World:
             _call(dist.barrier, group=self.group)
 
     def raise_together(self, error: Exception | None) -> None:
-        """Raise on every rank the first error that any rank brings; nothing if none does.
+        """Raise the error of the first rank that has one on every rank; return if none has.
 
-        A rank that raised alone would leave its peers waiting in the next collective.
+        A rank that raised alone would leave its peers waiting in the next collective. One exchange
+        of small objects. ``agreement.together`` catches the errors of an action.
+
+        Raises:
+            Exception: InputError, OSError, FloatingPointError and out-of-memory errors keep their
+                class, others become a RuntimeError; the text names the rank. If every rank has an
+                error, each raises its own.
         """
         errors = self.gather_objects(None if error is None else _portable(error))
         first = next((rank for rank, e in enumerate(errors) if e is not None), None)
@@ -135,17 +140,17 @@ class World:
 
 
 class Flags:
-    """Yes-no questions that each rank answers for itself, and all hear of together.
+    """Booleans of single ranks, combined by "or" over all ranks.
 
-    The answers travel with a reduction that is made anyway, so that asking costs nothing.
+    They are appended to a reduction that a step makes anyway, and need no collective of their own.
 
     Args:
-        *questions: called on each rank when the answers leave.
+        *questions: evaluated on each rank when the flags are sent.
     """
 
     def __init__(self, *questions: Callable[[], bool]):
         self._questions = questions
-        self.heard = [False] * len(questions)  # for each: has any rank said yes?
+        self.heard = [False] * len(questions)  # for each question: is the answer yes on any rank?
 
     def answers(self) -> Tensor:
         """This rank's answers, to be summed over ranks."""
@@ -164,15 +169,14 @@ def start(
 
     Args:
         device: "cpu", "cuda" or "cuda:1"; default: a GPU if there is one.
-        timeout: how long a collective waits for a silent rank before it fails; so long, too, do
-            the ranks wait for each other here.
-        give_up: where the wait is inside the MPI library, which raises nothing: called with the
-            error, in a thread, to end this process. Default: says it, and leaves with code 75.
+        timeout: how long a collective, and this call, wait for a silent rank before they fail.
+        give_up: called with the error, in a thread, to end this process if the wait is inside the
+            MPI library, which raises nothing. Default: print the error and exit with code 75.
 
     Raises:
         InputError: the launcher started several processes that do not know of each other
             (they would all be rank 0 and write the same file), or more ranks than GPUs.
-        NotMet: some ranks have not come in time; which, where it can be known.
+        NotMet: some ranks did not join in time; the message names them where it can.
         RankLost: a rank was lost while the process group was made.
     """
     if dist.is_initialized():
@@ -209,7 +213,7 @@ def _make_group(world: World, store: dist.Store, timeout: timedelta) -> None:
         world_size=world.size,
         timeout=timeout,
     )
-    world.barrier()  # all have given a sign of life
+    world.barrier()  # every rank has sent a heartbeat
 
 
 def _world_of(seat: Seat) -> World:
@@ -242,7 +246,7 @@ def finish(world: World | None = None) -> None:
 def leave(world: World, code: int, silent: Sequence[int] = ()) -> None:
     """End this rank and, through its launcher, the job: never returns when size > 1.
 
-    After an error on one rank, an orderly exit can wait for ever in a peer's collective.
+    After an error on one rank, an orderly exit could wait forever in a collective of a peer.
 
     Args:
         silent: ranks that do not answer, and may be frozen: SLURM's srun would wait for them.
@@ -266,9 +270,9 @@ def leave(world: World, code: int, silent: Sequence[int] = ()) -> None:
 
 
 def why_lost(world: World, error: RankLost) -> tuple[str | None, list[int]]:
-    """What to say about a collective that failed, and the ranks that do not answer.
+    """Why a collective failed, for the user, and the ranks that do not answer. Takes seconds.
 
-    None: another rank says it, or has said why it left. Takes some seconds.
+    The text is None if another rank reports it.
     """
     if isinstance(error, NotMet):
         return _why_not_met(world, error), list(error.missing)
@@ -288,7 +292,7 @@ def why_lost(world: World, error: RankLost) -> tuple[str | None, list[int]]:
 def _why_not_met(world: World, error: NotMet) -> str | None:
     if world.presence:
         return str(error) if world.presence.speaks_first() else None
-    # They have no way to tell each other: most launchers end the job with the first that leaves.
+    # The ranks cannot coordinate: most launchers end the job with the first that leaves.
     if world.rank != min(set(range(world.size)) - set(error.missing), default=world.rank):
         time.sleep(PATIENCE)
     return str(error)
@@ -297,7 +301,7 @@ def _why_not_met(world: World, error: NotMet) -> str | None:
 def resolve_device(
     name: str | torch.device | None, local_rank: int = 0, local_size: int = 1
 ) -> torch.device:
-    """The device of that name, a GPU if there is one and no name; InputError if it is not here."""
+    """The device of that name; default: a GPU if there is one. InputError if it does not exist."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError:
@@ -319,13 +323,13 @@ def _call(collective: Callable, *args: Any, **options: Any) -> Any:
     try:
         return collective(*args, **options)
     except RuntimeError as error:
-        # Without the place in torch's sources, and its advice.
+        # Without the location in torch's sources and its advice.
         reason = re.sub(r"^\[[^]]*\] ", "", str(error)).split(". ")[0].splitlines()[0]
         raise RankLost(f"{collective.__name__} failed ({reason})") from error
 
 
 def _portable(error: Exception) -> tuple[type[Exception], str]:
-    """A class that every rank can make from one text, and the text."""
+    """A class of errors that every rank can construct from a text, and the text."""
     kind = type(error)
     if isinstance(error, InputError):
         return InputError, str(error)

@@ -1,1 +1,1 @@
-"""The loss as one deterministic function of the parameters: data, criteria, BatchNorm, gradient."""
+"""The loss as a deterministic function of the parameters: data, criteria, BatchNorm, gradient."""

@@ -1,4 +1,4 @@
-"""Is the loss of a batch the mean over its samples, weighted as it is stated?"""
+"""Checks that the loss of a batch is the weighted mean over its samples, as stated."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from hessian_spectrum.loss.functional import LossFunction
 
 
 def require_mean(function: LossFunction, batch: Any, value: Tensor, index: int) -> None:
-    """The loss of a batch, ``value``, must be the weighted loss of its two uneven parts.
+    """InputError unless ``value``, the loss of a batch, is the weighted loss of two uneven parts.
 
-    Of every minibatch: ignored targets may be in the last one only.
+    Called for every minibatch, since ignored targets may occur in the last one only.
     """
     size = leading_size(batch)
     parts = split(batch, max(1, size // 3))
@@ -58,8 +58,11 @@ def require_mean(function: LossFunction, batch: Any, value: Tensor, index: int) 
 
 
 def require_mean_of_two(function: LossFunction, first: Any, other: Any, index: int) -> None:
-    """Of parts of two minibatches together: a mean over targets that are not ignored is one over
-    samples where both have as many, which minibatches of like samples hide."""
+    """As ``require_mean``, for samples of two minibatches joined.
+
+    Within a minibatch whose samples all have the same number of targets, a mean over targets that
+    are not ignored cannot be told from a mean over samples.
+    """
     cut = [split(batch, max(1, leading_size(batch) // 3)) for batch in (first, other)]
     parts = tuple(halves[0] for halves in cut if halves is not None)
     if len(parts) < 2:
@@ -69,7 +72,7 @@ def require_mean_of_two(function: LossFunction, first: Any, other: Any, index: i
         weight = function.weight(joined)
         whole = _mean(function, (joined,), weight, function.dtype)
         together = _mean(function, parts, weight, function.dtype)
-    except Exception as error:  # of different lengths
+    except Exception as error:  # the samples differ in shape
         if is_out_of_memory(error):
             raise
         return
@@ -96,6 +99,6 @@ def _mean(function: LossFunction, parts: tuple, weight: float, dtype: torch.dtyp
 
 
 def close(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
-    """Equal to eps^0.6 of the larger: 7e-5 in float32, 4e-10 in float64."""
+    """Do they agree to eps^0.6 of the larger: 7e-5 in float32, 4e-10 in float64?"""
     tolerance = torch.finfo(dtype).eps ** 0.6
     return bool((a - b).abs() <= tolerance * torch.maximum(a.abs(), b.abs()))

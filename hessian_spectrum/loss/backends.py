@@ -1,4 +1,4 @@
-"""Which of torch's kernels may be used, and in which arithmetic."""
+"""Selection of torch kernels that have second derivatives, and of their arithmetic."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRECISIONS = {
     "bfloat16": (torch.float32, 2.0**-7),  # autocast: what torch deems safe in bfloat16
 }
 
-# torch's own default for convolutions is TF32, without a word. By name: its stubs miss some.
+# torch's default for convolutions is TF32. Looked up by name, since its stubs miss some of them.
 _FLOAT32_KERNELS: tuple[Any, ...] = tuple(
     attrgetter(name)(backends)
     for name in (
@@ -34,7 +34,7 @@ _FLOAT32_KERNELS: tuple[Any, ...] = tuple(
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """InputError unless products can be formed in this arithmetic on this device."""
+    """InputError unless the device supports products in this arithmetic."""
     if precision not in PRECISIONS:
         raise InputError(f"precision {precision!r}: expected one of {', '.join(PRECISIONS)}")
     if precision == "tf32" and not _has_tf32(device):
@@ -50,11 +50,11 @@ def _has_tf32(device: torch.device) -> bool:
 
 @contextmanager
 def differentiable_kernels(precision: str | None, device: torch.device) -> Iterator[None]:
-    """Kernels with second derivatives, in this arithmetic; outside torch chooses as before.
+    """Use kernels with second derivatives and this arithmetic; torch's settings are restored after.
 
-    Attention by the math kernel: the fused ones (flash, memory-efficient) and the inference path
-    of nn.MultiheadAttention have neither second derivatives nor jvp. Float32 is float32, unless
-    ``precision`` says otherwise.
+    Attention runs by the math kernel: the fused ones (flash, memory-efficient) and the inference
+    path of nn.MultiheadAttention have neither second derivatives nor jvp. Float32 operations are
+    not rounded to TF32 or bfloat16 unless ``precision`` asks for it.
     """
     fast = backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
@@ -62,8 +62,8 @@ def differentiable_kernels(precision: str | None, device: torch.device) -> Itera
         stack.callback(backends.mha.set_fastpath_enabled, fast)
         _use_tf32(precision == "tf32", stack)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        # Without the cache: a cast made in one transform must not be reused in another. Switched
-        # off where it is not asked for: the caller may be inside of one.
+        # Without the cache: a cast made in one transform must not be reused in another. Disabled
+        # explicitly otherwise: the caller may be inside of an autocast.
         bfloat16 = precision == "bfloat16"
         stack.enter_context(
             torch.autocast(device.type, torch.bfloat16, enabled=bfloat16, cache_enabled=False)
@@ -73,10 +73,10 @@ def differentiable_kernels(precision: str | None, device: torch.device) -> Itera
 
 @contextmanager
 def unfused_recurrences(model: nn.Module) -> Iterator[None]:
-    """The model's LSTM and GRU layers written out in elementary operations.
+    """Run the model's LSTM, GRU and RNN layers in elementary operations.
 
-    The fused ones of oneDNN and cuDNN have no jvp, and cuDNN's no second derivatives. The switches
-    are turned for these layers alone: convolutions keep their kernels.
+    The fused kernels of oneDNN and cuDNN have no jvp, and those of cuDNN no second derivatives.
+    They are switched off for these layers only; convolutions keep their kernels.
     """
     layers = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
     with replaced_forward(layers, lambda module: _unfused(module.forward)):
@@ -87,7 +87,7 @@ def unfused_recurrences(model: nn.Module) -> Iterator[None]:
 def replaced_forward(
     modules: Iterable[nn.Module], make: Callable[[nn.Module], Callable]
 ) -> Iterator[None]:
-    """``module.forward = make(module)``; afterwards as it was, its own or its class's."""
+    """Set ``module.forward = make(module)``; afterwards restore the instance's or the class's."""
     with ExitStack() as stack:
         for module in modules:
             if "forward" in vars(module):
@@ -100,10 +100,10 @@ def replaced_forward(
 
 @contextmanager
 def without_checkpointing() -> Iterator[None]:
-    """torch.utils.checkpoint calls its function and keeps what it computes.
+    """Make torch.utils.checkpoint call its function once and keep the activations.
 
-    What is computed again in the backward pass would be, outside of functional_call, with the
-    model's own parameters.
+    Recomputation in the backward pass would run outside of functional_call, with the model's own
+    parameters instead of theta.
     """
 
     class Through:
@@ -140,11 +140,11 @@ def _unfused(forward: Callable) -> Callable:
 
 
 def _use_tf32(allowed: bool, stack: ExitStack) -> None:
-    """Float32 kernels in TF32, or in float32; ``stack`` puts back what was."""
+    """Run float32 kernels in TF32, or in float32; ``stack`` restores the settings."""
     for kernel in _FLOAT32_KERNELS:
         stack.callback(setattr, kernel, "fp32_precision", kernel.fp32_precision)
-    # torch refuses to tell a setting whose older and newer switches disagree. Those who set the
-    # newer ones only have disagreeing ones already, and the older cannot be read.
+    # torch raises when a setting's older and newer switches disagree, which is so where the user
+    # has set the newer ones only. The older ones cannot be read then.
     with suppress(RuntimeError):
         stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         torch.set_float32_matmul_precision("high" if allowed else "highest")

@@ -1,4 +1,4 @@
-"""BatchNorm in a loss that is one function of theta: which statistics it normalizes by."""
+"""BatchNorm layers of a model, and which statistics they normalize by."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def layers(model: nn.Module) -> dict[str, _NormBase]:
 
 
 def described(found: Mapping[str, nn.Module]) -> str:
-    """``bn1 (BatchNorm2d) and 19 more``."""
+    """Layers in words, for messages: ``bn1 (BatchNorm2d) and 19 more``."""
     name, module = next(iter(found.items()))
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""
     return f"{name or 'the model itself'} ({type(module).__name__}){more}"
 
 
 def check(model: nn.Module, batch_norm: str) -> None:
-    """InputError where the model's layers cannot be evaluated in this way."""
+    """InputError if the model's layers cannot be evaluated in the mode ``batch_norm``."""
     if batch_norm not in BATCH_NORM:
         raise InputError(
             f"batch_norm={batch_norm!r}: expected 'eval' (running statistics), 'train' (those of "
@@ -57,7 +57,7 @@ def check(model: nn.Module, batch_norm: str) -> None:
 
 @contextmanager
 def by_batch(model: nn.Module) -> Iterator[None]:
-    """BatchNorm normalizes by the minibatch's own statistics, and updates none."""
+    """Normalize by the minibatch's own statistics, without updating the running ones."""
     found = list(layers(model).values())
     before = [(module.training, module.track_running_stats) for module in found]
     try:

@@ -18,8 +18,8 @@ def leading_size(batch: Any) -> int:
 def split(batch: Any, at: int) -> tuple[Any, Any] | None:
     """The first ``at`` samples and the rest; None where a leaf is not divided by samples.
 
-    A list or tuple of as many strings or numbers as there are samples is divided too: so the
-    default collation leaves what is not a tensor.
+    A list or tuple of as many strings or numbers as there are samples is divided too: the default
+    collation returns such lists for entries that are not numeric.
     """
     is_column = _columns(batch)
     if is_column is None:
@@ -41,8 +41,7 @@ def take(batch: Any, rows: Sequence[int]) -> Any | None:
 
 
 def join(batches: Sequence[Any]) -> list[Any]:
-    """The samples of all in one batch; as they are where their shapes, or what else is in them, do
-    not fit together."""
+    """All samples in one batch; the batches unchanged if their structures or shapes differ."""
     leaves, structures = zip(*map(tree_flatten, batches))
     if any(structure != structures[0] for structure in structures):
         return list(batches)
@@ -53,8 +52,7 @@ def join(batches: Sequence[Any]) -> list[Any]:
 
 
 def _columns(batch: Any) -> Callable[[Any], bool] | None:
-    """Which nodes hold one entry for each sample without being tensors; None where not all leaves
-    are divided by samples."""
+    """A test for lists with one entry a sample; None if some leaf is not divided by samples."""
     size = leading_size(batch)
     is_column = columns_are(size)
     leaves = tree_flatten(batch, is_leaf=is_column)[0]
@@ -66,7 +64,7 @@ def _columns(batch: Any) -> Callable[[Any], bool] | None:
 
 
 def columns_are(size: int) -> Callable[[Any], bool]:
-    """Is it a list or tuple of this many texts or numbers, one a sample?"""
+    """A test: is a node a list or tuple of ``size`` texts or numbers, one for each sample?"""
     return lambda node: (
         isinstance(node, (list, tuple))
         and len(node) == size

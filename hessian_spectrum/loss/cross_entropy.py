@@ -22,12 +22,12 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-MANY_CLASSES = 4096  # below, torch's own is as good
+MANY_CLASSES = 4096  # with fewer, torch's own takes no more memory that matters
 BLOCK = 1 << 20  # logits whose exponentials are in memory at once
 
 
 class LeanCrossEntropy(TorchFunctionMode):
-    """While it is entered, F.cross_entropy over many class indices is this module's."""
+    """While active, replaces F.cross_entropy over many classes by this module's."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
         kwargs = kwargs or {}
@@ -46,7 +46,7 @@ def is_large(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> bool:
-    """Has F.cross_entropy of these arguments so many classes, and is it one that is known here?"""
+    """Do these arguments of F.cross_entropy have many classes, in a form supported here?"""
     return (
         input.ndim > 1
         and input.shape[1] >= MANY_CLASSES
@@ -69,7 +69,7 @@ def cross_entropy(
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """F.cross_entropy of logits (N, C, ...) and class indices (N, ...), reduced; twice derivable.
+    """Twice differentiable F.cross_entropy of logits (N, C, ...) and class indices (N, ...).
 
     Memory beside the logits: their gradient, and in a product as much for each vector.
     """

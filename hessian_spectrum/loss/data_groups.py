@@ -1,4 +1,4 @@
-"""A data set dealt to random groups, each an evaluator of its own: what would other data say?"""
+"""Random groups of the samples, each with an evaluator: for errors that come from finite data."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def random_groups(evaluator: Evaluator, num_groups: int, seed: int = 0) -> list[
     """The same loss as a mean over each of ``num_groups`` random parts of the samples.
 
     A sample's group is decided by its own SHA-256 and the seed: it is the same on any number of
-    ranks, in any minibatches and any order, and data that is sorted by class is mixed. Groups
-    differ in size as the numbers of balls in urns do.
+    ranks, in any minibatches and any order, and data that is sorted by class is mixed. Group
+    sizes are multinomial.
 
     Args:
-        evaluator: of a mean over samples; each first index of a batch is one.
+        evaluator: its loss is a mean over samples; a sample is an entry of the first dimension.
 
     Raises:
         InputError: samples depend on each other or cannot be told apart; a group is empty.
@@ -100,11 +100,11 @@ def _taken(batch: Any, rows: np.ndarray) -> Any:
 
 
 def _joined(parts: Iterator[Any], size: int) -> Iterator[Any]:
-    """Minibatches of about ``size`` samples: small ones cost more for each."""
+    """Minibatches of about ``size`` samples: small ones cost more a sample."""
     waiting: Any = None
     for part in parts:
         both = None if waiting is None else _concatenated(waiting, part)
-        if waiting is not None and both is None:  # of different lengths, say
+        if waiting is not None and both is None:  # such as samples of different lengths
             yield waiting
         waiting = part if both is None else both
         if leading_size(waiting) >= size:
@@ -115,7 +115,7 @@ def _joined(parts: Iterator[Any], size: int) -> Iterator[Any]:
 
 
 def _concatenated(first: Any, other: Any) -> Any | None:
-    """Both in one; None where their samples are of different shapes."""
+    """Both batches in one; None if their samples differ in shape."""
     fits = True
 
     def join(a: Any, b: Any) -> Any:

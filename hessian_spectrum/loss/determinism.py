@@ -1,4 +1,4 @@
-"""Is the loss a function: the same value at each evaluation, and nothing changed by it?"""
+"""Checks that the loss is a pure function: deterministic, and without side effects."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hessian_spectrum.loss.functional import LossFunction
 
 
 def require_determinism(function: LossFunction, batch: Any) -> None:
+    """InputError if two evaluations of the batch differ, draw numbers or change a buffer."""
     constants = function.constants()
     before = {name: t.clone() for name, t in constants.items()}
     values, states = [], []
@@ -31,7 +32,7 @@ def require_determinism(function: LossFunction, batch: Any) -> None:
                 f"evaluating the model changes its buffer {name.removeprefix('model.')}; a loss "
                 "must not depend on how often it was evaluated: remove that update in eval mode"
             )
-    # Equal to rounding, not to the bit: sums on a GPU may be taken in a different order.
+    # To rounding, not to the bit: a GPU may sum in a different order.
     if not all(states) or not close(values[0], values[1], function.dtype):
         raise InputError(
             "the loss is random: evaluating the first minibatch twice gives "
@@ -43,7 +44,7 @@ def require_determinism(function: LossFunction, batch: Any) -> None:
 
 
 def _random_module(function: LossFunction, batch: Any) -> str:
-    """The innermost module whose outputs differ between two evaluations, or that drew numbers."""
+    """In words: the innermost module that draws random numbers or returns different outputs."""
     names = {module: name for name, module in function.model.named_modules()}
     seen: list[list[tuple[nn.Module, list[Tensor]]]] = [[], []]
     drew: list[str] = []
@@ -88,7 +89,7 @@ def _random_module(function: LossFunction, batch: Any) -> str:
 
 
 def with_unchanged_inputs(batch: Any, evaluate: Callable[[Any], Any]) -> Any:
-    """``evaluate(batch)`` of a copy, which must come back as it was."""
+    """``evaluate`` of a copy of the batch; InputError if it changes the copy in place."""
 
     def copied(leaf: Any) -> Any:
         return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf

@@ -1,4 +1,4 @@
-"""SHA-256 of a model's state and of the samples: what a resumed run must find again."""
+"""SHA-256 digests of a model's state and of the samples, which a resumed run must match."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from hessian_spectrum.loss.loaders import Minibatches
 
 
 def of_tensor(tensor: Tensor) -> str:
-    """Of a tensor's entries."""
+    """SHA-256 of a tensor's entries."""
     return hashlib.sha256(raw_bytes(tensor)).hexdigest()
 
 
 def of_state(function: LossFunction) -> str:
-    """Of theta, of the other parameters and the buffers, and of all names."""
+    """SHA-256 of theta, of the constants (buffers and other parameters), and of all names."""
     sha = hashlib.sha256(repr((function.layout.names, function.layout.shapes)).encode())
     for name, t in {"theta": function.theta, **function.constants()}.items():
         sha.update(name.encode())
@@ -29,10 +29,13 @@ def of_state(function: LossFunction) -> str:
 
 
 def of_data(batches: Minibatches, world: World, whole: bool = False) -> str | None:
-    """A fingerprint of all samples, whatever their order and the ranks they were dealt to.
+    """A digest of all samples that depends neither on their order nor on the ranks that hold them.
 
-    The sum, modulo 2^256, of each sample's SHA-256; ``whole``: of each batch's, so that what is
-    in a batch counts. None where the data is not kept (it would cost a pass).
+    The sum, modulo 2^256, of each sample's SHA-256. None if the data is not kept on the device,
+    since reading it would cost a pass. Called by every rank.
+
+    Args:
+        whole: sum over batches instead of samples, so that the composition of a batch counts.
     """
     if not all(world.gather_objects(batches.kept)):
         return None

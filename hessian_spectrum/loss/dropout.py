@@ -1,4 +1,4 @@
-"""Dropout with fixed masks: one thinned network out of those that dropout averages over."""
+"""Dropout with fixed masks: one of the thinned networks that dropout averages over."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def layers(model: nn.Module) -> dict[str, _DropoutNd]:
     """The model's dropout layers by name.
 
     Raises:
-        InputError: one of them does more than to drop.
+        InputError: a layer does more than drop entries (such as AlphaDropout).
     """
     found = {name: m for name, m in model.named_modules() if isinstance(m, _DropoutNd) and m.p}
     for name, module in found.items():
@@ -61,7 +61,7 @@ def _masking(
         if isinstance(module, _BY_CHANNEL):
             shape[1:] = [1] * len(shape[1:])
         key = hashlib.sha256(repr((seed, name, calls[name], shape)).encode()).digest()
-        # NumPy's generator: random operations of torch are refused under vmap.
+        # NumPy's generator, since vmap refuses torch's random operations.
         numbers = np.random.default_rng(int.from_bytes(key, "little")).random(shape)
         mask = torch.from_numpy(numbers < kept).to(x.device, x.dtype)
         return x * (mask / kept) if kept else torch.zeros_like(x)

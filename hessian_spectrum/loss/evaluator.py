@@ -32,9 +32,9 @@ class Evaluator:
 
         L(theta) = sum_b w_b mean_loss_b(theta) / W + (weight_decay / 2) |theta|^2,  W = sum_b w_b
 
-    It is deterministic: dropout is off or frozen, and what BatchNorm normalizes by is a named
-    choice. The model is never changed: parameters, buffers, mode, requires_grad and the random
-    state are found after every call as they were before it.
+    It is deterministic: dropout is off or frozen, and ``batch_norm`` names what BatchNorm
+    normalizes by. The model is never changed: every call restores parameters, buffers, mode,
+    requires_grad and the random state.
 
     Args:
         model: the network, on any device, in any mode.
@@ -144,7 +144,7 @@ class Evaluator:
         """
         theta = self.checked(theta, many=True)
         points = theta.reshape(-1, self.n)
-        # Where BatchNorm is recalibrated each point has statistics, and so a pass, of its own.
+        # With recalibrated BatchNorm each point needs statistics, and so a pass, of its own.
         together = 1 if self.batch_norm == "recalibrate" else max(1, len(points))
         total = points.new_zeros(len(points), dtype=torch.float64)
         failures = Failures(self.world)
@@ -174,7 +174,7 @@ class Evaluator:
             return
         with self._pass(points[0]) as parts:
             for part in parts:
-                # Not under no_grad: a loss may contain derivatives by the inputs.
+                # Not under no_grad: a loss may contain derivatives with respect to the inputs.
                 total += torch.stack([part(point).detach() for point in points]).double()
 
     def _add_gradient(self, theta: Tensor, total: Tensor) -> None:
@@ -183,9 +183,9 @@ class Evaluator:
                 total += gradient(part, theta)
 
     def statistics(self, theta: Tensor) -> dict[str, Tensor]:
-        """Buffers that depend on theta, by name: those of recalibrated BatchNorm; else none.
+        """BatchNorm buffers at theta, by name; empty unless ``batch_norm="recalibrate"``.
 
-        Called by every rank. Those of the latest theta are remembered.
+        Called by every rank. Those of the latest theta are cached.
         """
         return self._recalibrated.at(theta) if self._recalibrated else {}
 
@@ -216,7 +216,7 @@ class Evaluator:
         batch_size: int | None = None,
         dtype: torch.dtype | None = None,
     ) -> Iterator[Part]:
-        """Each minibatch's part of L, as a function of theta; they and the other ranks' add to L.
+        """Each minibatch's part of L, a function of theta. The parts of all ranks add up to L.
 
         To be used inside ``evaluation_mode``.
 
@@ -228,7 +228,7 @@ class Evaluator:
         constants = self.function.constants(dtype, statistics)
         for whole in self.batches:
             for batch in self.function.pieces(whole, batch_size):
-                if self.function.weight(batch):  # all targets ignored: the mean over none is NaN
+                if self.function.weight(batch):  # else all targets are ignored: a mean of none
                     yield self.part(cast(batch, dtype), constants)
 
     def part(self, batch: Any, constants: dict[str, Tensor]) -> Part:

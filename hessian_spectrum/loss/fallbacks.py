@@ -1,4 +1,4 @@
-"""Kernels that are left out by ourselves, since they cannot be differentiated twice; said once."""
+"""Replace kernels without second derivatives; warn once per process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _said: set[str] = set()  # in this process
 
 
 class Watch(TorchFunctionMode):
-    """While it is entered: does the loss call attention, or cross entropy over many classes?"""
+    """While active, records whether attention, or cross entropy over many classes, is called."""
 
     def __init__(self):
         super().__init__()
@@ -40,12 +40,13 @@ class Watch(TorchFunctionMode):
 
 
 def found(model: nn.Module, attention: bool) -> tuple[str, ...]:
-    """What runs in another way than outside of the package."""
+    """In words, the kernels of this model that run differently inside the package."""
     recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())
     return (ATTENTION,) * attention + (RECURRENCE,) * recurrent
 
 
 def say_once(texts: tuple[str, ...]) -> None:
+    """Log each text as a warning, once per process."""
     for text in texts:
         if text not in _said:
             _said.add(text)

@@ -24,19 +24,21 @@ from hessian_spectrum.loss.backends import (
 from hessian_spectrum.loss.batching import leading_size, pieces, split
 from hessian_spectrum.loss.cross_entropy import LeanCrossEntropy
 
-Theta = Tensor | dict[str, Tensor]  # (n,), or what ``LossFunction.named`` makes of it
+Theta = Tensor | dict[str, Tensor]  # (n,), or the result of ``LossFunction.named``
 Constants = dict[str, Tensor]  # buffers, and parameters that are not in theta, by name
 
 
 class LossFunction:
-    """theta and a batch -> outputs, loss and losses of samples; the model itself stays as it is.
+    """Outputs, loss and losses of samples as functions of theta and a batch.
+
+    The model itself is not changed.
 
     Tensors go in by name: those of theta (``named``) and those that stay constant
     (``constants``). Values are comparable only inside ``evaluation_mode``, where the model is
     deterministic and every kernel has second derivatives.
 
     Args:
-        world: its device is where everything is computed; its layout of theta is ``layout``.
+        world: the device to compute on, and the ranks over which ``layout`` shards theta.
         others: as for ``Evaluator``.
 
     Raises:
@@ -69,7 +71,7 @@ class LossFunction:
         self.is_pair = forward is None  # batches are pairs (inputs, targets)
         self.large_softmax = False  # use the cross entropy that keeps fewer copies of the logits
         self._count = count or criteria.default_count(loss_fn, is_pair=self.is_pair)
-        self.counts_samples = self._count is leading_size  # not what the user says the mean is over
+        self.counts_samples = self._count is leading_size  # by default
         self._module = _Stages(model, forward or _outputs_of_pair, loss_fn, self.is_pair)
         self._aliases = _aliases(self._module)
         self._dropout_calls: dict[str, int] = {}
@@ -111,14 +113,15 @@ class LossFunction:
 
     @property
     def is_whole(self) -> bool:
-        """Minibatches are part of what is computed, and cannot be cut."""
+        """Does the loss depend on the minibatches (batch_norm="train")? Then none can be cut."""
         return self.batch_norm == "train"
 
     def can_be_cut(self, batch: Any) -> bool:
+        """Can the batch be evaluated in pieces?"""
         return not self.is_whole and split(batch, 1) is not None
 
     def pieces(self, batch: Any, size: int | None) -> list[Any]:
-        """The batch in pieces of at most ``size`` samples; InputError where it must stay whole."""
+        """The batch in pieces of at most ``size`` samples; InputError if it must stay whole."""
         if size is not None and size < leading_size(batch) and self.is_whole:
             found = normalization.described(normalization.layers(self.model))
             raise InputError(
@@ -133,11 +136,11 @@ class LossFunction:
         return float(self._count(batch))
 
     def scale(self, batch: Any) -> float:
-        """Turns loss_fn's value into a sum over the batch."""
+        """The factor that turns the value of loss_fn into a sum over the batch."""
         return self.weight(batch) if self.reduction == "mean" else 1.0
 
     def labels(self, batch: Any) -> Tensor | None:
-        """The batch's class indices, if that is what its targets are."""
+        """The batch's targets if they are class indices, else None."""
         return criteria.labels(self.loss_fn, batch) if self.is_pair else None
 
     # -- functions of theta, on a batch ----------------------------------------------------------
@@ -252,7 +255,7 @@ def _outputs_of_pair(model: nn.Module, batch: Any) -> Any:
 class _Stages(nn.Module):
     """Model and loss in one module for ``functional_call``; the caller chooses what is evaluated.
 
-    In one, since a loss module's tensors, such as class weights, are among the constants.
+    One module, since the tensors of a loss module, such as class weights, are constants too.
     """
 
     def __init__(self, model: nn.Module, forward: Callable, loss_fn: Callable, is_pair: bool):
@@ -301,9 +304,9 @@ def _require_known(
 
 
 def _aliases(module: nn.Module) -> dict[str, list[str]]:
-    """All names of each tensor, by its first: of tied ones several, of a shared module's one.
+    """All names of each tensor, by its first name; tied and shared tensors have several.
 
-    torch's own handling of ties leaves a module that is used in two places changed (2.13).
+    torch's own handling of ties (2.13) changes a module that is used in two places.
     """
     places = [
         (f"{prefix}.{name}" if prefix else name, t)

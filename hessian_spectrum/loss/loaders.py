@@ -1,4 +1,4 @@
-"""Data -> this rank's fixed minibatches: the same ones, in the same order, in every pass."""
+"""This rank's minibatches of a data set: the same ones, in the same order, in every pass."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from hessian_spectrum.distributed.memory import available
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss.batching import size_in_bytes
 
-READ_TWICE = 32  # samples: a flip of every second one escapes with a chance of 2^-32
+READ_TWICE = 32  # samples; random flips of each pass unnoticed with probability 2^-32
 LOOKED_AT = 4  # batches of a stream that are read twice
 KEEP_SHARE = 0.25  # of the free memory of the device: data that fits into it stays there
 
@@ -57,9 +57,9 @@ def deal(
     """This rank's share of ``data``, cut into minibatches.
 
     Every rank is given the same whole data; rank r takes samples [N r / P, N (r + 1) / P),
-    or, of an iterable or a custom batch sampler, every P-th batch. A DataLoader lends its
-    data set, batch size and collation; its shuffling is ignored, since the order of the
-    samples cannot change a sum over all of them.
+    or, of an iterable or a custom batch sampler, every P-th batch. Of a DataLoader,
+    data set, batch size and collation are used; its shuffling is ignored, since the order of the
+    samples does not change a sum over all of them.
 
     Args:
         data: a pair of tensors (inputs, targets), a Dataset or a DataLoader.
@@ -96,7 +96,7 @@ def deal(
 
 @dataclass(frozen=True)
 class _Dealer:
-    """Which samples, in which batches, are this rank's."""
+    """Assigns samples, in batches, to this rank."""
 
     rank: int
     size: int
@@ -117,7 +117,7 @@ class _Dealer:
 def _reader(data: Any, batch_size: int, dealer: _Dealer) -> Callable[[], Iterator[Any]]:
     if isinstance(data, (tuple, list)) and any(hasattr(t, "__array__") for t in data):
         return _tensor_reader(tuple(map(_as_tensor, data)), batch_size, dealer)
-    if type(data) is TensorDataset:  # a subclass may transform its samples
+    if type(data) is TensorDataset:  # not a subclass, which may transform its samples
         return _tensor_reader(data.tensors, batch_size, dealer)
     if isinstance(data, DataLoader):
         if _is_plain(data) and data.batch_size is not None:
@@ -139,7 +139,7 @@ def _reader(data: Any, batch_size: int, dealer: _Dealer) -> Callable[[], Iterato
 
 
 def _comes_in_batches(data: Any) -> bool:
-    """Are its batches dealt, and not its samples?"""
+    """Are batches distributed over the ranks, and not samples?"""
     return isinstance(data, IterableDataset) or (
         isinstance(data, DataLoader) and not _is_plain(data)
     )
@@ -179,7 +179,7 @@ def _dataset_reader(
 
 
 class _Lists(Sampler):
-    """Ranges of samples, each as the list of indices that a data set may insist on."""
+    """Ranges of samples as lists of indices, which some data sets require."""
 
     def __init__(self, ranges: list[range]):
         self._ranges = ranges
@@ -204,14 +204,14 @@ def _stream_reader(loader: DataLoader, dealer: _Dealer):
 
 
 def _first_batches(loader: DataLoader, seed: int) -> list[Any]:
-    """Read under another random state each time: what draws numbers must show it."""
+    """The first batches, read under the given seed: random data differs between seeds."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         return list(islice(loader, LOOKED_AT))
 
 
 def _iterate(loader: DataLoader) -> Iterator[Any]:
-    """Iterate without moving torch's global random state, from which a loader draws a seed."""
+    """Iterate and restore torch's global random state, from which a loader draws a seed."""
     state = torch.get_rng_state()
     batches = iter(loader)
     torch.set_rng_state(state)
@@ -222,7 +222,7 @@ def _iterate(loader: DataLoader) -> Iterator[Any]:
 
 
 def _is_plain(loader: DataLoader) -> bool:
-    """Each sample once, in batches of one size: the order does not matter to us."""
+    """Does it visit each sample once, in batches of one size? Then its order does not matter."""
     return (
         not isinstance(loader.dataset, IterableDataset)
         and loader.batch_size is not None
@@ -257,7 +257,7 @@ def _refuse_samplers(data: Any, data_is_local: bool) -> None:
 
 
 def refuse_shuffled(data: Any, layers: Any) -> None:
-    """Where the composition of the minibatches is part of the loss it must be a fixed one."""
+    """InputError if a DataLoader shuffles: for losses that depend on the minibatches."""
     if not isinstance(data, DataLoader) or isinstance(data.dataset, IterableDataset):
         return
     sampler = data.sampler if data.batch_size is not None else data.batch_sampler

@@ -1,4 +1,4 @@
-"""One minibatch's part of the loss, as functions of theta: the loss, its stages, its samples."""
+"""One minibatch's part of the loss as a function of theta, its stages, and its samples' losses."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Part:
         return loss * self._share, outputs
 
     def network_outputs(self, theta: Theta) -> Any:
-        """What the network returns, as it is."""
+        """What the network returns."""
         return self.function.outputs(theta, self.batch, self._constants)
 
     @property
@@ -66,8 +66,10 @@ class Part:
         return isinstance(self.batch[1], Tensor) and self.batch[1].ndim > 0
 
     def losses_of(self, outputs: Tensor) -> Tensor:
-        """This part of L at p points, from outputs (p, B, ...); (p,), float64. Where
-        ``is_sample_by_sample``: one call for all points."""
+        """This part of L at p points, shape (p,), float64, from outputs of shape (p, B, ...).
+
+        One call for all points; needs ``is_sample_by_sample``.
+        """
         targets, p = self.batch[1], len(outputs)
         size = p * len(targets)
         repeated = targets.expand(p, *targets.shape).flatten(0, 1)
@@ -77,7 +79,7 @@ class Part:
         return values.view(p, -1).sum(1, dtype=torch.float64) / self._total_weight
 
     def first_sample(self) -> Part:
-        """The part of the first sample; all of it where the minibatch cannot be divided."""
+        """The first sample's part; the whole part if the minibatch cannot be divided."""
         halves = split(self.batch, 1)
         return self._of(halves[0] if halves else self.batch)
 
@@ -124,11 +126,11 @@ class Part:
         return self.function.criterion(tree, self.batch, self._constants) * self._share
 
     def sample_sum(self, theta: Tensor) -> Tensor:
-        """The loss again, by the losses of single samples."""
+        """This part of L as the sum of the losses of single samples, ()."""
         return self._sample_losses(theta, self.batch).sum() / self._total_weight
 
     def first_sample_apart(self, theta: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The first sample's loss, alone and in its minibatch; None where it cannot be told."""
+        """The first sample's loss, alone and in its minibatch; None if it cannot be separated."""
         halves = split(self.batch, 1)
         if halves is None or not self.function.weight(halves[0]):
             return None
@@ -136,8 +138,11 @@ class Part:
         return alone, self._sample_losses(theta, self.batch)[0]
 
     def samples(self, theta: Tensor) -> Tensor:
-        """sqrt(N) / W times each sample's loss, (n,) -> (B,): so scaled, J^T J adds up to the mean
-        over N samples of g g^T, where the mean of the g is the gradient of L."""
+        """sqrt(N) / W times each sample's loss, (n,) -> (B,).
+
+        With this scale J^T J, summed over all parts, is the mean of g g^T over the N samples, and
+        the mean of the g is the gradient of L.
+        """
         losses = self._sample_losses(theta, self.batch)
         return losses * (math.sqrt(self._num_samples) / self._total_weight)
 

@@ -1,4 +1,4 @@
-"""Construction of an evaluator's data: this rank's share, dealt, checked and weighed."""
+"""Read, check and weigh this rank's share of the data, when an evaluator is constructed."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ from hessian_spectrum.loss.loaders import Minibatches
 
 @dataclass(frozen=True)
 class Share:
-    """This rank's minibatches, and what a first pass over them has found."""
+    """This rank's minibatches, and the results of a first pass over them."""
 
     batches: Minibatches
     weight: float
     num_samples: int
     num_minibatches: int
-    num_undivided: int  # minibatches that cannot be cut, and are weighed by their first leaf
-    fallbacks: tuple[str, ...]  # kernels that are replaced, in words
+    num_undivided: (
+        int  # minibatches that cannot be divided; their weight is the length of the first leaf
+    )
+    fallbacks: tuple[str, ...]  # replaced kernels, in words
 
 
 def read(
@@ -35,7 +37,7 @@ def read(
     ``large_softmax``. Called by every rank.
 
     Raises:
-        InputError: on every rank, where one refuses its model, data or loss.
+        InputError: on every rank, if the model, the data or the loss is refused on one.
     """
     return together(world, lambda: _read(function, data, batch_size, world, data_is_local))
 
@@ -44,7 +46,7 @@ def _read(
     function: LossFunction, data: Any, batch_size: int, world: World, data_is_local: bool
 ) -> Share:
     devices = [function.device] if function.device.type == "cuda" else []
-    with torch.random.fork_rng(devices):  # what is refused may have drawn numbers
+    with torch.random.fork_rng(devices):  # a model that is refused may have drawn numbers
         validation.finite_parameters(function.model)
         if function.is_whole:
             loaders.refuse_shuffled(data, normalization.layers(function.model))
@@ -70,10 +72,10 @@ def totals(share: Share, world: World, is_counted: bool) -> tuple[float, float]:
     """(W, N): weight and number of the samples of all ranks. One small reduction.
 
     Args:
-        is_counted: the user says what a batch weighs.
+        is_counted: the user's ``count`` gives the weight of a batch.
 
     Raises:
-        InputError: there are no samples, or what they weigh cannot be known.
+        InputError: there are no samples, or their weight is unknown.
     """
     own = [share.weight, share.num_samples, share.num_minibatches, share.num_undivided]
     sums = world.sum(torch.tensor(own, dtype=torch.float64, device=world.device))

@@ -17,7 +17,7 @@ from hessian_spectrum.loss.loaders import Minibatches
 
 
 class Recalibrated:
-    """theta -> the BatchNorm buffers of ``batch_norm="recalibrate"``; the latest are remembered.
+    """theta -> the BatchNorm buffers of ``batch_norm="recalibrate"``; the latest are cached.
 
     Called by every rank.
     """
@@ -42,9 +42,9 @@ def population_statistics(
 ) -> dict[str, Tensor]:
     """Mean and variance of each BatchNorm layer's inputs over all the data, at theta.
 
-    Those of a layer depend on those of the layers before it, so the layers are visited in the order
-    of their use: one forward pass each, on every rank. With the whole data in one minibatch they
-    are the statistics of train mode; they do not depend on how the samples are batched.
+    The statistics of a layer depend on those of earlier layers, so the layers are visited in the
+    order of their use: one forward pass each, on every rank. With the whole data in one minibatch
+    they are the statistics of train mode; they do not depend on how the samples are batched.
 
     Returns:
         Buffers by name (``model.NAME.running_mean``, ``model.NAME.running_var``), (channels,).
@@ -88,7 +88,7 @@ def _in_order_of_use(
     finally:
         for handle in handles:
             handle.remove()
-    # A rank without data has seen no order; every rank takes that of the first one that has.
+    # A rank without data knows no order; every rank takes that of the first rank with data.
     return next((order for order in world.gather_objects(used) if order), [])
 
 
@@ -105,7 +105,7 @@ def _moments(
     total = torch.zeros(3, module.num_features, dtype=torch.float64, device=function.device)
 
     def enter(module: nn.Module, inputs: tuple) -> None:
-        # (N, C, ...) or (C,): channels first, everything else is a sample of them.
+        # (N, C, ...) or (C,): move channels first; all other entries are samples.
         x = inputs[0].detach().double()
         x = x.movedim(1, 0).reshape(module.num_features, -1)
         total[0] += x.shape[1]
@@ -115,7 +115,7 @@ def _moments(
     def visit() -> Tensor:
         with function.evaluation_mode():
             constants = function.constants(statistics=found)
-            for batch in batches:  # also those that weigh nothing: all targets ignored
+            for batch in batches:  # also batches of weight 0, whose targets are all ignored
                 function.outputs(theta, batch, constants)
         return total
 

@@ -1,4 +1,4 @@
-"""Gradients of random minibatches, drawn from all the data whoever holds it."""
+"""Gradients of random minibatches, drawn from the samples of all ranks."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ Indices = NDArray[np.int64]
 def draw(num_samples: int, size: int, seed: int, index: int) -> Indices:
     """Minibatch ``index``: ``size`` of the samples 0..num_samples-1, ascending, shape (size,).
 
-    Without replacement: those with the smallest of random keys from (seed, size, index), so that
-    every set of that size is as likely. NumPy promises the keys' bits for all its versions, not
-    those of ``choice``.
+    Without replacement: the samples with the smallest random keys from (seed, size, index), so that
+    every set of that size is equally likely. NumPy guarantees the bits of the keys for all its
+    versions, but not those of ``choice``.
     """
     keys = np.random.Philox(np.random.SeedSequence([seed, size, index])).random_raw(num_samples)
     return np.sort(np.argsort(keys, kind="stable")[:size])
 
 
 def numbers(evaluator: Evaluator) -> list[Indices]:
-    """The numbers of this rank's samples among all, minibatch by minibatch: the same samples have
-    the same numbers at every world size. One reading of the data, no computation."""
+    """The global numbers of this rank's samples, an array for each minibatch.
+
+    A sample has the same number at every world size. Called by every rank; reads the data once.
+    """
     sizes = [leading_size(batch) for batch in evaluator.batches]
     everyone = evaluator.world.gather_objects(sizes)
     places = [(rank, i) for rank, own in enumerate(everyone) for i in range(len(own))]
@@ -87,7 +89,7 @@ def minibatch_gradients(
                     weights[index] += weight
 
     together(world, add_gradients)
-    # A Part is divided by the whole weight. Without any weight: 0 times infinity.
+    # A Part is divided by the weight of all samples. A minibatch of weight 0 gives NaN.
     shares = evaluator.total_weight / world.sum(weights)
     local = layout.reduce(total) * shares.to(theta)[:, None]
     return local.add_(theta[layout.start : layout.stop], alpha=evaluator.weight_decay)
@@ -96,9 +98,10 @@ def minibatch_gradients(
 def _samples(
     evaluator: Evaluator, minibatches: Sequence[Indices], own: Sequence[Indices], memory: int
 ) -> Iterator[tuple[int, Any]]:
-    """(index of a minibatch, some of its samples that are here), until all were there once.
+    """(index of a minibatch, some of its samples on this rank), until all samples were yielded.
 
-    Samples of one minibatch lie scattered over the evaluator's; few at a time would be slow.
+    The samples of a minibatch are scattered over the evaluator's minibatches; they are collected,
+    since evaluating few at a time is slow.
     """
     waiting: list[list[Any]] = [[] for _ in minibatches]
     most = max((len(numbers) for numbers in own), default=0)

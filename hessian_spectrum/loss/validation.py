@@ -1,4 +1,4 @@
-"""What is refused before anything is computed: a theta, a model, data, values of the loss."""
+"""Checks of theta, of the model's tensors, of the data, and of the values of the loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hessian_spectrum.loss.loaders import Minibatches
 
 
 def vector_of(theta: Any) -> Tensor:
-    """A tensor; arrays and lists of numbers are made into one, a copy."""
+    """A tensor as it is; arrays and lists of numbers as a tensor, a copy."""
     if isinstance(theta, Tensor):
         return theta
     try:
@@ -35,7 +35,7 @@ def vector_of(theta: Any) -> Tensor:
 
 
 def checked_vector(theta: Any, n: int, many: bool = False) -> Tensor:
-    """``theta`` as a tensor without history, shape (n,), or (p, n) where there may be ``many``."""
+    """``theta`` as a detached tensor of shape (n,), or, with ``many``, (p, n)."""
     theta = vector_of(theta)
     if theta.shape[-1:] != (n,) or theta.ndim > 1 + many:
         raise InputError(
@@ -46,6 +46,7 @@ def checked_vector(theta: Any, n: int, many: bool = False) -> Tensor:
 
 
 def finite_parameters(model: nn.Module) -> None:
+    """InputError if a parameter or buffer is not finite, or a parameter is complex."""
     for kind, tensors in (
         ("parameter", model.named_parameters()),
         ("buffer", model.named_buffers()),
@@ -65,20 +66,20 @@ def finite_parameters(model: nn.Module) -> None:
 
 
 class Found(NamedTuple):
-    """This rank's share of the data."""
+    """What a pass over this rank's share of the data has found."""
 
     weight: float = 0.0
     samples: int = 0
     minibatches: int = 0
-    undivided: int = 0  # minibatches that cannot be divided, and are weighed by their first leaf
-    attention: bool = False  # by torch's own function
-    large_softmax: bool = False  # cross entropy over so many classes that ours is leaner
+    undivided: int = 0  # minibatches that cannot be divided, weighed by their first leaf
+    attention: bool = False  # torch's own attention is called
+    large_softmax: bool = False  # cross entropy has so many classes that ours takes less memory
 
 
 def check(function: LossFunction, batches: Minibatches) -> Found:
     """One pass over this rank's minibatches, inside ``evaluation_mode``.
 
-    The data's own faults first, then the loss: is it a function, and a mean over samples?
+    First the data are checked, then the loss: is it a pure function, and a mean over samples?
 
     Raises:
         InputError: what is wrong, with the number of the minibatch, and what to do.
@@ -99,7 +100,7 @@ def check(function: LossFunction, batches: Minibatches) -> Found:
             minibatches=found.minibatches + 1,
             undivided=found.undivided + (function.counts_samples and split(batch, 1) is None),
         )
-        if not weight:  # every target ignored: it has no mean
+        if not weight:  # every target is ignored: there is no mean
             continue
         with fallbacks.Watch() as watch:
             value = with_unchanged_inputs(batch, partial(_value, function, index))
@@ -111,7 +112,7 @@ def check(function: LossFunction, batches: Minibatches) -> Found:
         if not deterministic:
             require_determinism(function, batch)
             deterministic = True
-        if not function.is_whole:  # else the minibatch's composition is part of the loss
+        if not function.is_whole:  # else the loss depends on the minibatches
             require_mean(function, batch, value, index)
             if first is not None and function.counts_samples:
                 require_mean_of_two(function, first, batch, index)
@@ -150,7 +151,7 @@ def _finite_leaves(batch: Any, index: int) -> None:
 
 
 def _outputs(function: LossFunction, batch: Any) -> Any:
-    """The model's outputs; its failure on this data is the user's to mend."""
+    """The model's outputs; if it fails on this data, an InputError."""
     try:
         return function.outputs(function.theta, batch, function.constants())
     except Exception as error:
@@ -163,7 +164,7 @@ def _outputs(function: LossFunction, batch: Any) -> Any:
 
 
 def _value(function: LossFunction, index: int, batch: Any) -> Any:
-    """loss_fn's value; its failure on this data is the user's to mend."""
+    """The value of loss_fn; if it fails on this data, an InputError."""
     try:
         return function.value(function.theta, batch, function.constants())
     except Exception as error:

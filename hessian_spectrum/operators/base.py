@@ -18,14 +18,14 @@ from hessian_spectrum.distributed.world import World
 Matrix = TypeVar("Matrix", Tensor, np.ndarray)
 
 
-SYMMETRIC = 1000  # units of rounding of the largest entry by which A and A^T may differ
+SYMMETRIC = 1000  # A and A^T may differ by this many units of rounding of the largest entry
 
 
 class SymmetricOperator(ABC):
-    """A real symmetric n x n matrix that is known through its products.
+    """A real symmetric n x n matrix, given by its products with vectors.
 
-    Inside the package vectors are rows, (k, n_local), sharded as ``layout`` says:
-    ``products``. From outside, ``H @ V`` takes whole vectors as columns, (n,) or (n, k).
+    ``products``, which everything inside the package uses, takes rows, shape (k, n_local), sharded
+    by ``layout``. ``H @ V`` takes whole vectors as columns, shape (n,) or (n, k).
     """
 
     layout: Layout
@@ -39,20 +39,20 @@ class SymmetricOperator(ABC):
         """
 
     def in_float64(self) -> SymmetricOperator:
-        """The same matrix by products in float64, where such can be formed; otherwise itself."""
+        """The same matrix with products in float64 if there are such, otherwise this operator."""
         return self
 
     def forget(self) -> None:  # noqa: B027 (most keep nothing)
-        """Drop what is kept between products, where something is; the next one forms it again."""
+        """Drop what is kept between products; the next product forms it again."""
 
     def expect_repeats(self) -> None:  # noqa: B027 (most keep nothing)
-        """Keep between products what makes the next ones cheaper, where nobody has planned them.
+        """Announce a product ``A @ V``, which may be one of many: unplanned operators keep more.
 
-        Called before each ``A @ V``, on every rank; without communication.
+        Called before each, on every rank. No communication.
         """
 
     def not_finite_on(self) -> list[int]:
-        """The ranks whose part of the latest product was not finite, where that is known.
+        """The ranks whose part of the latest product was not finite, if that is known.
 
         Called by every rank.
 
@@ -83,7 +83,7 @@ class SymmetricOperator(ABC):
     def __matmul__(self, vectors: Matrix) -> Matrix:
         """A @ V for whole vectors, (n,) or (n, k), the same on every rank.
 
-        Arrays of NumPy give arrays, tensors give tensors. One block product for all k. Without a
+        NumPy arrays give arrays, tensors give tensors. One block product for all k. Without a
         plan, a curvature matrix keeps its first-order graphs from the second product on, where
         they fit the memory, and reuses them until ``forget``.
 
@@ -124,10 +124,10 @@ class SymmetricOperator(ABC):
 
 
 class Dense(SymmetricOperator):
-    """A matrix that is stored whole, shape (n, n), on every rank; each multiplies its columns.
+    """A dense matrix, shape (n, n), whole on every rank; each rank multiplies by its own columns.
 
     Raises:
-        InputError: it is not square, not symmetric to rounding, or not finite.
+        InputError: the matrix is not square, not symmetric to rounding, or not finite.
     """
 
     def __init__(self, matrix: Tensor, world: World | None = None):

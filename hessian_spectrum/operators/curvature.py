@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
 
 class Curvature(SymmetricOperator):
-    """What ``form`` names, summed over minibatches and ranks, at one theta."""
+    """A curvature matrix of the loss at one theta, summed over minibatches and ranks.
+
+    Args and cost: as for ``Hessian``.
+    """
 
     form: Form
 
@@ -48,7 +51,7 @@ class Curvature(SymmetricOperator):
                 f"hs.{name}(hs.Evaluator(model, loss_fn, data))"
             )
         self.evaluator, self.plan = evaluator, plan or ProductPlan()
-        self.is_planned = plan is not None  # else algorithms choose a plan for the work ahead
+        self.is_planned = plan is not None  # if not, algorithms choose a plan
         self.layout = evaluator.layout
         self.dtype = evaluator.dtype
         self._failures = Failures(evaluator.world)
@@ -59,10 +62,10 @@ class Curvature(SymmetricOperator):
         self._local = Linearization(evaluator, self.theta, self.plan, self.form)
 
     def planned(self, plan: ProductPlan, first: Products | None = None) -> Self:
-        """The same matrix, its products formed as ``plan`` says.
+        """The same matrix with products formed by ``plan``.
 
         Args:
-            first: ``Estimate.first``: what was formed to be measured need not be formed again.
+            first: ``Estimate.first``, the first minibatch's map, if it was formed already.
         """
         other = copy.copy(self)
         other.plan, other.is_planned = plan, True
@@ -70,9 +73,9 @@ class Curvature(SymmetricOperator):
         return other
 
     def on(self, evaluator: Evaluator) -> Self:
-        """The same kind of matrix, at the same theta, of another evaluator of this model and loss.
+        """The same kind of matrix at the same theta for another evaluator of this model and loss.
 
-        Nothing is checked again.
+        The checks of the constructor are not repeated.
         """
         other = copy.copy(self)
         other.evaluator = evaluator
@@ -80,10 +83,10 @@ class Curvature(SymmetricOperator):
         return other
 
     def in_float64(self) -> Self:
-        """The same matrix by products in float64, of vectors in float64, one at a time.
+        """The same matrix with products in float64, one vector at a time.
 
-        Samples, statistics of BatchNorm that are computed again, and the mean of a covariance are
-        as the evaluator's own arithmetic has them.
+        Samples, recalibrated BatchNorm statistics and the mean of a covariance keep the rounding of
+        the evaluator's own dtype.
         """
         if self.dtype == torch.float64 and self.plan.precision in (None, "float64"):
             return self
@@ -102,10 +105,10 @@ class Curvature(SymmetricOperator):
         return self._data_products(vectors).add_(vectors, alpha=self.evaluator.weight_decay)
 
     def _data_products(self, vectors: Tensor) -> Tensor:
-        """Without the weight decay's part: one all-gather, and one reduce-scatter."""
+        """Products without the weight decay's part: one all-gather and one reduce-scatter."""
         whole = self.layout.gather(vectors)
         local = self._failures.attempt(lambda: self._local(whole), whole)
-        if local is whole:  # it failed: its maps are in the way of the reduction
+        if local is whole:  # it failed: free its maps before the reduction
             self._local.forget()
         return self.layout.reduce(local)
 
@@ -118,12 +121,12 @@ class Curvature(SymmetricOperator):
         return [rank for rank, well in enumerate(finite) if not well]
 
     def _check(self) -> None:
-        """InputError, on every rank, where this matrix does not exist or would be wrong."""
+        """InputError, on every rank, if this matrix does not exist or would be wrong."""
 
     def _check_part(self, check: Callable[[Part, Tensor], None]) -> None:
-        """``check(part, theta)`` on a few samples of every rank that has some.
+        """Call ``check(part, theta)`` with a few samples on every rank that has some.
 
-        A few: the graph of a minibatch may be more than the memory that products are planned for.
+        A few, since the graph of a whole minibatch may not fit the memory.
         """
         evaluator = self.evaluator
         statistics = evaluator.statistics(self.theta)
@@ -197,7 +200,7 @@ class Fisher(GaussNewton):
     squared error over d outputs: variance d / 2).
 
     Raises:
-        InputError: loss_fn is none of these; class weights are no distribution's.
+        InputError: loss_fn is none of these, or has class weights.
     """
 
     def _check(self) -> None:
@@ -218,7 +221,7 @@ class GradientCovariance(Curvature):
     ``Sigma = (1/N) sum_i g_i g_i^T - g g^T`` over the N samples, with the g_i scaled so that their
     mean g is the gradient of the mean loss: Sigma / B is the covariance of the gradient of a
     minibatch of B samples drawn with replacement. A sample is an entry of the first dimension.
-    Weight decay is the same for all samples, and not in it.
+    Weight decay is the same for all samples, and not included.
 
     One Jacobian product and one transposed product of the samples' losses; the gradients of single
     samples are never stored.
@@ -261,7 +264,7 @@ class GradientCovariance(Curvature):
         return other
 
     def _find_mean(self) -> None:
-        """(n_local,), g; needed where it is subtracted."""
+        """Compute g, shape (n_local,), if it is subtracted."""
         if self.centered:
             whole = self.evaluator.data_gradient(self.theta)
             self.mean = self.layout.local(whole[None])[0]

@@ -1,7 +1,7 @@
-"""What is multiplied: the curvature matrices of one minibatch's part of the loss.
+"""Products with the curvature matrices of one minibatch's part of the loss.
 
-Each form is written twice: as a map over a first-order graph that autograd keeps, and as one
-product by torch.func. ``product_modes.py`` makes the ways to multiply from these.
+Each matrix has two implementations: a map over a first-order graph that autograd keeps, and a
+product by torch.func. ``product_modes.py`` builds the product modes from them.
 """
 
 from __future__ import annotations

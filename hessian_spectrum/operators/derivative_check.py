@@ -1,7 +1,7 @@
-"""Are the second derivatives that autograd forms those of the loss?
+"""Checks that the derivatives which autograd forms are those of the loss.
 
-torch returns zeros, without a word, for the part of a Hessian that lies behind a custom function
-whose backward is marked ``once_differentiable`` or detaches what it saves.
+torch silently returns zeros for the part of a Hessian behind a custom function whose backward is
+marked ``once_differentiable`` or detaches what it saves.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from hessian_spectrum.operators.curvature_products import push
 from hessian_spectrum.operators.product_modes import reverse
 
 SAMPLES = 8
-STEPS = (1e-6, 1e-7)  # of |theta|: in float64 far from truncation and from rounding
-AGREEMENT = 1e-3  # of the two differences with each other; ten times this with the product
+STEPS = (1e-6, 1e-7)  # relative to |theta|: in float64 both truncation and rounding are small
+AGREEMENT = 1e-3  # of the two differences; the product may differ by ten times this
 
 
 def check_second_derivatives(evaluator: Evaluator, theta: Tensor) -> None:
     """Compare H u with central differences of the gradient, for one random direction u.
 
-    In float64, on a few samples. The differences decide only where two step sizes agree: at a
-    kink (a ReLU at exactly zero) they do not, and nothing is concluded. Once an evaluator.
+    In float64, on a few samples, once for each evaluator. The check is skipped where differences of
+    two step sizes disagree, as at a kink (a ReLU at exactly zero).
 
     Raises:
         InputError: on every rank, if H u is not the derivative of the gradient on one.
@@ -55,12 +55,12 @@ def _compare_products(evaluator: Evaluator, theta: Tensor, statistics: dict[str,
     u = _direction(theta)
     try:
         differences = [_central_difference(loss, theta, u, step) for step in STEPS]
-    except RuntimeError as failed:  # a model that insists on its own dtype
+    except RuntimeError as failed:  # a model for one dtype only
         if is_out_of_memory(failed):
             raise
         return
     size = differences[1].norm()
-    # A NaN, or kinks, conclude nothing.
+    # A NaN, or a kink: no conclusion.
     if not (differences[0] - differences[1]).norm() <= AGREEMENT * size:
         return
     try:
@@ -88,7 +88,7 @@ def check_jacobian(evaluator: Evaluator, theta: Tensor, of: str) -> None:
     """Compare J u, formed by reverse mode twice, with central differences of what J is of.
 
     Products with the Gauss-Newton matrix and the covariance of gradients need no second
-    derivatives, but a backward that leaves autograd's sight makes J u wrong, or zero.
+    derivatives, but a backward that autograd cannot differentiate makes J u wrong, or zero.
 
     Args:
         of: "outputs" or "samples", the part's function.
@@ -127,7 +127,7 @@ def _compare_jacobian(
             differences = [
                 (function(theta + h * u) - function(theta - h * u)) / (2 * h) for h in steps
             ]
-    except RuntimeError as failed:  # a model that insists on its own dtype, or has no derivative
+    except RuntimeError as failed:  # a model for one dtype only, or without this derivative
         if is_out_of_memory(failed):
             raise
         return
@@ -156,6 +156,6 @@ def _central_difference(loss: Callable, theta: Tensor, u: Tensor, step: float) -
 
 
 def _float64_part(evaluator: Evaluator, statistics: dict[str, Tensor]) -> Part | None:
-    """The first few samples' part of the loss, in float64; None where this rank has none."""
+    """The part of the loss of the first few samples, in float64; None if this rank has none."""
     few = None if evaluator.is_whole else SAMPLES
     return next(evaluator.parts(statistics, few, torch.float64), None)

@@ -1,6 +1,7 @@
-"""Rewriting a recorded linear map so that it does less, and does it in larger pieces.
+"""Rewrite a recorded linear map into fewer and larger operations.
 
-With what a general compiler cannot know: the values of the constants, and that the whole is linear.
+The passes use what a general compiler does not know: the values of the constants, and that the map
+is linear.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ aten = torch.ops.aten
 Operations = dict[Callable[..., Any], Callable[..., Any]]
 
 MANY = 2  # a sum of more matrix products than this becomes one product of concatenations
-GLANCE = 8  # entries along each dimension, that tell most tensors apart
+GLANCE = 8  # entries along each dimension, enough to tell most tensors apart
 NARROW = 32  # matrices with fewer free columns are multiplied together for all vectors
 
 
@@ -62,10 +63,10 @@ _FRESH: set[Callable[..., Any]] = {  # their result is new memory, of the result
 
 
 class _Wide(torch.autograd.Function):
-    """a @ b of which one is constant: under vmap one product with a k times wider matrix.
+    """a @ b with one constant factor: under vmap one product with a k times wider matrix.
 
-    vmap itself multiplies the constant with each of the k matrices in turn. Here the batch joins
-    the dimension that is not contracted, in whichever order needs no copy.
+    vmap itself multiplies the constant by each of the k matrices in turn. Here the batch dimension
+    is merged into the dimension that is not contracted, in the order that needs no copy.
     """
 
     @staticmethod
@@ -90,7 +91,10 @@ class _Wide(torch.autograd.Function):
 
 
 def _merged(a: Tensor) -> tuple[Tensor, bool, tuple[int, int]]:
-    """(k, ..., M, C) -> (..., k M, C) or (..., M k, C), a view if one is; is k last; the sizes."""
+    """(k, ..., M, C) -> (..., k M, C) or (..., M k, C), whether k is last, and the two sizes.
+
+    A view if either order is one.
+    """
     k, rows, columns = a.shape[0], a.shape[-2], a.shape[-1]
     first, last = a.movedim(0, -3), a.movedim(0, -2)
     for arranged, k_last, sizes in ((first, False, (k, rows)), (last, True, (rows, k))):
@@ -106,7 +110,7 @@ def wide(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Simplifier:
-    """A record, rewritten by what is known: the constants' values, and that it is linear."""
+    """A recorded linear map, with passes that rewrite its graph in place."""
 
     def __init__(self, record: Record):
         self.graph, self.constants = record.graph, record.constants
@@ -115,14 +119,13 @@ class Simplifier:
 
     def depends(self) -> bool:
         """Does the result depend on v?"""
-        return _varies(next(reversed(self.graph.nodes)).args[0])
+        return _varies(next(iter(reversed(self.graph.nodes))).args[0])
 
     def function(self) -> Callable[[Tensor], Tensor]:
-        """v -> the result; of the constants those that are still used are kept.
+        """The map v -> result, compiled to Python, with the constants that are still used.
 
-        Neither it nor the graph's nodes, which are in cycles of references, may hold constants:
-        kept maps are gigabytes of them, and would stay until Python collects garbage. (A
-        GraphModule is in a cycle, too.)
+        Neither the map nor the nodes of the graph may hold constants in reference cycles, as a
+        GraphModule does: kept maps are gigabytes, and would stay until Python collects garbage.
         """
         self._drop_unused()
         used = {node.target for node in self.graph.nodes if node.op == "get_attr"}
@@ -153,7 +156,7 @@ class Simplifier:
         self._drop_unused()
 
     def join_equal_constants(self) -> None:
-        """Constants of equal values, computed twice, are kept once."""
+        """Keep constants of equal values once."""
         found: dict[tuple, list[fx.Node]] = {}
         for node in [node for node in self.graph.nodes if node.op == "get_attr"]:
             value = self._value(node)
@@ -171,7 +174,7 @@ class Simplifier:
         self._drop_unused()
 
     def join_equal_calls(self) -> None:
-        """What is computed twice is computed once; two transpositions are none."""
+        """Compute equal calls once; cancel double transpositions."""
         seen: dict[tuple, fx.Node] = {}
         for node in self._calls():
             x = node.args[0]
@@ -192,7 +195,7 @@ class Simplifier:
                 seen[key] = node
 
     def turn_derivatives_into_factors(self) -> None:
-        """f'(x) is a constant: one multiplication instead of exponentials in each product."""
+        """Multiply by the constant f'(x) instead of evaluating f' in each product."""
         for node in self._calls(*_DERIVATIVES):
             x, point = node.args[:2]
             if _varies(x) and _is_constant(point):
@@ -221,9 +224,9 @@ class Simplifier:
     # -- products --------------------------------------------------------------------------
 
     def join_many_products(self) -> None:
-        """A sum of many a_i @ b_i is one product of concatenations.
+        """Replace a sum of many a_i @ b_i by one product of concatenations.
 
-        So the gradients of a recurrent network's weights are summed over its steps.
+        The gradients of a recurrent network's weights are such sums over its steps.
         """
         for node, terms in self._sums():
             found = [(term, self._factors(term, node)) for term in terms]
@@ -245,7 +248,7 @@ class Simplifier:
         self._drop_unused()
 
     def scale_kernels(self) -> None:
-        """A factor for each channel after a convolution is one of its kernel (BatchNorm)."""
+        """Move a factor for each channel after a convolution (BatchNorm) into its kernel."""
         for node in self._calls(aten.mul.Tensor):
             x, factor = node.args
             if not (_is_constant(factor) and len(node.meta["shape"]) == 4):
@@ -270,7 +273,7 @@ class Simplifier:
             self._replace(node, _node(x))
 
     def widen_products(self) -> None:
-        """Products with few free columns are too narrow to be fast one vector at a time."""
+        """Multiply narrow matrices for all vectors at once: one at a time they are slow."""
         for node in self._calls(aten.mm.default, aten.bmm.default):
             a, b = map(_node, node.args)
             if (a.meta["shape"][-2] if _varies(a) else b.meta["shape"][-1]) < NARROW:
@@ -303,7 +306,7 @@ class Simplifier:
         self._drop_unused()
 
     def reuse_memory(self) -> None:
-        """Into the argument's own memory, where nothing else uses it. Not known to vmap."""
+        """Write results into an argument that nothing else uses. vmap does not support this."""
         for node in self._calls(*_IN_PLACE):
             order: list[tuple[Argument, ...]] = [node.args]
             if node.target is aten.add.Tensor and not node.kwargs:
@@ -371,7 +374,7 @@ class Simplifier:
         return node
 
     def _value(self, node: fx.Node) -> Tensor:
-        """Of a constant."""
+        """The value of a constant's node."""
         return self.constants[str(node.target)]
 
     def _is_zero(self, x: Argument) -> bool:
@@ -419,7 +422,7 @@ class Simplifier:
 
 
 def _glance(value: Tensor) -> float:
-    """The sum of some entries that are spread over a tensor: equal for equal ones."""
+    """The sum of a few entries spread over a tensor: a cheap hash of its values."""
     spread = tuple(slice(None, None, max(1, size // GLANCE)) for size in value.shape)
     return value[spread].sum(dtype=torch.float64).item()
 
@@ -431,7 +434,7 @@ def _node(x: Argument) -> fx.Node:
 
 
 def _operation(node: fx.Node) -> Callable[..., Any]:
-    """What a call calls."""
+    """The function that a call node calls."""
     assert callable(node.target)
     return node.target
 
@@ -453,14 +456,14 @@ def _only_used_here(x: Argument, *targets: Target) -> TypeGuard[fx.Node]:
 
 
 def _like(x: Argument, node: fx.Node) -> TypeGuard[fx.Node]:
-    """Of the same shape and dtype."""
+    """Does x have the shape and dtype of the node?"""
     return isinstance(x, fx.Node) and all(
         x.meta.get(key) == node.meta.get(key) for key in ("shape", "dtype")
     )
 
 
 def _is_plain_convolution(x: Argument) -> TypeGuard[fx.Node]:
-    """Not transposed, in one group, without a bias."""
+    """Is it a convolution without transposition, groups and bias?"""
     if not _only_used_here(x, aten.convolution.default):
         return False
     bias, is_transposed, groups = x.args[2], x.args[6], x.args[8]

@@ -1,4 +1,4 @@
-"""A curvature matrix at one point as a linear map on blocks of rows, formed as a plan says."""
+"""This rank's part of a curvature matrix at one point, as a linear map formed by a plan."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ KEPT_SHARE = 0.5  # of the available memory: what maps may take that are kept wi
 
 @dataclass(frozen=True)
 class ProductPlan:
-    """How V A is formed. Stored with a run and used again when it is resumed."""
+    """How V A is formed. It is stored with a run and used again when the run is resumed."""
 
-    mode: str = "reverse"  # a name in products.MODES
+    mode: str = "reverse"  # a name in product_modes.MODES
     chunk: int | None = None  # vectors multiplied at once; None: all
     batch_size: int | None = None  # minibatches are cut to this size; None: as they are
     keep: bool = False  # each minibatch's linear map is kept between products
-    precision: str | None = None  # arithmetic, a name in kernels.PRECISIONS; None: the vectors'
+    precision: str | None = None  # arithmetic, a name in backends.PRECISIONS; None: the vectors'
 
     def __post_init__(self):
         if self.mode not in MODES:
@@ -39,16 +39,17 @@ class ProductPlan:
 
 
 class Linearization:
-    """V -> this rank's part of V A at theta, shape (k, n) -> (k, n); summed over ranks it is V A.
+    """This rank's part of V A at theta, shape (k, n) -> (k, n). The sum over ranks is V A.
 
-    A is the curvature matrix that ``form`` names, without the weight decay's term, which belongs
-    to no rank. Buffers are those of the time of construction (kept maps) or of each call.
+    A is the curvature matrix of ``form`` without weight decay. The model's buffers and the
+    parameters that are not in theta are read when a minibatch's map is formed: in each call, or,
+    for kept maps, once.
 
     Cost of a call: one pass over this rank's minibatches; each minibatch's first-order graph is
     formed once for all k vectors, or, where the plan keeps it, once for all calls.
 
     Args:
-        first: the first minibatch's map, where it was formed as the plan says already.
+        first: the first minibatch's map, if it was formed by this plan already.
     """
 
     def __init__(
@@ -72,11 +73,11 @@ class Linearization:
 
     @property
     def was_used(self) -> bool:
-        """Has it formed a product?"""
+        """Has a product been formed?"""
         return self._sum is not None
 
     def keep_what_fits(self) -> None:
-        """From the next call on keep each minibatch's map, if all of them together fit.
+        """Keep each minibatch's map from the next call on, if all of them together fit.
 
         The products are the same to the last bit: each map is formed as before, but once. Where the
         maps take more than ``KEPT_SHARE`` of the memory that is available now, or where the memory
@@ -97,7 +98,7 @@ class Linearization:
         except Exception as error:
             if not (self._keeps and self._reserve is not None and is_out_of_memory(error)):
                 raise
-        # Here the error, whose traceback holds tensors, is gone.
+        # Outside of the handler: the error is freed, and with it the tensors in its traceback.
         self._drop_kept()
         return self._products(vectors)
 
@@ -105,14 +106,14 @@ class Linearization:
         total = torch.zeros_like(vectors)
         vectors = vectors.to(self.theta.dtype)
         counts = self.evaluator.counts
-        # Also around the products: the forward mode calls the model in each.
+        # Around the products too, since mode "forward" calls the model in each.
         with self.evaluator.evaluation_mode(self.plan.precision):
             for products in self._maps():
                 for rows in self._chunks(len(vectors)):
                     total[rows] += products(vectors[rows])
         counts.passes += 1
         counts.products += len(vectors)
-        self._sum = total.sum()  # not looked at: that would make a GPU wait
+        self._sum = total.sum()  # its value is not read here, which would synchronize a GPU
         return total
 
     def forget(self) -> None:
@@ -138,7 +139,7 @@ class Linearization:
             self._kept = made
 
     def _is_short(self) -> bool:
-        """Do the maps that are kept without a plan leave too little memory?"""
+        """Do maps that are kept without a plan leave too little memory?"""
         return self._reserve is not None and available(self.evaluator.world) <= self._reserve
 
     def _drop_kept(self) -> None:

@@ -1,11 +1,10 @@
 """Ways to multiply by a curvature matrix of one minibatch, behind one interface.
 
 A minibatch's part of the loss is a function ``loss(theta)`` of the flat parameters, shape
-(n,) -> (), and a form says which matrix A of it is meant (for the Gauss-Newton matrix and the
-covariance of gradients the loss must be a ``parts.Part``). A product mode turns it, once, into a
-linear map on blocks of rows; what the map keeps (activations, first derivatives) lives until the
-map is dropped. By operation count a Hessian product costs two gradients a tangent in a deep
-network, once that preparation is shared; a Gauss-Newton product 4/3.
+(n,) -> (), and a form selects the matrix A (the Gauss-Newton matrix and the covariance of gradients
+need a ``minibatch_loss.Part``). A product mode turns it, once, into a linear map on blocks of rows,
+which holds activations and first derivatives until it is dropped. In a deep network a Hessian
+product of one vector then takes the operations of two gradients, a Gauss-Newton product of 4/3.
 """
 
 from __future__ import annotations
@@ -25,19 +24,18 @@ from hessian_spectrum.operators.tracing import record
 
 Products = Callable[[Tensor], Tensor]  # V, shape (k, n) -> V A, shape (k, n)
 
-KEPT_SIZES = 2  # numbers of rows that a linearization is ready for: chunks, and the last one
+KEPT_SIZES = 2  # numbers of rows whose recordings are kept: a full chunk, and the last one
 
 
 def reverse(loss: Loss, theta: Tensor, form: Form = HESSIAN) -> Products:
-    """V -> V A over a first-order graph that is built here, once: for each row backward passes.
+    """V -> V A by backward passes over a first-order graph that is built once, here.
 
     Works wherever second derivatives do.
     """
     rows = form.graph(loss, theta)
     if rows is None:
         return torch.zeros_like
-    # One row at a time: a batched backward pass is slower than this loop for most networks;
-    # where it is faster, there is reverse_batched.
+    # One row at a time: the batched backward pass of reverse_batched is often slower.
     return lambda vectors: torch.stack([rows(v) for v in vectors])
 
 
@@ -52,7 +50,7 @@ def reverse_batched(loss: Loss, theta: Tensor, form: Form = HESSIAN) -> Products
 def forward(loss: Loss, theta: Tensor, form: Form = HESSIAN) -> Products:
     """V -> V A by directional derivatives, all rows under vmap.
 
-    Keeps nothing between calls, and forms the primal again in each.
+    Keeps nothing between calls; each evaluates the primal again.
     """
     return lambda vectors: vmap(lambda v: form.product(loss, theta, v))(vectors)
 
@@ -62,8 +60,8 @@ def linearize(loss: Loss, theta: Tensor, form: Form = HESSIAN) -> Products:
 
     Of the operations of one product by torch.func only those that depend on v are needed
     again (tracing.py); the rest are constants, about as much as a kept first-order graph, and
-    what vmap needs for all rows. A number of rows is recorded when it first occurs, and what was
-    recorded is compared with the product that it was recorded from.
+    what vmap needs for all rows. Each number of rows is recorded when it first occurs, and the
+    recorded map is checked against the product that it was recorded from.
 
     Raises:
         RuntimeError: it cannot be recorded, or the record's product differs.
@@ -115,14 +113,14 @@ def linearized(
 def _for_rows(single: Callable[[Tensor], Tensor], vectors: Tensor) -> tuple[Products, Tensor]:
     """The map of this many rows, and its products with these.
 
-    Recorded through vmap, it has none of vmap's cost a call.
+    Recorded through vmap, so that calls do not pay for vmap itself.
     """
     if len(vectors) == 1:
         module, out = _recorded_again(single, vectors[0])
         return lambda rows: module(rows[0])[None], out[None]
     try:
         return _recorded_again(vmap(single), vectors)
-    except RuntimeError as error:  # an operation that vmap does not know
+    except RuntimeError as error:  # an operation that vmap does not support
         if is_out_of_memory(error):
             raise
         return _one_by_one(single), _one_by_one(single)(vectors)
@@ -148,8 +146,10 @@ def _recorded_again(
 def _checked(
     module: Callable[[Tensor], Tensor], v: Tensor, expected: Tensor
 ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-    """The map, if it gives the product that it was recorded from, and that product as it gives it:
-    the same bits as in every later call."""
+    """The map and its product, after a check against the product it was recorded from.
+
+    The map's own product is returned, so that the first call gives the same bits as later ones.
+    """
     with torch.no_grad():
         out = module(v)
     error = (out - expected).norm().item()

@@ -1,8 +1,8 @@
-"""The operations of a linear function that depend on its argument, recorded with real tensors.
+"""Record the operations of a linear function that depend on its argument.
 
-A dispatch mode sees each operation as it is carried out. What does not depend on the argument is a
-constant, at hand already. That takes tens of microseconds an operation, where make_fx (and so
-torch.func.linearize) takes milliseconds, and evaluates the constants once more.
+A dispatch mode sees each operation as it is executed with real tensors. Results that do not depend
+on the argument become constants. This takes tens of microseconds for each operation, where make_fx
+(and so torch.func.linearize) takes milliseconds and evaluates the constants once more.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SHAPE_ONLY = {
     aten.new_empty.default,
 }
 _VIEWS = {aten.view.default, aten._unsafe_view.default}
-_IDENTITIES = _VIEWS | {  # where shape and dtype stay
+_IDENTITIES = _VIEWS | {  # if shape and dtype stay the same
     aten.detach.default,
     aten.alias.default,
     aten.lift_fresh.default,
@@ -77,7 +77,7 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is aten._efficientzerotensor.default:
-            # Below a dispatch mode, arithmetic with it ends the process (mse_loss; torch 2.13).
+            # Arithmetic with it crashes the process under a dispatch mode (mse_loss; torch 2.13).
             return torch.zeros(*args, **kwargs)
         out = func(*args, **kwargs)
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
@@ -129,7 +129,7 @@ class _Recorder(TorchDispatchMode):
 
 
 def constant(graph: fx.Graph, name: str, constants: dict[str, Tensor]) -> fx.Node:
-    """A node that stands for a constant."""
+    """A node for a constant."""
     value = constants[name]
     node = graph.create_node("get_attr", name)
     node.meta.update(shape=tuple(value.shape), dtype=value.dtype)

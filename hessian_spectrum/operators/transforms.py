@@ -1,4 +1,4 @@
-"""Operators made of another one: a block of it, shifted, deflated, preconditioned."""
+"""Operators derived from another one: a block of it, shifted, deflated, preconditioned."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Restricted(_Transform):
     Raises:
         InputError: no parameter matches.
 
-    Cost: a product of ``base``, and two exchanges of the block's entries. Where one block alone is
-    wanted, ``Evaluator(..., parameters=...)`` is cheaper: its products leave the others out.
+    Cost: a product of ``base``, and two exchanges of the block's entries. For a single block,
+    ``Evaluator(..., parameters=...)`` is cheaper: its products are of that block only.
     """
 
     def __init__(self, base: SymmetricOperator, parameters: str | Sequence[str]):
@@ -129,9 +129,9 @@ class Shifted(_Transform):
 
 
 class Deflated(_Transform):
-    """(I - U^T U) A (I - U^T U) for orthonormal rows U: A without what is known of it already.
+    """(I - U^T U) A (I - U^T U) for orthonormal rows U: A restricted to their complement.
 
-    With eigenvectors as rows their eigenvalues become 0 and the others stay.
+    If the rows are eigenvectors, their eigenvalues become 0 and the others stay.
 
     Args:
         vectors: U, whole, shape (k, n), on every rank; orthonormal to the root of rounding.
@@ -165,7 +165,7 @@ class Deflated(_Transform):
 
 
 class Preconditioned(_Transform):
-    """P^-1/2 A P^-1/2 with a positive diagonal P: what an optimizer that divides by P descends.
+    """P^-1/2 A P^-1/2, P a positive diagonal: the curvature for an optimizer that divides by P.
 
     For Adam P is ``sqrt(exp_avg_sq / (1 - beta2^t)) + eps`` (Cohen et al. 2022, "Adaptive gradient
     methods at the edge of stability"). Its eigenvalues are those of P^-1 A.

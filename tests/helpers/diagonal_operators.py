@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from scipy.integrate import trapezoid
 
 import hessian_spectrum as hs
 from hessian_spectrum.distributed.random_vectors import gaussian_probes
@@ -47,7 +48,7 @@ SIGMA2 = 1e-3
 def l1(measure, exact, sigma2=SIGMA2):
     t = measure.grid(sigma2, 1500)
     true = np.exp(-((t[:, None] - exact) ** 2) / (2 * sigma2)).mean(1) / np.sqrt(2 * np.pi * sigma2)
-    return np.trapezoid(np.abs(measure.density(t, sigma2) - true), t)
+    return trapezoid(np.abs(measure.density(t, sigma2) - true), t)
 
 
 def rule_of(operator, b, m, seed):

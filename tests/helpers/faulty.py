@@ -1,4 +1,4 @@
-"""A problem for test_faults.py, kills.py: slow enough to be hit, and on demand it turns to NaN."""
+"""A problem for test_faults.py, kills.py: slow enough to be hit; on demand NaN, or no memory."""
 
 import os
 import time
@@ -12,9 +12,10 @@ RANK = int(next((os.environ[name] for name in RANKS if name in os.environ), 0))
 
 
 class Slow(nn.Sequential):
-    """After ``quick`` passes each takes ``pause`` seconds more; after ``good`` it returns NaN."""
+    """After ``quick`` passes each takes ``pause`` seconds more; after ``good`` it returns NaN, or
+    runs out of memory."""
 
-    pause, quick, good = 0.0, 0, None
+    pause, quick, good, out_of_memory = 0.0, 0, None, False
 
     def forward(self, x):
         self.quick -= 1
@@ -22,12 +23,14 @@ class Slow(nn.Sequential):
             time.sleep(self.pause)
         if self.good is not None:
             self.good -= 1
+            if self.good < 0 and self.out_of_memory:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             if self.good < 0:
                 return super().forward(x) * torch.nan
         return super().forward(x)
 
 
-def make(pause=None, quick=0, pids="", nan_on=None, good=0):
+def make(pause=None, quick=0, pids="", nan_on=None, oom_on=None, good=0):
     """Says its process's number in the folder ``pids``, by rank."""
     if pids:
         (Path(pids) / f"{RANK}.pid").write_text(str(os.getpid()))
@@ -36,7 +39,7 @@ def make(pause=None, quick=0, pids="", nan_on=None, good=0):
     # From the environment where a resumed run, which must be given the same words, is to be quick.
     model.pause = float(os.environ.get("PAUSE", 0.0)) if pause is None else pause
     model.quick = quick
-    if nan_on == RANK:
-        model.good = good
+    if RANK in (nan_on, oom_on):
+        model.good, model.out_of_memory = good, oom_on == RANK
     x, y = torch.randn(48, 10, dtype=torch.float64), torch.arange(48) % 5
     return model, nn.CrossEntropyLoss(), (x, y)

@@ -116,6 +116,16 @@ def test_the_rank_that_brings_a_nan_is_named(tmp_path):
         assert not run.finished and len(run["density"].nodes)
 
 
+def test_a_rank_that_runs_out_of_memory_ends_the_job_and_is_named(tmp_path):
+    options = ["--hvp", "forward", "--num-steps", "12", "--problem-arg", "oom_on=1", "good=28"]
+    process = start("torchrun", tmp_path, *options)
+    text, _ = process.communicate(timeout=100)
+    lines = said(text)
+    assert lines and all("rank 1 of 3: CUDA out of memory" in line for line in lines)
+    assert process.returncode == 1
+    check_dead(tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("launcher", ["torchrun", "mpi", "srun"])
