@@ -324,7 +324,7 @@ def test_batch_means_know_that_iterates_are_correlated():
         (lambda ev: hs.connect(ev, ev.theta, ev.theta, kind="spline"), "one of bezier, polygon"),
         (lambda ev: hs.connect(ev, ev.theta, ev.theta, num_bends=0), "num_bends=0"),
         (lambda ev: hs.trajectory(torch.ones(1, 3)), "t >= 2"),
-        (lambda ev: hs.trajectory(torch.ones(2, 3)), "the last iterate is the first"),
+        (lambda ev: hs.trajectory(torch.ones(2, 3)), "the last iterate equals the first"),
         (lambda ev: hs.functional_distances(ev, {"a": ev.theta}), "1 networks"),
         (lambda ev: hs.functional_path(ev, ev.theta, 2 * ev.theta, of="labels"), "of='labels'"),
         (lambda ev: hs.asymmetry(ev, ev.theta[None], [0.0, 1.0]), "above 0"),
