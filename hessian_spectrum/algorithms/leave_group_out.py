@@ -111,12 +111,13 @@ class _Reduced:
         # A sum over samples is the matrix times this: second moments are N / W^2 of a sum.
         sums = (self.weight, part.weight, weight)
         if self.is_covariance:
-            pairs = zip(sums, (self.samples, part.samples, samples))
-            sums = tuple(w * w / max(count, 1) for w, count in pairs)
-        pairs = zip(self.matrices, part.matrices)
-        left = [(sums[0] * all_ - sums[1] * own) / sums[2] for all_, own in pairs]
+            counts = (self.samples, part.samples, samples)
+            whole, own, rest = (w * w / max(count, 1) for w, count in zip(sums, counts))
+            sums = (whole, own, rest)
+        matrices = zip(self.matrices, part.matrices)
+        left = [(sums[0] * all_ - sums[1] * own) / sums[2] for all_, own in matrices]
         if self.means is None or part.means is None:
             return left
-        pairs = zip(self.means, part.means)
-        means = [(self.weight * all_ - part.weight * own) / weight for all_, own in pairs]
+        gradients = zip(self.means, part.means)
+        means = [(self.weight * all_ - part.weight * own) / weight for all_, own in gradients]
         return [t - np.outer(g, g) for t, g in zip(left, means)]

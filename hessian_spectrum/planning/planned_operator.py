@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import TypeVar, cast
 
 from torch import Tensor
 
@@ -16,12 +17,11 @@ from hessian_spectrum.operators.transforms import Deflated, Preconditioned, Rest
 from hessian_spectrum.planning import product_planner
 
 TRANSFORMS = (Restricted, Shifted, Deflated, Preconditioned)
+OperatorT = TypeVar("OperatorT", bound=SymmetricOperator)
 CurvatureAt = Callable[[Evaluator, Tensor], Curvature]
 
 
-def planned(
-    operator: SymmetricOperator, num_vectors: int, num_steps: int, *, kept: int
-) -> SymmetricOperator:
+def planned(operator: OperatorT, num_vectors: int, num_steps: int, *, kept: int) -> OperatorT:
     """The same matrix, its products formed in the fastest way that fits the memory.
 
     As the command line plans (``product_planner.plan``): short runs take a default, long ones are
@@ -52,7 +52,7 @@ def planned(
         return other
     if not isinstance(operator, Curvature) or operator.is_planned:
         return operator
-    return _planned(operator, num_vectors, num_steps, kept)
+    return cast(OperatorT, _planned(operator, num_vectors, num_steps, kept))
 
 
 def _planned(operator: Curvature, num_vectors: int, num_steps: int, kept: int) -> Curvature:
