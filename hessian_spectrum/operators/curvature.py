@@ -19,9 +19,9 @@ from hessian_spectrum.loss.minibatch_loss import Part
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.operators.curvature_products import COVARIANCE, GAUSS_NEWTON, HESSIAN, Form
 from hessian_spectrum.operators.derivative_check import (
-    SAMPLES,
     check_jacobian,
     check_second_derivatives,
+    on_few_samples,
 )
 from hessian_spectrum.operators.linearization import Linearization, ProductPlan
 from hessian_spectrum.operators.product_modes import Products
@@ -131,14 +131,13 @@ class Curvature(SymmetricOperator):
         evaluator = self.evaluator
         statistics = evaluator.statistics(self.theta)
 
-        def checked() -> None:
+        def checked(samples: int | None) -> None:
             with evaluator.evaluation_mode():
-                few = None if evaluator.is_whole else SAMPLES
-                part = next(evaluator.parts(statistics, few), None)
+                part = next(evaluator.parts(statistics, samples), None)
                 if part is not None:
                     check(part, self.theta)
 
-        together(evaluator.world, checked)
+        together(evaluator.world, lambda: on_few_samples(evaluator, checked))
 
 
 class Hessian(Curvature):

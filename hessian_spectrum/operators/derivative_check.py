@@ -39,16 +39,34 @@ def check_second_derivatives(evaluator: Evaluator, theta: Tensor) -> None:
         return
     statistics = evaluator.statistics(theta)
 
-    def compare() -> None:
+    def compare(samples: int | None) -> None:
         with evaluator.evaluation_mode():
-            _compare_products(evaluator, theta, statistics)
+            _compare_products(evaluator, theta, statistics, samples)
 
-    together(evaluator.world, compare)
+    together(evaluator.world, lambda: on_few_samples(evaluator, compare))
     evaluator.second_derivatives_checked = True
 
 
-def _compare_products(evaluator: Evaluator, theta: Tensor, statistics: dict[str, Tensor]) -> None:
-    loss = _float64_part(evaluator, statistics)
+def on_few_samples(evaluator: Evaluator, check: Callable[[int | None], None]) -> None:
+    """Call ``check`` with a few samples, and with fewer where these run out of memory.
+
+    Args:
+        check: takes the number of samples; None where minibatches are never cut.
+    """
+    samples = None if evaluator.is_whole else SAMPLES
+    while True:
+        try:
+            return check(samples)
+        except RuntimeError as failed:
+            if not is_out_of_memory(failed) or samples is None or samples == 1:
+                raise
+        samples //= 2  # here the error, whose traceback holds tensors, is gone
+
+
+def _compare_products(
+    evaluator: Evaluator, theta: Tensor, statistics: dict[str, Tensor], samples: int | None
+) -> None:
+    loss = _float64_part(evaluator, statistics, samples)
     if loss is None:
         return
     theta = theta.double()
@@ -100,17 +118,21 @@ def check_jacobian(evaluator: Evaluator, theta: Tensor, of: str) -> None:
     """
     statistics = evaluator.statistics(theta)
 
-    def compare() -> None:
+    def compare(samples: int | None) -> None:
         with evaluator.evaluation_mode():
-            _compare_jacobian(evaluator, theta.double(), statistics, of)
+            _compare_jacobian(evaluator, theta.double(), statistics, of, samples)
 
-    together(evaluator.world, compare)
+    together(evaluator.world, lambda: on_few_samples(evaluator, compare))
 
 
 def _compare_jacobian(
-    evaluator: Evaluator, theta: Tensor, statistics: dict[str, Tensor], of: str
+    evaluator: Evaluator,
+    theta: Tensor,
+    statistics: dict[str, Tensor],
+    of: str,
+    samples: int | None,
 ) -> None:
-    part = _float64_part(evaluator, statistics)
+    part = _float64_part(evaluator, statistics, samples)
     if part is None:
         return
     u = _direction(theta)
@@ -155,7 +177,8 @@ def _central_difference(loss: Callable, theta: Tensor, u: Tensor, step: float) -
     return (gradient(loss, theta + h * u) - gradient(loss, theta - h * u)) / (2 * h)
 
 
-def _float64_part(evaluator: Evaluator, statistics: dict[str, Tensor]) -> Part | None:
+def _float64_part(
+    evaluator: Evaluator, statistics: dict[str, Tensor], samples: int | None
+) -> Part | None:
     """The part of the loss of the first few samples, in float64; None if this rank has none."""
-    few = None if evaluator.is_whole else SAMPLES
-    return next(evaluator.parts(statistics, few, torch.float64), None)
+    return next(evaluator.parts(statistics, samples, torch.float64), None)

@@ -112,7 +112,7 @@ def test_help_says_what_happens_without_an_option_in_words(command, capsys, monk
     assert ("--config FILE" in text) == (command in ("demo", "train", "density"))
 
 
-@pytest.mark.parametrize("command, cls", [(name, cls) for name, cls, _ in cli._COMMANDS])
+@pytest.mark.parametrize("command, cls", [(name, cls) for name, cls, _ in cli._commands()])
 def test_flags_that_switch_something_off_say_what_happens_then(command, cls, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit, match="0"):
@@ -127,7 +127,7 @@ def test_flags_that_switch_something_off_say_what_happens_then(command, cls, cap
         assert re.match(r"(removes|skips|stores|leaves) ", described[-1]), described[-1][:60]
 
 
-@pytest.mark.parametrize("command, cls", [(name, cls) for name, cls, _ in cli._COMMANDS])
+@pytest.mark.parametrize("command, cls", [(name, cls) for name, cls, _ in cli._commands()])
 def test_each_command_describes_itself_with_an_example_and_its_exit_codes(command, cls, capsys):
     if command == "query":
         return  # described by the table of queries

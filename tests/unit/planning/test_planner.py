@@ -248,7 +248,7 @@ def test_the_first_product_tells_repeat_error_and_asymmetry():
 
 def test_a_rank_whose_targets_are_all_ignored_has_nothing_to_measure(always, monkeypatch):
     ev = evaluator()
-    monkeypatch.setattr(ev, "weight", lambda batch: 0.0)  # as on one rank of several
+    monkeypatch.setattr(ev.function, "weight", lambda batch: 0.0)  # as on one rank of several
     assert make_plan(ev).plan == hs.ProductPlan("reverse")
 
 

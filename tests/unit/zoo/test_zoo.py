@@ -592,7 +592,7 @@ def test_a_torchvision_classifier_has_as_many_outputs_as_the_labels_need(monkeyp
             lambda: load_dataset("torchvision:CIFAR100", data_root="empty"),
             "or let it be fetched by --download",
         ),
-        (lambda: load_dataset("torchvision:Pictures", split="test"), "not divided"),
+        (lambda: load_dataset("torchvision:Pictures", split="test"), "has no splits"),
         (lambda: build_model("torchvision:resnet19"), "it has resnet101"),
     ],
 )
