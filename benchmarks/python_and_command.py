@@ -113,6 +113,8 @@ def child(problem: dict[str, Any], analysis: str, way: str, folder: str) -> dict
 
 
 def one(problem: dict[str, Any], analysis: str, way: str, folder: str) -> dict[str, Any]:
+    import torch
+
     import hessian_spectrum as hs
     from hessian_spectrum.commands.density import density
     from hessian_spectrum.commands.eigenpairs import eigenpairs
@@ -132,6 +134,7 @@ def one(problem: dict[str, Any], analysis: str, way: str, folder: str) -> dict[s
     options = (FEWER if problem.get("model") == "resnet20" else SIZES)[analysis]
     kind = DensityConfig if analysis == "density" else EigenpairsConfig
     config = kind(**problem, **options, out=out, overwrite=True, device="cpu")
+    torch.manual_seed(0)  # the tagger draws its data
     loaded = problem_loader.load(config)
     start = time.process_time()
     if way == "command":
