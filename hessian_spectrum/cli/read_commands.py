@@ -129,6 +129,8 @@ class PlotConfig:
 class InfoConfig:
     """Print what a result file holds: results, configuration, plan and provenance.
 
+    Arrays are described by their shapes. Writes no file.
+
     hessian-spectrum info density.h5
     """
 
