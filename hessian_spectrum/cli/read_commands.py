@@ -131,7 +131,7 @@ class InfoConfig:
 
     Arrays are described by their shapes. Writes no file.
 
-    hessian-spectrum info density.h5
+        hessian-spectrum info density.h5
     """
 
     file: tyro.conf.Positional[Path]
