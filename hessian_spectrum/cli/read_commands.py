@@ -102,7 +102,9 @@ class PlotConfig:
 class InfoConfig:
     """Print what a result file holds: results, configuration, plan and provenance.
 
-    hessian-spectrum info density.h5
+    Arrays are described by their shapes. Writes no file.
+
+        hessian-spectrum info density.h5
     """
 
     file: tyro.conf.Positional[Path]
