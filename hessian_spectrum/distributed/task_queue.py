@@ -116,10 +116,11 @@ class Handout:
     def _require_alive(self, absent: set[int]) -> None:
         """RankLost if a rank is lost. Takes seconds if all answer, else half a minute."""
         world = self.mesh.world
-        suspects = set(range(world.size))
-        for _ in range(LOOKS):
-            silent = world.presence.silent() if world.presence else []
-            suspects &= {rank for rank in silent if rank // self.mesh.data.size in absent}
+        suspects: set[int] = set()  # silent at every look so far
+        for look in range(LOOKS):
+            ranks = world.presence.silent() if world.presence else []
+            silent = {rank for rank in ranks if rank // self.mesh.data.size in absent}
+            suspects = suspects & silent if look else silent
             if not suspects:
                 return
         raise RankLost(f"rank {min(suspects)} of {world.size} has given no sign of life")

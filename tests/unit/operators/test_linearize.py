@@ -185,3 +185,17 @@ def test_what_a_map_keeps_is_gone_with_it_without_a_garbage_collection():
         assert tensors() <= before
     finally:
         gc.enable()
+
+
+def test_a_vector_in_the_null_space_has_the_product_zero_and_is_no_sign_of_a_wrong_map():
+    """What is left of its product is rounding, of which one way to multiply has another amount."""
+    torch.manual_seed(0)
+    model, sample = nn.Linear(4, 3).double(), torch.randn(1, 4, dtype=torch.float64)
+    ev = hs.Evaluator(model, nn.CrossEntropyLoss(), (sample, torch.tensor([1])))
+    hessian = hs.Hessian(ev, plan=hs.ProductPlan("linearize", keep=True))
+    matrix = hs.Hessian(ev, plan=hs.ProductPlan("reverse")) @ torch.eye(ev.n, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(matrix)
+    null = vectors[:, values.abs() < 1e-12]
+    assert null.shape[1] > 5
+    for k in (1, 3):  # recorded for one row, and again for several
+        assert (hessian @ null[:, :k]).abs().max() < 1e-14
