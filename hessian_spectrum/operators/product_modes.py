@@ -72,7 +72,8 @@ def linearize(loss: Loss, theta: Tensor, form: Form = HESSIAN) -> Products:
     ready: dict[int, Products] = {}
 
     def products(vectors: Tensor) -> Tensor:
-        k = len(vectors)
+        # Of one layout: a map that is recorded again, as after a resume, rounds in the same way.
+        vectors, k = vectors.contiguous(), len(vectors)
         with torch.no_grad():
             if k in ready:
                 return ready[k](vectors)
