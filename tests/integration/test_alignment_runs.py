@@ -277,6 +277,10 @@ def test_questions_that_eigenpairs_cannot_answer(stored, capsys):
         hs.save("values.h5", dataclasses.replace(pairs, vectors=None), plan=run.plan)
     fails(capsys, ["query", "bare.h5", "participation"], "there are no sizes of the parameters")
     fails(capsys, ["query", "values.h5", "participation"], "there are no eigenvectors")
-    fails(capsys, ["plot", "bare.h5", "--view", "participation"], "which entries of a vector")
+    fails(
+        capsys,
+        ["plot", "bare.h5", "--view", "participation"],
+        "does not store the parameters' sizes",
+    )
     fails(capsys, ["plot", "values.h5", "--view", "participation"], "have no eigenvectors")
     assert main(["plot", "pairs.h5", "--view", "participation"]) == 0

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum.planning import product_planner
+from hessian_spectrum.planning import plan_choice, product_planner
 
 GIB = 2**30
 
@@ -17,7 +17,7 @@ GIB = 2**30
 @pytest.fixture
 def always(monkeypatch, tmp_path):
     """Calibrate however short the run, and whatever was measured before."""
-    monkeypatch.setattr(product_planner, "WORTH", -1.0)
+    monkeypatch.setattr(plan_choice, "RUN_OVER_CALIBRATION", -1.0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
@@ -44,7 +44,7 @@ def test_what_a_process_imports_at_its_first_product_is_not_taken_for_memory_of_
     code = """
 import torch, hessian_spectrum as hs
 from torch import nn
-from hessian_spectrum import calibration
+from hessian_spectrum.planning import calibration
 model = nn.Sequential(nn.Linear(8, 256), nn.Tanh(), nn.Linear(256, 10))
 ev = hs.Evaluator(model, nn.CrossEntropyLoss(), (torch.rand(4096, 8), torch.arange(4096) % 10))
 print(*(calibration.bytes_of_a_sample(ev, ev.theta, None, 4096, 4 << 30) for _ in range(2)))

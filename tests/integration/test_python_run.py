@@ -15,9 +15,9 @@ from small_networks import mlp
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
-from hessian_spectrum.algorithms import spectral_density
 from hessian_spectrum.cli.main import main
 from hessian_spectrum.commands import python_run
+from hessian_spectrum.krylov.block_lanczos import BlockSpace
 
 STEPS = 8
 
@@ -29,14 +29,14 @@ def config(out, **options):
 
 def signalled(monkeypatch, number, at_step):
     """A signal comes while that step is taken."""
-    step = spectral_density.step
+    step = BlockSpace.step
 
-    def stopped(operator, state, flags):
+    def stopped(state, operator, flags=None):
         if state.num_steps == at_step - 1:
             os.kill(os.getpid(), number)
-        return step(operator, state, flags)
+        return step(state, operator, flags)
 
-    monkeypatch.setattr(spectral_density, "step", stopped)
+    monkeypatch.setattr(BlockSpace, "step", stopped)
 
 
 def same(a, b):
