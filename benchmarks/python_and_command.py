@@ -5,7 +5,8 @@
 DATA (default: HESSIAN_SPECTRUM_DATA, or ../shared/data) holds MNIST in torchvision's layout and
 ``cifar10_jpeg.npz``. Every run is a process of its own with one thread; the three ways take turns.
 
-- command: ``commands.density`` or ``commands.eigenpairs``, from a loaded problem to a written file;
+- command: as the runner carries out ``density`` or ``eigenpairs``, from a loaded problem to a
+  written file;
 - Python: ``hs.spectral_density(hs.Hessian(ev))`` or ``hs.eigenpairs``, from the same problem;
 - Python, reverse: the same with ``plan=hs.ProductPlan()``, one vector at a time by reverse over
   reverse, as Python did before it planned.
@@ -19,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -41,13 +41,9 @@ FEWER: dict[str, dict[str, Any]] = {  # of a model whose products take seconds
 }
 
 
-def problems(data: Path, folder: Path) -> dict[str, dict[str, Any]]:
+def problems(data: Path) -> dict[str, dict[str, Any]]:
     """Fields of a ProblemConfig by name."""
-    tagger = folder / "tagger.py"
-    found = re.search(
-        r"<!-- example: tagger.py -->\n```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S
-    )
-    tagger.write_text(found.group(1) if found else "")
+    tagger = ROOT / "jobs" / "problems" / "tagger.py"
     return {
         "mlp-784-20-10, 3000 digits": {
             "model": "mlp-784-20-10",
@@ -78,7 +74,7 @@ def main() -> None:
     print("| problem | analysis | products | plan | " + " | ".join(WAYS) + " |")
     print("|---" * (4 + len(WAYS)) + "|")
     with tempfile.TemporaryDirectory() as folder:
-        for name, problem in problems(arguments.data, Path(folder)).items():
+        for name, problem in problems(arguments.data).items():
             for analysis in ("density", "eigenpairs"):
                 found: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
                 for _ in range(arguments.runs):
@@ -116,8 +112,7 @@ def one(problem: dict[str, Any], analysis: str, way: str, folder: str) -> dict[s
     import torch
 
     import hessian_spectrum as hs
-    from hessian_spectrum.commands.density import density
-    from hessian_spectrum.commands.eigenpairs import eigenpairs
+    from hessian_spectrum.commands import registry, runner
     from hessian_spectrum.config import DensityConfig, EigenpairsConfig
     from hessian_spectrum.operators.linearization import Linearization
     from hessian_spectrum.zoo import problem_loader
@@ -138,13 +133,13 @@ def one(problem: dict[str, Any], analysis: str, way: str, folder: str) -> dict[s
     loaded = problem_loader.load(config)
     start = time.process_time()
     if way == "command":
-        run = density if analysis == "density" else eigenpairs
-        run(problem_loader.settled(config, loaded), loaded, hs.World())
+        computation = registry.command_of(config).implementation()
+        runner.run(computation, problem_loader.settled(config, loaded), loaded, hs.World())
         seconds = time.process_time() - start
         with hs.open(out) as stored:
             products = int(stored.provenance["products"])
     else:
-        ev = hs.Evaluator(**loaded)
+        ev = loaded.evaluator()
         hessian = hs.Hessian(ev, plan=hs.ProductPlan() if way.endswith("reverse") else None)
         before = ev.counts.products
         if analysis == "density":
