@@ -9,6 +9,8 @@ from prescribed_spectra import with_spectrum
 from torch import nn
 
 import hessian_spectrum as hs
+from hessian_spectrum.algorithms import residual_check
+from hessian_spectrum.algorithms.convergence import WantedPairs
 from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.krylov.ritz import WHICH, may_miss_copies, ritz, wanted
 
@@ -194,6 +196,30 @@ def test_single_precision_states_its_own_residuals():
     assert pairs.converged.all() and pairs.vectors.dtype == np.float32
     assert np.abs(pairs.values - exact(SPECTRA["outliers"], "both", 3)).max() <= 1e-6
     assert (misfits(matrix, pairs) <= 2 * pairs.residuals).all()
+
+
+EPS = np.finfo(np.float64).eps
+
+
+class Coarse(hs.Dense):
+    """Products with an error of eight units of rounding, another one each time."""
+
+    def products(self, vectors):
+        noise = torch.randn(vectors.shape, dtype=torch.float64)
+        noise *= vectors.norm(dim=1, keepdim=True) / noise.norm(dim=1, keepdim=True)
+        return super().products(vectors) + 8 * EPS * self.scale * noise
+
+
+def test_no_residual_is_stated_below_the_error_of_a_product():
+    """Where the recurrence says zero, what two products show is stated."""
+    torch.manual_seed(0)
+    operator = Coarse(with_spectrum(np.arange(1.0, 7.0)))
+    operator.scale = 6.0
+    values, vectors = np.linalg.eigh(operator @ np.eye(6))
+    found = WantedPairs(values[-2:], np.eye(6)[:, -2:], np.zeros(2), 6.0)
+    rows = torch.from_numpy(vectors.T[-2:].copy())
+    stated = residual_check._checked_residuals(operator, rows, found, seed=0)
+    assert (stated >= 4 * EPS * operator.scale).all() and (stated <= 40 * EPS * 6).all()
 
 
 class Rounded(Counted):

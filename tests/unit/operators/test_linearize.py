@@ -187,15 +187,24 @@ def test_what_a_map_keeps_is_gone_with_it_without_a_garbage_collection():
         gc.enable()
 
 
-def test_a_vector_in_the_null_space_has_the_product_zero_and_is_no_sign_of_a_wrong_map():
-    """What is left of its product is rounding, of which one way to multiply has another amount."""
-    torch.manual_seed(0)
-    model, sample = nn.Linear(4, 3).double(), torch.randn(1, 4, dtype=torch.float64)
-    ev = hs.Evaluator(model, nn.CrossEntropyLoss(), (sample, torch.tensor([1])))
-    hessian = hs.Hessian(ev, plan=hs.ProductPlan("linearize", keep=True))
-    matrix = hs.Hessian(ev, plan=hs.ProductPlan("reverse")) @ torch.eye(ev.n, dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(matrix)
-    null = vectors[:, values.abs() < 1e-12]
-    assert null.shape[1] > 5
-    for k in (1, 3):  # recorded for one row, and again for several
-        assert (hessian @ null[:, :k]).abs().max() < 1e-14
+def test_rounding_of_a_vector_in_the_null_space_is_no_sign_of_a_wrong_map():
+    """Another way to multiply has another amount of rounding where the product is zero."""
+    matrix, null = torch.diag(tensor([1.0, 2.0, 0.0])), tensor([0.0, 0.0, 1.0])
+
+    def function(v):
+        return matrix @ v
+
+    def rounded(v):
+        return matrix @ v + 1e-17 * v
+
+    def wrong(v):
+        return 1.01 * (matrix @ v) + 1e-17 * v
+
+    found, out = product_modes._checked(rounded, null, function(null), function)
+    assert found is rounded and torch.equal(out, rounded(null))
+    with pytest.raises(RuntimeError, match="the recorded linearization is wrong"):
+        product_modes._checked(wrong, null, function(null), function)
+
+
+def tensor(values):
+    return torch.tensor(values, dtype=torch.float64)
