@@ -16,6 +16,7 @@ from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss import batch_norm as normalization
 from hessian_spectrum.loss import criteria
 from hessian_spectrum.loss import dropout as frozen_dropout
+from hessian_spectrum.loss.attributes import Attributes
 from hessian_spectrum.loss.backends import (
     differentiable_kernels,
     unfused_recurrences,
@@ -75,6 +76,7 @@ class LossFunction:
         self._module = _Stages(model, forward or _outputs_of_pair, loss_fn, self.is_pair)
         self._aliases = _aliases(self._module)
         self._dropout_calls: dict[str, int] = {}
+        self._attributes: Attributes | None = None  # in evaluation mode: as each evaluation starts
 
     # -- tensors by name -----------------------------------------------------------------------
 
@@ -183,6 +185,22 @@ class LossFunction:
 
         return self._at(theta, constants, by_sample)
 
+    # -- the model as it is ----------------------------------------------------------------------
+
+    def own_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The parameters and buffers of model and loss, by the names of ``layout`` where it has."""
+        tensors = (*self._module.named_parameters(), *self._module.named_buffers())
+        return ((name.removeprefix("model."), t) for name, t in tensors)
+
+    def own_loss(self, batch: Any) -> Tensor:
+        """``loss`` with the tensors that the model holds, without functional_call."""
+        self._dropout_calls.clear()
+        try:
+            return self._reduced(self._module(lambda stages: stages.value(batch)))
+        finally:
+            if self._attributes is not None:
+                self._attributes.restore()
+
     # -- functions of the outputs ----------------------------------------------------------------
 
     def criterion(self, outputs: Any, batch: Any, constants: Constants) -> Tensor:
@@ -210,7 +228,11 @@ class LossFunction:
     def _with(self, tensors: dict[str, Tensor], evaluate: Callable[[_Stages], Any]) -> Any:
         """``evaluate`` with these tensors in place of the module's, under all names of each."""
         every = {alias: t for name, t in tensors.items() for alias in self._aliases[name]}
-        return functional_call(self._module, every, (evaluate,), tie_weights=False)
+        try:
+            return functional_call(self._module, every, (evaluate,), tie_weights=False)
+        finally:
+            if self._attributes is not None:
+                self._attributes.restore()
 
     def _reduced(self, value: Tensor) -> Tensor:
         return value.sum() if self.reduction == "none" else value.reshape(())
@@ -228,7 +250,10 @@ class LossFunction:
                 "leave it out"
             )
         modes = [(module, module.training) for module in self._module.modules()]
-        self._module.eval()
+        # Not by eval(): a module may override it and change its parameters (a merged update).
+        for module, _ in modes:
+            module.training = False
+        outer = self._attributes
         try:
             with ExitStack() as stack:
                 if self.batch_norm == "train":
@@ -242,7 +267,12 @@ class LossFunction:
                 stack.enter_context(unfused_recurrences(self.model))
                 stack.enter_context(without_checkpointing())
                 stack.enter_context(differentiable_kernels(precision, self.device))
-                yield
+                self._attributes = Attributes(self._module)
+                try:
+                    yield
+                finally:
+                    self._attributes.restore()
+                    self._attributes = outer
         finally:
             for module, training in modes:
                 module.training = training

@@ -11,9 +11,10 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss import batch_norm as normalization
-from hessian_spectrum.loss import criteria, fallbacks, loaders, validation
+from hessian_spectrum.loss import criteria, fallbacks, gradient_check, loaders, validation
 from hessian_spectrum.loss.functional import LossFunction
 from hessian_spectrum.loss.loaders import Minibatches
+from hessian_spectrum.loss.samples import Piece
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Share:
         int  # minibatches that cannot be divided; their weight is the length of the first leaf
     )
     fallbacks: tuple[str, ...]  # replaced kernels, in words
+    samples: tuple[Piece, ...]  # a few, on which derivatives are checked
+    gradient_unverified: str | None  # why the check of the gradient concluded nothing
 
 
 def read(
@@ -57,6 +60,7 @@ def _read(
             batches = criteria.with_int64_labels(batches, function.loss_fn)
         with function.evaluation_mode():  # not no_grad: losses may hold derivatives
             found = validation.check(function, batches)
+            unverified = gradient_check.check_gradient(function, found.chosen)
     function.large_softmax = found.large_softmax
     return Share(
         batches,
@@ -65,6 +69,8 @@ def _read(
         found.minibatches,
         found.undivided,
         fallbacks.found(function.model, found.attention),
+        found.chosen,
+        unverified,
     )
 
 

@@ -18,6 +18,7 @@ from hessian_spectrum.loss.batching import leading_size, split
 from hessian_spectrum.loss.determinism import require_determinism, with_unchanged_inputs
 from hessian_spectrum.loss.functional import LossFunction
 from hessian_spectrum.loss.loaders import Minibatches
+from hessian_spectrum.loss.samples import Piece, Samples
 
 
 def vector_of(theta: Any) -> Tensor:
@@ -74,6 +75,7 @@ class Found(NamedTuple):
     undivided: int = 0  # minibatches that cannot be divided, weighed by their first leaf
     attention: bool = False  # torch's own attention is called
     large_softmax: bool = False  # cross entropy has so many classes that ours takes less memory
+    chosen: tuple[Piece, ...] = ()  # a few samples of the whole share
 
 
 def check(function: LossFunction, batches: Minibatches) -> Found:
@@ -85,6 +87,7 @@ def check(function: LossFunction, batches: Minibatches) -> Found:
         InputError: what is wrong, with the number of the minibatch, and what to do.
     """
     found, shape, deterministic, first = Found(), None, False, None
+    samples = Samples(function)
     for index, batch in enumerate(batches):
         _structure(batch, function.is_pair)
         _finite_leaves(batch, index)
@@ -117,7 +120,8 @@ def check(function: LossFunction, batches: Minibatches) -> Found:
             if first is not None and function.counts_samples:
                 require_mean_of_two(function, first, batch, index)
             first = batch if first is None else first
-    return found
+        samples.offer(index, batch)
+    return found._replace(chosen=tuple(samples.pieces()))
 
 
 def _weight(function: LossFunction, batch: Any, index: int) -> float:

@@ -1,5 +1,7 @@
 """``H @ V`` again at the same theta: first-order graphs are formed once, where they fit."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import scipy.sparse.linalg
@@ -19,11 +21,11 @@ class Model(nn.Sequential):
     def __init__(self):
         super().__init__(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
         self.double()
-        self.passes, self.failing = 0, ()
+        self.log = SimpleNamespace(passes=0, failing=())
 
     def forward(self, x):
-        self.passes += 1
-        if self.passes in self.failing:
+        self.log.passes += 1
+        if self.log.passes in self.log.failing:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return super().forward(x)
 
@@ -103,7 +105,7 @@ def test_running_out_of_memory_while_graphs_are_kept_forms_them_in_each_product_
     rows, operator = vectors(ev), hs.Hessian(ev)
     apart = torch.stack([hs.Hessian(ev) @ v for v in rows])
     first = operator @ rows[0]
-    ev.model.failing = (ev.model.passes + 2,)  # in the second of the graphs that are to be kept
+    ev.model.log.failing = (ev.model.log.passes + 2,)  # in the second of the graphs that are to be kept
     graphs, products = graphs_of_each(operator, ev, rows[1:])
     assert torch.equal(torch.cat([first[None], products]), apart)
     assert graphs == [2 + MINIBATCHES, MINIBATCHES, MINIBATCHES]
@@ -112,6 +114,6 @@ def test_running_out_of_memory_while_graphs_are_kept_forms_them_in_each_product_
 def test_running_out_of_memory_in_the_first_product_is_an_error():
     ev = evaluator()
     operator = hs.Hessian(ev)
-    ev.model.failing = (ev.model.passes + 2,)
+    ev.model.log.failing = (ev.model.log.passes + 2,)
     with pytest.raises(torch.OutOfMemoryError):
         operator @ vectors(ev)[0]

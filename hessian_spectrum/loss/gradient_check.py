@@ -1,0 +1,198 @@
+"""Is the gradient that autograd forms the derivative of the loss that is evaluated?
+
+It is not where something is detached, cached or a plain number, and where a hook or an option
+changes gradients only. Second derivatives are then wrong without any sign of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hessian_spectrum._core.errors import InputError, is_out_of_memory
+from hessian_spectrum.distributed.sharding import Layout
+from hessian_spectrum.loss.arithmetic import Arithmetic, arithmetic_of
+from hessian_spectrum.loss.batching import cast, leading_size
+from hessian_spectrum.loss.functional import LossFunction
+from hessian_spectrum.loss.own_weights import MOVE, require_own_weights
+from hessian_spectrum.loss.samples import Piece
+
+TOLERANCE = 1e-3  # of a slope, in float64; in lower arithmetic COARSE
+COARSE = 3e-2
+SAME = 0.3  # two steps find the same misfit, to this: then it is no rounding, and no curvature
+
+Sampled = Callable[[Tensor], Tensor]
+
+
+def check_gradient(function: LossFunction, pieces: tuple[Piece, ...]) -> str | None:
+    """Compare slopes of the loss of a few samples with their gradient. In ``evaluation_mode``.
+
+    First with the model's own parameters moved, without functional_call; then
+    (L(theta + h u) - L(theta - h u)) / 2h with u^T (g(theta + h u) + g(theta - h u)) / 2 for one
+    random u. The two-sided mean is exact for kinks at theta, too.
+
+    Returns:
+        Why nothing could be concluded, or None.
+
+    Raises:
+        InputError: the gradient is not that of the loss.
+
+    Cost: two gradients and two evaluations of ``samples.ROWS`` samples, in float64 where the model
+    can; a second time where the first step leaves it open.
+    """
+    if not pieces:  # this rank has no data
+        return None
+    while True:
+        try:
+            return _check(function, pieces)
+        except RuntimeError as failed:
+            if not is_out_of_memory(failed):
+                raise
+            fewer = _halved(function, pieces)
+            if fewer is None:
+                raise
+        pieces = fewer  # here the error, whose traceback holds tensors, is gone
+
+
+def _halved(function: LossFunction, pieces: tuple[Piece, ...]) -> tuple[Piece, ...] | None:
+    first = pieces[0]
+    size = leading_size(first.batch)
+    if len(pieces) > 1:
+        return pieces[:1]
+    if size < 2 or not function.can_be_cut(first.batch):
+        return None
+    return (Piece(first.minibatch, function.pieces(first.batch, size // 2)[0]),)
+
+
+def _check(function: LossFunction, pieces: tuple[Piece, ...]) -> str | None:
+    own = displacement(function.layout, function.theta)
+    held = require_own_weights(function, pieces, MOVE * own)
+    arithmetic = arithmetic_of(function, pieces)
+    theta = function.theta.to(arithmetic.dtype)
+    losses = _losses(function, pieces, arithmetic.dtype)
+    slopes = [Slope(losses, theta, displacement(function.layout, theta), arithmetic.steps[0])]
+    _require_dependence(losses, theta, MOVE * own.to(theta), slopes[0])
+    if slopes[0].fits(arithmetic):
+        return held
+    slopes.append(Slope(losses, theta, slopes[0].u, arithmetic.steps[1]))
+    if slopes[1].fits(arithmetic):
+        return held
+    if not _is_wrong(slopes, arithmetic):
+        return arithmetic.why or "differences of the loss with two steps disagree (a kink, a NaN?)"
+    raise InputError(
+        "the gradient that autograd forms is not the derivative of the loss: along a random "
+        f"direction the loss rises by {slopes[1].rate:.6g}, the gradient says {slopes[1].slope:.6g}"
+        f"{_concerned(function, losses, theta, arithmetic)}. Is something detached or made a plain "
+        "number (.detach(), .data, .item(), torch.no_grad), computed once and kept, or does a "
+        "hook, padding_idx, a straight-through or once_differentiable function change gradients "
+        "only? Second derivatives of it would be wrong"
+    )
+
+
+class Slope:
+    """The slope of a loss along u, from its values and from its gradients, at theta +- h u."""
+
+    def __init__(self, losses: list[Sampled], theta: Tensor, u: Tensor, step: float):
+        self.u, self.step = u, step
+        ahead, behind = (_value_and_gradient(losses, theta + h * u) for h in (step, -step))
+        self.size = max(abs(ahead[0]), abs(behind[0]))  # of the values
+        self.is_zero = not (ahead[1].any() or behind[1].any())
+        mean = (ahead[1].double() + behind[1].double()) / 2
+        self.rate = (ahead[0] - behind[0]) / (2 * step)
+        self.slope = (mean @ u.double()).item()
+        self.typical = (mean * u.double()).norm().item()  # of slopes along random directions
+
+    @property
+    def misfit(self) -> float:
+        return abs(self.rate - self.slope)
+
+    def tolerance(self, arithmetic: Arithmetic) -> float:
+        relative = TOLERANCE if arithmetic.is_double else COARSE
+        scale = max(abs(self.rate), abs(self.slope), self.typical)
+        return relative * scale + 10 * arithmetic.eps * self.size / self.step
+
+    def fits(self, arithmetic: Arithmetic) -> bool:
+        return self.misfit <= self.tolerance(arithmetic)
+
+
+def _is_wrong(slopes: list[Slope], arithmetic: Arithmetic) -> bool:
+    small, large = sorted(slope.misfit for slope in slopes)
+    return large - small <= SAME * large and all(
+        slope.misfit > 3 * slope.tolerance(arithmetic) for slope in slopes
+    )
+
+
+def _require_dependence(losses: list[Sampled], theta: Tensor, move: Tensor, slope: Slope) -> None:
+    """InputError if the gradient is zero and the loss the same at other parameters, but not 0."""
+    if not slope.is_zero:
+        return
+    with torch.no_grad():
+        here, there = (
+            sum(loss(at).item() for loss in losses) for at in (theta, theta + move.to(theta))
+        )
+    if here and here == there:
+        raise InputError(
+            f"the loss does not depend on the parameters: it is {here:.9g} at these and at others, "
+            "and the gradient is exactly zero. Are the model's outputs kept from an earlier "
+            "evaluation, detached, or rounded (argmax, sign)? Or do parameters= choose none that "
+            "the model uses?"
+        )
+
+
+def _losses(
+    function: LossFunction, pieces: tuple[Piece, ...], dtype: torch.dtype
+) -> list[Sampled]:
+    """theta -> each piece's share of the mean loss of the samples."""
+    constants = function.constants(dtype)
+    total = sum(function.weight(piece.batch) for piece in pieces)
+
+    def of(piece: Piece) -> Sampled:
+        batch, share = cast(piece.batch, dtype), function.scale(piece.batch) / total
+        return lambda theta: function.loss(theta, batch, constants) * share
+
+    return [of(piece) for piece in pieces]
+
+
+def _value_and_gradient(losses: list[Sampled], theta: Tensor) -> tuple[float, Tensor]:
+    value, total = 0.0, torch.zeros_like(theta)
+    for loss in losses:
+        with torch.enable_grad():
+            leaf = theta.detach().requires_grad_()
+            found = loss(leaf)
+        value += found.item()
+        if found.requires_grad:
+            total += torch.autograd.grad(found, leaf, materialize_grads=True)[0]
+    return value, total
+
+
+def displacement(layout: Layout, theta: Tensor) -> Tensor:
+    """A random u, shape (n,), the same everywhere: each parameter tensor by its own size.
+
+    The root mean square of a tensor's entries of u is that of its entries of theta, and that of
+    all theta where the tensor is zero.
+    """
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta.device)
+    rms = theta.double().square().mean().sqrt().item() or 1.0
+    for part, own in zip(u.split(layout.sizes), theta.double().split(layout.sizes)):
+        part *= (own.square().mean().sqrt().item() if own.numel() else 0.0) or rms
+    return u.to(theta.dtype)
+
+
+def _concerned(
+    function: LossFunction, losses: list[Sampled], theta: Tensor, arithmetic: Arithmetic
+) -> str:
+    """In words, the parameters along which the slopes differ."""
+    u = displacement(function.layout, theta)
+    names = []
+    for index, name in enumerate(function.layout.names):
+        parts = [t if i == index else 0 * t for i, t in enumerate(u.split(function.layout.sizes))]
+        slope = Slope(losses, theta, torch.cat(parts), arithmetic.steps[1])
+        if slope.misfit > 3 * slope.tolerance(arithmetic):
+            names.append(name)
+    if not names:
+        return ""
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return f" (parameters {', '.join(names[:4])}{more})"

@@ -1,0 +1,60 @@
+"""A few samples from the whole of this rank's share, on which derivatives are checked."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hessian_spectrum.loss.batching import leading_size, take
+from hessian_spectrum.loss.functional import LossFunction
+
+ROWS = 16  # samples at most,
+PIECES = 4  # of so many minibatches
+WHOLE = 2  # minibatches, where they cannot be cut
+
+
+class Piece(NamedTuple):
+    """Samples of one minibatch."""
+
+    minibatch: int
+    batch: Any
+
+
+class Samples:
+    """Random samples of random minibatches, chosen in one pass whose length is not known.
+
+    Each minibatch has a random key; those with the smallest keys are kept. The choice depends on
+    the number of minibatches and of their samples alone.
+    """
+
+    def __init__(self, function: LossFunction):
+        self._function = function
+        self._limit = WHOLE if function.is_whole else PIECES
+        self._random = np.random.default_rng(0)
+        self._kept: list[tuple[float, Piece]] = []
+
+    def offer(self, index: int, batch: Any) -> None:
+        """Minibatch ``index``, whose weight is not zero."""
+        key = self._random.random()
+        if len(self._kept) == self._limit and key > self._kept[-1][0]:
+            return
+        size = leading_size(batch)
+        rows = sorted(self._random.permutation(size)[:ROWS].tolist())
+        taken = None if self._function.is_whole else take(batch, rows)
+        self._kept.append((key, Piece(index, batch if taken is None else taken)))
+        self._kept = sorted(self._kept, key=lambda entry: entry[0])[: self._limit]
+
+    def pieces(self) -> list[Piece]:
+        """What was chosen: of each minibatch as many samples, ``ROWS`` in all."""
+        if self._function.is_whole:
+            return [piece for _, piece in self._kept]
+        share = ROWS // max(1, len(self._kept))
+        found = []
+        for _, piece in self._kept:
+            random = np.random.default_rng(piece.minibatch)
+            rows = sorted(random.permutation(leading_size(piece.batch))[:share].tolist())
+            taken = take(piece.batch, rows)
+            if taken is None or self._function.weight(taken):
+                found.append(piece if taken is None else Piece(piece.minibatch, taken))
+        return found
