@@ -21,6 +21,7 @@ from hessian_spectrum.operators.curvature import (
     GradientCovariance,
     Hessian,
 )
+from hessian_spectrum.operators.run_check import check_on_all_data
 from hessian_spectrum.planning.product_planner import Estimate
 
 OPERATORS: dict[str, Callable[..., Curvature]] = {  # of an evaluator, theta and a plan
@@ -163,6 +164,7 @@ class CurvatureComputation(Computation[CurvatureT, ResultT]):
     def prepare(self, session: Session) -> None:
         operator, formed = OPERATORS[self.config.operator](self.evaluator), None
         if session.product_plan is None:
+            check_on_all_data(operator)
             estimate = self.estimate(operator)
             session.take(estimate)
             session.say(self._cost(estimate, session.values))

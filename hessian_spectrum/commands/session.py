@@ -165,6 +165,7 @@ class Session:
             "batch_norm": evaluator.batch_norm,
             "dropout": evaluator.dropout,
             "fallbacks": list(evaluator.fallbacks),
+            **evaluator.checked_derivatives(),
         }
 
     def work(self) -> Work:

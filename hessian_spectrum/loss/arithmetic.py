@@ -48,7 +48,9 @@ def arithmetic_of(function: LossFunction, pieces: tuple[Piece, ...]) -> Arithmet
         except RuntimeError as failed:
             if is_out_of_memory(failed) or dtype == own:
                 raise
-            why = f"the model cannot be evaluated in float64 ({' '.join(str(failed).split())[:150]})"
+            why = (
+                f"the model cannot be evaluated in float64 ({' '.join(str(failed).split())[:150]})"
+            )
             continue
         lowest = casts.lowest
         if lowest != double and why is None:

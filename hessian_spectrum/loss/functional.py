@@ -24,6 +24,7 @@ from hessian_spectrum.loss.backends import (
 )
 from hessian_spectrum.loss.batching import leading_size, pieces, split
 from hessian_spectrum.loss.cross_entropy import LeanCrossEntropy
+from hessian_spectrum.loss.weight_norm import DifferentiableWeightNorm
 
 Theta = Tensor | dict[str, Tensor]  # (n,), or the result of ``LossFunction.named``
 Constants = dict[str, Tensor]  # buffers, and parameters that are not in theta, by name
@@ -71,6 +72,7 @@ class LossFunction:
         self.dropout, self.dropout_seed = dropout, dropout_seed
         self.is_pair = forward is None  # batches are pairs (inputs, targets)
         self.large_softmax = False  # use the cross entropy that keeps fewer copies of the logits
+        self.weight_norm = False  # use the weight normalization that has second derivatives
         self._count = count or criteria.default_count(loss_fn, is_pair=self.is_pair)
         self.counts_samples = self._count is leading_size  # by default
         self._module = _Stages(model, forward or _outputs_of_pair, loss_fn, self.is_pair)
@@ -264,6 +266,8 @@ class LossFunction:
                     )
                 if self.large_softmax:
                     stack.enter_context(LeanCrossEntropy())
+                if self.weight_norm:
+                    stack.enter_context(DifferentiableWeightNorm())
                 stack.enter_context(unfused_recurrences(self.model))
                 stack.enter_context(without_checkpointing())
                 stack.enter_context(differentiable_kernels(precision, self.device))

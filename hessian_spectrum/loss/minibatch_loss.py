@@ -81,7 +81,7 @@ class Part:
     def first_sample(self) -> Part:
         """The first sample's part; the whole part if the minibatch cannot be divided."""
         halves = split(self.batch, 1)
-        return self._of(halves[0] if halves else self.batch)
+        return self.of(halves[0] if halves else self.batch)
 
     def in_channels_last(self) -> Part:
         """The same part; images in channels-last order, which convolutions on CPUs prefer."""
@@ -90,9 +90,9 @@ class Part:
             images = isinstance(leaf, Tensor) and leaf.ndim == 4 and leaf.is_floating_point()
             return leaf.contiguous(memory_format=torch.channels_last) if images else leaf
 
-        return self._of(tree_map(convert, self.batch))
+        return self.of(tree_map(convert, self.batch))
 
-    def _of(self, batch: Any) -> Part:
+    def of(self, batch: Any) -> Part:
         """As this part, of another batch."""
         return Part(self.function, batch, self._constants, self._total_weight, self._num_samples)
 

@@ -12,6 +12,7 @@ from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss import batch_norm as normalization
 from hessian_spectrum.loss import criteria, fallbacks, gradient_check, loaders, validation
+from hessian_spectrum.loss.arithmetic import Arithmetic, arithmetic_of
 from hessian_spectrum.loss.functional import LossFunction
 from hessian_spectrum.loss.loaders import Minibatches
 from hessian_spectrum.loss.samples import Piece
@@ -30,6 +31,7 @@ class Share:
     )
     fallbacks: tuple[str, ...]  # replaced kernels, in words
     samples: tuple[Piece, ...]  # a few, on which derivatives are checked
+    arithmetic: Arithmetic  # in which they are
     gradient_unverified: str | None  # why the check of the gradient concluded nothing
 
 
@@ -60,16 +62,19 @@ def _read(
             batches = criteria.with_int64_labels(batches, function.loss_fn)
         with function.evaluation_mode():  # not no_grad: losses may hold derivatives
             found = validation.check(function, batches)
-            unverified = gradient_check.check_gradient(function, found.chosen)
-    function.large_softmax = found.large_softmax
+        function.large_softmax, function.weight_norm = found.large_softmax, found.weight_norm
+        with function.evaluation_mode():
+            arithmetic = arithmetic_of(function, found.chosen)
+            unverified = gradient_check.check_gradient(function, found.chosen, arithmetic)
     return Share(
         batches,
         found.weight,
         found.samples,
         found.minibatches,
         found.undivided,
-        fallbacks.found(function.model, found.attention),
+        fallbacks.found(function.model, found.attention, found.weight_norm),
         found.chosen,
+        arithmetic,
         unverified,
     )
 

@@ -18,7 +18,13 @@ class Piece(NamedTuple):
     """Samples of one minibatch."""
 
     minibatch: int
+    rows: tuple[int, ...] | None  # in the minibatch; None: all
     batch: Any
+
+    def named(self, index: int) -> str:
+        """The sample of a row of ``batch`` in words."""
+        row = index if self.rows is None else self.rows[index]
+        return f"sample {row} of minibatch {self.minibatch}"
 
 
 class Samples:
@@ -42,7 +48,8 @@ class Samples:
         size = leading_size(batch)
         rows = sorted(self._random.permutation(size)[:ROWS].tolist())
         taken = None if self._function.is_whole else take(batch, rows)
-        self._kept.append((key, Piece(index, batch if taken is None else taken)))
+        piece = Piece(index, None, batch) if taken is None else Piece(index, tuple(rows), taken)
+        self._kept.append((key, piece))
         self._kept = sorted(self._kept, key=lambda entry: entry[0])[: self._limit]
 
     def pieces(self) -> list[Piece]:
@@ -53,8 +60,10 @@ class Samples:
         found = []
         for _, piece in self._kept:
             random = np.random.default_rng(piece.minibatch)
-            rows = sorted(random.permutation(leading_size(piece.batch))[:share].tolist())
-            taken = take(piece.batch, rows)
-            if taken is None or self._function.weight(taken):
-                found.append(piece if taken is None else Piece(piece.minibatch, taken))
+            chosen = sorted(random.permutation(leading_size(piece.batch))[:share].tolist())
+            taken = None if piece.rows is None else take(piece.batch, chosen)
+            if piece.rows is not None and taken is not None:
+                piece = Piece(piece.minibatch, tuple(piece.rows[i] for i in chosen), taken)
+            if self._function.weight(piece.batch):
+                found.append(piece)
         return found

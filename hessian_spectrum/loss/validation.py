@@ -75,6 +75,7 @@ class Found(NamedTuple):
     undivided: int = 0  # minibatches that cannot be divided, weighed by their first leaf
     attention: bool = False  # torch's own attention is called
     large_softmax: bool = False  # cross entropy has so many classes that ours takes less memory
+    weight_norm: bool = False  # torch's own weight normalization is called
     chosen: tuple[Piece, ...] = ()  # a few samples of the whole share
 
 
@@ -110,6 +111,7 @@ def check(function: LossFunction, batches: Minibatches) -> Found:
         found = found._replace(
             attention=found.attention or watch.attention,
             large_softmax=found.large_softmax or watch.large_softmax,
+            weight_norm=found.weight_norm or watch.weight_norm,
         )
         _shape_and_value(function, value, index)
         if not deterministic:

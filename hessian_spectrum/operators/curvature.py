@@ -16,6 +16,7 @@ from hessian_spectrum.loss.digests import of_tensor
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.gradient import gradient
 from hessian_spectrum.loss.minibatch_loss import Part
+from hessian_spectrum.loss.samples import Piece
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.operators.curvature_products import COVARIANCE, GAUSS_NEWTON, HESSIAN, Form
 from hessian_spectrum.operators.derivative_check import (
@@ -85,10 +86,12 @@ class Curvature(SymmetricOperator):
     def in_float64(self) -> Self:
         """The same matrix with products in float64, one vector at a time.
 
+        This operator where its products are in float64, or where the model has none in float64.
         Samples, recalibrated BatchNorm statistics and the mean of a covariance keep the rounding of
         the evaluator's own dtype.
         """
-        if self.dtype == torch.float64 and self.plan.precision in (None, "float64"):
+        is_double = self.dtype == torch.float64 and self.plan.precision in (None, "float64")
+        if is_double or self.evaluator.arithmetic.dtype != torch.float64:
             return self
         other = self.planned(ProductPlan(batch_size=self.plan.batch_size, precision="float64"))
         other.dtype = torch.float64
@@ -124,20 +127,21 @@ class Curvature(SymmetricOperator):
         """InputError, on every rank, if this matrix does not exist or would be wrong."""
 
     def _check_part(self, check: Callable[[Part, Tensor], None]) -> None:
-        """Call ``check(part, theta)`` with a few samples on every rank that has some.
-
-        A few, since the graph of a whole minibatch may not fit the memory.
-        """
+        """Call ``check(part, theta)`` with the evaluator's samples on every rank that has some."""
         evaluator = self.evaluator
         statistics = evaluator.statistics(self.theta)
 
-        def checked(samples: int | None) -> None:
+        def checked(pieces: tuple[Piece, ...]) -> None:
             with evaluator.evaluation_mode():
-                part = next(evaluator.parts(statistics, samples), None)
-                if part is not None:
-                    check(part, self.theta)
+                constants = evaluator.function.constants(None, statistics)
+                for piece in pieces:
+                    check(evaluator.part(piece.batch, constants), self.theta)
 
-        together(evaluator.world, lambda: on_few_samples(evaluator, checked))
+        def attempt() -> None:
+            if evaluator.samples:
+                on_few_samples(evaluator, evaluator.samples, checked)
+
+        together(evaluator.world, attempt)
 
 
 class Hessian(Curvature):

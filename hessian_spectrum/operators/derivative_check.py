@@ -1,4 +1,4 @@
-"""Checks that the derivatives which autograd forms are those of the loss.
+"""Checks on a few samples that the derivatives which autograd forms are those of the loss.
 
 torch silently returns zeros for the part of a Hessian behind a custom function whose backward is
 marked ``once_differentiable`` or detaches what it saves.
@@ -6,83 +6,149 @@ marked ``once_differentiable`` or detaches what it saves.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError, is_out_of_memory
 from hessian_spectrum.distributed.agreement import together
+from hessian_spectrum.loss.arithmetic import Arithmetic
+from hessian_spectrum.loss.batching import cast, leading_size
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.gradient import gradient
+from hessian_spectrum.loss.gradient_check import displacement
 from hessian_spectrum.loss.minibatch_loss import Part
+from hessian_spectrum.loss.samples import Piece
 from hessian_spectrum.operators.curvature_products import push
+from hessian_spectrum.operators.not_finite import require_finite_product
 from hessian_spectrum.operators.product_modes import reverse
 
-SAMPLES = 8
-STEPS = (1e-6, 1e-7)  # relative to |theta|: in float64 both truncation and rounding are small
-AGREEMENT = 1e-3  # of the two differences; the product may differ by ten times this
+AGREEMENT = 1e-3  # of two differences in float64; the product may differ by ten times this
+COARSE = 1e-2  # the same in lower arithmetic
+NEARBY = 1e-3  # relative: where kinks are left, as of a ReLU at exactly 0
+
+SECOND_DERIVATIVES = "second derivatives"
 
 
 def check_second_derivatives(evaluator: Evaluator, theta: Tensor) -> None:
     """Compare H u with central differences of the gradient, for one random direction u.
 
-    In float64, on a few samples, once for each evaluator. The check is skipped where differences of
-    two step sizes disagree, as at a kink (a ReLU at exactly zero).
+    On the evaluator's samples, once for each evaluator; in float64 where the model can. Where the
+    differences of two steps disagree, as at a kink (a ReLU at exactly zero), the derivatives at
+    parameters nearby are compared. If this concludes nothing, the evaluator's ``unverified`` says
+    why; so it does in lower arithmetic, where a kink cannot be told from a wrong derivative.
 
     Raises:
-        InputError: on every rank, if H u is not the derivative of the gradient on one.
+        InputError: on every rank, if H u is not the derivative of the gradient on one, or is not
+            finite; the sample and the operation are named.
 
-    Cost: four gradients and a product of eight samples.
+    Cost: four gradients and a product of ``samples.ROWS`` samples.
     """
     if evaluator.second_derivatives_checked:
         return
     statistics = evaluator.statistics(theta)
-
-    def compare(samples: int | None) -> None:
-        with evaluator.evaluation_mode():
-            _compare_products(evaluator, theta, statistics, samples)
-
-    together(evaluator.world, lambda: on_few_samples(evaluator, compare))
+    reason = _on_samples(
+        evaluator,
+        theta,
+        statistics,
+        lambda part, at, u, piece: _compare_product(evaluator, part, at, u, piece),
+    )
+    evaluator.note_unverified(SECOND_DERIVATIVES, reason)
     evaluator.second_derivatives_checked = True
 
 
-def on_few_samples(evaluator: Evaluator, check: Callable[[int | None], None]) -> None:
-    """Call ``check`` with a few samples, and with fewer where these run out of memory.
+def check_jacobian(evaluator: Evaluator, theta: Tensor, of: str) -> None:
+    """Compare J u and w J with central differences of what J is of, for random u and w.
+
+    Products with the Gauss-Newton matrix and the covariance of gradients need no second
+    derivatives, but a backward that autograd cannot differentiate makes J u wrong, or zero, and a
+    hook on gradients makes w J wrong.
 
     Args:
-        check: takes the number of samples; None where minibatches are never cut.
+        of: "outputs" or "samples", the part's function.
+
+    Raises:
+        InputError: on every rank, if a product is not the derivative on one.
+
+    Cost: six evaluations and two products of ``samples.ROWS`` samples.
     """
-    samples = None if evaluator.is_whole else SAMPLES
+    statistics = evaluator.statistics(theta)
+    reason = _on_samples(
+        evaluator,
+        theta,
+        statistics,
+        lambda part, at, u, _: _compare_jacobian(part, at, u, evaluator.arithmetic, of),
+    )
+    evaluator.note_unverified(f"the Jacobian of the {of}", reason)
+
+
+Compare = Callable[[Part, Tensor, Tensor, Piece], bool]  # False: no conclusion
+
+
+def _on_samples(
+    evaluator: Evaluator, theta: Tensor, statistics: dict[str, Tensor], compare: Compare
+) -> str | None:
+    """``compare`` on every rank's samples, at theta or nearby; why nothing was concluded, or None.
+
+    Called by every rank; an error of one is raised on all.
+    """
+    arithmetic = evaluator.arithmetic
+    theta = theta.to(arithmetic.dtype)
+    u = displacement(evaluator.layout, theta)
+    away = NEARBY * displacement(evaluator.layout, theta, seed=1)
+
+    def compared(pieces: tuple[Piece, ...]) -> bool:
+        with evaluator.evaluation_mode():
+            constants = evaluator.function.constants(arithmetic.dtype, statistics)
+            concluded = False
+            for piece in pieces:
+                part = evaluator.part(cast(piece.batch, arithmetic.dtype), constants)
+                concluded |= any(compare(part, at, u, piece) for at in (theta, theta + away))
+        return concluded
+
+    def attempt() -> str | None:
+        pieces = evaluator.samples
+        if not pieces or on_few_samples(evaluator, pieces, compared):
+            return None
+        return arithmetic.why or "differences of two steps disagree, as at a kink"
+
+    return together(evaluator.world, attempt)
+
+
+def on_few_samples(
+    evaluator: Evaluator, pieces: tuple[Piece, ...], check: Callable[[tuple[Piece, ...]], Any]
+) -> Any:
+    """``check`` of these samples, and of fewer where they run out of memory."""
     while True:
         try:
-            return check(samples)
+            return check(pieces)
         except RuntimeError as failed:
-            if not is_out_of_memory(failed) or samples is None or samples == 1:
+            if not is_out_of_memory(failed) or not _can_be_less(evaluator, pieces):
                 raise
-        samples //= 2  # here the error, whose traceback holds tensors, is gone
+        pieces = _fewer(evaluator, pieces)  # the error, whose traceback holds tensors, is gone
 
 
-def _compare_products(
-    evaluator: Evaluator, theta: Tensor, statistics: dict[str, Tensor], samples: int | None
-) -> None:
-    loss = _float64_part(evaluator, statistics, samples)
-    if loss is None:
-        return
-    theta = theta.double()
-    u = _direction(theta)
+def _can_be_less(evaluator: Evaluator, pieces: tuple[Piece, ...]) -> bool:
+    first = pieces[0].batch
+    return len(pieces) > 1 or (leading_size(first) > 1 and evaluator.function.can_be_cut(first))
+
+
+def _fewer(evaluator: Evaluator, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    first = pieces[0]
+    if len(pieces) > 1:
+        return (first,)
+    half = evaluator.function.pieces(first.batch, leading_size(first.batch) // 2)[0]
+    return (first._replace(batch=half),)
+
+
+def _compare_product(
+    evaluator: Evaluator, part: Part, theta: Tensor, u: Tensor, piece: Piece
+) -> bool:
+    arithmetic = evaluator.arithmetic
     try:
-        differences = [_central_difference(loss, theta, u, step) for step in STEPS]
-    except RuntimeError as failed:  # a model for one dtype only
-        if is_out_of_memory(failed):
-            raise
-        return
-    size = differences[1].norm()
-    # A NaN, or a kink: no conclusion.
-    if not (differences[0] - differences[1]).norm() <= AGREEMENT * size:
-        return
-    try:
-        product = reverse(loss, theta)(u[None])[0]
+        product = reverse(part, theta)(u[None])[0]
     except (RuntimeError, NotImplementedError) as failed:
         if is_out_of_memory(failed):
             raise
@@ -91,94 +157,77 @@ def _compare_products(
             "replace the operation that has none, such as a custom autograd.Function without "
             "double backward or a fused kernel"
         ) from failed
-    difference = (product - differences[1]).norm()
-    if difference <= 10 * AGREEMENT * size:
-        return
-    wrong = (difference / size).item()
+    require_finite_product(evaluator.layout, part, theta, u, product, piece.named)
+
+    def difference(h: float) -> Tensor:
+        return (gradient(part, theta + h * u) - gradient(part, theta - h * u)) / (2 * h)
+
+    wrong = misfit(product, _steps(difference, arithmetic), arithmetic)
+    if wrong is None or not wrong:
+        return wrong is not None
     raise InputError(
         f"Hessian products would be wrong: H u differs from differences of the gradient by "
         f"{wrong:.0%}; is there a custom autograd.Function that is once_differentiable, or whose "
-        "backward detaches what it uses, or weight_norm? Use differentiable operations"
+        "backward detaches what it uses? Use differentiable operations"
     )
-
-
-def check_jacobian(evaluator: Evaluator, theta: Tensor, of: str) -> None:
-    """Compare J u, formed by reverse mode twice, with central differences of what J is of.
-
-    Products with the Gauss-Newton matrix and the covariance of gradients need no second
-    derivatives, but a backward that autograd cannot differentiate makes J u wrong, or zero.
-
-    Args:
-        of: "outputs" or "samples", the part's function.
-
-    Raises:
-        InputError: on every rank, if J u is not the derivative on one.
-
-    Cost: four evaluations and a product of eight samples.
-    """
-    statistics = evaluator.statistics(theta)
-
-    def compare(samples: int | None) -> None:
-        with evaluator.evaluation_mode():
-            _compare_jacobian(evaluator, theta.double(), statistics, of, samples)
-
-    together(evaluator.world, lambda: on_few_samples(evaluator, compare))
 
 
 def _compare_jacobian(
-    evaluator: Evaluator,
-    theta: Tensor,
-    statistics: dict[str, Tensor],
-    of: str,
-    samples: int | None,
-) -> None:
-    part = _float64_part(evaluator, statistics, samples)
-    if part is None:
-        return
-    u = _direction(theta)
+    part: Part, theta: Tensor, u: Tensor, arithmetic: Arithmetic, of: str
+) -> bool:
     function = getattr(part, of)
+    with torch.enable_grad():
+        leaf = theta.detach().requires_grad_()
+        value = function(leaf)
+    if not value.requires_grad:
+        return True
     try:
-        with torch.enable_grad():
-            leaf = theta.detach().requires_grad_()
-            value = function(leaf)
-        if not value.requires_grad:
-            return
-        product = push(value, leaf)(u)
-        steps = [step * max(theta.norm().item(), 1.0) for step in STEPS]
-        with torch.no_grad():
-            differences = [
-                (function(theta + h * u) - function(theta - h * u)) / (2 * h) for h in steps
-            ]
-    except RuntimeError as failed:  # a model for one dtype only, or without this derivative
+        pushed = push(value, leaf)(u)
+    except RuntimeError as failed:  # this derivative does not exist: products will say so
         if is_out_of_memory(failed):
             raise
-        return
-    size = differences[1].norm()
-    if not (differences[0] - differences[1]).norm() <= AGREEMENT * size:
-        return
-    wrong = ((product - differences[1]).norm() / size).item() if size else 0.0
-    if wrong <= 10 * AGREEMENT:
-        return
+        return False
+
+    def difference(h: float) -> Tensor:
+        with torch.no_grad():
+            return (function(theta + h * u) - function(theta - h * u)) / (2 * h)
+
+    differences = list(_steps(difference, arithmetic))
+    generator = torch.Generator().manual_seed(0)
+    w = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+    (pulled,) = torch.autograd.grad(value, leaf, w, materialize_grads=True)
+    for found, expected in (
+        ((pulled @ u).reshape(1), [(w * d).sum().reshape(1) for d in differences]),
+        (pushed, differences),
+    ):
+        wrong = misfit(found, iter(expected), arithmetic)
+        if wrong is None:
+            return False
+        if wrong:
+            break
+    else:
+        return True
     raise InputError(
-        f"products would be wrong: J u, J the Jacobian of the {of}, differs from their differences "
-        f"by {wrong:.0%}; is there a custom autograd.Function whose backward leaves torch or "
-        "detaches what it is given? Write it with differentiable operations"
+        f"products would be wrong: those with the Jacobian of the {of} differ from differences of "
+        f"the {of} by {wrong:.0%}; is there a hook on gradients, or a custom autograd.Function "
+        "whose backward leaves torch or detaches what it is given? Write it with differentiable "
+        "operations"
     )
 
 
-def _direction(theta: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    u = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta.device)
-    return u / u.norm()
+def _steps(difference: Callable[[float], Tensor], arithmetic: Arithmetic) -> Iterator[Tensor]:
+    return map(difference, reversed(arithmetic.steps))
 
 
-def _central_difference(loss: Callable, theta: Tensor, u: Tensor, step: float) -> Tensor:
-    h = step * max(theta.norm().item(), 1.0)
-    return (gradient(loss, theta + h * u) - gradient(loss, theta - h * u)) / (2 * h)
-
-
-def _float64_part(
-    evaluator: Evaluator, statistics: dict[str, Tensor], samples: int | None
-) -> Part | None:
-    """The part of the loss of the first few samples, in float64; None if this rank has none."""
-    return next(evaluator.parts(statistics, samples, torch.float64), None)
+def misfit(found: Tensor, differences: Iterator[Tensor], arithmetic: Arithmetic) -> float | None:
+    """The relative misfit of a product; 0.0 if it fits, None if that cannot be said."""
+    first, second = differences
+    agreement = AGREEMENT if arithmetic.is_double else COARSE
+    size = second.norm()
+    if not (first - second).norm() <= agreement * size:
+        return None  # a NaN, or a kink
+    error = (found - second).norm()
+    if error <= 10 * agreement * size:
+        return 0.0
+    # In lower arithmetic the steps are so large that many kinks pass for a derivative.
+    return (error / size).item() if arithmetic.is_double else None

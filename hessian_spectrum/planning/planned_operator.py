@@ -13,6 +13,7 @@ from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.operators.curvature import Curvature
 from hessian_spectrum.operators.linearization import ProductPlan
+from hessian_spectrum.operators.run_check import check_on_all_data
 from hessian_spectrum.operators.transforms import Deflated, Preconditioned, Restricted, Shifted
 from hessian_spectrum.planning import product_planner
 
@@ -38,8 +39,9 @@ def planned(operator: OperatorT, num_vectors: int, num_steps: int, *, kept: int)
     Raises:
         InputError: the memory is too small, or no way to form products works for the model.
 
-    Cost: a few products on one minibatch of rank 0, up to some fifty where the run is long;
-    three small exchanges. Called by every rank, with the same sizes.
+    Cost: once for each evaluator ``check_on_all_data``, two gradients and a product; a few products
+    on one minibatch of rank 0, up to some fifty where the run is long; three small exchanges.
+    Called by every rank, with the same sizes.
     """
     if isinstance(operator, TRANSFORMS):
         # Vectors of a block are shorter than those of its base.
@@ -50,7 +52,10 @@ def planned(operator: OperatorT, num_vectors: int, num_steps: int, *, kept: int)
         other = copy.copy(operator)
         other.base = base
         return other
-    if not isinstance(operator, Curvature) or operator.is_planned:
+    if not isinstance(operator, Curvature):
+        return operator
+    check_on_all_data(operator)
+    if operator.is_planned:
         return operator
     return cast(OperatorT, _planned(operator, num_vectors, num_steps, kept))
 
@@ -79,6 +84,7 @@ def planned_once(make: CurvatureAt, num_vectors: int, num_steps: int, *, kept: i
     def made(evaluator: Evaluator, theta: Tensor) -> Curvature:
         nonlocal plan
         operator = make(evaluator, theta)
+        check_on_all_data(operator)
         if operator.is_planned:
             return operator
         if plan is not None:

@@ -105,7 +105,9 @@ def test_running_out_of_memory_while_graphs_are_kept_forms_them_in_each_product_
     rows, operator = vectors(ev), hs.Hessian(ev)
     apart = torch.stack([hs.Hessian(ev) @ v for v in rows])
     first = operator @ rows[0]
-    ev.model.log.failing = (ev.model.log.passes + 2,)  # in the second of the graphs that are to be kept
+    ev.model.log.failing = (
+        ev.model.log.passes + 2,
+    )  # in the second of the graphs that are to be kept
     graphs, products = graphs_of_each(operator, ev, rows[1:])
     assert torch.equal(torch.cat([first[None], products]), apart)
     assert graphs == [2 + MINIBATCHES, MINIBATCHES, MINIBATCHES]
