@@ -117,6 +117,7 @@ class Evaluator:
         self.is_whole = self.function.is_whole
         self.counts = Counts()
         self.second_derivatives_checked = self.checked_on_all_data = False
+        self.has_curvature = False  # of this rank's data: H u was not zero when it was checked
         self.without_gradient: tuple[str, ...] = ()  # parameters, once all the data were checked
         share = reading.read(self.function, data, batch_size, world, data_is_local)
         self.batches, self.fallbacks = share.batches, share.fallbacks

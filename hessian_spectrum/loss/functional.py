@@ -14,7 +14,7 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss import batch_norm as normalization
-from hessian_spectrum.loss import criteria
+from hessian_spectrum.loss import criteria, torch_state
 from hessian_spectrum.loss import dropout as frozen_dropout
 from hessian_spectrum.loss.attributes import Attributes
 from hessian_spectrum.loss.backends import (
@@ -258,6 +258,7 @@ class LossFunction:
         outer = self._attributes
         try:
             with ExitStack() as stack:
+                stack.enter_context(torch_state.unchanged())
                 if self.batch_norm == "train":
                     stack.enter_context(normalization.by_batch(self.model))
                 if self.dropout == "frozen":

@@ -26,6 +26,7 @@ from torch.utils.data._utils.collate import default_collate
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.memory import available
 from hessian_spectrum.distributed.world import World
+from hessian_spectrum.loss import containers
 from hessian_spectrum.loss.batching import size_in_bytes
 
 READ_TWICE = 32  # samples; random flips of each pass unnoticed with probability 2^-32
@@ -192,7 +193,7 @@ class _Lists(Sampler):
 
 
 def _stream_reader(loader: DataLoader, dealer: _Dealer):
-    first = [tree_leaves(_first_batches(loader, seed)) for seed in (0, 1)]
+    first = [_leaves(_first_batches(loader, seed)) for seed in (0, 1)]
     if not first[0]:
         raise InputError("the data is empty: 0 batches; expected at least one sample")
     if not _same(*first):
@@ -273,12 +274,17 @@ def refuse_shuffled(data: Any, layers: Any) -> None:
 
 def _refuse_random_samples(dataset: Any) -> None:
     for i in np.unique(np.linspace(0, len(dataset) - 1, READ_TWICE).astype(int)).tolist():
-        if not _same(tree_leaves(dataset[i]), tree_leaves(dataset[i])):
+        if not _same(_leaves(dataset[i]), _leaves(dataset[i])):
             raise InputError(
                 f"sample {i} of the {type(dataset).__name__} differs when it is read again (random "
                 "augmentation?); remove the random transform, or read the data once into tensors "
                 "and pass those"
             )
+
+
+def _leaves(batch: Any) -> list[Any]:
+    containers.register(batch)
+    return tree_leaves(batch)
 
 
 def _same(a: list, b: list) -> bool:
@@ -299,4 +305,8 @@ def _placer(dtype: torch.dtype, device: torch.device) -> Callable[[Any], Any]:
             return leaf
         return leaf.to(device, dtype if leaf.is_floating_point() else None)
 
-    return lambda batch: tree_map(place, batch)
+    def placed(batch: Any) -> Any:
+        containers.register(batch)
+        return tree_map(place, batch)
+
+    return placed

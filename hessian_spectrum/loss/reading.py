@@ -11,7 +11,7 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss import batch_norm as normalization
-from hessian_spectrum.loss import criteria, fallbacks, gradient_check, loaders, validation
+from hessian_spectrum.loss import criteria, fallbacks, gradient_check, loaders, ready_batches, validation
 from hessian_spectrum.loss.arithmetic import Arithmetic, arithmetic_of
 from hessian_spectrum.loss.functional import LossFunction
 from hessian_spectrum.loss.loaders import Minibatches
@@ -55,6 +55,8 @@ def _read(
         validation.finite_parameters(function.model)
         if function.is_whole:
             loaders.refuse_shuffled(data, normalization.layers(function.model))
+        with function.evaluation_mode():
+            ready_batches.refuse(function, data)
         batches = loaders.deal(
             data, batch_size, world, function.dtype, data_is_local, whole=function.is_whole
         )

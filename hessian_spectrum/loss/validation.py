@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from hessian_spectrum._core.errors import InputError, in_one_line, is_out_of_memory
 from hessian_spectrum.loss import criteria, fallbacks
 from hessian_spectrum.loss.additivity import require_mean, require_mean_of_two
-from hessian_spectrum.loss.batching import leading_size, split
+from hessian_spectrum.loss.batching import leading_size, split, tensors_of
 from hessian_spectrum.loss.determinism import require_determinism, with_unchanged_inputs
 from hessian_spectrum.loss.functional import LossFunction
 from hessian_spectrum.loss.loaders import Minibatches
@@ -91,6 +91,7 @@ def check(function: LossFunction, batches: Minibatches) -> Found:
     samples = Samples(function)
     for index, batch in enumerate(batches):
         _structure(batch, function.is_pair)
+        _has_tensors(batch)
         _finite_leaves(batch, index)
         if function.is_pair and shape is None:
             outputs = with_unchanged_inputs(batch, partial(_outputs, function))
@@ -144,6 +145,15 @@ def _structure(batch: Any, is_pair: bool) -> None:
         raise InputError(
             f"a batch is a {type(batch).__name__}{size}; without forward= it must be a pair "
             "(inputs, targets); pass forward(model, batch), and loss_fn(outputs, batch)"
+        )
+
+
+def _has_tensors(batch: Any) -> None:
+    if not tensors_of(batch):
+        raise InputError(
+            f"a batch is a {type(batch).__name__} in which no tensor can be found; batches are "
+            "tensors in tuples, lists, dicts, UserDicts or dataclasses: let the data set or "
+            "collate_fn return one of these"
         )
 
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from hessian_spectrum._core.errors import InputError, is_out_of_memory
+from hessian_spectrum._core.errors import InputError, in_one_line, is_out_of_memory
 from hessian_spectrum.distributed.memory import available
 from hessian_spectrum.loss.backends import PRECISIONS, check_precision
 from hessian_spectrum.loss.evaluator import Evaluator
+from hessian_spectrum.loss.minibatch_loss import Part
 from hessian_spectrum.operators.curvature_products import HESSIAN, Form
 from hessian_spectrum.operators.product_modes import MODES, Products
 
+T = TypeVar("T")
+
+_log = logging.getLogger("hessian_spectrum")
 KEPT_SHARE = 0.5  # of the available memory: what maps may take that are kept without a plan
 
 
@@ -113,6 +119,7 @@ class Linearization:
                     total[rows] += products(vectors[rows])
         counts.passes += 1
         counts.products += len(vectors)
+        self._require_some(vectors, total)
         self._sum = total.sum()  # its value is not read here, which would synchronize a GPU
         return total
 
@@ -128,7 +135,7 @@ class Linearization:
         for part in self.evaluator.parts(self.statistics, self.plan.batch_size, self.plan.dtype):
             self.evaluator.counts.graphs += 1
             products, self._first = self._first, None
-            products = products or MODES[self.plan.mode](part, self.theta, self.form)
+            products = products or self._formed(part)
             if self._keeps:
                 made.append(products)
                 if self._is_short():
@@ -137,6 +144,55 @@ class Linearization:
             yield products
         if self._keeps:
             self._kept = made
+
+    def _formed(self, part: Part) -> Products:
+        """The part's map by the plan's mode; by reverse over reverse where that fails.
+
+        A mode was tried on one minibatch. Others may take a branch that it cannot form.
+        """
+        mode = self.plan.mode
+        if mode == "reverse":
+            return MODES[mode](part, self.theta, self.form)
+
+        def attempt(action: Callable[[], T]) -> T | None:
+            try:
+                return action()
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise
+                text = in_one_line(error)[:200]
+            _log.warning("products by %s fail for a minibatch; they are by reverse: %s", mode, text)
+            return None
+
+        def by_reverse() -> Products:
+            return MODES["reverse"](part, self.theta, self.form)
+
+        made = attempt(lambda: MODES[mode](part, self.theta, self.form))
+        if made is None:
+            return by_reverse()
+        current: Products = made
+
+        def products(vectors: Tensor) -> Tensor:
+            nonlocal current
+            if current is not made:
+                return current(vectors)
+            found = attempt(lambda: made(vectors))
+            if found is None:
+                current = by_reverse()
+                found = current(vectors)
+            return found
+
+        return products
+
+    def _require_some(self, vectors: Tensor, total: Tensor) -> None:
+        """FloatingPointError if the first product is exactly zero, but not that of the check."""
+        if self.was_used or self.form is not HESSIAN or not self.evaluator.has_curvature:
+            return
+        if not total.any() and bool(vectors.all()):  # not the block of some parameters
+            raise FloatingPointError(
+                f"products by {self.plan.mode} are exactly zero, but the gradient changes with the "
+                "parameters; use another --hvp, in Python plan=hs.ProductPlan('reverse')"
+            )
 
     def _is_short(self) -> bool:
         """Do maps that are kept without a plan leave too little memory?"""

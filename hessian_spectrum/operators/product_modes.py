@@ -10,13 +10,14 @@ product of one vector then takes the operations of two gradients, a Gauss-Newton
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 
 import torch
 from torch import Tensor
 from torch.func import functionalize, vmap
 
 from hessian_spectrum._core.errors import is_out_of_memory
+from hessian_spectrum.loss import torch_state
 from hessian_spectrum.loss.gradient import Loss
 from hessian_spectrum.operators.curvature_products import HESSIAN, Form
 from hessian_spectrum.operators.graph_passes import Simplifier
@@ -175,9 +176,29 @@ def _checked(
     return module, out
 
 
+def _leaving_torch_unchanged(make: Callable[..., Products]) -> Callable[..., Products]:
+    """The same mode; an attempt that fails leaves torch's state as it was."""
+
+    @wraps(make)
+    def guarded(loss: Loss, theta: Tensor, form: Form = HESSIAN) -> Products:
+        with torch_state.unchanged():
+            products = make(loss, theta, form)
+
+        def guarded_products(vectors: Tensor) -> Tensor:
+            with torch_state.unchanged():
+                return products(vectors)
+
+        return guarded_products
+
+    return guarded
+
+
 MODES: dict[str, Callable[..., Products]] = {
-    "reverse": reverse,
-    "reverse-batched": reverse_batched,
-    "forward": forward,
-    "linearize": linearize,
+    name: _leaving_torch_unchanged(make)
+    for name, make in {
+        "reverse": reverse,
+        "reverse-batched": reverse_batched,
+        "forward": forward,
+        "linearize": linearize,
+    }.items()
 }

@@ -125,6 +125,7 @@ class _Check:
             require_finite_product(
                 self.evaluator.layout, part, self.theta, self.u, product, self._named(first)
             )
+            self.evaluator.has_curvature |= bool(product.any())
         slopes: list[Slope] = []
         for step in self.steps:
             slope = Slope([part], self.theta, self.u, step)
