@@ -21,7 +21,7 @@ from hessian_spectrum.loss.samples import Piece
 
 TOLERANCE = 1e-4  # of a slope, in float64; in lower arithmetic COARSE
 COARSE = 1e-2
-DIRECTIONS = 3  # random directions at most, where the first leaves it open
+CLEAR = 0.1  # rounding over slope, from which on a slope says nothing
 SAME = 0.3  # two steps find the same misfit, to this: then it is no rounding, and no curvature
 
 Sampled = Callable[[Tensor], Tensor]
@@ -74,19 +74,23 @@ def _check(function: LossFunction, pieces: tuple[Piece, ...], arithmetic: Arithm
     held = require_own_weights(function, pieces, move)
     theta = function.theta.to(arithmetic.dtype)
     losses = _losses(function, pieces, arithmetic.dtype)
-    for seed in range(DIRECTIONS):
+    away = move.to(theta)
+    # Elsewhere too: at a minimum slopes are nothing but rounding.
+    attempts = [(0, theta), (0, theta + away), (1, theta + away), (2, theta)]
+    for number, (seed, at) in enumerate(attempts):
         u = displacement(function.layout, theta, seed)
-        slopes = [Slope(losses, theta, u, arithmetic.steps[0])]
-        if seed == 0:
-            _require_dependence(losses, theta, MOVE * u, slopes[0])
-            if slopes[0].fits(arithmetic):
+        slopes = []
+        for step in arithmetic.steps:
+            slopes.append(Slope(losses, at, u, step))
+            if not number and len(slopes) == 1:
+                _require_dependence(losses, theta, away, slopes[0])
+            if slopes[-1].fits(arithmetic) and slopes[-1].is_clear(arithmetic):
                 return held
-        slopes.append(Slope(losses, theta, u, arithmetic.steps[1]))
-        if seed == 0 and slopes[1].fits(arithmetic):
-            return held
         if is_wrong(slopes, arithmetic):
             break
     else:
+        if slopes[-1].is_zero and not slopes[-1].rate:
+            return held if not slopes[-1].size else "the gradient is exactly zero"
         return arithmetic.why or "differences of the loss with two steps disagree (a kink, a NaN?)"
     raise InputError(
         "the gradient that autograd forms is not the derivative of the loss: along a random "
@@ -125,10 +129,21 @@ class Slope:
     def misfit(self) -> float:
         return abs(self.rate - self.slope)
 
+    @property
+    def scale(self) -> float:
+        return max(abs(self.rate), abs(self.slope), self.typical)
+
+    def rounding(self, arithmetic: Arithmetic) -> float:
+        """Of ``rate``."""
+        return 10 * arithmetic.eps * self.size / self.step
+
     def tolerance(self, arithmetic: Arithmetic) -> float:
         relative = TOLERANCE if arithmetic.is_double else COARSE
-        scale = max(abs(self.rate), abs(self.slope), self.typical)
-        return relative * scale + 10 * arithmetic.eps * self.size / self.step
+        return relative * self.scale + self.rounding(arithmetic)
+
+    def is_clear(self, arithmetic: Arithmetic) -> bool:
+        """Is the slope more than rounding?"""
+        return self.rounding(arithmetic) <= CLEAR * self.scale
 
     def fits(self, arithmetic: Arithmetic) -> bool:
         return self.misfit <= self.tolerance(arithmetic)
@@ -146,9 +161,7 @@ def _require_dependence(losses: list[Sampled], theta: Tensor, move: Tensor, slop
     if not slope.is_zero:
         return
     with torch.no_grad():
-        here, there = (
-            sum(loss(at).item() for loss in losses) for at in (theta, theta + move.to(theta))
-        )
+        here, there = (sum(loss(at).item() for loss in losses) for at in (theta, theta + move))
     if here and here == there:
         raise InputError(
             f"the loss does not depend on the parameters: it is {here:.9g} at these and at others, "
