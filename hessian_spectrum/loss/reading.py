@@ -11,7 +11,14 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss import batch_norm as normalization
-from hessian_spectrum.loss import criteria, fallbacks, gradient_check, loaders, ready_batches, validation
+from hessian_spectrum.loss import (
+    criteria,
+    fallbacks,
+    gradient_check,
+    loaders,
+    ready_batches,
+    validation,
+)
 from hessian_spectrum.loss.arithmetic import Arithmetic, arithmetic_of
 from hessian_spectrum.loss.functional import LossFunction
 from hessian_spectrum.loss.loaders import Minibatches

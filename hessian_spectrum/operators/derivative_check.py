@@ -27,6 +27,7 @@ from hessian_spectrum.operators.product_modes import reverse
 
 AGREEMENT = 1e-3  # of two differences in float64; the product may differ by ten times this
 COARSE = 1e-2  # the same in lower arithmetic
+LARGE = 1e4  # a product is linear: one that is clipped is not
 NEARBY = 1e-3  # relative: where kinks are left, as of a ReLU at exactly 0
 
 SECOND_DERIVATIVES = "second derivatives"
@@ -195,6 +196,7 @@ def _compare_jacobian(
     differences = list(_steps(difference, arithmetic))
     generator = torch.Generator().manual_seed(0)
     w = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
+    w *= LARGE
     (pulled,) = torch.autograd.grad(value, leaf, w, materialize_grads=True)
     for found, expected in (
         ((pulled @ u).reshape(1), [(w * d).sum().reshape(1) for d in differences]),

@@ -119,8 +119,6 @@ def test_attributes_that_a_recurrent_layer_keeps_are_its_own_weights():
     model = nn.LSTM(4, 3, batch_first=True).double()
     before = list(model._flat_weights)
     x, y = torch.randn(6, 5, 4, dtype=torch.float64), torch.randint(3, (6, 5))
-    ev = hs.Evaluator(
-        model, lambda out, y: F.cross_entropy(out[0].transpose(1, 2), y), (x, y)
-    )
+    ev = hs.Evaluator(model, lambda out, y: F.cross_entropy(out[0].transpose(1, 2), y), (x, y))
     hs.Hessian(ev) @ torch.ones(ev.n, dtype=torch.float64)
     assert all(a is b for a, b in zip(before, model._flat_weights))

@@ -185,7 +185,7 @@ def test_a_loss_that_holds_parameters_in_its_own_way_is_refused_by_their_names(
 
 
 def test_a_module_that_holds_a_parameter_in_a_list_is_refused():
-    with pytest.raises(hs.InputError, match="model's own a.weight, but"):
+    with pytest.raises(hs.InputError, match=r"model's own a\.weight, but"):
         hs.Evaluator(OwnList(), F.cross_entropy, samples())
 
 
