@@ -25,7 +25,10 @@ def split(batch: Any, at: int) -> tuple[Any, Any] | None:
     if is_column is None:
         return None
     parts = (slice(None, at), slice(at, None))
-    return tuple(tree_map(lambda t, part=part: t[part], batch, is_leaf=is_column) for part in parts)
+    return tuple(
+        tree_map(lambda t, part=part: None if t is None else t[part], batch, is_leaf=is_column)
+        for part in parts
+    )
 
 
 def take(batch: Any, rows: Sequence[int]) -> Any | None:
@@ -35,6 +38,8 @@ def take(batch: Any, rows: Sequence[int]) -> Any | None:
         return None
 
     def chosen(leaf: Any) -> Any:
+        if leaf is None:
+            return None
         return leaf[rows] if isinstance(leaf, Tensor) else type(leaf)(leaf[row] for row in rows)
 
     return tree_map(chosen, batch, is_leaf=is_column)
@@ -57,7 +62,8 @@ def _columns(batch: Any) -> Callable[[Any], bool] | None:
     is_column = columns_are(size)
     leaves = tree_flatten(batch, is_leaf=is_column)[0]
     if not all(
-        is_column(t) or (isinstance(t, Tensor) and t.ndim and len(t) == size) for t in leaves
+        t is None or is_column(t) or (isinstance(t, Tensor) and t.ndim and len(t) == size)
+        for t in leaves
     ):
         return None
     return is_column
