@@ -51,8 +51,10 @@ def _first_items(function: LossFunction, data: Any) -> list[tuple[Tensor, Tensor
     is_set = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     if not function.is_pair or not is_set or isinstance(data, (TensorDataset, IterableDataset)):
         return []
-    items = [data[i] for i in range(min(2, len(data)))] if not isinstance(data, dict) else []
-    return items if items and all(map(_may_be_minibatch, items)) else []
+    if isinstance(data, dict) or not len(data) or not _may_be_minibatch(first := data[0]):
+        return []
+    items = [first, *(data[i] for i in range(1, min(2, len(data))))]
+    return items if all(map(_may_be_minibatch, items)) else []
 
 
 def _may_be_minibatch(item: Any) -> bool:

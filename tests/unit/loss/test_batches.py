@@ -52,8 +52,9 @@ def test_construction_reads_the_data_once_and_again_what_does_not_fit(monkeypatc
         room = share * N * (x[0].nbytes + y[0].nbytes)
         monkeypatch.setattr(loaders, "available", lambda world: room / loaders.KEEP_SHARE)
     ev = evaluator(rows)
-    # Batches of 4: the first is too much for no room, the second for half of the data's.
-    assert rows.reads == FIXED + {None: 0, 0.0: SIZE, 0.5: 2 * SIZE}[share] + N
+    # Batches of 4: the first is too much for no room, the second for half of the data's. The first
+    # sample once more: is it a minibatch?
+    assert rows.reads == 1 + FIXED + {None: 0, 0.0: SIZE, 0.5: 2 * SIZE}[share] + N
     before = rows.reads
     ev.loss()
     assert rows.reads == before + (N if share is not None else 0)
