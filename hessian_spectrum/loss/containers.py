@@ -44,7 +44,7 @@ class _Rest:
 
 
 def _made(kind: type, rest: _Rest) -> Any:
-    new = kind.__new__(kind)
+    new: Any = object.__new__(kind)
     for name, value in rest.attributes.items():
         object.__setattr__(new, name, value)
     return new

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,8 +61,8 @@ def _first_sample(
             first, count = first + half, count - half
         else:
             count = half
-    rows: Any = take(part.batch, [first])
-    alone = part if rows is None else part.of(rows)
+    one = take(part.batch, [first])
+    alone = part if one is None else part.of(one)
     return f" for {named(first)}", alone
 
 

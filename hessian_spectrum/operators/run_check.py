@@ -75,6 +75,9 @@ class _Check:
         self.operator, self.arithmetic = operator, arithmetic
         self.evaluator = operator.evaluator
         self.theta = operator.theta.to(arithmetic.dtype)
+        # A collective: not inside of ``run``, which may fail on one rank.
+        statistics = self.evaluator.statistics(operator.theta)
+        self.constants = self.evaluator.function.constants(arithmetic.dtype, statistics)
         self.u = displacement(self.evaluator.layout, self.theta)
         self.steps = STEPS if arithmetic.is_double else arithmetic.steps
         self.has_concluded = False  # about second derivatives
@@ -97,14 +100,13 @@ class _Check:
 
     def _run(self, size: int | None) -> None:
         evaluator, dtype = self.evaluator, self.arithmetic.dtype
-        constants = evaluator.function.constants(dtype, evaluator.statistics(self.operator.theta))
         evaluator.counts.checks += 1
         first = 0
         with evaluator.evaluation_mode():
             for whole in evaluator.batches:
                 for batch in evaluator.function.pieces(whole, size):
                     if evaluator.function.weight(batch):
-                        self._part(evaluator.part(cast(batch, dtype), constants), first)
+                        self._part(evaluator.part(cast(batch, dtype), self.constants), first)
                     first += leading_size(batch)
 
     def _size(self) -> int | None:

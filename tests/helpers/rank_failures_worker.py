@@ -8,6 +8,7 @@ import sys
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -26,14 +27,19 @@ ERRORS = {
 
 
 class Model(nn.Sequential):
-    """Raises ``error`` after ``calls`` more calls; never while it is None."""
+    """Raises ``plan.error`` after ``plan.calls`` more calls; never while it is None.
 
-    error, calls = None, 0
+    Kept in an object: plain attributes of a module are put back after each evaluation.
+    """
+
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.plan = SimpleNamespace(error=None, calls=0)
 
     def forward(self, x):
-        self.calls -= 1
-        if self.error is not None and self.calls < 0:
-            raise self.error
+        self.plan.calls -= 1
+        if self.plan.error is not None and self.plan.calls < 0:
+            raise self.plan.error
         return super().forward(x)
 
 
@@ -47,14 +53,14 @@ def evaluator(world, **options):
 def heard(action, ev, error, calls, world):
     """[class, text, seconds] of what this rank is told where the last one fails."""
     if world.rank == world.size - 1:
-        ev.model.error, ev.model.calls = error, calls
+        ev.model.plan.error, ev.model.plan.calls = error, calls
     clock = time.monotonic()
     try:
         action()
         found = None
     except Exception as failed:
         found = [type(failed).__name__, str(failed), time.monotonic() - clock]
-    ev.model.error = None
+    ev.model.plan.error = None
     return world.gather_objects(found)
 
 
