@@ -66,6 +66,8 @@ def run(
 def _carry_out(computation: Computation[ConfigT, ResultT], session: Session) -> ResultT:
     computation.load(session)
     session.values = computation.look()
+    for text in computation.evaluator.function.choices():
+        session.say(text)
     session.require_same_values()
     session.checkpoints.leave_if_stopped()
     computation.prepare(session)

@@ -162,6 +162,14 @@ class Evaluator:
             "differences_in": str(self.arithmetic.dtype).removeprefix("torch."),
         }
 
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        choices = "".join(f"; {text}" for text in self.function.choices())
+        return (
+            f"<Evaluator of {type(self.model).__name__}: {self.n:,} parameters, "
+            f"{self.num_samples:,.0f} samples, {dtype}{choices}>"
+        )
+
     # -- the function of theta ---------------------------------------------------------------
 
     @property
