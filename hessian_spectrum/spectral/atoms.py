@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -68,6 +68,17 @@ class Atoms:
     )
     # standard errors are this times those of independent probes
     scatter: float = field(default=1.0, metadata=stored_attribute("factor of standard errors"))
+    # (e, s), the mean weights where one of the errors that all probes share, and that their scatter
+    # does not show, is one standard error; the errors are independent
+    shared: Array | None = field(
+        default=None,
+        metadata=stored(
+            "mean weights with one standard error of what all probes share",
+            ("error", "node"),
+            "1",
+            index={"error": "index of the shared error"},
+        ),
+    )
     # the same without each of some groups of the samples
     replicates: Replicates | None = field(
         default=None, metadata=stored_group("without_groups", Replicates)
@@ -111,6 +122,11 @@ class Atoms:
             raise InputError("a spectral measure needs at least one node, all of them finite")
         if (np.diff(self.nodes) < 0).any():
             raise InputError("the nodes of a spectral measure must be in ascending order")
+        if self.shared is not None and self.shared.shape[1:] != self.nodes.shape:
+            raise InputError(
+                f"shared errors {self.shared.shape} do not belong to {len(self.nodes)} nodes; "
+                "expected (errors, nodes)"
+            )
         sums = self.weights.sum(axis=1)
         if not np.allclose(sums, 1, atol=1e-6):
             raise InputError(f"a probe's weights must sum to 1; got {sums.min()} to {sums.max()}")
@@ -168,6 +184,12 @@ class Atoms:
         else:
             index = np.searchsorted(cumulative, q + 1e-12, "right")
         return min(int(index), len(self.nodes) - 1)
+
+    @cached_property
+    def with_shared_errors(self) -> list[Self]:
+        """The mean over the probes, with each of the errors that they share."""
+        rows = () if self.shared is None else self.shared
+        return [replace(self, weights=row[None], shared=None) for row in rows]
 
     # -- the same after fewer steps, and without parts of the data ---------------------------
 

@@ -7,14 +7,16 @@ are projected out of z and counted exactly. NumPy only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from hessian_spectrum.spectral.atoms import normalized_rows
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.spectral.quadrature import Array, BlockRule
+from hessian_spectrum.spectral.shared_error import shared_error
 
 RANK = 1e-10  # of |T|: a shorter direction is not a new one, even with exact products
 ALONE, GROUPS = 24, 12  # up to 24 probes are held out one by one, more in 12 groups
@@ -54,9 +56,11 @@ def certified(rule: BlockRule, n: int, floor: float = 0.0) -> SpectralMeasure:
     usual = SpectralMeasure.of_rules((rule,), n, floor)
     if len(rule.starts) < 2:
         return usual
-    weights = held_out_weights(rule, n)()
+    splits = _splits(rule)
+    weights = _weights(splits, n)
     single = np.asarray((np.abs(n * weights - 1) < ONE).all(axis=0))
-    return replace(usual, weights=weights, certified=single, scatter=SCATTER)
+    found = replace(usual, weights=weights, certified=single, scatter=SCATTER)
+    return replace(found, shared=_shared(splits, found))
 
 
 def held_out_weights(rule: BlockRule, n: int) -> Callable[..., Array]:
@@ -66,26 +70,67 @@ def held_out_weights(rule: BlockRule, n: int) -> Callable[..., Array]:
     it returns the weights on these: the identity in ``certified`` holds for any symmetric f(A),
     since U does not depend on the probe.
     """
-    starts = rule.starts
-    if len(starts) < 2:
-        own = rule.eigen[1]
-        return lambda vectors=own: normalized_rows((starts @ vectors) ** 2)
-    space, splits = _EigenSpace(rule), []
+    own = rule.eigen[1]
+    if len(rule.starts) < 2:
+        return lambda vectors=own: normalized_rows((rule.starts @ vectors) ** 2)
+    splits = _splits(rule)
+    return lambda vectors=own: _weights([split.on(own.T @ vectors) for split in splits], n)
+
+
+class _Split(NamedTuple):
+    """A group of probes, and what the others know of it; in T's eigenbasis unless turned."""
+
+    group: Array  # (g,), indices of probes
+    known: Array  # (r, N), orthonormal rows: the Krylov space of the others
+    left: Array  # (g, N), the group's probes without their parts in it
+
+    def on(self, vectors: Array) -> _Split:
+        return self._replace(known=self.known @ vectors, left=self.left @ vectors)
+
+    def rest(self, n: int) -> Array:
+        """(g, N), of the weights what the probes themselves estimate."""
+        return normalized_rows(self.left**2) * (1 - len(self.known) / n)
+
+
+def _splits(rule: BlockRule) -> list[_Split]:
+    starts, space, found = rule.starts, _EigenSpace(rule), []
     for group in _groups(len(starts)):
         known = space.krylov_basis(starts[np.setdiff1d(np.arange(len(starts)), group)])
         left = space.seen(starts[group])
-        splits.append((group, known, left - (left @ known.T) @ known))
+        found.append(_Split(group, known, left - (left @ known.T) @ known))
+    return found
 
-    def weights(vectors: Array | None = None) -> Array:
-        found = np.empty((len(starts), len(rule.t)))
-        for group, known, left in splits:
-            if vectors is not None:
-                known, left = (rows @ (space.vectors.T @ vectors) for rows in (known, left))
-            rest = normalized_rows(left**2) * (1 - len(known) / n)
-            found[group] = np.square(known).sum(axis=0) / n + rest
-        return found
 
-    return weights
+def _weights(splits: Sequence[_Split], n: int) -> Array:
+    rows = [np.square(split.known).sum(axis=0) / n + split.rest(n) for split in splits]
+    return np.concatenate(rows)  # groups are in the probes' order
+
+
+def _shared(splits: Sequence[_Split], measure: SpectralMeasure) -> Array | None:
+    """See ``Atoms.shared``: a row for each eigenvalue with as many copies as probes or more."""
+    n, nodes, mean = measure.n, measure.nodes, measure.weights.mean(axis=0)
+    rest = np.concatenate([split.rest(n) for split in splits]).mean(axis=0)
+    known = np.mean([np.square(split.known).sum(axis=0) for split in splits], axis=0)
+    held = max(len(split.group) for split in splits)
+    rows = []
+    for part in equal_values(nodes, EQUAL * np.abs(nodes).max()):
+        copies = len(part)
+        # T has more copies than the others: the one that they lack is not known to be the last.
+        if copies > measure.num_probes - held and copies - known[part].sum() > 0.5:
+            inside = np.isin(np.arange(len(nodes)), part)
+            error = shared_error(n * rest[inside].sum(), n * rest.sum(), held) / n
+            move = _share(np.where(inside, rest, 0.0)) - _share(np.where(inside, 0.0, rest))
+            rows.append(mean + error * move)
+    return np.array(rows) if rows else None
+
+
+def _share(weights: Array) -> Array:
+    return weights / (weights.sum() or 1.0)
+
+
+def equal_values(values: Array, within: float) -> list[Array]:
+    """Indices of ascending values in runs whose neighbours are this near."""
+    return np.split(np.arange(len(values)), np.flatnonzero(np.diff(values) > within) + 1)
 
 
 def _groups(b: int) -> Iterator[Array]:
@@ -106,7 +151,7 @@ class _EigenSpace:
         scale = np.abs(self.values).max()
         self.shortest = max(rule.tolerance, RANK * scale)
         equal = min(self.shortest, EQUAL * scale)
-        self.cuts = np.flatnonzero(np.diff(self.values) > equal) + 1
+        self.parts = equal_values(self.values, equal)
 
     def seen(self, rows: Array) -> Array:
         """Rows (k, N) in the eigenbasis."""
@@ -118,7 +163,7 @@ class _EigenSpace:
         # More equal eigenvalues than starts: the starts span only part of that eigenspace. Its
         # eigenvectors are rotated so that the starts span the first of them.
         turns = []
-        for part in np.split(np.arange(len(values)), self.cuts):
+        for part in self.parts:
             if len(part) > len(starts):
                 turn = np.linalg.svd(starts[:, part])
                 starts[:, part] = starts[:, part] @ turn.Vh.T

@@ -195,15 +195,20 @@ def refined(measure: M, pairs: EigenPairs) -> M:
     rest = (measure.nodes > low) & (measure.nodes < high) & ~_counted(measure, values, residuals)
     if not rest.any() or not (measure.weights[:, rest].sum(axis=1) > 0).all():
         raise InputError("the measure has nothing between the pairs; they are of another matrix?")
-    k, probes = len(values), measure.num_probes
-    inner = normalized_rows(measure.weights[:, rest]) * (1 - k / measure.n)
+    k = len(values)
     order = np.argsort(np.concatenate([values, measure.nodes[rest]]), kind="stable")
+
+    def counted(weights: Array) -> Array:
+        inner = normalized_rows(weights[:, rest]) * (1 - k / measure.n)
+        return np.hstack([np.full((len(weights), k), 1 / measure.n), inner])[:, order]
+
     return replace(
         measure,
         nodes=np.concatenate([values, measure.nodes[rest]])[order],
-        weights=np.hstack([np.full((probes, k), 1 / measure.n), inner])[:, order],
+        weights=counted(measure.weights),
         residuals=np.concatenate([residuals, measure.residuals[rest]])[order],
         certified=np.concatenate([np.ones(k, bool), measure.certified[rest]])[order],
+        shared=None if measure.shared is None else counted(measure.shared),
         replicates=None,  # the pairs of other data are not known
     )
 

@@ -64,11 +64,19 @@ def interval(
 
 
 def noise(measure: Atoms, row: MeasureQuery, *args: Any) -> Array | float:
-    """Standard error over the probes."""
+    """Standard error over the probes: their scatter, and what they share."""
     if row.inverse_of is not None:
         below = _below(measure, row, args[0])
         return _half_width(measure, row, args[0], float(noise(measure, *below)))
-    return standard_error(per_probe(measure, row, *args), measure.scatter)
+    own = standard_error(per_probe(measure, row, *args), measure.scatter)
+    return np.hypot(own, _shared(measure, row, *args))
+
+
+def _shared(measure: Atoms, row: MeasureQuery, *args: Any) -> Any:
+    """Standard error of what the probes share."""
+    mean = _in_the_mean(measure, row, *args)
+    moved = [_in_the_mean(m, row, *args) - mean for m in measure.with_shared_errors]
+    return np.sqrt(sum(np.square(change) for change in moved))
 
 
 def over_data_sets(measure: Atoms, row: MeasureQuery, *args: Any) -> Array | float:
@@ -123,7 +131,7 @@ def of_density(measure: Atoms, sigma2: float) -> DensityError:
     # An even grid, but only near nodes: the support may be 10^6 sigma wide.
     cells = np.unique(np.round(measure.nodes / step))[:, None] + np.arange(-24, 25)
     t = step * np.unique(cells)
-    scatter = standard_error(measure.densities(t, sigma2), measure.scatter)
+    scatter = np.asarray(noise(measure, OF_MEASURE["density"], t, sigma2))
     last = [m.densities(t, sigma2).mean(axis=0) for m in measure.history[:2]]
     change = np.abs(last[0] - last[1]) if len(last) == 2 else np.full(t.shape, math.nan)
     # E |x| of a normal variable is sqrt(2 / pi) of its standard deviation.
