@@ -22,6 +22,7 @@ from hessian_spectrum._core.stored_fields import (
     stored_group,
     stored_sequence,
 )
+from hessian_spectrum.spectral.held_out_errors import HeldOutErrors
 from hessian_spectrum.spectral.jackknife import Replicates
 from hessian_spectrum.spectral.quadrature import Array, BlockRule
 
@@ -68,16 +69,9 @@ class Atoms:
     )
     # standard errors are this times those of independent probes
     scatter: float = field(default=1.0, metadata=stored_attribute("factor of standard errors"))
-    # (e, s), the mean weights where one of the errors that all probes share, and that their scatter
-    # does not show, is one standard error; the errors are independent
-    shared: Array | None = field(
-        default=None,
-        metadata=stored(
-            "mean weights with one standard error of what all probes share",
-            ("error", "node"),
-            "1",
-            index={"error": "index of the shared error"},
-        ),
+    # of held-out probes: what their scatter does not show
+    held_out: HeldOutErrors | None = field(
+        default=None, metadata=stored_group("held_out", HeldOutErrors)
     )
     # the same without each of some groups of the samples
     replicates: Replicates | None = field(
@@ -122,9 +116,10 @@ class Atoms:
             raise InputError("a spectral measure needs at least one node, all of them finite")
         if (np.diff(self.nodes) < 0).any():
             raise InputError("the nodes of a spectral measure must be in ascending order")
-        if self.shared is not None and self.shared.shape[1:] != self.nodes.shape:
+        errors = self.held_out
+        if errors is not None and errors.shared.shape[1:] != self.nodes.shape:
             raise InputError(
-                f"shared errors {self.shared.shape} do not belong to {len(self.nodes)} nodes; "
+                f"held-out errors {errors.shared.shape} do not belong to {len(self.nodes)} nodes; "
                 "expected (errors, nodes)"
             )
         sums = self.weights.sum(axis=1)
@@ -134,6 +129,11 @@ class Atoms:
     @property
     def num_probes(self) -> int:
         return len(self.weights)
+
+    @property
+    def has_independent_probes(self) -> bool:
+        """Whether each probe's weights are those of the rules, and it is not held out."""
+        return bool(self.rules) and self.held_out is None and self.scatter == 1.0
 
     @property
     def support(self) -> tuple[float, float]:
@@ -185,11 +185,9 @@ class Atoms:
             index = np.searchsorted(cumulative, q + 1e-12, "right")
         return min(int(index), len(self.nodes) - 1)
 
-    @cached_property
-    def with_shared_errors(self) -> list[Self]:
-        """The mean over the probes, with each of the errors that they share."""
-        rows = () if self.shared is None else self.shared
-        return [replace(self, weights=row[None], shared=None) for row in rows]
+    def with_mean_weights(self, rows: Array) -> list[Self]:
+        """The mean over the probes, had it each of these weights."""
+        return [replace(self, weights=row[None], held_out=None) for row in rows]
 
     # -- the same after fewer steps, and without parts of the data ---------------------------
 

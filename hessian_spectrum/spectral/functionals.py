@@ -91,6 +91,7 @@ class MeasureQuery(Query):
     thresholds: Callable[..., tuple[float, float, float, float]] | None = None
     # (a, b, at_a, at_b): it integrates over [a, b], and a share of the eigenvalues that moves
     # across an end changes the answer by at_a or at_b times itself. None: a smooth query.
+    degree: Callable[..., int] | None = None  # where it integrates a polynomial
     bounds: Callable[..., tuple[float, float]] = lambda measure, *args: (0.0, math.inf)
     refines_pairs: bool = False  # of eigenpairs, too: the measure takes the ends from the pairs
 
@@ -245,6 +246,7 @@ _ROWS: tuple[MeasureQuery | PairsQuery, ...] = (
         about="tr(H^P) / n, the mean of the eigenvalues' P-th powers",
         arguments=("p",),
         per_probe=_moment,
+        degree=lambda measure, p: int(p),
         bounds=lambda measure, p: INFINITE if p % 2 else (0.0, math.inf),
     ),
     MeasureQuery(
@@ -259,12 +261,14 @@ _ROWS: tuple[MeasureQuery | PairsQuery, ...] = (
         about="sum of the eigenvalues",
         per_probe=lambda measure: measure.n * _moment(measure, 1),
         value=lambda measure: measure.n * _mean(_moment(measure, 1)),
+        degree=lambda measure: 1,
         bounds=lambda measure: INFINITE,
     ),
     MeasureQuery(
         name="frobenius_norm",
         about="root of the sum of the squared eigenvalues",
         square=("energy", INFINITE),
+        degree=lambda measure: 2,
         value=lambda measure: math.sqrt(measure.n * _mean(_moment(measure, 2))),
     ),
     MeasureQuery(

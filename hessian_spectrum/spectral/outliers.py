@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.spectral.atoms import Atoms, normalized_rows
 from hessian_spectrum.spectral.eigenpairs import EigenPairs, Rows
+from hessian_spectrum.spectral.held_out_errors import HeldOutErrors
 from hessian_spectrum.spectral.quadrature import NEAREST, Array
 
 Indices = NDArray[np.intp]
@@ -202,13 +203,18 @@ def refined(measure: M, pairs: EigenPairs) -> M:
         inner = normalized_rows(weights[:, rest]) * (1 - k / measure.n)
         return np.hstack([np.full((len(weights), k), 1 / measure.n), inner])[:, order]
 
+    errors = measure.held_out
+    if errors is not None:
+        fewer = counted(errors.fewer_known.reshape(-1, len(rest)))
+        fewer = fewer.reshape(*errors.fewer_known.shape[:2], len(order))
+        errors = HeldOutErrors(counted(errors.shared), fewer)
     return replace(
         measure,
         nodes=np.concatenate([values, measure.nodes[rest]])[order],
         weights=counted(measure.weights),
         residuals=np.concatenate([residuals, measure.residuals[rest]])[order],
         certified=np.concatenate([np.ones(k, bool), measure.certified[rest]])[order],
-        shared=None if measure.shared is None else counted(measure.shared),
+        held_out=errors,
         replicates=None,  # the pairs of other data are not known
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,8 +19,10 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.spectral import jackknife
 from hessian_spectrum.spectral.atoms import Atoms
 from hessian_spectrum.spectral.functionals import OF_MEASURE, MeasureQuery, evaluate, per_probe
+from hessian_spectrum.spectral.probe_variance import on_the_sphere
 from hessian_spectrum.spectral.quadrature import NEAREST, Array, BlockRule
 
+EXACT_DEGREE = 3  # of polynomials whose held-out traces are unbiased: one step from the end
 ROUNDING = 1e-12  # of an answer: no interval is narrower
 
 
@@ -64,19 +67,40 @@ def interval(
 
 
 def noise(measure: Atoms, row: MeasureQuery, *args: Any) -> Array | float:
-    """Standard error over the probes: their scatter, and what they share."""
+    """Standard error over the probes.
+
+    Of independent probes their scatter, or what theory gives for the spectrum that they see, where
+    that is larger; of held-out probes their scatter and what they share.
+    """
     if row.inverse_of is not None:
         below = _below(measure, row, args[0])
         return _half_width(measure, row, args[0], float(noise(measure, *below)))
     own = standard_error(per_probe(measure, row, *args), measure.scatter)
+    if measure.has_independent_probes:
+        return np.maximum(own, on_the_sphere(measure, row, *args))
     return np.hypot(own, _shared(measure, row, *args))
 
 
 def _shared(measure: Atoms, row: MeasureQuery, *args: Any) -> Any:
-    """Standard error of what the probes share."""
+    """Standard error of what held-out probes share."""
+    if measure.held_out is None:
+        return 0.0
     mean = _in_the_mean(measure, row, *args)
-    moved = [_in_the_mean(m, row, *args) - mean for m in measure.with_shared_errors]
-    return np.sqrt(sum(np.square(change) for change in moved))
+    moved = measure.with_mean_weights(measure.held_out.shared)
+    return np.sqrt(sum((_in_the_mean(m, row, *args) - mean) ** 2 for m in moved))
+
+
+def _bias(measure: Atoms, row: MeasureQuery, *args: Any) -> Any:
+    """Of held-out probes: the change where the others know less, and one standard error of it."""
+    exact = row.degree is not None and row.degree(measure, *args) <= EXACT_DEGREE
+    if measure.held_out is None or exact:
+        return 0.0
+    assert row.square is None  # whose answer is of degree 2
+    own, found = per_probe(measure, row, *args), [0.0]
+    for weights in measure.held_out.fewer_known:
+        moved = per_probe(replace(measure, weights=weights), row, *args) - own
+        found.append(np.abs(moved.mean(axis=0)) + standard_error(moved, measure.scatter))
+    return np.max(np.broadcast_arrays(*found), axis=0)
 
 
 def over_data_sets(measure: Atoms, row: MeasureQuery, *args: Any) -> Array | float:
@@ -106,6 +130,7 @@ def margins(measure: Atoms, row: MeasureQuery, *args: Any) -> Array:
         return np.full((2, *np.shape(args[0] if args else 0.0)), math.nan)
     last, *before = (_in_the_mean(m, row, *args) for m in measure.history)
     change = np.max([np.abs(last - earlier) for earlier in before], axis=0)
+    change = np.maximum(change, _bias(measure, row, *args))
     return np.stack([change, change])
 
 
