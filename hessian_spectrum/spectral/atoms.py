@@ -69,6 +69,20 @@ class Atoms:
     )
     # standard errors are this times those of independent probes
     scatter: float = field(default=1.0, metadata=stored_attribute("factor of standard errors"))
+    # of a product with a random unit vector, root mean square; units of the nodes
+    product_error: float = field(
+        default=0.0,
+        metadata=stored_attribute("root mean square error of a product with a random unit vector"),
+    )
+    # relative to 1, of the Krylov vectors' entries
+    vector_rounding: float = field(
+        default=0.0, metadata=stored_attribute("rounding unit of the Krylov vectors")
+    )
+    # whether the error of products is against float64, or what repeats and asymmetry show of it
+    compared_with_float64: bool = field(
+        default=True,
+        metadata=stored_attribute("whether the error of products is their difference from float64"),
+    )
     # of held-out probes: what their scatter does not show
     held_out: HeldOutErrors | None = field(
         default=None, metadata=stored_group("held_out", HeldOutErrors)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -372,6 +372,27 @@ def per_probe(measure: Atoms, row: MeasureQuery, *args: Any) -> Array:
     norm = evaluate(measure, row.name, *args)
     square = per_probe(measure, OF_MEASURE[name], *at)
     return square / (2 * norm) if norm else np.zeros(measure.num_probes)
+
+
+def at_nodes(
+    measure: Atoms, row: MeasureQuery, *args: Any, here: slice = slice(None), shift: float = 0.0
+) -> Array:
+    """(k, ...): f(node + shift) at these nodes: what a probe answers that sees one of them alone.
+
+    Of a query that is a mean over the probes.
+    """
+    nodes = measure.nodes[here] + shift
+    alone = replace(
+        measure,
+        nodes=nodes,
+        weights=np.eye(len(nodes)),
+        residuals=measure.residuals[here],
+        certified=measure.certified[here],
+        rules=(),
+        held_out=None,
+        replicates=None,
+    )
+    return per_probe(alone, row, *args)
 
 
 def bind(

@@ -11,13 +11,18 @@ and with F = f(A) both traces are integrals over the spectral measure.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from hessian_spectrum.spectral.atoms import Atoms
-from hessian_spectrum.spectral.functionals import OF_MEASURE, MeasureQuery, evaluate, per_probe
+from hessian_spectrum.spectral.functionals import (
+    OF_MEASURE,
+    MeasureQuery,
+    at_nodes,
+    evaluate,
+    per_probe,
+)
 from hessian_spectrum.spectral.quadrature import Array
 
 NODES = 64  # whose values are held at once
@@ -37,23 +42,6 @@ def on_the_sphere(measure: Atoms, row: MeasureQuery, *args: Any) -> Array | floa
     variance, weights = np.zeros_like(mean), measure.weights.mean(axis=0)
     for start in range(0, len(weights), NODES):
         here = slice(start, start + NODES)
-        variance = variance + np.tensordot(
-            weights[here], (_values(measure, here, row, *args) - mean) ** 2, 1
-        )
+        away = at_nodes(measure, row, *args, here=here) - mean
+        variance = variance + np.tensordot(weights[here], away**2, 1)
     return np.sqrt(2 * variance / (measure.n + 2) / measure.num_probes)
-
-
-def _values(measure: Atoms, here: slice, row: MeasureQuery, *args: Any) -> Array:
-    """(k, ...): f at each of these nodes, as a probe answers that sees nothing but one of them."""
-    nodes = measure.nodes[here]
-    alone = replace(
-        measure,
-        nodes=nodes,
-        weights=np.eye(len(nodes)),
-        residuals=measure.residuals[here],
-        certified=measure.certified[here],
-        rules=(),
-        held_out=None,
-        replicates=None,
-    )
-    return per_probe(alone, row, *args)

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.spectral import jackknife
+from hessian_spectrum.spectral import jackknife, rounding
 from hessian_spectrum.spectral.atoms import Atoms
 from hessian_spectrum.spectral.functionals import OF_MEASURE, MeasureQuery, evaluate, per_probe
 from hessian_spectrum.spectral.probe_variance import on_the_sphere
@@ -145,8 +145,10 @@ def of_query(measure: Atoms, row: MeasureQuery, *args: Any, level: float) -> Arr
     if row.inverse_of is not None:
         return _of_inverse(measure, row, args[0], level=level)
     value = evaluate(measure, row.name, *args)
-    known = noise(measure, row, *args), margins(measure, row, *args)
-    ends = interval(value, *known, measure.num_probes, level)
+    away = np.hypot(
+        np.nan_to_num(margins(measure, row, *args)), rounding.of_query(measure, row, *args)
+    )
+    ends = interval(value, noise(measure, row, *args), away, measure.num_probes, level)
     return np.clip(ends, *row.bounds(measure, *args))
 
 
@@ -193,7 +195,8 @@ def _margins_below(measure: Atoms, x: float, last: float, factor: float) -> Arra
         return np.zeros(2)
     # An eigenvalue this near may be on either side: rounding, or the error of a product.
     rules = measure.rules
-    reach = max(NEAREST * np.abs(measure.nodes).max(), *(rule.tolerance for rule in rules))
+    errors = measure.product_error, *(rule.tolerance for rule in rules)
+    reach = max(NEAREST * np.abs(measure.nodes).max(), *errors)
     least, most = below(rules, x - reach)[0], below(rules, x + reach)[1]
     gauss = _up_to(measure.gauss, last)
     own, under, over = (_up_to(measure, t) for t in (last, x - reach, x + reach))
