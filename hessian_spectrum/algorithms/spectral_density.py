@@ -24,6 +24,7 @@ from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.operators.curvature import Curvature
 from hessian_spectrum.operators.transforms import Restricted, products_of_blocks
 from hessian_spectrum.planning.planned_operator import planned
+from hessian_spectrum.spectral.arithmetic import Arithmetic
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.held_out_probes import certified
 from hessian_spectrum.spectral.measure import SpectralMeasure
@@ -273,12 +274,8 @@ def measure(state: ProbeState, operator: SymmetricOperator) -> SpectralMeasure:
     else:
         found = SpectralMeasure.of_rules(rules, operator.n, floor)
     length = found.frobenius_norm / operator.n**0.5  # root mean square of |A z| for unit z
-    return replace(
-        found,
-        product_error=max(eps, state.noise) * length,
-        vector_rounding=eps,
-        compared_with_float64=operator.dtype == torch.float64,
-    )
+    error, is_double = max(eps, state.noise) * length, operator.dtype == torch.float64
+    return replace(found, arithmetic=Arithmetic(error, eps, is_double))
 
 
 def with_product_error(
@@ -311,7 +308,10 @@ def with_product_error(
     if not math.isfinite(error):
         operator.raise_failure()
         raise FloatingPointError("a product is not finite where float32 and float64 are compared")
-    return replace(found, product_error=max(error, found.product_error), compared_with_float64=True)
+    own = found.arithmetic
+    assert own is not None  # of ``measure``
+    error = max(error, own.product_error)
+    return replace(found, arithmetic=Arithmetic(error, own.vector_rounding, True))
 
 
 def _sums_of_ritz_vectors(found: SpectralMeasure, held: int, seed: int) -> Array:

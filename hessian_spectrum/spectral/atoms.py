@@ -22,6 +22,7 @@ from hessian_spectrum._core.stored_fields import (
     stored_group,
     stored_sequence,
 )
+from hessian_spectrum.spectral.arithmetic import Arithmetic
 from hessian_spectrum.spectral.held_out_errors import HeldOutErrors
 from hessian_spectrum.spectral.jackknife import Replicates
 from hessian_spectrum.spectral.quadrature import Array, BlockRule
@@ -69,19 +70,9 @@ class Atoms:
     )
     # standard errors are this times those of independent probes
     scatter: float = field(default=1.0, metadata=stored_attribute("factor of standard errors"))
-    # of a product with a random unit vector, root mean square; units of the nodes
-    product_error: float = field(
-        default=0.0,
-        metadata=stored_attribute("root mean square error of a product with a random unit vector"),
-    )
-    # relative to 1, of the Krylov vectors' entries
-    vector_rounding: float = field(
-        default=0.0, metadata=stored_attribute("rounding unit of the Krylov vectors")
-    )
-    # whether the error of products is against float64, or what repeats and asymmetry show of it
-    compared_with_float64: bool = field(
-        default=True,
-        metadata=stored_attribute("whether the error of products is their difference from float64"),
+    # how wrong products and vectors are; None: not known
+    arithmetic: Arithmetic | None = field(
+        default=None, metadata=stored_group("arithmetic", Arithmetic)
     )
     # of held-out probes: what their scatter does not show
     held_out: HeldOutErrors | None = field(

@@ -43,7 +43,8 @@ def ask(
     error = float(measure.standard_error(query, *args, **options))
     ends = measure.interval(query, *args, level=0.95, **options)
     data_error = float(measure.data_error(query, *args, **options))
-    left_out = {} if measure.compared_with_float64 else {"left_out": LEFT_OUT}
+    known = measure.arithmetic
+    left_out = {} if known is None or known.compared_with_float64 else {"left_out": LEFT_OUT}
     return {
         "query": query,
         "arguments": list(args),

@@ -29,7 +29,8 @@ def of_query(measure: Atoms, row: MeasureQuery, *args: Any) -> Array | float:
 
     Cost: O(nodes * points), twice.
     """
-    if not (measure.product_error or measure.vector_rounding):
+    known = measure.arithmetic
+    if known is None:
         return 0.0
     if row.square is not None:  # the delta method
         norm, (name, at) = evaluate(measure, row.name, *args), row.square
@@ -45,7 +46,7 @@ def of_query(measure: Atoms, row: MeasureQuery, *args: Any) -> Array | float:
         slope[crossing[here]] = 0.0
         slopes = slopes + np.tensordot(weights[here], slope**2, 1)
         sizes = sizes + np.tensordot(weights[here], values**2, 1)
-    return measure.product_error * np.sqrt(slopes) + measure.vector_rounding * np.sqrt(sizes)
+    return known.product_error * np.sqrt(slopes) + known.vector_rounding * np.sqrt(sizes)
 
 
 def _crossing(measure: Atoms, row: MeasureQuery, step: float, *args: Any) -> Array:

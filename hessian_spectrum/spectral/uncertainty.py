@@ -195,12 +195,13 @@ def _margins_below(measure: Atoms, x: float, last: float, factor: float) -> Arra
         return np.zeros(2)
     # An eigenvalue this near may be on either side: rounding, or the error of a product.
     rules = measure.rules
-    errors = measure.product_error, *(rule.tolerance for rule in rules)
-    reach = max(NEAREST * np.abs(measure.nodes).max(), *errors)
-    least, most = below(rules, x - reach)[0], below(rules, x + reach)[1]
+    wrong = 0.0 if measure.arithmetic is None else measure.arithmetic.product_error
+    least = NEAREST * np.abs(measure.nodes).max()
+    reach = max(least, wrong, *(rule.tolerance for rule in rules))
+    lower, upper = below(rules, x - reach)[0], below(rules, x + reach)[1]
     gauss = _up_to(measure.gauss, last)
     own, under, over = (_up_to(measure, t) for t in (last, x - reach, x + reach))
-    return factor * np.maximum([gauss - least, most - gauss], [own - under, over - own]).clip(0.0)
+    return factor * np.maximum([gauss - lower, upper - gauss], [own - under, over - own]).clip(0.0)
 
 
 def _up_to(measure: Atoms, x: float) -> float:

@@ -9,6 +9,7 @@ from diagonal_operators import SPECTRA, Diagonal
 
 import hessian_spectrum as hs
 from hessian_spectrum.spectral import queries, rounding
+from hessian_spectrum.spectral.arithmetic import Arithmetic
 from hessian_spectrum.spectral.functionals import OF_MEASURE
 
 N = 150
@@ -32,6 +33,10 @@ def known(values):
 def value(measure, query, args):
     found = getattr(measure, query)
     return found(*args) if callable(found) else found
+
+
+def wrong(measure, product_error, vector_rounding=0.0):
+    return replace(measure, arithmetic=Arithmetic(product_error, vector_rounding, True))
 
 
 def symmetric(seed, n=N):
@@ -69,9 +74,7 @@ def test_a_small_error_of_the_matrix_moves_no_answer_further(query):
     moved = []
     for error in (symmetric(1), symmetric(2), np.eye(N), worst):
         error = 1e-7 * error / np.linalg.norm(error)
-        bound = rounding.of_query(
-            replace(exact, product_error=np.linalg.norm(error) / N**0.5), row, *args
-        )
+        bound = rounding.of_query(wrong(exact, np.linalg.norm(error) / N**0.5), row, *args)
         change = value(known(np.linalg.eigvalsh(a + error)), query, args)
         moved.append(abs(change - value(exact, query, args)) / bound)
         assert moved[-1] < 1.001
@@ -79,7 +82,7 @@ def test_a_small_error_of_the_matrix_moves_no_answer_further(query):
 
 
 def test_a_count_changes_by_what_crosses_its_thresholds_only():
-    exact = replace(known(np.linspace(0, 1, N)), product_error=1e-3)
+    exact = wrong(known(np.linspace(0, 1, N)), 1e-3)
     for query in ("mass", "count"):
         assert rounding.of_query(exact, OF_MEASURE[query], 0.25, 0.75) == 0
     # Of the energy in an interval, the interval's own part of |H|_F^2.
@@ -89,8 +92,15 @@ def test_a_count_changes_by_what_crosses_its_thresholds_only():
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+def test_an_eigenvalue_within_the_error_of_products_of_a_threshold_may_be_on_either_side():
+    measure = hs.spectral_density(Diagonal(SPECTRA["outliers"]), 6, 12)
+    assert measure.interval("count", 1.03, np.inf)[1] < 3.01  # 1.7, 2 and 3
+    assert wrong(measure, 0.05).interval("count", 1.03, np.inf)[1] > 3.99  # and 1
+    assert wrong(measure, 0.02).interval("count", 1.03, np.inf)[1] < 3.01
+
+
 def test_rounded_vectors_change_an_answer_by_their_rounding_unit():
-    exact = replace(known(np.linspace(0, 1, N)), vector_rounding=1e-4)
+    exact = wrong(known(np.linspace(0, 1, N)), 0.0, 1e-4)
     expected = 1e-4 * np.sqrt(np.mean(exact.nodes**2))
     assert rounding.of_query(exact, OF_MEASURE["moment"], 1) == pytest.approx(expected)
 
@@ -103,9 +113,9 @@ def test_the_measured_error_is_the_root_mean_square_over_unit_vectors(estimator)
     matrix = symmetric(0) / 10
     error = 1e-3 * symmetric(1)
     found = hs.spectral_density(Wrong(matrix, error), 4, 8, estimator=estimator)
-    assert found.compared_with_float64
+    assert found.arithmetic.compared_with_float64
     # Measured: 1.0 to 1.3.
-    assert 0.8 < found.product_error / (np.linalg.norm(error) / N**0.5) < 1.6
+    assert 0.8 < found.arithmetic.product_error / (np.linalg.norm(error) / N**0.5) < 1.6
 
 
 def test_an_error_along_an_outlier_is_seen_whatever_the_random_vectors_have_of_it():
@@ -113,7 +123,7 @@ def test_an_error_along_an_outlier_is_seen_whatever_the_random_vectors_have_of_i
     matrix, error = symmetric(0) / 100 + 10 * np.outer(u, u), 1e-3 * np.outer(u, u)
     for seed in range(10):
         found = hs.spectral_density(Wrong(matrix, error), 4, 8, seed)
-        assert found.product_error > 0.7 * 1e-3 / N**0.5
+        assert found.arithmetic.product_error > 0.7 * 1e-3 / N**0.5
 
 
 def test_products_in_float64_need_no_comparison():
@@ -125,8 +135,8 @@ def test_products_in_float64_need_no_comparison():
             return super().products(vectors)
 
     found = hs.spectral_density(Counting(SPECTRA["power law"]), 4, 5)
-    assert sum(counted) == 20 and found.compared_with_float64
-    assert found.product_error < 1e-15
+    assert sum(counted) == 20 and found.arithmetic.compared_with_float64
+    assert found.arithmetic.product_error < 1e-15
 
 
 def network(dtype):
@@ -149,7 +159,7 @@ def test_intervals_in_float32_cover_the_exact_matrix(make):
         operator, a = hs.Dense(single), single.double().numpy()
     values = np.linalg.eigvalsh(a)
     found = hs.spectral_density(operator, 12, 12)
-    blind = replace(found, product_error=0.0, vector_rounding=0.0)
+    blind = wrong(found, 0.0)
     missed = 0
     for query, args in SMOOTH.items():
         truth = value(known(values), query, args)
@@ -166,14 +176,13 @@ def test_intervals_in_float32_cover_the_exact_matrix(make):
 
 def test_where_there_are_no_products_in_float64_the_answer_says_so(tmp_path):
     measure = hs.spectral_density(Diagonal(SPECTRA["power law"], torch.float32), 4, 5)
-    assert not measure.compared_with_float64
+    assert not measure.arithmetic.compared_with_float64
     length = np.sqrt(np.mean(SPECTRA["power law"] ** 2))
-    assert measure.product_error > 0.5 * torch.finfo(torch.float32).eps * length
+    assert measure.arithmetic.product_error > 0.5 * torch.finfo(torch.float32).eps * length
     hs.save(tmp_path / "run.h5", measure)
     with hs.open(tmp_path / "run.h5") as run:
         again = run["density"]
-    assert again.product_error == measure.product_error
-    assert again.vector_rounding == measure.vector_rounding and not again.compared_with_float64
+    assert again.arithmetic == measure.arithmetic
     answer = queries.ask(again, "trace", ())
     assert "float64" in answer["left_out"] and answer["left_out"] in queries.sentence(answer)
     double = queries.ask(hs.spectral_density(Diagonal(SPECTRA["power law"]), 4, 5), "trace", ())
