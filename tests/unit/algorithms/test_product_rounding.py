@@ -84,7 +84,8 @@ def test_a_small_error_of_the_matrix_moves_no_answer_further(query):
 def test_a_count_changes_by_what_crosses_its_thresholds_only():
     exact = wrong(known(np.linspace(0, 1, N)), 1e-3)
     for query in ("mass", "count"):
-        assert rounding.of_query(exact, OF_MEASURE[query], 0.25, 0.75) == 0
+        for ends in ((0.25, 0.75), (exact.nodes[30], exact.nodes[100])):
+            assert rounding.of_query(exact, OF_MEASURE[query], *ends) == 0
     # Of the energy in an interval, the interval's own part of |H|_F^2.
     inside = (exact.nodes >= 0.25) & (exact.nodes <= 0.75)
     expected = N * 1e-3 * np.sqrt(np.mean(4 * exact.nodes**2 * inside))
@@ -123,7 +124,7 @@ def test_an_error_along_an_outlier_is_seen_whatever_the_random_vectors_have_of_i
     matrix, error = symmetric(0) / 100 + 10 * np.outer(u, u), 1e-3 * np.outer(u, u)
     for seed in range(10):
         found = hs.spectral_density(Wrong(matrix, error), 4, 8, seed)
-        assert found.arithmetic.product_error > 0.7 * 1e-3 / N**0.5
+        assert found.arithmetic.product_error > 0.99 * 1e-3 / N**0.5
 
 
 def test_products_in_float64_need_no_comparison():
