@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.agreement import Failures, require_same
 from hessian_spectrum.distributed.world import World, resolve_device
-from hessian_spectrum.loss import digests, fallbacks, reading, validation
+from hessian_spectrum.loss import digests, fallbacks, reading, validation, wrappers
 from hessian_spectrum.loss.batching import cast
 from hessian_spectrum.loss.counts import Counts
 from hessian_spectrum.loss.functional import LossFunction
@@ -37,7 +37,8 @@ class Evaluator:
     requires_grad and the random state.
 
     Args:
-        model: the network, on any device, in any mode.
+        model: the network, on any device, in any mode. Of DistributedDataParallel, DataParallel
+            and torch.compile the module inside is used, with its names of parameters.
         loss_fn: ``loss_fn(model(x), y)`` for batches that are pairs; with ``forward``,
             ``loss_fn(outputs, batch)``.
         data: a pair of tensors (inputs, targets), a Dataset or a DataLoader; every rank is
@@ -96,6 +97,8 @@ class Evaluator:
         world = world or World.current()
         if device is not None:
             world = replace(world, device=resolve_device(device))
+        if isinstance(model, nn.Module):  # else refused below
+            model = wrappers.unwrapped(model)
         self.function = LossFunction(
             model,
             loss_fn,
