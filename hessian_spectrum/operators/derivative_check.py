@@ -6,7 +6,7 @@ marked ``once_differentiable`` or detaches what it saves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,11 +22,10 @@ from hessian_spectrum.loss.gradient_check import displacement
 from hessian_spectrum.loss.minibatch_loss import Part
 from hessian_spectrum.loss.samples import Piece
 from hessian_spectrum.operators.curvature_products import push
+from hessian_spectrum.operators.differences import Difference, misfit, steps
 from hessian_spectrum.operators.not_finite import require_finite_product
 from hessian_spectrum.operators.product_modes import reverse
 
-AGREEMENT = 1e-3  # of two differences in float64; the product may differ by ten times this
-COARSE = 1e-2  # the same in lower arithmetic
 LARGE = 1e4  # a product is linear: one that is clipped is not
 NEARBY = 1e-3  # relative: where kinks are left, as of a ReLU at exactly 0
 
@@ -160,10 +159,11 @@ def _compare_product(
         ) from failed
     require_finite_product(evaluator.layout, part, theta, u, product, piece.named)
 
-    def difference(h: float) -> Tensor:
-        return (gradient(part, theta + h * u) - gradient(part, theta - h * u)) / (2 * h)
+    def difference(h: float) -> Difference:
+        ahead, behind = gradient(part, theta + h * u), gradient(part, theta - h * u)
+        return Difference((ahead - behind) / (2 * h), h, ahead.norm().item())
 
-    wrong = misfit(product, _steps(difference, arithmetic), arithmetic)
+    wrong = misfit(product, map(difference, steps(arithmetic)), arithmetic)
     if wrong is None or not wrong:
         return wrong is not None
     raise InputError(
@@ -189,20 +189,27 @@ def _compare_jacobian(
             raise
         return False
 
-    def difference(h: float) -> Tensor:
+    def difference(h: float) -> Difference:
         with torch.no_grad():
-            return (function(theta + h * u) - function(theta - h * u)) / (2 * h)
+            ahead, behind = function(theta + h * u), function(theta - h * u)
+        return Difference((ahead - behind) / (2 * h), h, ahead.norm().item())
 
-    differences = list(_steps(difference, arithmetic))
+    differences = [difference(h) for h in steps(arithmetic)]
     generator = torch.Generator().manual_seed(0)
     w = torch.randn(value.shape, generator=generator, dtype=torch.float64).to(value)
     w *= LARGE
     (pulled,) = torch.autograd.grad(value, leaf, w, materialize_grads=True)
     for found, expected in (
-        ((pulled @ u).reshape(1), [(w * d).sum().reshape(1) for d in differences]),
+        (
+            (pulled @ u).reshape(1),
+            [
+                Difference(w @ d.value[:, None], d.step, d.size * w.norm().item())
+                for d in differences
+            ],
+        ),
         (pushed, differences),
     ):
-        wrong = misfit(found, iter(expected), arithmetic)
+        wrong = misfit(found, expected, arithmetic)
         if wrong is None:
             return False
         if wrong:
@@ -215,21 +222,3 @@ def _compare_jacobian(
         "whose backward leaves torch or detaches what it is given? Write it with differentiable "
         "operations"
     )
-
-
-def _steps(difference: Callable[[float], Tensor], arithmetic: Arithmetic) -> Iterator[Tensor]:
-    return map(difference, reversed(arithmetic.steps))
-
-
-def misfit(found: Tensor, differences: Iterator[Tensor], arithmetic: Arithmetic) -> float | None:
-    """The relative misfit of a product; 0.0 if it fits, None if that cannot be said."""
-    first, second = differences
-    agreement = AGREEMENT if arithmetic.is_double else COARSE
-    size = second.norm()
-    if not (first - second).norm() <= agreement * size:
-        return None  # a NaN, or a kink
-    error = (found - second).norm()
-    if error <= 10 * agreement * size:
-        return 0.0
-    # In lower arithmetic the steps are so large that many kinks pass for a derivative.
-    return (error / size).item() if arithmetic.is_double else None

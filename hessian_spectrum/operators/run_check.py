@@ -18,14 +18,13 @@ from hessian_spectrum.loss.gradient_check import Slope, displacement, is_wrong
 from hessian_spectrum.loss.minibatch_loss import Part
 from hessian_spectrum.operators.curvature import Curvature
 from hessian_spectrum.operators.curvature_products import HESSIAN
-from hessian_spectrum.operators.derivative_check import SECOND_DERIVATIVES, misfit
+from hessian_spectrum.operators.derivative_check import SECOND_DERIVATIVES
+from hessian_spectrum.operators.differences import Difference, misfit, steps
 from hessian_spectrum.operators.not_finite import require_finite_product
 from hessian_spectrum.operators.product_modes import reverse
 
 # A GPU of these compute capabilities has half as many units for float64 as for float32.
 DOUBLES = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
-# Smaller than on a few samples: of all units of a minibatch few may switch between the two ends.
-STEPS = (1e-7, 1e-9)
 
 
 def check_on_all_data(operator: Curvature) -> None:
@@ -79,7 +78,6 @@ class _Check:
         statistics = self.evaluator.statistics(operator.theta)
         self.constants = self.evaluator.function.constants(arithmetic.dtype, statistics)
         self.u = displacement(self.evaluator.layout, self.theta)
-        self.steps = STEPS if arithmetic.is_double else arithmetic.steps
         self.has_concluded = False  # about second derivatives
         self.moved = torch.zeros(len(self.theta), dtype=torch.bool, device=self.theta.device)
 
@@ -129,11 +127,12 @@ class _Check:
             )
             self.evaluator.has_curvature |= bool(product.any())
         slopes: list[Slope] = []
-        for step in self.steps:
+        for step in steps(self.arithmetic):
             slope = Slope([part], self.theta, self.u, step)
             slopes.append(slope)
             self.moved |= slope.ahead.bool() | slope.behind.bool()
-            if slope.fits(self.arithmetic) and (product is None or self._agrees(product, slope)):
+            fits = product is None or misfit(product, [_of(slope)], self.arithmetic) == 0.0
+            if fits and slope.fits(self.arithmetic):
                 self.has_concluded = True
                 return
         last = first + leading_size(part.batch) - 1
@@ -146,7 +145,7 @@ class _Check:
             )
         if product is None:
             return
-        wrong = misfit(product, (slope.derivative for slope in slopes), self.arithmetic)
+        wrong = misfit(product, map(_of, slopes), self.arithmetic)
         if wrong:
             raise InputError(
                 f"Hessian products would be wrong: for samples {first} to {last}{self._of_rank} "
@@ -164,10 +163,9 @@ class _Check:
         world = self.evaluator.world
         return f" of rank {world.rank}" if world.size > 1 else ""
 
-    def _agrees(self, product: Tensor, slope: Slope) -> bool:
-        rounding = 1e3 * self.arithmetic.eps * slope.gradient_norm / slope.step
-        error = (product - slope.derivative).norm().item()
-        return error <= 1e-2 * product.norm().item() + rounding
+
+def _of(slope: Slope) -> Difference:
+    return Difference(slope.derivative, slope.step, slope.gradient_norm)
 
 
 def _name_zeros(evaluator: Evaluator, moved: Tensor) -> None:
