@@ -189,6 +189,10 @@ class LossFunction:
 
     # -- the model as it is ----------------------------------------------------------------------
 
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """All modules of model and loss, by name."""
+        return self._module.named_modules()
+
     def own_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters and buffers of model and loss, by the names of ``layout`` where it has."""
         tensors = (*self._module.named_parameters(), *self._module.named_buffers())
