@@ -44,9 +44,13 @@ def stored(
     }
 
 
-def stored_attribute(description: str) -> dict[str, Any]:
-    """Metadata of a number that is an attribute of the result's group; None is left out."""
-    return {"form": "attribute", "description": description}
+def stored_attribute(description: str, least: int | None = None) -> dict[str, Any]:
+    """Metadata of a number that is an attribute of the result's group; None is left out.
+
+    Args:
+        least: of a whole number; None: any real number.
+    """
+    return {"form": "attribute", "description": description, "least": least}
 
 
 def stored_rows(

@@ -28,6 +28,7 @@ from hessian_spectrum.krylov.ritz import WHICH, K, Which, counts, num_lower
 from hessian_spectrum.krylov.state import Array
 from hessian_spectrum.krylov.storage import Place
 from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.operators.same_call import place_of, require_same_computation, vectors_of
 from hessian_spectrum.planning.planned_operator import planned
 from hessian_spectrum.planning.product_planner import vectors_that_fit
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
@@ -112,14 +113,32 @@ def eigenpairs(
         of unit norm.
 
     Raises:
-        InputError: an argument is of no use; no room on the disk.
+        InputError: an argument is of no use, or differs between ranks; no room on the disk.
         FloatingPointError: a product is not finite.
 
     Cost: products as needed, two at the end, and of float32 four (``certify``: one for each pair);
     basis_size n / P entries on each of P ranks, and twice the eigenvectors; two or three small
-    reductions a step. At restarts and at the end one exchange more, of rank 0's decision; for a
-    ``tol`` below 1e-12 wherever the space is examined.
+    reductions a step, and one exchange at the start. At restarts and at the end one exchange more,
+    of rank 0's decision; for a ``tol`` below 1e-12 wherever the space is examined.
     """
+    _require_operator(operator)
+    require_same_computation(
+        operator,
+        "eigenpairs",
+        k=k,
+        which=which,
+        tol=tol,
+        seed=seed,
+        copies=copies,
+        block_size=block_size,
+        basis_size=basis_size,
+        max_products=max_products,
+        start=vectors_of(start),
+        certify=certify,
+        vectors=vectors,
+        basis=place_of(basis),
+        state=vectors_of(state),
+    )
     _check(operator, tol, seed, start)
     block_size = default_block(copies) if block_size is None else block_size
     capacity, most = sizes(operator.n, k, which, block_size, basis_size, max_products)
@@ -283,12 +302,15 @@ def expected_steps(max_products: int, block_size: int) -> int:
     return max(1, min(EXPECTED_STEPS, max_products // block_size))
 
 
-def _check(operator: SymmetricOperator, tol: float, seed: int, start: Any) -> None:
+def _require_operator(operator: SymmetricOperator) -> None:
     if not isinstance(operator, SymmetricOperator):
         raise InputError(
             f"eigenpairs of a {type(operator).__name__}; expected an operator such as "
             "hs.Hessian(evaluator)"
         )
+
+
+def _check(operator: SymmetricOperator, tol: float, seed: int, start: Any) -> None:
     if not isinstance(tol, (int, float)) or not 0 <= tol < 1:
         raise InputError(f"tol={tol}: expected a number from 0 to 1, relative to |lambda|max")
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:

@@ -12,6 +12,7 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.algorithms.eigenpairs import EXPECTED_STEPS, eigenpairs
 from hessian_spectrum.algorithms.minres import WORKING_VECTORS, solve
 from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.operators.same_call import require_same_computation
 from hessian_spectrum.planning.planned_operator import planned
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
@@ -71,6 +72,16 @@ def eigenpairs_near(
     Cost: some ten solutions for each pair, each of as many products as the spread of the spectrum
     over the distance of ``shift`` from the nearest eigenvalue, at most.
     """
+    require_same_computation(
+        operator,
+        "eigenpairs_near",
+        shift=shift,
+        k=k,
+        tol=tol,
+        seed=seed,
+        max_solves=max_solves,
+        max_steps=max_steps,
+    )
     if not isinstance(shift, (int, float)) or not math.isfinite(shift):
         raise InputError(f"shift={shift}: expected a finite number")
     most = max_solves or 20 + 10 * k

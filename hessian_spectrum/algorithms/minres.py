@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.operators.same_call import require_same_computation
 from hessian_spectrum.planning.planned_operator import planned
 
 EXPECTED_STEPS = 100  # products that a plan is made for
@@ -46,7 +47,7 @@ def solve(
         max_steps: default 5 n, as SciPy's.
 
     Raises:
-        InputError: b has another shape, is zero or not finite.
+        InputError: b has another shape, is zero or not finite; an argument differs between ranks.
         FloatingPointError: a product is not finite.
 
     Cost: a product a step, and three each time that MINRES is started again. Rank 0 iterates in
@@ -54,6 +55,7 @@ def solve(
     """
     world, n = operator.layout.world, operator.n
     b = torch.as_tensor(b).detach()
+    require_same_computation(operator, "solve", b=b, damping=damping, tol=tol, max_steps=max_steps)
     if tuple(b.shape) != (n,):
         raise InputError(f"b has shape {tuple(b.shape)}; expected ({n},)")
     if not b.isfinite().all() or not b.any():

@@ -22,6 +22,7 @@ from hessian_spectrum.krylov.state import ProbeState
 from hessian_spectrum.krylov.storage import Place
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.operators.curvature import Curvature
+from hessian_spectrum.operators.same_call import place_of, require_same_computation, vectors_of
 from hessian_spectrum.operators.transforms import Restricted, products_of_blocks
 from hessian_spectrum.planning.planned_operator import planned
 from hessian_spectrum.spectral.arithmetic import Arithmetic
@@ -84,12 +85,31 @@ def spectral_density(
         flags: what ranks tell each other, sent with a reduction that each step makes anyway.
         on_group: called after each of the data groups, on every rank.
 
-    Cost: b m products in m passes over the data; b (m + 1) n / P entries on each of P ranks. In
-    float32 four more, and four in float64 where the operator has them (``with_product_error``). The
-    block estimator adds O((b m)^3) flops of dense algebra for each of up to 24 groups of probes.
+    Raises:
+        InputError: an argument is of no use, or differs between ranks.
+
+    Cost: one exchange at the start; b m products in m passes over the data; b (m + 1) n / P entries
+    on each of P ranks. In float32 four products more, and four in float64 where the operator has
+    them (``with_product_error``). The block estimator adds O((b m)^3) flops of dense algebra for
+    each of up to 24 groups of probes.
     ``data_groups``: once more as many products and passes, however many groups.
     """
-    _check(operator, seed)
+    _require_operator(operator)
+    require_same_computation(
+        operator,
+        "spectral_density",
+        num_probes=num_probes,
+        num_steps=num_steps,
+        seed=seed,
+        estimator=estimator,
+        num_products=num_products,
+        target_error=target_error,
+        sigma2=sigma2,
+        data_groups=data_groups,
+        basis=place_of(basis),
+        state=vectors_of(state),
+    )
+    _check_seed(seed)
     if sigma2 is not None and not 0 < sigma2 < np.inf:
         raise InputError(f"sigma2={sigma2}: expected a variance, more than 0")
     if sigma2 is not None and target_error is None:
@@ -215,7 +235,17 @@ def spectral_densities(
     """
     if not isinstance(blocks, Mapping) or not blocks:
         raise InputError("blocks: expected name patterns by label, such as {'first': 'layer1.*'}")
-    _check(operator, seed)
+    _require_operator(operator)
+    require_same_computation(
+        operator,
+        "spectral_densities",
+        blocks=dict(blocks),
+        num_probes=num_probes,
+        num_steps=num_steps,
+        seed=seed,
+        basis=place_of(basis),
+    )
+    _check_seed(seed)
     choose(operator.n, "slq", num_probes, num_steps)
     sizes = [Restricted(operator, patterns).n for patterns in blocks.values()]
     kept = math.ceil(num_probes * (num_steps + 1) * sum(sizes) / operator.n)
@@ -253,12 +283,15 @@ def layer_blocks(operator: SymmetricOperator) -> dict[str, list[str]]:
     return blocks
 
 
-def _check(operator: SymmetricOperator, seed: int) -> None:
+def _require_operator(operator: SymmetricOperator) -> None:
     if not isinstance(operator, SymmetricOperator):
         raise InputError(
             f"spectral_density of a {type(operator).__name__}; expected an operator such as "
             "hs.Hessian(evaluator)"
         )
+
+
+def _check_seed(seed: int) -> None:
     if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**64:
         raise InputError(f"seed={seed}: expected a whole number, 0 or more and below 2^64")
 

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.analyses.alignment_result import Alignment, joined
+from hessian_spectrum.distributed.agreement import digest_of
 from hessian_spectrum.distributed.memory import available
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.sample_gradients import draw, minibatch_gradients, numbers
 from hessian_spectrum.operators.curvature import Curvature, Hessian
+from hessian_spectrum.operators.same_call import require_same_computation
 from hessian_spectrum.planning.planned_operator import planned
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
@@ -55,8 +57,8 @@ def alignment(
         An Alignment, one row for each batch size in ascending order.
 
     Raises:
-        InputError: a size that the data does not have, pairs of another matrix, or data whose
-            samples cannot be separated.
+        InputError: a size that the data does not have, pairs of another matrix, data whose samples
+            cannot be separated, or an argument that differs between ranks.
 
     Cost: for each size, ``num_batches`` Hessian products in passes of ``at_once``, and as many
     gradients of that size; one more product to check ``pairs``. Memory: on each rank
@@ -74,6 +76,15 @@ def alignment(
         [3, 1]
     """
     operator = operator or Hessian(evaluator)
+    require_same_computation(
+        operator,
+        "alignment",
+        batch_sizes=list(batch_sizes),
+        num_batches=num_batches,
+        seed=seed,
+        at_once=at_once,
+        **{"eigenvalues of pairs": None if pairs is None else digest_of(pairs.values)},
+    )
     total = round(evaluator.num_samples)
     sizes = sizes_of(batch_sizes, evaluator)
     if not isinstance(num_batches, int) or num_batches < 1:

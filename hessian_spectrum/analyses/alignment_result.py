@@ -62,8 +62,8 @@ class Alignment:
     )
     # (k,)
     residuals: Array = field(metadata=stored("|H v - lambda v|", ("eigenpair",), "eigenvalue"))
-    num_samples: int = field(metadata=stored_attribute("samples in the data"))
-    seed: int = field(metadata=stored_attribute("seed of the minibatches"))
+    num_samples: int = field(metadata=stored_attribute("samples in the data", 1))
+    seed: int = field(metadata=stored_attribute("seed of the minibatches", 0))
 
     def __post_init__(self):
         s, b = self.alignment.shape if self.alignment.ndim == 2 else (-1, -1)

@@ -28,6 +28,7 @@ from tyro.constructors import (
 )
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.validation import dashed
 from hessian_spectrum.config.files import read_file, with_fields
 
 Command = tuple[str, type, str]  # name, dataclass of its options, one line of help
@@ -53,7 +54,7 @@ def parse(
         quiet: print neither help nor errors, for a rank that is not the first.
 
     Raises:
-        InputError: a --config file that cannot be used.
+        InputError: a --config file that cannot be used; an option given twice.
         SystemExit: 0 after --help, 2 after an error that was printed.
     """
     argv, source = _config_file(list(argv))
@@ -62,6 +63,9 @@ def parse(
         raise InputError(
             f"--config goes behind {', '.join(takers)}: hessian-spectrum {takers[-1]} --config FILE"
         )
+    for name, cls, _ in commands:
+        if argv[:1] == [name]:
+            _require_given_once(argv[1:], cls)
     kinds = []
     for name, cls, summary in commands:
         chosen = argv[:1] == [name]
@@ -107,6 +111,30 @@ def _config_file(argv: list[str]) -> tuple[list[str], Path | None]:
     if not name:
         raise InputError("--config needs a file: --config FILE, .toml, .json or .h5")
     return argv[:i] + rest, Path(name)
+
+
+def _require_given_once(words: Sequence[str], cls: type) -> None:
+    """InputError for an option of one value that is given twice, in whatever spelling.
+
+    argparse takes the last one, so that a word left in a script would be ignored.
+    """
+    repeatable = {
+        dashed(name) for name, hint in get_type_hints(cls).items() if get_origin(hint) is tuple
+    }
+    given: dict[str, str] = {}
+    for word in words:
+        if not word.startswith("--"):
+            continue
+        option = dashed(word[2:].partition("=")[0])
+        option = option.removeprefix("no-")  # how tyro spells an option that is on by default
+        if option in given and option not in repeatable:
+            same = given[option] == word
+            raise InputError(
+                f"{word} was given twice; give it once"
+                if same
+                else f"{given[option]} and {word} are one option, given twice; give it once"
+            )
+        given[option] = word
 
 
 # -- help ------------------------------------------------------------------------------------

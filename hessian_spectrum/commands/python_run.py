@@ -68,8 +68,8 @@ def run(
         (surface, map), a Trajectory (track). None with ``dry_run=True``, which prints the plan.
 
     Raises:
-        InputError: an option that cannot be used or is given twice, an output that exists, an
-            earlier run that is another one.
+        InputError: an option that cannot be used, is given twice or differs between ranks, an
+            output that exists, an earlier run that is another one.
         FloatingPointError: a loss or product is not finite; what was finished is saved.
         Interrupted: SIGTERM, SIGUSR1 or Ctrl-C came; the state is saved, and the same call with
             ``resume=True`` continues from it. Not an Exception: let it pass, or exit with code 75,
@@ -97,6 +97,7 @@ def run(
     problem = _problem(model, loss_fn, data, options)
     config = command.located(config)
     world = World.current()
+    runner.require_same_options(command, config, world)
     if config.device is not None:
         device = resolve_device(config.device, world.local_rank, world.local_size)
         world = dataclasses.replace(world, device=device)

@@ -8,15 +8,19 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 
+from hessian_spectrum._core.validation import dashed
 from hessian_spectrum.commands.checkpointing import Checkpoints
 from hessian_spectrum.commands.computation import Computation, ConfigT, ResultT
 from hessian_spectrum.commands.output import writing
 from hessian_spectrum.commands.session import Session
 from hessian_spectrum.commands.signals import StopRequest
-from hessian_spectrum.distributed.agreement import on_first_rank, together
+from hessian_spectrum.config import to_dict
+from hessian_spectrum.distributed.agreement import on_first_rank, require_same_call, together
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.zoo import problem_loader
+
+OF_THE_MACHINE = ("device", "data_root")  # options in which ranks may differ
 
 
 def run(
@@ -102,10 +106,32 @@ def _take_steps(computation: Computation[ConfigT, ResultT], session: Session) ->
         raise
 
 
+def require_same_options(
+    command: type[Computation[ConfigT, ResultT]], config: ConfigT, world: World
+) -> None:
+    """InputError, which names the rank and the options, unless all ranks were given the same ones.
+
+    Called by every rank. One exchange of small objects. Options of a rank's own machine may differ.
+    """
+    options = {
+        f"--{dashed(name)}": value
+        for name, value in to_dict(config).items()
+        if name not in OF_THE_MACHINE
+    }
+    require_same_call(world, command.command, **options)
+
+
 def load_problem(
     command: type[Computation[ConfigT, ResultT]], config: ConfigT, world: World
 ) -> tuple[ConfigT, Problem]:
-    """The problem that ``config`` names, and ``config`` with what it left to the problem."""
+    """The problem that ``config`` names, and ``config`` with what it left to the problem.
+
+    Called by every rank.
+
+    Raises:
+        InputError: the problem cannot be made, or ranks were given different commands or options.
+    """
+    require_same_options(command, config, world)
     config = command.located(config)
     if config.download:  # once, before the others look
         on_first_rank(world, lambda: problem_loader.load(config))

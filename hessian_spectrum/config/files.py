@@ -29,7 +29,8 @@ def read_file(path: Path) -> dict[str, Any]:
     that run only (command, out, resume, overwrite) are left out.
 
     Raises:
-        InputError: no such file, not valid TOML or JSON, or not a table of options.
+        InputError: no such file, not valid TOML or JSON, not a table of options, or an option that
+            is given twice.
     """
     if not path.is_file():
         raise InputError(f"--config {path}: no such file")
@@ -43,7 +44,8 @@ def read_file(path: Path) -> dict[str, Any]:
         return fields
     try:
         text = path.read_text()
-        fields = json.loads(text) if path.suffix == ".json" else _toml(text)
+        is_json = path.suffix == ".json"
+        fields = json.loads(text, object_pairs_hook=_table) if is_json else _toml(text)
     except ValueError as error:
         raise InputError(f"--config {path}: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):
@@ -51,7 +53,10 @@ def read_file(path: Path) -> dict[str, Any]:
             f"--config {path}: holds a {type(fields).__name__}; expected a table of options, as "
             'in {"num-steps": 90}'
         )
-    return {name.replace("-", "_"): value for name, value in fields.items()}
+    try:
+        return _table([(name.replace("-", "_"), value) for name, value in fields.items()])
+    except ValueError as error:
+        raise InputError(f"--config {path}: {error}") from None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -119,6 +124,15 @@ def _expected(hint: Any) -> str:
 
 def _without_none(kinds: tuple) -> Any:
     return next(kind for kind in kinds if kind is not NoneType)
+
+
+def _table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict; ValueError for a key that comes twice, of which a dict would keep the last."""
+    fields = dict(pairs)
+    for name in fields:
+        if sum(key == name for key, _ in pairs) > 1:
+            raise ValueError(f"{dashed(name)} is given twice; give it once")
+    return fields
 
 
 def _toml(text: str) -> dict[str, Any]:

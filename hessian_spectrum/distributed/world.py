@@ -118,21 +118,28 @@ class World:
         if self.size > 1:
             _call(dist.barrier, group=self.group)
 
-    def raise_together(self, error: Exception | None) -> None:
+    def raise_together(self, error: Exception | None, beside: Any = None) -> list:
         """Raise the error of the first rank that has one on every rank; return if none has.
 
         A rank that raised alone would leave its peers waiting in the next collective. One exchange
         of small objects. ``agreement.together`` catches the errors of an action.
+
+        Args:
+            beside: this rank's part of what is returned, a small object.
+
+        Returns:
+            ``beside`` of every rank, in rank order.
 
         Raises:
             Exception: InputError, OSError, FloatingPointError and out-of-memory errors keep their
                 class, others become a RuntimeError; the text names the rank. If every rank has an
                 error, each raises its own.
         """
-        errors = self.gather_objects(None if error is None else _portable(error))
+        answers = self.gather_objects((None if error is None else _portable(error), beside))
+        errors = [portable for portable, _ in answers]
         first = next((rank for rank, e in enumerate(errors) if e is not None), None)
         if first is None:
-            return
+            return [other for _, other in answers]
         if error is not None and (all(errors) or self.size == 1):
             raise error
         kind, text = errors[first]

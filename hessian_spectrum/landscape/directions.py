@@ -12,22 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError, require_whole
 from hessian_spectrum.distributed.random_vectors import gaussian_probes
 from hessian_spectrum.distributed.sharding import Layout
+from hessian_spectrum.landscape import parameter_kinds
 from hessian_spectrum.landscape.results import DirectionVectors
 from hessian_spectrum.loss.evaluator import Evaluator
 
 NORMALIZATIONS = ("filter", "layer", "weight", "none")
 IGNORABLE = ("bias", "norm")
 REBUILT = ("random", "gradient")  # kinds whose recipes are enough to make them again
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_NORMS = (
-    nn.modules.batchnorm._NormBase,
-    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.LocalResponseNorm),
-)
 
 
 @dataclass(frozen=True)
@@ -109,10 +105,11 @@ def random(
         normalize: "filter": d_f |theta_f| / |d_f| for each filter f, the weights of one output of
             a convolution or dense layer. "layer": the same for each whole tensor. "weight":
             d_i |theta_i| / |d|_rms for each entry i. "none": standard normal entries.
-        ignore: "bias": zero along biases; "norm": zero along the parameters of BatchNorm,
-            LayerNorm and GroupNorm layers. Where they are not ignored, each such tensor is
-            normalized as a whole, since it has no filters. The code of Li et al. ignores both, or
-            sets d = theta there.
+        ignore: "bias": zero along biases; "norm": zero along the parameters of normalization
+            layers. Both are told by the types and shapes of modules (``parameter_kinds.kinds``).
+            Where they are not ignored, each such tensor is normalized as a whole, since it has no
+            filters, as are scalars and other vectors. The code of Li et al. ignores both, or sets
+            d = theta there.
 
     Raises:
         InputError: an unknown ``normalize`` or ``ignore``, or a number out of its range.
@@ -146,18 +143,17 @@ def normalized(
     unknown = [name for name in ignore if name not in IGNORABLE]
     if isinstance(ignore, str) or unknown:
         raise InputError(f"ignore={ignore!r}: expected some of {', '.join(IGNORABLE)}, in a tuple")
-    kinds = _kinds(ev.model)
+    kinds = parameter_kinds.kinds(ev.model)
     scaled = []
     moves = ev.layout.unflatten(rows.double())
     for name, weights in ev.layout.unflatten(theta.double()).items():
-        d, kind = moves[name], kinds.get(name, "")
-        if kind in ignore:
-            scaled.append(torch.zeros_like(d).flatten(1))
-            continue
-        if kind == "transposed":  # transposed convolutions have their filters along axis 1
-            d, weights = d.transpose(1, 2), weights.transpose(0, 1)
-        moved = _SCALE[normalize](d, weights)
-        scaled.append((moved.transpose(1, 2) if kind == "transposed" else moved).flatten(1))
+        d, kind = moves[name], kinds[name]
+        if kind.name in ignore:
+            d = torch.zeros_like(d)
+        else:
+            moved = _SCALE[normalize](kind.filters(d), kind.filters(weights[None])[0])
+            d = kind.back(moved, weights.shape)
+        scaled.append(d.reshape(len(d), -1))
     return torch.cat(scaled, dim=1).to(rows.dtype)
 
 
@@ -281,37 +277,20 @@ def rebuild(ev: Evaluator, theta: Tensor, recipes: Sequence[dict[str, Any]]) -> 
 # -- inside ------------------------------------------------------------------------------------
 
 
-def _kinds(model: nn.Module) -> dict[str, str]:
-    """Kinds by parameter name: "bias", "norm", "transposed"; all others have filters on axis 0."""
-    kinds = {}
-    for prefix, module in model.named_modules():
-        for name, p in module.named_parameters(recurse=False):
-            path = f"{prefix}.{name}" if prefix else name
-            if isinstance(module, _NORMS):
-                kinds[path] = "norm"
-            elif name.startswith("bias") or p.ndim == 0:
-                kinds[path] = "bias"
-            elif isinstance(module, _TRANSPOSED) and p.ndim > 1:
-                kinds[path] = "transposed"
-    return kinds
+# d: (k, filters, entries), weights: (filters, entries).
 
 
 def _by_filter(d: Tensor, weights: Tensor) -> Tensor:
-    """d: (k, filters, ...), weights: (filters, ...)."""
-    if weights.ndim < 2:
-        return _by_layer(d, weights)
-    norms = d.flatten(2).norm(dim=2) if d.ndim > 2 else d.abs()
-    return d * _ratio(weights.flatten(1).norm(dim=1), norms).view(*norms.shape, *[1] * (d.ndim - 2))
+    return d * _ratio(weights.norm(dim=1), d.norm(dim=2))[..., None]
 
 
 def _by_layer(d: Tensor, weights: Tensor) -> Tensor:
-    norms = d.flatten(1).norm(dim=1)
-    return d * _ratio(weights.norm(), norms).view(-1, *[1] * (d.ndim - 1))
+    return d * _ratio(weights.norm(), d.flatten(1).norm(dim=1))[:, None, None]
 
 
 def _by_weight(d: Tensor, weights: Tensor) -> Tensor:
     rms = d.flatten(1).square().mean(1).sqrt()
-    return d * weights.abs() * _ratio(torch.ones_like(rms), rms).view(-1, *[1] * (d.ndim - 1))
+    return d * weights.abs() * _ratio(torch.ones_like(rms), rms)[:, None, None]
 
 
 def _ratio(above: Tensor, below: Tensor) -> Tensor:

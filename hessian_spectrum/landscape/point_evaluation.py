@@ -57,15 +57,15 @@ def evaluate(
     Args:
         points: converted to the evaluator's dtype and device at each call, if they differ.
         plan: default: one point at a time.
-        test: the same model on other data. With ``batch_norm="recalibrate"`` it is normalized by
-            the statistics of ``ev``'s data.
+        test: the same model on other data, with a weight decay of its own. With
+            ``batch_norm="recalibrate"`` it is normalized by the statistics of ``ev``'s data.
         quantities: "loss", "accuracy", or both; default: both where targets are class indices.
             Accuracy is the share of samples (for sequences: of targets that are not ignored) whose
             largest output is their label.
 
     Returns:
-        "loss", "accuracy", and with ``test`` also "test_loss", "test_accuracy". The loss includes
-        weight decay. Where it is inf or NaN the accuracy is NaN.
+        "loss", "accuracy", and with ``test`` also "test_loss", "test_accuracy". Each loss
+        includes the weight decay of its own evaluator. Where it is inf or NaN the accuracy is NaN.
 
     Raises:
         InputError: a range outside the points, points of another model, an unknown quantity, or
@@ -126,9 +126,6 @@ def _chunk(
     """Values at a chunk of points, (points, quantities), of ``ev`` and then of ``test``."""
     theta = points.rows(chunk.start, chunk.stop)
     evaluators = [ev] if test is None else [ev, test]
-    decay = theta.new_zeros(len(theta), dtype=torch.float64)
-    if ev.weight_decay:  # skipped at 0, since 0 times a square that overflows is NaN
-        decay = ev.weight_decay / 2 * theta.double().square().sum(1)
     # With recalibrated BatchNorm each point has its own statistics, and so its own pass.
     shared = 1 if ev.batch_norm == "recalibrate" else len(theta)
     sums: list[list[Tensor]] = [[] for _ in evaluators]
@@ -137,13 +134,16 @@ def _chunk(
         statistics = ev.statistics(rows[0])
         for one, total in zip(evaluators, sums):
             sums_of = partial(_sums, one, points, i, rows, plan, wanted, statistics)
-            total.append(failures.attempt(sums_of, decay.new_empty(len(rows), 3)))
+            total.append(
+                failures.attempt(sums_of, rows.new_empty(len(rows), 3, dtype=torch.float64))
+            )
     columns = []
     for one, total in zip(evaluators, sums):
         summed = one.world.sum(torch.cat(total))
         failures.raise_where_not_finite(summed)
         loss, correct, counted = summed.unbind(1)
-        loss = loss + decay
+        if one.weight_decay:  # skipped at 0, since 0 times a square that overflows is NaN
+            loss = loss + one.weight_decay / 2 * theta.double().square().sum(1)
         accuracy = torch.where(loss.isfinite(), correct / counted, torch.nan)
         columns += [{"loss": loss, "accuracy": accuracy}[name] for name in wanted]
     return torch.stack(columns, dim=1).cpu().numpy()

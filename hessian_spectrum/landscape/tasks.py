@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hessian_spectrum.distributed.agreement import require_same_call
 from hessian_spectrum.landscape import point_planner
 from hessian_spectrum.landscape.parameter_points import Points
 from hessian_spectrum.landscape.point_evaluation import evaluate
@@ -78,7 +79,21 @@ def compute(
         test: the same model on other data, evaluated at the same points ("test_loss", ...).
         quantities: as in ``evaluate``.
         plan: default: chosen by ``point_planner.plan``, which times trials where that pays.
+
+    Raises:
+        InputError: the points or options differ between ranks.
+
+    Cost: that of ``evaluate``; on several ranks a SHA-256 of the points' vectors, in one exchange.
     """
+    require_same_call(
+        ev.world,
+        "an evaluation of points",
+        weights=task.points.weights,
+        vectors=task.points.vectors,
+        test=test is not None,
+        quantities=quantities and list(quantities),
+        plan=plan,
+    )
     plan = plan or point_planner.plan(ev, task.points, test=test)[0]
     values = evaluate(ev, task.points, plan=plan, test=test, quantities=quantities)
     return task.finish(values)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.distributed.agreement import Failures, require_same
+from hessian_spectrum.distributed.agreement import CALL, Failures, agreed
 from hessian_spectrum.distributed.world import World, resolve_device
-from hessian_spectrum.loss import digests, fallbacks, reading, validation
+from hessian_spectrum.loss import digests, fallbacks, reading, validation, wrappers
 from hessian_spectrum.loss.batching import cast
 from hessian_spectrum.loss.counts import Counts
 from hessian_spectrum.loss.functional import LossFunction
@@ -37,7 +37,8 @@ class Evaluator:
     requires_grad and the random state.
 
     Args:
-        model: the network, on any device, in any mode.
+        model: the network, on any device, in any mode. Of DistributedDataParallel, DataParallel
+            and torch.compile the module inside is used, with its names of parameters.
         loss_fn: ``loss_fn(model(x), y)`` for batches that are pairs; with ``forward``,
             ``loss_fn(outputs, batch)``.
         data: a pair of tensors (inputs, targets), a Dataset or a DataLoader; every rank is
@@ -65,10 +66,13 @@ class Evaluator:
     Raises:
         InputError: the loss is random, not finite, not the ``reduction`` that was stated, or
             depends on how samples are grouped; the data is empty or has labels out of range;
-            ranks hold different models.
+            ranks hold different models or data, or were given different options; the message
+            names the rank and what differs.
 
-    Cost: construction reads the data once, and once more if it is too large to be kept on the
-    device, and evaluates the loss of each minibatch twice.
+    Cost: on several ranks, SHA-256 of the parameters and of the data that are in memory
+    (``digests.of_source``), sent with two exchanges of small objects. Construction reads the data
+    once, and once more if it is too large to be kept on the device, and evaluates the loss of each
+    minibatch twice.
     """
 
     def __init__(
@@ -91,24 +95,44 @@ class Evaluator:
         world: World | None = None,
         data_is_local: bool = False,
     ):
-        if not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:
-            raise InputError(f"weight_decay={weight_decay}: expected a number, 0 or more")
-        world = world or World.current()
-        if device is not None:
-            world = replace(world, device=resolve_device(device))
-        self.function = LossFunction(
-            model,
-            loss_fn,
-            world,
-            forward=forward,
-            reduction=reduction,
-            count=count,
-            parameters=parameters,
-            batch_norm=batch_norm,
-            dropout=dropout,
-            dropout_seed=dropout_seed,
-            dtype=dtype,
-        )
+        ranks = world or World.current()
+
+        def made() -> LossFunction:
+            if not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:
+                raise InputError(f"weight_decay={weight_decay}: expected a number, 0 or more")
+            place = resolve_device(device) if device is not None else ranks.device
+            return LossFunction(
+                wrappers.unwrapped(model) if isinstance(model, nn.Module) else model,
+                loss_fn,
+                replace(ranks, device=place),
+                forward=forward,
+                reduction=reduction,
+                count=count,
+                parameters=parameters,
+                batch_norm=batch_norm,
+                dropout=dropout,
+                dropout_seed=dropout_seed,
+                dtype=dtype,
+            )
+
+        def facts(function: LossFunction) -> dict[str, Any]:
+            return {
+                CALL: "Evaluator",
+                **digests.of_function(function),
+                "weight_decay": float(weight_decay),
+                "reduction": reduction,
+                "batch_size": batch_size,
+                "batch_norm": batch_norm,
+                "dropout": dropout,
+                "dropout_seed": dropout_seed,
+                "dtype": function.dtype,
+                "data_is_local": data_is_local,
+                "a forward": forward is not None,
+                "a count": count is not None,
+            }
+
+        self.function = agreed(ranks, made, facts)
+        model, world = self.function.model, self.function.layout.world
         self.world, self.weight_decay = world, weight_decay
         self.model, self.loss_fn = model, loss_fn
         self.layout, self.n = self.function.layout, self.function.layout.n
@@ -127,8 +151,6 @@ class Evaluator:
         if world.rank == 0:
             fallbacks.say_once(self.fallbacks)
         self.note_unverified("the gradient", share.gradient_unverified)
-        state = partial(digests.of_state, self.function)
-        require_same(world, state, "models (parameters, buffers or their names)")
         self._recalibrated = None
         if self.batch_norm == "recalibrate":
             self._recalibrated = Recalibrated(self.function, self.batches, world, self.counts)

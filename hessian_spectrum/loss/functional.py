@@ -15,7 +15,7 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss import batch_norm as normalization
-from hessian_spectrum.loss import criteria, torch_state
+from hessian_spectrum.loss import criteria, torch_state, wrappers
 from hessian_spectrum.loss import dropout as frozen_dropout
 from hessian_spectrum.loss.attributes import Attributes
 from hessian_spectrum.loss.backends import (
@@ -204,6 +204,10 @@ class LossFunction:
 
     # -- the model as it is ----------------------------------------------------------------------
 
+    def modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """All modules of model and loss, by name."""
+        return self._module.named_modules()
+
     def own_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The parameters and buffers of model and loss, by the names of ``layout`` where it has."""
         tensors = (*self._module.named_parameters(), *self._module.named_buffers())
@@ -284,6 +288,7 @@ class LossFunction:
                     stack.enter_context(LeanCrossEntropy())
                 if self.weight_norm:
                     stack.enter_context(DifferentiableWeightNorm())
+                stack.enter_context(wrappers.bypassed(self._module))
                 stack.enter_context(unfused_recurrences(self.model))
                 stack.enter_context(without_checkpointing())
                 stack.enter_context(differentiable_kernels(precision, self.device))

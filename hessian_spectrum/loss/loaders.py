@@ -193,7 +193,7 @@ class _Lists(Sampler):
 
 
 def _stream_reader(loader: DataLoader, dealer: _Dealer):
-    first = [_leaves(_first_batches(loader, seed)) for seed in (0, 1)]
+    first = [leaves(_first_batches(loader, seed)) for seed in (0, 1)]
     if not first[0]:
         raise InputError("the data is empty: 0 batches; expected at least one sample")
     if not _same(*first):
@@ -274,7 +274,7 @@ def refuse_shuffled(data: Any, layers: Any) -> None:
 
 def _refuse_random_samples(dataset: Any) -> None:
     for i in np.unique(np.linspace(0, len(dataset) - 1, READ_TWICE).astype(int)).tolist():
-        if not _same(_leaves(dataset[i]), _leaves(dataset[i])):
+        if not _same(leaves(dataset[i]), leaves(dataset[i])):
             raise InputError(
                 f"sample {i} of the {type(dataset).__name__} differs when it is read again (random "
                 "augmentation?); remove the random transform, or read the data once into tensors "
@@ -282,7 +282,8 @@ def _refuse_random_samples(dataset: Any) -> None:
             )
 
 
-def _leaves(batch: Any) -> list[Any]:
+def leaves(batch: Any) -> list[Any]:
+    """The leaves of a batch or of a sample: tensors, arrays, numbers, texts."""
     containers.register(batch)
     return tree_leaves(batch)
 

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.distributed.agreement import together
+from hessian_spectrum.distributed.agreement import agreed
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss import batch_norm as normalization
 from hessian_spectrum.loss import (
     criteria,
+    digests,
     fallbacks,
     gradient_check,
     loaders,
@@ -46,12 +47,18 @@ def read(
     function: LossFunction, data: Any, batch_size: int, world: World, data_is_local: bool
 ) -> Share:
     """This rank's share of the data, after the checks of ``validation``; sets the function's
-    ``large_softmax``. Called by every rank.
+    ``large_softmax``. Called by every rank. One exchange of small objects.
 
     Raises:
-        InputError: on every rank, if the model, the data or the loss is refused on one.
+        InputError: on every rank, if the model, the data or the loss is refused on one, or if ranks
+            were given different data, unless each was given its share.
     """
-    return together(world, lambda: _read(function, data, batch_size, world, data_is_local))
+
+    return agreed(
+        world,
+        lambda: _read(function, data, batch_size, world, data_is_local),
+        lambda _: {} if data_is_local else digests.of_source(data),
+    )
 
 
 def _read(

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.distributed.agreement import Failures, require_same, together
+from hessian_spectrum.distributed.agreement import CALL, Failures, agreed, digest_of, together
 from hessian_spectrum.loss import batch_norm, criteria
-from hessian_spectrum.loss.digests import of_tensor
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.gradient import gradient
 from hessian_spectrum.loss.minibatch_loss import Part
@@ -56,11 +55,14 @@ class Curvature(SymmetricOperator):
         self.layout = evaluator.layout
         self.dtype = evaluator.dtype
         self._failures = Failures(evaluator.world)
-        self.theta = evaluator.checked(theta)
-        if theta is not None:
-            require_same(evaluator.world, lambda: of_tensor(self.theta), "vectors theta")
+        self.theta = agreed(evaluator.world, lambda: evaluator.checked(theta), self._facts)
         self._check()
         self._local = Linearization(evaluator, self.theta, self.plan, self.form)
+
+    def _facts(self, theta: Tensor) -> dict[str, object]:
+        """What all ranks must have in common."""
+        call = f"{type(self).__name__} with a plan" if self.is_planned else type(self).__name__
+        return {CALL: call, "vectors theta": digest_of(theta), "plan": self.plan}
 
     def planned(self, plan: ProductPlan, first: Products | None = None) -> Self:
         """The same matrix with products formed by ``plan``.

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.agreement import require_same_call
 from hessian_spectrum.distributed.sharding import Layout, matches, require_matches
 from hessian_spectrum.operators.base import SymmetricOperator
 
@@ -142,6 +143,7 @@ class Deflated(_Transform):
     def __init__(self, base: SymmetricOperator, vectors: Tensor):
         super().__init__(base)
         rows = torch.as_tensor(vectors).detach()
+        require_same_call(self.layout.world, "Deflated", vectors=rows)
         if rows.ndim != 2 or rows.shape[1] != self.n or not 0 < len(rows) <= self.n:
             raise InputError(
                 f"vectors of shape {tuple(rows.shape)}; expected (k, {self.n}), 0 < k <= n"
@@ -177,6 +179,7 @@ class Preconditioned(_Transform):
     def __init__(self, base: SymmetricOperator, diagonal: Tensor):
         super().__init__(base)
         diagonal = torch.as_tensor(diagonal).detach()
+        require_same_call(self.layout.world, "Preconditioned", diagonal=diagonal)
         if tuple(diagonal.shape) != (self.n,):
             raise InputError(f"diagonal of shape {tuple(diagonal.shape)}; expected ({self.n},)")
         if not (diagonal > 0).all() or not diagonal.isfinite().all():

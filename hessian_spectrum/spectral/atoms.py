@@ -52,7 +52,7 @@ class Atoms:
         )
     )
     # number of eigenvalues of H
-    n: int = field(metadata=stored_attribute("number of eigenvalues"))
+    n: int = field(metadata=stored_attribute("number of eigenvalues", 1))
     # (s,), each node lies within this of an eigenvalue; units of the nodes
     residuals: Array = field(
         metadata=stored("an eigenvalue lies this near", ("node",), "eigenvalue")

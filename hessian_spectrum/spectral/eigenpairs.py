@@ -43,7 +43,7 @@ class EigenPairs:
     )
     # how many are of the lower end of the spectrum; None if unknown
     num_lower: int | None = field(
-        default=None, metadata=stored_attribute("number of pairs of the lower end")
+        default=None, metadata=stored_attribute("number of pairs of the lower end", 0)
     )
 
     def __len__(self) -> int:

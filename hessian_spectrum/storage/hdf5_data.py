@@ -74,6 +74,14 @@ def require_data(group: h5py.Group, name: str) -> h5py.Dataset:
     return data
 
 
+def require_real(group: h5py.Group, name: str) -> h5py.Dataset:
+    """As ``require_data``; InputError also where it is complex, as no field of a result is."""
+    data = require_data(group, name)
+    if data.dtype.kind == "c":
+        raise InputError(f"is damaged: {data.name} has complex numbers; expected real ones")
+    return data
+
+
 def require_name(name: object) -> str:
     """``name``, if HDF5 can take it for a group or a data set; else InputError."""
     if not isinstance(name, str) or not re.fullmatch(r"(?=.*[^.])[^/\0\n]+", name):

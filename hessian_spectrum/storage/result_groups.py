@@ -20,6 +20,7 @@ from hessian_spectrum.storage.hdf5_data import (
     read_data,
     read_text,
     require_name,
+    require_real,
     to_json,
     value_of,
     write_data,
@@ -120,12 +121,24 @@ def _read_array(group: h5py.Group, name: str, about: About) -> Any:
     if name == JSON_FIELD:
         return json.loads(read_text(group, name))
     if isinstance(group.get(name), h5py.Group):
-        return {inner: value_of(data) for inner, data in group[name].items()}
-    return read_data(group, name)
+        return {inner: value_of(require_real(group[name], inner)) for inner in group[name]}
+    return value_of(require_real(group, name))
 
 
 def _read_attribute(group: h5py.Group, name: str, about: About) -> Any:
-    return group.attrs[name].item() if name in group.attrs else ABSENT
+    if name not in group.attrs:
+        return ABSENT
+    value, least = group.attrs[name], about["least"]
+    value = value.item() if isinstance(value, np.generic) else value
+    is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if least is None and not is_real:
+        raise InputError(f"is damaged: {group.name} has {name}={value!r}; expected a real number")
+    if least is not None and (not isinstance(value, int) or not is_real or value < least):
+        raise InputError(
+            f"is damaged: {group.name} has {name}={value!r}; expected a whole number, {least} or "
+            "more"
+        )
+    return value
 
 
 def _read_group(group: h5py.Group, name: str, about: About) -> Any:
@@ -172,7 +185,7 @@ def _read_sequence(group: h5py.Group, name: str, about: About) -> Any:
     fields = dataclasses.fields(about["of"])
     counts = [field.name for field in fields if field.metadata["form"] == "count"]
     arrays = [field for field in fields if field.name not in counts]
-    data = {field.name: read_data(group, field.name) for field in arrays}
+    data = {field.name: value_of(require_real(group, field.name)) for field in arrays}
     items = []
     for i, row in enumerate(read_data(group, SHAPES).tolist()):
         columns = iter(row)

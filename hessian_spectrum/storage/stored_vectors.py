@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.storage.hdf5_data import one_line, read_text, require_data, write_text
+from hessian_spectrum.storage.hdf5_data import one_line, read_text, require_real, write_text
 from hessian_spectrum.storage.shards import LazyRows, ShardedVectors, ShardFolder
 
 MAX_VECTOR_BYTES = 2 << 30  # above, replacing the file whole at every save would cost too much
@@ -70,7 +70,7 @@ def write_rows(
 def read_rows(group: h5py.Group, name: str) -> StoredVectors | ShardedVectors | None:
     """The rows in this group or in shards; None where there are none."""
     if name in group:
-        return StoredVectors(require_data(group, name))
+        return StoredVectors(require_real(group, name))
     if f"{name}_shards" not in group:
         return None
     shards = json.loads(read_text(group, f"{name}_shards"))

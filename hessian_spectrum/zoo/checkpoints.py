@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from hessian_spectrum._core.atomic import replacing
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.loss.wrappers import unwrapped
 
+_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and its kin, torch.compile
 _SHOWN = 2  # keys that a message names; it counts the others
 
 
@@ -23,15 +25,18 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     Args:
         model: changed in place, unless an error is raised; keeps its device and dtype.
         path: a ``.safetensors`` file, or else a file of ``torch.save`` that holds a
-            state_dict, alone or under the key "state_dict" or "model". A "module." before every
-            key (DataParallel) is dropped.
+            state_dict, alone or under the key "state_dict" or "model". A "module." (DataParallel)
+            or "_orig_mod." (torch.compile) before every key is dropped, in the file and in the
+            model.
 
     Raises:
-        InputError: no such file, not a checkpoint, or the checkpoint of another model.
+        InputError: no such file, not a checkpoint, the checkpoint of another model, or one whose
+            numbers the model's real or whole numbers cannot hold.
     """
-    path = Path(path).expanduser()
-    state = _without_wrapper(_state_dict_in(_read(path), path), model)
-    _require_same_entries(state, model.state_dict(), path)
+    path, model = Path(path).expanduser(), unwrapped(model)
+    state, own = _without_wrapper(_state_dict_in(_read(path), path), model), model.state_dict()
+    _require_same_entries(state, own, path)
+    _require_same_numbers(state, own, path)
     model.load_state_dict(state)
 
 
@@ -118,11 +123,21 @@ def _described(content: object) -> str:
 
 
 def _without_wrapper(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    wrapped = all(key.startswith("module.") for key in state)
-    # A model may have a child that is really called "module".
-    if not wrapped or any(key.startswith("module.") for key in model.state_dict()):
-        return state
-    return {key.removeprefix("module."): value for key, value in state.items()}
+    own = model.state_dict()
+    while True:
+        # A model may have a child that is really called "module".
+        wrapper = next(
+            (
+                prefix
+                for prefix in _WRAPPERS
+                if all(key.startswith(prefix) for key in state)
+                and not all(key.startswith(prefix) for key in own)
+            ),
+            None,
+        )
+        if wrapper is None:
+            return state
+        state = {key.removeprefix(wrapper): value for key, value in state.items()}
 
 
 def _require_same_entries(
@@ -142,6 +157,31 @@ def _require_same_entries(
             f"{path} belongs to another model ({differences}); build the model that was saved, "
             f"or give its checkpoint"
         )
+
+
+def _require_same_numbers(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path
+) -> None:
+    """InputError where the conversion to the model's dtype drops a part of the numbers.
+
+    Imaginary parts and fractions are a part; the last digits of a float64 are not.
+    """
+    for key, t in state.items():
+        if t.is_complex() and not own[key].is_complex():
+            raise InputError(
+                f"{path} holds complex numbers for {key}, but the model has {_type(own[key])} "
+                "there, without imaginary parts; save real tensors, or build the complex model"
+            )
+        is_whole = not (own[key].is_floating_point() or own[key].is_complex())
+        if is_whole and not torch.equal(t, t.to(own[key].dtype).to(t.dtype)):
+            raise InputError(
+                f"{path} holds numbers of {_type(t)} for {key} that the model's {_type(own[key])} "
+                "cannot hold; build the model that was saved, or give its checkpoint"
+            )
+
+
+def _type(t: Tensor) -> str:
+    return str(t.dtype).removeprefix("torch.")
 
 
 def _few(keys: Sequence[object]) -> str:

@@ -201,7 +201,7 @@ def test_wrong_input_is_one_line_exit_code_2_and_no_file(inside, capsys):
         capsys, [*run, "--num-steps", "9999"], "--num-steps 9999 exceeds the number of parameters"
     )
     fails(capsys, [*run, "--num-probes", "0"], "--num-probes 0: expected 1 or more")
-    fails(capsys, [*run, "--limit", "0"], "limit")
+    fails(capsys, ["density", "--model", MODEL, "--dataset", "digits", "--limit", "0"], "limit")
     fails(capsys, ["density", "--model", "vgg9", "--dataset", "digits"], "unknown model")
     fails(capsys, ["density", "--model", "resnet21", "--dataset", "digits"], "a depth of 6 b + 2")
     fails(capsys, ["density", "--model", MODEL, "--dataset", "faces"], "faces")

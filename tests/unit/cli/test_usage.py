@@ -40,11 +40,46 @@ def refused(capsys, argv, *words, code=2):
     return said
 
 
+def with_option(words, option, value):
+    """The words with that option in place of another value of it."""
+    if option in words:
+        place = words.index(option)
+        words = words[:place] + words[place + 2 :]
+    return [*words, option, value]
+
+
 def parsed(*argv):
     return parse(argv, cli._commands(), "")
 
 
 # -- options -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--seed", "1", "--seed", "2"], "--seed was given twice"),
+        (["--seed=1", "--seed", "1"], "--seed=1 and --seed are one option, given twice"),
+        (["--num_steps", "3", "--num-steps", "4"], "--num_steps and --num-steps are one option"),
+        (["--overwrite", "--overwrite"], "--overwrite was given twice"),
+        (["--resume", "--no-resume"], "--resume and --no-resume are one option"),
+    ],
+)
+def test_an_option_of_one_value_is_given_once(inside, capsys, words, said):
+    refused(capsys, [*ZOO, "--out", "a.h5", *words], said)
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("run.json", '{"seed": 1, "seed": 2}'),
+        ("run.json", '{"num-steps": 1, "num_steps": 1}'),
+        ("run.toml", "num-steps = 1\nnum_steps = 2\n"),
+    ],
+)
+def test_an_option_stands_once_in_a_file(inside, capsys, name, text):
+    (inside / name).write_text(text)
+    refused(capsys, ["density", "--config", name], f"--config {name}: ", "is given twice")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +122,7 @@ def test_numbers_of_a_query_may_be_negative():
     ],
 )
 def test_values_that_no_run_can_use_are_refused_before_anything_is_read(option, value, expected):
-    config = parsed(*ZOO, option, value)
+    config = parsed(*with_option(ZOO, option, value))
     with pytest.raises(InputError, match=rf"{option} {value}.*: expected .*") as caught:
         config.check()
     assert expected in str(caught.value).replace("\\", "")
@@ -363,7 +398,8 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch):
     ],
 )
 def test_settings_that_cannot_train_are_refused_without_a_folder(inside, capsys, option, value):
-    refused(capsys, [*TRAIN, f"--{option}", value], f"--{option} {value}"[:9], "expected")
+    words = with_option(TRAIN, f"--{option}", value)
+    refused(capsys, words, f"--{option} {value}"[:9], "expected")
 
 
 def test_data_that_do_not_fit_are_refused_and_earlier_checkpoints_stay(inside, capsys):

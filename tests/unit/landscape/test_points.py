@@ -22,8 +22,7 @@ from hessian_spectrum.landscape.tasks import PointTask, compute
 
 @pytest.mark.parametrize("name", PLANS)
 def test_every_plan_gives_the_loss_and_accuracy_of_each_point(name):
-    ev, test = evaluator(weight_decay=0.1), evaluator(samples=6)
-    test.weight_decay = 0.0
+    ev, test = evaluator(weight_decay=0.1), evaluator(samples=6, weight_decay=0.3)
     some = plane(ev)
     found = evaluate(ev, some, plan=PLANS[name], test=test)
     x, y = images(11)
@@ -34,8 +33,14 @@ def test_every_plan_gives_the_loss_and_accuracy_of_each_point(name):
         expected = F.cross_entropy(outputs, y).item() + 0.05 * theta.square().sum().item()
         assert found["loss"][i] == pytest.approx(expected, rel=1e-13)
         assert found["accuracy"][i] == (outputs.argmax(1) == y).double().mean().item()
-    expected = test.loss(some.rows(0, 7)).numpy() + 0.05 * some.rows(0, 7).square().sum(1).numpy()
+    # The test evaluator's own weight decay, not that of the training evaluator.
+    expected = test.loss(some.rows(0, 7)).numpy()
     np.testing.assert_allclose(found["test_loss"], expected, rtol=1e-13)
+    test.weight_decay = 0.0
+    without = evaluate(ev, some, plan=PLANS[name], test=test)
+    decay = 0.15 * some.rows(0, 7).square().sum(1).numpy()
+    np.testing.assert_allclose(without["test_loss"], expected - decay, rtol=1e-12)
+    np.testing.assert_array_equal(without["loss"], found["loss"])
 
 
 @pytest.mark.parametrize("name", PLANS)

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from hessian_spectrum._core import atomic
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.world import World
+from hessian_spectrum.landscape.results import Curve
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.storage import hdf5_schema, run_file, shards, stored_vectors, writer_lock
@@ -339,9 +340,41 @@ def shorten(name):
     return damage
 
 
+def make_complex(name):
+    def damage(file):
+        values = file[name][()]
+        del file[name]
+        file[name] = values.astype(complex)
+
+    return damage
+
+
+def attribute(name, value):
+    def damage(file):
+        group, _, attribute = name.rpartition("/")
+        file[group].attrs[attribute] = value
+
+    return damage
+
+
 @pytest.mark.parametrize(
     "damage, reason",
     [
+        *(
+            (make_complex(name), f"{name} has complex numbers")
+            for name in (
+                *("density/main/nodes", "density/main/weights", "density/main/residuals"),
+                *("density/main/drawn/values", "eigenpairs/main/values"),
+                *("eigenpairs/main/residuals", "eigenpairs/main/vectors"),
+                *("curve/main/t", "curve/main/values/loss"),
+            )
+        ),
+        *(
+            (attribute("density/main/n", n), "whole number, 1 or more")
+            for n in (-5, 0, 2.5, True, 1j, "many")
+        ),
+        (attribute("density/main/scatter", 1j), "scatter=1j; expected a real number"),
+        (attribute("eigenpairs/main/num_lower", -1), "whole number, 0 or more"),
         (delete("density/main/weights"), "data set /density/main/weights is missing"),
         (delete("config"), "data set /config is missing"),
         (delete("eigenpairs/main/residuals"), "data set /eigenpairs/main/residuals is missing"),
@@ -353,7 +386,10 @@ def shorten(name):
     ],
 )
 def test_damaged_content_is_refused(path, damage, reason):
-    run_file.save(path, some_measure(), some_pairs())
+    t = np.linspace(0, 1, 3)
+    curve = Curve(t, t, {"loss": t}, {"path": "linear"})
+    pairs = dataclasses.replace(some_pairs(), num_lower=2)
+    run_file.save(path, some_measure(), pairs, curve)
     with h5py.File(path, "r+") as file:
         damage(file)
     refused(f"{path}: is damaged.*{reason}", run_file.open, path)

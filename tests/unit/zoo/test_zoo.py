@@ -327,6 +327,33 @@ def test_safetensors_are_read(tmp_path, prefix):
     assert same_state(model, other)
 
 
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_wrappers_of_training_are_dropped_in_any_order(tmp_path, prefix):
+    model, other = seeded(), build_model("mlp-64-20-10", input_shape=(1, 8, 8))
+    torch.save({prefix + k: v for k, v in model.state_dict().items()}, tmp_path / "c.pt")
+    load_checkpoint(nn.DataParallel(torch.compile(other, backend="eager")), tmp_path / "c.pt")
+    assert same_state(model, other)
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_imaginary_parts_are_refused_by_tensor(tmp_path, suffix):
+    path, state = tmp_path / f"c{suffix}", dict(seeded().state_dict())
+    state["3.weight"] = state["3.weight"] * (1 + 1j)
+    (torch.save if suffix == ".pt" else save_file)(state, path)
+    refused(path, ["complex numbers for 3.weight", "float32"])
+
+
+def test_fractions_are_refused_where_the_model_counts(tmp_path):
+    norm, path = nn.BatchNorm1d(2), tmp_path / "c.pt"
+    state = {name: t.double() for name, t in norm.state_dict().items()}
+    torch.save(state, path)
+    load_checkpoint(norm, path)  # float64 of whole numbers
+    state["num_batches_tracked"] += 0.5
+    torch.save(state, path)
+    with pytest.raises(InputError, match=r"float64 for num_batches_tracked.*int64 cannot hold"):
+        load_checkpoint(norm, path)
+
+
 def test_child_that_is_called_module_keeps_its_name(tmp_path):
     model = nn.ModuleDict({"module": nn.Linear(2, 2)})
     torch.save(model.state_dict(), tmp_path / "c.pt")
