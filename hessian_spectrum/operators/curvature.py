@@ -65,14 +65,18 @@ class Curvature(SymmetricOperator):
         return {CALL: call, "vectors theta": digest_of(theta), "plan": self.plan}
 
     def planned(self, plan: ProductPlan, first: Products | None = None) -> Self:
-        """The same matrix with products formed by ``plan``.
+        """The same matrix with products formed by ``plan``, which was chosen on one minibatch.
+
+        Where its mode fails for another one, that is done by reverse over reverse, with a warning.
 
         Args:
             first: ``Estimate.first``, the first minibatch's map, if it was formed already.
         """
         other = copy.copy(self)
         other.plan, other.is_planned = plan, True
-        other._local = Linearization(self.evaluator, self.theta, plan, self.form, first)
+        other._local = Linearization(
+            self.evaluator, self.theta, plan, self.form, first, falls_back=True
+        )
         return other
 
     def on(self, evaluator: Evaluator) -> Self:

@@ -56,6 +56,7 @@ class Linearization:
 
     Args:
         first: the first minibatch's map, if it was formed by this plan already.
+        falls_back: a minibatch for which the plan's mode fails is done by reverse over reverse.
     """
 
     def __init__(
@@ -65,13 +66,14 @@ class Linearization:
         plan: ProductPlan,
         form: Form = HESSIAN,
         first: Products | None = None,
+        falls_back: bool = False,
     ):
         if plan.precision:
             check_precision(plan.precision, evaluator.device)
         self.evaluator, self.plan, self.form = evaluator, plan, form
         self.statistics = evaluator.statistics(theta)
         self.theta = theta.to(plan.dtype or theta.dtype)
-        self._keeps = plan.keep
+        self._keeps, self._falls_back = plan.keep, falls_back
         self._reserve: float | None = None  # bytes that maps kept without a plan leave available
         self._kept: list[Products] | None = None
         self._first = first if plan.keep else None
@@ -146,12 +148,12 @@ class Linearization:
             self._kept = made
 
     def _formed(self, part: Part) -> Products:
-        """The part's map by the plan's mode; by reverse over reverse where that fails.
+        """The part's map by the plan's mode; by reverse over reverse where that may fail, and does.
 
         A mode was tried on one minibatch. Others may take a branch that it cannot form.
         """
         mode = self.plan.mode
-        if mode == "reverse":
+        if mode == "reverse" or not self._falls_back:
             return MODES[mode](part, self.theta, self.form)
 
         def attempt(action: Callable[[], T]) -> T | None:
