@@ -11,6 +11,7 @@ from scipy.sparse.linalg import LinearOperator, minres
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.algorithms.residual_check import NUM_COMBINATIONS, arithmetic_error
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.operators.same_call import require_same_computation
 from hessian_spectrum.planning.planned_operator import planned
@@ -25,7 +26,9 @@ class Solution:
     """An approximate solution of (A + damping I) x = b."""
 
     x: Tensor  # (n,), whole, the same on every rank
-    residual: float  # |b - (A + damping I) x| / |b|, computed with one more product
+    # |b - (A + damping I) x| / |b|, with one more product: in float64 where the operator has such;
+    # otherwise it includes the rounding of the product, as it was estimated
+    residual: float
     converged: bool  # residual <= tol
     num_products: int
 
@@ -83,10 +86,23 @@ def solve(
         error = products.follow()
     world.raise_together(error)
     x = world.sum(torch.from_numpy(found).to(operator.device))
-    image = operator @ x.to(operator.dtype)
-    misfit = b.to(x).sub(image.double()).sub(x, alpha=damping)
-    residual = (misfit.norm() / b.to(x).norm()).item()
-    return Solution(x.to(operator.dtype), residual, residual <= tol, products.count + 1)
+    x, size = x.to(operator.dtype), b.double().norm().item()
+    residual, more = _residual(operator, x, b.to(x.device).double(), damping)
+    return Solution(x, residual / size, residual <= tol * size, products.count + more)
+
+
+def _residual(
+    operator: SymmetricOperator, x: Tensor, b: Tensor, damping: float
+) -> tuple[float, int]:
+    """|b - (A + damping I) x|, and the products that it took."""
+    exact, doubled = operator.in_float64(), x.double()
+    misfit = b - (exact @ x.to(exact.dtype)).double() - damping * doubled
+    if exact is not operator or operator.dtype == torch.float64 or not x.any():
+        return misfit.norm().item(), 1
+    length = doubled.norm()
+    row = operator.layout.local((doubled / length).to(operator.dtype)[None]).contiguous()
+    rounding = arithmetic_error(operator, row, seed=0) * length.item()
+    return misfit.norm().item() + rounding, 1 + 2 * NUM_COMBINATIONS
 
 
 def _refined(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss import fallbacks
 from hessian_spectrum.loss.difference_arithmetic import DifferenceArithmetic
+from hessian_spectrum.loss.loaders import Minibatches
 from hessian_spectrum.loss.samples import Piece
 
 SECOND_DERIVATIVES = "second derivatives"
@@ -20,7 +23,7 @@ class Verification:
         without_gradient: parameters whose gradient is exactly zero on all the data; empty until all
             the data were checked.
         on_samples, on_all_data: were second derivatives, and all the data, checked?
-        has_curvature: H u of this rank's data was not zero when it was checked.
+        curved: the data of this rank and the theta at which H u was checked, and was not zero.
     """
 
     def __init__(self, world: World, samples: tuple[Piece, ...], arithmetic: DifferenceArithmetic):
@@ -28,7 +31,8 @@ class Verification:
         self.samples, self.arithmetic = samples, arithmetic
         self.unverified: dict[str, str] = {}
         self.without_gradient: tuple[str, ...] = ()
-        self.on_samples = self.on_all_data = self.has_curvature = False
+        self.on_samples = self.on_all_data = False
+        self.curved: tuple[Minibatches, Tensor] | None = None
 
     def note(self, what: str, reason: str | None) -> None:
         """Record and log that a check of derivatives concluded nothing on any rank that has data.

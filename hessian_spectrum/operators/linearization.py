@@ -188,13 +188,13 @@ class Linearization:
 
     def _require_some(self, vectors: Tensor, total: Tensor) -> None:
         """FloatingPointError if the first product is exactly zero, but not that of the check."""
-        if (
-            self.was_used
-            or self.form is not HESSIAN
-            or not self.evaluator.verification.has_curvature
-        ):
+        if self.was_used or self.form is not HESSIAN or total.any():
             return
-        if not total.any() and bool(vectors.all()):  # not the block of some parameters
+        curved = self.evaluator.verification.curved
+        if curved is None or curved[0] is not self.evaluator.batches:
+            return
+        # Not for the block of some parameters, nor for other parameters.
+        if bool(vectors.all()) and torch.equal(curved[1].to(self.theta), self.theta):
             raise FloatingPointError(
                 f"products by {self.plan.mode} are exactly zero, but the gradient changes with the "
                 "parameters; use another --hvp, in Python plan=hs.ProductPlan('reverse')"

@@ -127,7 +127,8 @@ class _Check:
             require_finite_product(
                 self.evaluator.layout, part, self.theta, self.u, product, self._named(first)
             )
-            self.evaluator.verification.has_curvature |= bool(product.any())
+            if product.any():
+                self.evaluator.verification.curved = self.evaluator.batches, self.operator.theta
         slopes: list[Slope] = []
         for step in steps(self.arithmetic):
             slope = Slope([part], self.theta, self.u, step)
