@@ -8,6 +8,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from hessian_spectrum.krylov.dense_eigen import eigh
+
 Array = NDArray[np.float64]
 Which = Literal["largest", "smallest", "both", "magnitude"]
 WHICH = get_args(Which)
@@ -39,7 +41,7 @@ def ritz(h: Array, coupling: Array, leak: Array, n: int) -> Ritz:
         coupling: (r, b), C.
         leak: (r,), |what was dropped of A q_i|.
     """
-    values, s = np.linalg.eigh((h + h.T) / 2)
+    values, s = eigh((h + h.T) / 2)
     inside = h.T @ s - s * values
     squares = (inside**2).sum(0) + ((coupling.T @ s) ** 2).sum(0) + (s**2).T @ leak**2
     return Ritz(values, s, np.sqrt(squares), n)
