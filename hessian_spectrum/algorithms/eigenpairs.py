@@ -78,9 +78,10 @@ def eigenpairs(
 
     **Residuals** are |A v - theta v| as the recurrence computed it, asymmetry of the products
     included. At the end they are compared with products of random combinations of all pairs; where
-    these show larger residuals, each pair gets a product of its own, which gives its residual. For
-    a curvature matrix in float32 two such products are formed in float64 too: their difference,
-    which bounds the error of all pairs together, is added to each residual.
+    these show larger residuals, each pair gets a product of its own, which gives its residual. In
+    float32 two such products are formed again, in float64 or, of an operator that has none,
+    with another rounding: their difference, which bounds the error of all pairs together, is added
+    to each residual.
 
     Products of a curvature matrix that was made without ``plan=`` are formed in the fastest way
     that fits the memory, as the command line plans them; the operator itself is not changed.

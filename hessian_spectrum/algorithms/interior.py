@@ -11,6 +11,7 @@ from torch import Tensor
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.algorithms.eigenpairs import EXPECTED_STEPS, eigenpairs
 from hessian_spectrum.algorithms.minres import WORKING_VECTORS, solve
+from hessian_spectrum.algorithms.residual_check import arithmetic_error
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.planning.planned_operator import planned
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
@@ -66,7 +67,9 @@ def eigenpairs_near(
 
     Returns:
         Pairs in ascending order; values are Rayleigh quotients, residuals |A v - lambda v| by a
-        product each, which includes the error of solutions that did not reach their tolerance.
+        product each, which includes the error of solutions that did not reach their tolerance. Of
+        an operator in float32 these products are formed in float64, or, where it has none, their
+        rounding error is measured and added.
 
     Cost: some ten solutions for each pair, each of as many products as the spread of the spectrum
     over the distance of ``shift`` from the nearest eigenvalue, at most.
@@ -87,10 +90,7 @@ def eigenpairs_near(
     found = eigenpairs(inverse, k, "magnitude", tol, seed=seed, max_products=most)
     vectors = np.asarray(found.vectors)
     rows = torch.from_numpy(vectors).to(operator.device)
-    images = (operator @ rows.T).T
-    quotients = (rows.double() * images.double()).sum(1)
-    residuals = (images.double() - quotients[:, None] * rows.double()).norm(dim=1).cpu().numpy()
-    values = quotients.cpu().numpy()
+    values, residuals = _rayleigh_quotients(operator, rows, seed)
     order = np.argsort(values)
     return EigenPairs(
         values[order],
@@ -98,3 +98,20 @@ def eigenpairs_near(
         residuals[order] <= tol * norm,
         vectors[order],
     )
+
+
+def _rayleigh_quotients(
+    operator: SymmetricOperator, rows: Tensor, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rho = v A v^T, |v A - rho v|) of whole rows v, (k, n)."""
+    exact = operator.in_float64()
+    if exact is not operator:
+        operator.forget()  # there may be no room for both
+    v = rows.double()
+    v = v / v.norm(dim=1, keepdim=True)
+    images = (exact @ v.T).T.double()
+    values = (v * images).sum(1)
+    residuals = (images - values[:, None] * v).norm(dim=1).cpu().numpy()
+    if exact.dtype != torch.float64:
+        residuals += arithmetic_error(exact, exact.layout.local(rows.to(exact.dtype)), seed)
+    return values.cpu().numpy(), residuals

@@ -198,6 +198,52 @@ def test_single_precision_states_its_own_residuals():
     assert (misfits(matrix, pairs) <= 2 * pairs.residuals).all()
 
 
+class Halves(hs.SymmetricOperator):
+    """A user's operator in float32: the sum of two matrices, without products in float64."""
+
+    def __init__(self, matrix):
+        self.parts = matrix.triu(), matrix.tril(-1)
+        self.layout, self.dtype = Layout.of_size(len(matrix)), matrix.dtype
+
+    def products(self, vectors):
+        return vectors @ self.parts[0] + vectors @ self.parts[1]
+
+
+SINGLE = {
+    "Dense": hs.Dense,
+    "a user's": Halves,
+    "shifted": lambda matrix: hs.Shifted(hs.Dense(matrix), 0.25),
+    "shifted, a user's": lambda matrix: hs.Shifted(Halves(matrix), 0.25),
+}
+
+
+@pytest.mark.parametrize("tol", [2e-7, 1e-6, 3e-6])
+@pytest.mark.parametrize("kind", SINGLE)
+def test_no_operator_in_float32_hides_its_rounding(kind, tol):
+    """Stated residuals are at least half of the true ones, and what is too large says so."""
+    for seed, values in enumerate([np.linspace(-1, 1, 300), np.linspace(0, 1, 300) ** 6]):
+        matrix = with_spectrum(values, seed=seed).float()
+        exact = matrix.double() + (0.25 * torch.eye(300) if "shifted" in kind else 0.0)
+        pairs = hs.eigenpairs(SINGLE[kind](matrix), 6, "both", tol, max_products=300)
+        pairs = dataclasses.replace(pairs, vectors=pairs.vectors.astype(np.float64))
+        true = misfits(exact, pairs)
+        assert (pairs.residuals >= true / 2).all()
+        assert not (pairs.converged & (true > tol * np.abs(pairs.values).max())).any()
+        if tol == 3e-6:  # what can be reached is not refused
+            assert pairs.converged.mean() >= 0.75
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_no_operator_in_float32_hides_its_rounding_inside_the_spectrum(kind):
+    matrix = with_spectrum(np.linspace(-1, 1, 40)).float()
+    exact = matrix.double() + (0.25 * torch.eye(40) if "shifted" in kind else 0.0)
+    pairs = hs.eigenpairs_near(SINGLE[kind](matrix), 0.11, 2, tol=1e-7)
+    pairs = dataclasses.replace(pairs, vectors=pairs.vectors.astype(np.float64))
+    true = misfits(exact, pairs)
+    assert (pairs.residuals >= true / 2).all()
+    assert not (pairs.converged & (true > 1e-7 * np.abs(np.linalg.eigvalsh(exact)).max())).any()
+
+
 EPS = np.finfo(np.float64).eps
 
 
