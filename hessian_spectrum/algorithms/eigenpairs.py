@@ -15,6 +15,7 @@ from hessian_spectrum.algorithms import convergence
 from hessian_spectrum.algorithms.convergence import (
     PRODUCT_ROUNDING,
     Decision,
+    Examined,
     Goal,
     WantedPairs,
 )
@@ -25,7 +26,6 @@ from hessian_spectrum.krylov import krylov_schur
 from hessian_spectrum.krylov.block_lanczos import BlockSpace
 from hessian_spectrum.krylov.krylov_schur import RitzSpace
 from hessian_spectrum.krylov.ritz import WHICH, K, Which, counts, num_lower
-from hessian_spectrum.krylov.state import Array
 from hessian_spectrum.krylov.storage import Place
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.planning.planned_operator import planned
@@ -34,7 +34,7 @@ from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
 # Vectors multiplied together. A block of two shows up to two copies of each eigenvalue: one that
 # appears once is known to be simple.
-BLOCK_SIZE = 2
+BLOCK_SIZE = 1
 BASIS_SIZE = 300  # Krylov vectors that may be held before a restart,
 BASIS_SIZE_PER_PAIR = 10  # and so many more for each eigenpair
 LEAST_BLOCKS = 4  # held beside the wanted vectors
@@ -187,18 +187,22 @@ def advance(
     if not convergence.is_due(space, goal):
         return space, None
     examined = _examined(space, operator, goal)
-    if examined[0] is Decision.CONTINUE and goal.tol >= LEAST_TOL_OF_EACH_RANK:
+    if examined.decision is Decision.CONTINUE and goal.tol >= LEAST_TOL_OF_EACH_RANK:
         return space, None
-    decision, found, coordinates = world.from_first(examined)
-    if decision is Decision.FINISH:
-        return space, found
-    if decision is Decision.RESTART:
-        space = krylov_schur.restarted(space, coordinates)
-    if decision is Decision.REFRESH:
-        probe = gaussian_probes(
-            operator.layout, [space.starts], goal.seed, operator.dtype, operator.device
-        )
-        space = krylov_schur.refreshed(operator, space, coordinates, probe)
+    decision, found, coordinates, search = world.from_first(examined)
+    match decision:
+        case Decision.FINISH:
+            return space, found
+        case Decision.RESTART:
+            space = replace(krylov_schur.restarted(space, coordinates), search=search)
+        case Decision.MERGE:
+            space = replace(space, search=None)
+        case Decision.REFRESH | Decision.SEARCH:
+            probe = gaussian_probes(
+                operator.layout, [space.starts], goal.seed, operator.dtype, operator.device
+            )
+            searching = decision is Decision.SEARCH
+            space = krylov_schur.refreshed(operator, space, coordinates, probe, searching)
     return space, None
 
 
@@ -209,23 +213,21 @@ def finished(operator: SymmetricOperator, space: RitzSpace, goal: Goal) -> Wante
     """
     if not convergence.is_due(space, goal):
         return None
-    decision, found, _ = operator.layout.world.from_first(_examined(space, operator, goal))
-    return found if decision is Decision.FINISH else None
+    examined = operator.layout.world.from_first(_examined(space, operator, goal))
+    return examined.found if examined.decision is Decision.FINISH else None
 
 
 def current(operator: SymmetricOperator, space: RitzSpace, goal: Goal) -> EigenPairs:
     """The wanted pairs so far, with the residuals that the recurrence knows; no products."""
-    found = operator.layout.world.from_first(_examined(space, operator, goal)[1])
+    found = operator.layout.world.from_first(_examined(space, operator, goal).found)
     floor = PRODUCT_ROUNDING * torch.finfo(operator.dtype).eps * found.scale
     residuals = np.maximum(found.residuals, floor)  # the usual rounding; not measured yet
-    converged = residuals <= goal.tol * found.scale
+    converged = (residuals <= goal.tol * found.scale) & ~found.in_doubt
     lower = num_lower(goal.which, goal.k, found.values)
     return EigenPairs(found.values, residuals, converged, num_lower=lower)
 
 
-def _examined(
-    space: RitzSpace, operator: SymmetricOperator, goal: Goal
-) -> tuple[Decision, WantedPairs, Array | None]:
+def _examined(space: RitzSpace, operator: SymmetricOperator, goal: Goal) -> Examined:
     return convergence.examined(space, operator.n, torch.finfo(operator.dtype).eps, goal)
 
 

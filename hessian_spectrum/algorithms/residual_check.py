@@ -45,6 +45,7 @@ def checked_pairs(
         (pairs, this rank's entries of their vectors, the error of float32 in each residual).
     """
     world, values, added = operator.layout.world, found.values, 0.0
+    in_doubt = found.in_doubt
     rows = krylov_schur.vectors(space, found.coordinates).to(operator.device)
     rows /= norms(rows, world).to(rows)[:, None]
     if certify:
@@ -54,13 +55,14 @@ def checked_pairs(
         )
         order = np.argsort(values, kind="stable")
         values, residuals, rows = values[order], residuals[order], rows[torch.from_numpy(order)]
+        in_doubt = in_doubt[order]
     else:
         residuals = _checked_residuals(operator, rows, found, goal.seed)
         if operator.dtype != torch.float64 or operator.in_float64() is not operator:
             added = arithmetic_error(operator, rows, goal.seed)
             on_products(NUM_COMBINATIONS)
             residuals = residuals + added
-    converged = residuals <= goal.tol * found.scale
+    converged = (residuals <= goal.tol * found.scale) & ~in_doubt
     lower = num_lower(goal.which, goal.k, values)
     return EigenPairs(values, residuals, converged, num_lower=lower), rows, added
 
