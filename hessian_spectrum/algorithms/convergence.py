@@ -156,13 +156,22 @@ def _locked(space: RitzSpace, pairs: Ritz, best: Indices, goal: Goal, eps: float
     the rest that is as far out as these by r^2 / g at most: all together by the margin, or less.
     """
     low, high = edges(goal.which, goal.k, pairs.values[best])
-    most = (space.capacity - len(best) - 2) // 2
     rest = np.setdiff1d(np.arange(len(pairs.values)), best)
-    rest = rest[outside_window(pairs.values[rest], low, high, most)]
-    gaps = np.minimum(high - pairs.values[rest], pairs.values[rest] - low)
+    rest = rest[outside_window(pairs.values[rest], low, high, _most_others(space, best))]
     margin = _margin(space, pairs.scale, goal, eps)
-    accurate = len(rest) * pairs.residuals[rest] ** 2 <= margin * gaps
-    return np.sort(np.concatenate([best, rest[accurate]]))
+    return np.sort(np.concatenate([best, rest[_accurate(space, pairs, rest, low, high, margin)]]))
+
+
+def _most_others(space: RitzSpace, best: Indices) -> int:
+    """How many pairs may be locked beside the wanted ones: half of the room."""
+    return (space.capacity - len(best) - 2) // 2
+
+
+def _accurate(
+    space: RitzSpace, pairs: Ritz, indices: Indices, low: float, high: float, margin: float
+) -> NDArray[np.bool_]:
+    gaps = np.minimum(high - pairs.values[indices], pairs.values[indices] - low)
+    return np.asarray(space.capacity * pairs.residuals[indices] ** 2 <= margin * gaps)
 
 
 def _searched(space: RitzSpace, search: CopySearch, n: int, eps: float, goal: Goal) -> Examined:
@@ -178,24 +187,18 @@ def _searched(space: RitzSpace, search: CopySearch, n: int, eps: float, goal: Go
     everything = space.is_finished or space.order >= n
 
     def excluded(value: float) -> bool:
-        """Nothing farther out than a wanted value is missing."""
-        beyond = (
-            edges(goal.which, goal.k, np.array([value]))
-            if goal.which != "both"
-            else ((value, np.inf) if value <= low else (-np.inf, value))
-        )
-        return all(
-            search.excludes(rest, x)
-            for x in (beyond[0] - margin, beyond[1] + margin)
-            if np.isfinite(x)
-        )
+        """Nothing farther out than this wanted value is missing."""
+        if goal.which == "magnitude":
+            sides = [-abs(value) - margin, abs(value) + margin]
+        else:
+            sides = [value - margin if value <= low else value + margin]
+        return all(search.excludes(rest, x) for x in sides)
 
     if missed or everything:
         in_doubt = np.full(len(best), missed)
     else:
-        innermost = {x for x in (low, high) if np.isfinite(x)}
-        done = all(excluded(x) for x in innermost)
-        in_doubt = np.array([not (done or excluded(x)) for x in values])
+        done = all(excluded(x) for x in (low, high) if np.isfinite(x))
+        in_doubt = np.array([not done and not excluded(x) for x in values])
     found = _found(known, best, space.order, scale, in_doubt)
     if space.products >= goal.max_products or space.order >= n:
         return Examined(Decision.FINISH, found)
@@ -207,7 +210,13 @@ def _searched(space: RitzSpace, search: CopySearch, n: int, eps: float, goal: Go
         return Examined(Decision.CONTINUE, found)
     room = space.capacity - p - 2
     indices = outside_window(rest.values, low, high, int(KEPT * room))
-    coordinates = np.zeros((space.order, p + len(indices)))
+    # What has converged since is locked as well. Its component in the random vector would drown
+    # those of the others, which a bound is made of, in rounding.
+    accurate = indices[_accurate(space, rest, indices, low, high, margin)]
+    accurate = accurate[: max(0, _most_others(space, best) + len(best) - p)]
+    indices = np.setdiff1d(indices, accurate)
+    coordinates = np.zeros((space.order, p + len(accurate) + len(indices)))
     coordinates[:p, :p] = np.eye(p)
-    coordinates[p:, p:] = rest.coordinates[:, indices]
-    return Examined(Decision.RESTART, found, coordinates, search.restarted(rest, indices))
+    coordinates[p:, p:] = rest.coordinates[:, np.concatenate([accurate, indices])]
+    after = search.restarted(rest, accurate, indices)
+    return Examined(Decision.RESTART, found, coordinates, after)

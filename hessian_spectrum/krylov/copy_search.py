@@ -27,8 +27,10 @@ from numpy.typing import NDArray
 
 from hessian_spectrum.krylov.ritz import Array, Ritz
 
+Indices = NDArray[np.intp]
+
 EPS = float(np.finfo(np.float64).eps)
-CHANCE = 1e-3  # 0.8 times it: the probability that a missing eigenvalue is not noticed
+CHANCE = 1e-2  # 0.8 times it: the probability that a missing eigenvalue is not noticed
 
 
 @dataclass(frozen=True)
@@ -47,23 +49,24 @@ class CopySearch:
             added[0] = 1.0  # w itself
         return replace(self, start=np.concatenate([self.start, added]))
 
-    def restarted(self, found: Ritz, kept: NDArray[np.intp]) -> CopySearch:
+    def restarted(self, found: Ritz, locked: Indices, kept: Indices) -> CopySearch:
         """After a restart from some of the Ritz vectors ``found`` outside of the locked ones.
 
         Args:
-            kept: (p,), their indices.
+            locked: indices of those that are locked now: they follow the ones before.
+            kept: indices of the others that are kept; the rest is dropped.
         """
-        dropped = np.delete(found.values, kept)
+        dropped = np.delete(found.values, np.concatenate([locked, kept]))
         distances = found.values[kept, None] - dropped
         factors = _log(distances, found.scale).sum(1)
+        largest = float(factors.max(initial=-np.inf)) if len(dropped) and len(kept) else 0.0
+        signs = np.sign(distances).prod(axis=1)
         components = found.coordinates[:, kept].T @ self.start
-        largest = float(factors.max(initial=-np.inf)) if len(dropped) else 0.0
-        start = components * np.sign(distances).prod(axis=1) * np.exp(factors - largest)
-        return replace(
-            self,
-            start=start,
-            roots=np.concatenate([self.roots, dropped]),
-            log_length=self.log_length + largest,
+        return CopySearch(
+            self.locked + len(locked),
+            components * signs * np.exp(factors - largest),
+            np.concatenate([self.roots, dropped]),
+            self.log_length + largest,
         )
 
     def excludes(self, found: Ritz, x: float) -> bool:
