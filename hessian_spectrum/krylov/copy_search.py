@@ -75,6 +75,10 @@ class CopySearch:
         Args:
             found: the Ritz pairs outside of the locked vectors; x lies outside of their values.
         """
+        return self.log_mass(found, x) <= np.log(CHANCE**2 / found.order)
+
+    def log_mass(self, found: Ritz, x: float) -> float:
+        """log of the most that (u w)^2 can be for an eigenvector u with an eigenvalue x."""
         components = np.abs(found.coordinates.T @ self.start)
         components = np.maximum(components, EPS * components.max())
         others = found.values[:, None] - found.values
@@ -82,10 +86,8 @@ class CopySearch:
         away = _log(x - found.values, found.scale)
         log_l = away.sum() - away - _log(others, found.scale).sum(1)
         psi = _log(x - self.roots, found.scale).sum()
-        log_mass = 2 * (self.log_length - psi) - np.logaddexp.reduce(
-            2 * (log_l - np.log(components))
-        )
-        return bool(log_mass <= np.log(CHANCE**2 / found.order))
+        terms = 2 * (log_l - np.log(components))
+        return float(2 * (self.log_length - psi) - np.logaddexp.reduce(terms))
 
 
 def _log(distances: Array, scale: float) -> Array:

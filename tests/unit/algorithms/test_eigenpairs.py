@@ -1,6 +1,8 @@
 """Extreme eigenpairs against dense ones: both ends, copies, restarts, noise, too little of all."""
 
 import dataclasses
+import itertools
+from math import comb
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import hessian_spectrum as hs
 from hessian_spectrum.algorithms import residual_check
 from hessian_spectrum.algorithms.convergence import WantedPairs
 from hessian_spectrum.distributed.sharding import Layout
-from hessian_spectrum.krylov.ritz import WHICH, may_miss_copies, ritz, wanted
+from hessian_spectrum.krylov.ritz import WHICH, wanted
 
 N = 200
 BULK = np.linspace(-0.1, 0.1, N)
@@ -119,12 +121,88 @@ def test_copies_that_are_not_looked_for_save_products_and_may_be_missing():
     assert np.abs(pairs.values[:, None] - values).min(1).max() <= 1e-12  # eigenvalues all the same
 
 
-def test_a_space_that_shows_an_eigenvalue_once_for_each_start_may_miss_copies():
-    values, zero = np.array([-2.0, -2.0, -1.0, 0.0]), np.zeros((4, 1))
-    found = ritz(np.diag(values), zero, np.zeros(4), 10)
-    assert may_miss_copies(found, "smallest", 3, 2, 1e-12)
-    assert not may_miss_copies(found, "smallest", 3, 3, 1e-12)
-    assert not may_miss_copies(found, "smallest", 2, 2, 1e-12)  # more copies change nothing
+def hypercube(d):
+    """Eigenvalues of the Laplacian of a d-dimensional hypercube: 2 i, (d over i) times."""
+    return np.repeat(2.0 * np.arange(d + 1), [comb(d, i) for i in range(d + 1)])
+
+
+def grid(*sizes):
+    """Eigenvalues of the Laplacian of a grid with these sizes and periodic boundaries."""
+    axes = [2 - 2 * np.cos(2 * np.pi * np.arange(s) / s) for s in sizes]
+    return np.sort(sum(np.meshgrid(*axes)).ravel())
+
+
+MULTIPLE = {
+    "hypercube": hypercube(7),
+    "grid": grid(12, 12),
+    "clusters": np.sort(np.r_[1.0 + 1e-10 * np.arange(4), 1.5 - 1e-12 * np.arange(3), BULK]),
+    "one value five times below the largest": spectrum(0.4, 0.4, 0.4, 0.4, 0.4, 0.5),
+    "plus and minus alike": spectrum(-1.0, -1.0, 1.0, 1.0, 1.0, -2.0),
+}
+
+
+@pytest.mark.parametrize("k", [6, 8, 10, 11])
+def test_all_copies_of_the_eigenvalues_of_a_hypercube(k):
+    values = hypercube(10)
+    pairs = hs.eigenpairs(hs.Dense(torch.diag(torch.tensor(values))), k, "largest", 1e-8, seed=1)
+    assert pairs.converged.all()
+    assert np.abs(pairs.values - values[-k:]).max() <= 1e-12
+
+
+@pytest.mark.parametrize("block_size", [None, 3])
+@pytest.mark.parametrize("basis_size", [None, 30])
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("name", MULTIPLE)
+def test_no_list_with_a_copy_missing_is_called_converged(name, which, basis_size, block_size):
+    values = MULTIPLE[name]
+    operator = Counted(torch.diag(torch.tensor(values)))
+    for k, seed in itertools.product((3, 7), range(3)):
+        options = {"seed": seed, "basis_size": basis_size, "block_size": block_size}
+        pairs = hs.eigenpairs(operator, k, which, 1e-8, max_products=3000, **options)
+        error = np.abs(pairs.values - exact(values, which, k)).max() / np.abs(values).max()
+        assert pairs.converged.all() and error <= 1e-8
+
+
+def test_pairs_are_in_doubt_until_nothing_can_be_missing():
+    """Out of products during the search: converged only where no eigenvalue farther out can be."""
+    values = np.sort(np.r_[BULK, 1.0, 0.9, 0.12, 0.115, 0.11])
+    operator, states = Counted(torch.diag(torch.tensor(values))), []
+    hs.eigenpairs(operator, 5, "largest", 1e-8, on_step=states.append)
+    first = next(state.products for state in states if state.search)
+    flags = []
+    for most in range(first, operator.count - 2):
+        pairs = hs.eigenpairs(operator, 5, "largest", 1e-8, max_products=most)
+        assert (pairs.residuals <= 1e-8).all()
+        flags.append(pairs.converged)
+    counts = np.sum(flags, axis=1)
+    assert counts[0] == 0 and (np.diff(counts) >= 0).all()
+    assert set(counts) >= {0, 2}  # the two far out are certain long before the others
+    assert all((np.diff(converged.astype(int)) >= 0).all() for converged in flags)
+
+
+def test_a_search_that_is_continued_ends_as_one_that_was_not_stopped():
+    values, states = MULTIPLE["one value five times below the largest"], []
+    operator = Counted(torch.diag(torch.tensor(values)))
+    whole = hs.eigenpairs(operator, 4, "largest", 1e-8, basis_size=20, on_step=states.append)
+    middle = next(i for i, state in enumerate(states) if state.search) + 2
+    states.clear()
+
+    class Stopped(Exception):
+        pass
+
+    def stop(state):
+        states.append(state)
+        if len(states) > middle:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        hs.eigenpairs(operator, 4, "largest", 1e-8, basis_size=20, on_step=stop)
+    state = type(states[-1]).from_arrays(states[-1].to_arrays())
+    state = dataclasses.replace(state, basis=states[-1].basis)
+    rest = hs.eigenpairs(operator, 4, "largest", 1e-8, basis_size=20, state=state)
+    assert states[-1].search is not None
+    np.testing.assert_array_equal(rest.values, whole.values)
+    np.testing.assert_array_equal(rest.residuals, whole.residuals)
 
 
 @pytest.mark.parametrize("which", ["both", "smallest"])

@@ -29,7 +29,13 @@ STATES = {
     "block": lambda op: block_lanczos.start(op, probes(), 9),
     "lean": lambda op: block_lanczos.start(op, probes(), 9, lean=True),
     "ritz": lambda op: krylov_schur.start(op, probes(), 30),
+    "ritz, searching": lambda op: searching(op),
 }
+
+
+def searching(op):
+    space = after(krylov_schur.start(op, probes(), 30), op, 3)
+    return krylov_schur.refreshed(op, space, np.eye(space.order)[:, :4], probes(1), search=True)
 
 
 def after(state, op, steps):
