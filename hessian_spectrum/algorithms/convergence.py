@@ -59,7 +59,7 @@ class Decision(Enum):
     RESTART = "restart"
     REFRESH = "refresh"  # restart, with a new random vector
     SEARCH = "search"  # the same, to see whether an eigenvalue is missing
-    MERGE = "merge"  # one is: the whole space is searched for the wanted pairs again
+    FOLLOW = "follow"  # one is: restart, with the Ritz vector that shows it
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,8 @@ class Examined(NamedTuple):
 
     decision: Decision
     found: WantedPairs
-    coordinates: Array | None = None  # columns, of the Ritz vectors that a restart keeps
+    # columns, of the Ritz vectors that a restart keeps; the last one to be followed
+    coordinates: Array | None = None
     search: CopySearch | None = None  # after a restart
 
 
@@ -183,7 +184,8 @@ def _searched(space: RitzSpace, search: CopySearch, n: int, eps: float, goal: Go
     best, scale = wanted(goal.which, goal.k, known.values), max(known.scale, rest.scale)
     values, margin = known.values[best], _margin(space, scale, goal, eps)
     low, high = edges(goal.which, goal.k, values)
-    missed = bool(((rest.values > high + margin) | (rest.values < low - margin)).any())
+    farther = (rest.values > high + margin) | (rest.values < low - margin)
+    missed = bool(farther.any())
     everything = space.is_finished or space.order >= n
 
     def excluded(value: float) -> bool:
@@ -203,7 +205,13 @@ def _searched(space: RitzSpace, search: CopySearch, n: int, eps: float, goal: Go
     if space.products >= goal.max_products or space.order >= n:
         return Examined(Decision.FINISH, found)
     if missed:
-        return Examined(Decision.MERGE, found)
+        # Locked pairs that are less accurate than wanted ones would stay so: they are dropped.
+        good = known.residuals <= LEFT * goal.tol * scale
+        good[best] = True
+        followed = np.zeros((space.order, int(good.sum()) + 1))
+        followed[:p, :-1] = known.coordinates[:, good]
+        followed[p:, -1] = rest.coordinates[:, farther].sum(1)
+        return Examined(Decision.FOLLOW, found, followed)
     if not in_doubt.any():
         return Examined(Decision.FINISH, found)
     if not space.is_full:

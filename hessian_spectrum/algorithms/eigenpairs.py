@@ -195,8 +195,9 @@ def advance(
             return space, found
         case Decision.RESTART:
             space = replace(krylov_schur.restarted(space, coordinates), search=search)
-        case Decision.MERGE:
-            space = replace(space, search=None)
+        case Decision.FOLLOW:
+            missed = krylov_schur.vectors(space, coordinates[:, -1:])
+            space = krylov_schur.refreshed(operator, space, coordinates[:, :-1], missed)
         case Decision.REFRESH | Decision.SEARCH:
             probe = gaussian_probes(
                 operator.layout, [space.starts], goal.seed, operator.dtype, operator.device

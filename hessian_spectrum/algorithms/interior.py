@@ -17,6 +17,7 @@ from hessian_spectrum.planning.planned_operator import planned
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
 NORM_TOL = 1e-2  # relative error of |lambda|max, which only scales the tolerance
+SHARPER = 5  # the tolerance over that for pairs of the inverse, and that over the solutions'
 
 
 class ShiftInverted(SymmetricOperator):
@@ -85,9 +86,13 @@ def eigenpairs_near(
     ).max()
     if norm == 0:
         raise InputError("the operator is zero: it has no eigenvalue inside its spectrum")
-    inner = max(tol / 10, 10 * torch.finfo(operator.dtype).eps)
-    inverse = ShiftInverted(operator, float(shift), inner, max_steps or 5 * operator.n)
-    found = eigenpairs(inverse, k, "magnitude", tol, seed=seed, max_products=most)
+    # A residual of the inverse, relative to its largest eigenvalue, is one of A times
+    # |A - shift| |lambda - shift|, which differs between the pairs.
+    sharper, least = tol / SHARPER, 10 * torch.finfo(operator.dtype).eps
+    inverse = ShiftInverted(
+        operator, float(shift), max(sharper / SHARPER, least), max_steps or 5 * operator.n
+    )
+    found = eigenpairs(inverse, k, "magnitude", max(sharper, least), seed=seed, max_products=most)
     vectors = np.asarray(found.vectors)
     rows = torch.from_numpy(vectors).to(operator.device)
     values, residuals = _rayleigh_quotients(operator, rows, seed)

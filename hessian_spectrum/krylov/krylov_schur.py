@@ -233,7 +233,7 @@ def restarted(space: RitzSpace, s: Array) -> RitzSpace:
 def refreshed(
     operator: SymmetricOperator, space: RitzSpace, s: Array, vector: Tensor, search: bool = False
 ) -> RitzSpace:
-    """The space of the Ritz vectors ``s``, (r, p), and a random vector, orthogonal to them.
+    """The space of the Ritz vectors ``s``, (r, p), and of a new vector, orthogonal to them.
 
     The block that led out of the old space is dropped, and its size added to ``leak``: it is small
     for pairs that have converged.

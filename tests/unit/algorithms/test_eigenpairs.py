@@ -134,7 +134,7 @@ def grid(*sizes):
 
 MULTIPLE = {
     "hypercube": hypercube(7),
-    "grid": grid(12, 12),
+    "grid": grid(9, 9),
     "clusters": np.sort(np.r_[1.0 + 1e-10 * np.arange(4), 1.5 - 1e-12 * np.arange(3), BULK]),
     "one value five times below the largest": spectrum(0.4, 0.4, 0.4, 0.4, 0.4, 0.5),
     "plus and minus alike": spectrum(-1.0, -1.0, 1.0, 1.0, 1.0, -2.0),
@@ -159,8 +159,11 @@ def test_no_list_with_a_copy_missing_is_called_converged(name, which, basis_size
     for k, seed in itertools.product((3, 7), range(3)):
         options = {"seed": seed, "basis_size": basis_size, "block_size": block_size}
         pairs = hs.eigenpairs(operator, k, which, 1e-8, max_products=3000, **options)
-        error = np.abs(pairs.values - exact(values, which, k)).max() / np.abs(values).max()
-        assert pairs.converged.all() and error <= 1e-8
+        right, found = exact(values, which, k), pairs.values
+        if which == "magnitude":  # of 1 and -1 either may be named
+            right, found = (np.sort(np.abs(v)) for v in (right, found))
+        assert pairs.converged.all()
+        assert np.abs(found - right).max() <= 1e-8 * np.abs(values).max()
 
 
 def test_pairs_are_in_doubt_until_nothing_can_be_missing():
@@ -340,7 +343,7 @@ def test_no_residual_is_stated_below_the_error_of_a_product():
     operator = Coarse(with_spectrum(np.arange(1.0, 7.0)))
     operator.scale = 6.0
     values, vectors = np.linalg.eigh(operator @ np.eye(6))
-    found = WantedPairs(values[-2:], np.eye(6)[:, -2:], np.zeros(2), 6.0)
+    found = WantedPairs(values[-2:], np.eye(6)[:, -2:], np.zeros(2), 6.0, np.zeros(2, bool))
     rows = torch.from_numpy(vectors.T[-2:].copy())
     stated = residual_check._checked_residuals(operator, rows, found, seed=0)
     assert (stated >= 4 * EPS * operator.scale).all() and (stated <= 40 * EPS * 6).all()
@@ -453,8 +456,9 @@ def test_a_density_run_is_gone_on_with_not_computed_again():
     states = []
     hs.spectral_density(hs.Dense(matrix), 6, 20, on_step=states.append)
     fresh, going_on = Counted(matrix), Counted(matrix)
-    one = hs.eigenpairs(fresh, 2, tol=1e-9)
-    other = hs.eigenpairs(going_on, 2, tol=1e-9, start=states[-1])
+    # The search for copies takes a random vector of its own, however the pairs were found.
+    one = hs.eigenpairs(fresh, 2, tol=1e-9, copies=False)
+    other = hs.eigenpairs(going_on, 2, tol=1e-9, copies=False, start=states[-1])
     assert np.abs(one.values - other.values).max() <= 1e-12
     assert going_on.count <= fresh.count / 4
 

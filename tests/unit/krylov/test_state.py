@@ -29,13 +29,7 @@ STATES = {
     "block": lambda op: block_lanczos.start(op, probes(), 9),
     "lean": lambda op: block_lanczos.start(op, probes(), 9, lean=True),
     "ritz": lambda op: krylov_schur.start(op, probes(), 30),
-    "ritz, searching": lambda op: searching(op),
 }
-
-
-def searching(op):
-    space = after(krylov_schur.start(op, probes(), 30), op, 3)
-    return krylov_schur.refreshed(op, space, np.eye(space.order)[:, :4], probes(1), search=True)
 
 
 def after(state, op, steps):
@@ -81,6 +75,18 @@ def test_a_state_that_was_taken_apart_takes_the_same_steps(kind, steps):
     torch.testing.assert_close(again.next_vectors, state.next_vectors, rtol=0, atol=0)
     if steps:  # the first block's rows are not contiguous, which BLAS rounds differently
         assert_same(after(again, op, 3), after(state, op, 3))
+
+
+@pytest.mark.parametrize("steps", [0, 1, STEPS])
+def test_a_space_that_is_searched_is_taken_apart_too(steps):
+    op = operator()
+    space = after(krylov_schur.start(op, probes(), 30), op, 3)
+    locked = np.linalg.eigh(space.h)[1][:, :4]
+    space = after(krylov_schur.refreshed(op, space, locked, probes(1), search=True), op, steps)
+    other = restored(space, op)
+    assert_same(space, other)
+    assert_same(after(space, op, 3), after(other, op, 3))
+    assert other.search is not None and len(other.search.start) == steps
 
 
 @pytest.mark.parametrize("kind", STATES)
