@@ -28,6 +28,7 @@ from hessian_spectrum.krylov.krylov_schur import RitzSpace
 from hessian_spectrum.krylov.ritz import WHICH, K, Which, counts, num_lower
 from hessian_spectrum.krylov.storage import Place
 from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.operators.in_range import InRange
 from hessian_spectrum.planning.planned_operator import planned
 from hessian_spectrum.planning.product_planner import vectors_that_fit
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
@@ -135,6 +136,7 @@ def eigenpairs(
         expected_steps(most, block_size),
         kept=capacity if basis == "device" else block_size,
     )
+    operator = InRange(operator)
     space = state or first(operator, goal, block_size, capacity, start, basis)
     while True:
         space, found = advance(operator, space, goal)
@@ -144,7 +146,10 @@ def eigenpairs(
             on_step(space)
     pairs, rows, _ = checked_pairs(operator, space, goal, found, certify)
     whole = operator.layout.gather(rows).cpu().numpy() if vectors else None
-    return replace(pairs, vectors=whole)
+    unit = operator.unit
+    return replace(
+        pairs, values=pairs.values * unit, residuals=pairs.residuals * unit, vectors=whole
+    )
 
 
 def first(

@@ -13,6 +13,7 @@ from hessian_spectrum.algorithms.eigenpairs import EXPECTED_STEPS, eigenpairs
 from hessian_spectrum.algorithms.minres import WORKING_VECTORS, solve
 from hessian_spectrum.algorithms.residual_check import arithmetic_error
 from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.operators.in_range import InRange
 from hessian_spectrum.planning.planned_operator import planned
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
@@ -79,6 +80,8 @@ def eigenpairs_near(
         raise InputError(f"shift={shift}: expected a finite number")
     most = max_solves or 20 + 10 * k
     operator = planned(operator, 1, EXPECTED_STEPS, kept=most + WORKING_VECTORS)
+    # Its first product, in the run that follows, decides its unit.
+    operator = InRange(operator)
     norm = np.abs(
         eigenpairs(
             operator, 1, "magnitude", NORM_TOL, seed=seed, copies=False, vectors=False
@@ -88,9 +91,10 @@ def eigenpairs_near(
         raise InputError("the operator is zero: it has no eigenvalue inside its spectrum")
     # A residual of the inverse, relative to its largest eigenvalue, is one of A times
     # |A - shift| |lambda - shift|, which differs between the pairs.
+    unit = operator.unit
     sharper, least = tol / SHARPER, 10 * torch.finfo(operator.dtype).eps
     inverse = ShiftInverted(
-        operator, float(shift), max(sharper / SHARPER, least), max_steps or 5 * operator.n
+        operator, shift / unit, max(sharper / SHARPER, least), max_steps or 5 * operator.n
     )
     found = eigenpairs(inverse, k, "magnitude", max(sharper, least), seed=seed, max_products=most)
     vectors = np.asarray(found.vectors)
@@ -98,8 +102,8 @@ def eigenpairs_near(
     values, residuals = _rayleigh_quotients(operator, rows, seed)
     order = np.argsort(values)
     return EigenPairs(
-        values[order],
-        residuals[order],
+        values[order] * unit,
+        residuals[order] * unit,
         residuals[order] <= tol * norm,
         vectors[order],
     )

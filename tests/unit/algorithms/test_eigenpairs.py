@@ -103,6 +103,21 @@ def test_scaling_the_loss_scales_the_answer_and_nothing_else():
     assert len(set(found.values())) == 1
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e160, 1e200])
+def test_squares_that_are_no_numbers_change_nothing(scale):
+    matrix = with_spectrum(np.r_[np.linspace(-0.1, 0.1, 36), [-0.4, 0.5, 0.58, 1.3]])
+    one, other = Counted(matrix), Counted(matrix * scale)
+    pairs, scaled = (hs.eigenpairs(operator, 3, tol=1e-8) for operator in (one, other))
+    assert one.count == other.count and scaled.converged.all()
+    assert np.abs(scaled.values / scale - pairs.values).max() <= 1e-13
+    assert (scaled.residuals / scale <= 1e-8 * 1.3).all()
+    near, scaled = (
+        hs.eigenpairs_near(hs.Dense(matrix * s), 0.6 * s, 2, tol=1e-7) for s in (1.0, scale)
+    )
+    assert near.converged.all() and scaled.converged.all()
+    assert np.abs(scaled.values / scale - near.values).max() <= 1e-10
+
+
 @pytest.mark.parametrize("block_size", [1, 2, 3])
 def test_copies_are_found_whatever_the_block_size(block_size):
     values = spectrum(-0.5, -0.5, -0.5, -0.5, -0.3)
@@ -457,7 +472,7 @@ def test_a_density_run_is_gone_on_with_not_computed_again():
     hs.spectral_density(hs.Dense(matrix), 6, 20, on_step=states.append)
     fresh, going_on = Counted(matrix), Counted(matrix)
     # The search for copies takes a random vector of its own, however the pairs were found.
-    one = hs.eigenpairs(fresh, 2, tol=1e-9, copies=False)
+    one = hs.eigenpairs(fresh, 2, tol=1e-9, copies=False, block_size=2)
     other = hs.eigenpairs(going_on, 2, tol=1e-9, copies=False, start=states[-1])
     assert np.abs(one.values - other.values).max() <= 1e-12
     assert going_on.count <= fresh.count / 4
