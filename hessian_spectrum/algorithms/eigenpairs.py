@@ -33,9 +33,7 @@ from hessian_spectrum.planning.planned_operator import planned
 from hessian_spectrum.planning.product_planner import vectors_that_fit
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
-# Vectors multiplied together. A block of two shows up to two copies of each eigenvalue: one that
-# appears once is known to be simple.
-BLOCK_SIZE = 1
+BLOCK_SIZE = 1  # vectors multiplied together; one takes the fewest products
 BASIS_SIZE = 300  # Krylov vectors that may be held before a restart,
 BASIS_SIZE_PER_PAIR = 10  # and so many more for each eigenpair
 LEAST_BLOCKS = 4  # held beside the wanted vectors
@@ -72,10 +70,13 @@ def eigenpairs(
     Wu and Simon, ibid. 22 (2000) 602-616), fully reorthogonalized, so that no eigenvalue is found
     more often than its multiplicity. Both ends converge in the same space.
 
-    **Multiplicities.** A space from b random vectors holds up to b copies of an eigenvalue. Where
-    all b are found, and further copies could displace another eigenvalue from the wanted list, a
-    new random vector, orthogonal to all that has converged, extends the space until nothing new
-    appears.
+    **Multiplicities.** A space from one random vector holds one copy of each eigenvalue. Once all
+    wanted pairs have converged, a new random vector, orthogonal to them and to others that are
+    accurate, is followed until an upper bound on the part that an eigenvector could have in it
+    (krylov/copy_search.py) says that no eigenvalue farther out than the innermost wanted one is
+    missing: wrongly, where one is, with a probability of less than 0.8 %. What it finds joins the
+    list, and the search begins again. Pairs of which ``max_products`` leaves this open are not
+    called converged. An eigenvalue that is farther out by less than ``tol`` counts as equal.
 
     **Residuals** are |A v - theta v| as the recurrence computed it, asymmetry of the products
     included. At the end they are compared with products of random combinations of all pairs; where
@@ -95,8 +96,8 @@ def eigenpairs(
         seed: of the random vectors, below 2^64.
         copies: False: do not look for copies of eigenvalues, as SciPy's eigsh does not; some of a
             multiple eigenvalue, or of a cluster narrower than ``tol``, may be missing.
-        block_size: b. Default: 2, which shows that what appears once is single; without ``copies``
-            1, which takes the fewest products.
+        block_size: vectors multiplied together. Default: 1, which takes the fewest products; more
+            take fewer passes over the data.
         basis_size: Krylov vectors that may be held at once. Default: 300, and ten for each pair,
             or on the device as many of them as fit half of the memory.
         max_products: stop there, converged or not. Default: 2,000, and a hundred for each pair.
@@ -123,7 +124,7 @@ def eigenpairs(
     ``tol`` below 1e-12 wherever the space is examined.
     """
     _check(operator, tol, seed, start)
-    block_size = default_block(copies) if block_size is None else block_size
+    block_size = BLOCK_SIZE if block_size is None else block_size
     capacity, most = sizes(operator.n, k, which, block_size, basis_size, max_products)
     goal = Goal(k, which, tol, most, seed, copies)
     if basis_size is None and basis == "device":
@@ -275,11 +276,6 @@ def sizes(
         basis_size = BASIS_SIZE + BASIS_SIZE_PER_PAIR * pairs
     most = max_products or MAX_PRODUCTS + MAX_PRODUCTS_PER_PAIR * pairs
     return min(basis_size, n + block_size), most
-
-
-def default_block(copies: bool) -> int:
-    """How many vectors are multiplied together."""
-    return BLOCK_SIZE if copies else 1
 
 
 def least_basis(n: int, k: K, which: Which, block_size: int) -> int:

@@ -148,7 +148,7 @@ class RitzSpace:
         vectors, coefficients, metadata = arrays
         order, width = len(coefficients["h"]), metadata["width"]
         search = None
-        if metadata["search"] is not None:
+        if metadata.get("search") is not None:  # states of earlier versions have none
             locked, log_length = metadata["search"]
             start, roots = (np.asarray(coefficients[f"search_{p}"]) for p in ("start", "roots"))
             search = CopySearch(locked, start, roots, log_length)
