@@ -15,6 +15,7 @@ from hessian_spectrum.algorithms import convergence
 from hessian_spectrum.algorithms.convergence import (
     PRODUCT_ROUNDING,
     Decision,
+    Examined,
     Goal,
     WantedPairs,
 )
@@ -25,17 +26,15 @@ from hessian_spectrum.krylov import krylov_schur
 from hessian_spectrum.krylov.block_lanczos import BlockSpace
 from hessian_spectrum.krylov.krylov_schur import RitzSpace
 from hessian_spectrum.krylov.ritz import WHICH, K, Which, counts, num_lower
-from hessian_spectrum.krylov.state import Array
 from hessian_spectrum.krylov.storage import Place
 from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.operators.in_range import InRange
 from hessian_spectrum.operators.same_call import place_of, require_same_computation, vectors_of
 from hessian_spectrum.planning.planned_operator import planned
 from hessian_spectrum.planning.product_planner import vectors_that_fit
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
-# Vectors multiplied together. A block of two shows up to two copies of each eigenvalue: one that
-# appears once is known to be simple.
-BLOCK_SIZE = 2
+BLOCK_SIZE = 1  # vectors multiplied together; one takes the fewest products
 BASIS_SIZE = 300  # Krylov vectors that may be held before a restart,
 BASIS_SIZE_PER_PAIR = 10  # and so many more for each eigenpair
 LEAST_BLOCKS = 4  # held beside the wanted vectors
@@ -72,16 +71,20 @@ def eigenpairs(
     Wu and Simon, ibid. 22 (2000) 602-616), fully reorthogonalized, so that no eigenvalue is found
     more often than its multiplicity. Both ends converge in the same space.
 
-    **Multiplicities.** A space from b random vectors holds up to b copies of an eigenvalue. Where
-    all b are found, and further copies could displace another eigenvalue from the wanted list, a
-    new random vector, orthogonal to all that has converged, extends the space until nothing new
-    appears.
+    **Multiplicities.** A space from one random vector holds one copy of each eigenvalue. Once all
+    wanted pairs have converged, a new random vector, orthogonal to them and to others that are
+    accurate, is followed until an upper bound on the part that an eigenvector could have in it
+    (krylov/copy_search.py) says that no eigenvalue farther out than the innermost wanted one is
+    missing: wrongly, where one is, with a probability of less than 0.8 %. What it finds joins the
+    list, and the search begins again. Pairs of which ``max_products`` leaves this open are not
+    called converged. An eigenvalue that is farther out by less than ``tol`` counts as equal.
 
     **Residuals** are |A v - theta v| as the recurrence computed it, asymmetry of the products
     included. At the end they are compared with products of random combinations of all pairs; where
-    these show larger residuals, each pair gets a product of its own, which gives its residual. For
-    a curvature matrix in float32 two such products are formed in float64 too: their difference,
-    which bounds the error of all pairs together, is added to each residual.
+    these show larger residuals, each pair gets a product of its own, which gives its residual. In
+    float32 two such products are formed again, in float64 or, of an operator that has none,
+    with another rounding: their difference, which bounds the error of all pairs together, is added
+    to each residual.
 
     Products of a curvature matrix that was made without ``plan=`` are formed in the fastest way
     that fits the memory, as the command line plans them; the operator itself is not changed.
@@ -94,8 +97,8 @@ def eigenpairs(
         seed: of the random vectors, below 2^64.
         copies: False: do not look for copies of eigenvalues, as SciPy's eigsh does not; some of a
             multiple eigenvalue, or of a cluster narrower than ``tol``, may be missing.
-        block_size: b. Default: 2, which shows that what appears once is single; without ``copies``
-            1, which takes the fewest products.
+        block_size: vectors multiplied together. Default: 1, which takes the fewest products; more
+            take fewer passes over the data.
         basis_size: Krylov vectors that may be held at once. Default: 300, and ten for each pair,
             or on the device as many of them as fit half of the memory.
         max_products: stop there, converged or not. Default: 2,000, and a hundred for each pair.
@@ -140,7 +143,7 @@ def eigenpairs(
         state=vectors_of(state),
     )
     _check(operator, tol, seed, start)
-    block_size = default_block(copies) if block_size is None else block_size
+    block_size = BLOCK_SIZE if block_size is None else block_size
     capacity, most = sizes(operator.n, k, which, block_size, basis_size, max_products)
     goal = Goal(k, which, tol, most, seed, copies)
     if basis_size is None and basis == "device":
@@ -153,6 +156,7 @@ def eigenpairs(
         expected_steps(most, block_size),
         kept=capacity if basis == "device" else block_size,
     )
+    operator = InRange(operator)
     space = state or first(operator, goal, block_size, capacity, start, basis)
     while True:
         space, found = advance(operator, space, goal)
@@ -162,7 +166,10 @@ def eigenpairs(
             on_step(space)
     pairs, rows, _ = checked_pairs(operator, space, goal, found, certify)
     whole = operator.layout.gather(rows).cpu().numpy() if vectors else None
-    return replace(pairs, vectors=whole)
+    unit = operator.unit
+    return replace(
+        pairs, values=pairs.values * unit, residuals=pairs.residuals * unit, vectors=whole
+    )
 
 
 def first(
@@ -205,18 +212,23 @@ def advance(
     if not convergence.is_due(space, goal):
         return space, None
     examined = _examined(space, operator, goal)
-    if examined[0] is Decision.CONTINUE and goal.tol >= LEAST_TOL_OF_EACH_RANK:
+    if examined.decision is Decision.CONTINUE and goal.tol >= LEAST_TOL_OF_EACH_RANK:
         return space, None
-    decision, found, coordinates = world.from_first(examined)
-    if decision is Decision.FINISH:
-        return space, found
-    if decision is Decision.RESTART:
-        space = krylov_schur.restarted(space, coordinates)
-    if decision is Decision.REFRESH:
-        probe = gaussian_probes(
-            operator.layout, [space.starts], goal.seed, operator.dtype, operator.device
-        )
-        space = krylov_schur.refreshed(operator, space, coordinates, probe)
+    decision, found, coordinates, search = world.from_first(examined)
+    match decision:
+        case Decision.FINISH:
+            return space, found
+        case Decision.RESTART:
+            space = replace(krylov_schur.restarted(space, coordinates), search=search)
+        case Decision.FOLLOW:
+            missed = krylov_schur.vectors(space, coordinates[:, -1:])
+            space = krylov_schur.refreshed(operator, space, coordinates[:, :-1], missed)
+        case Decision.REFRESH | Decision.SEARCH:
+            probe = gaussian_probes(
+                operator.layout, [space.starts], goal.seed, operator.dtype, operator.device
+            )
+            searching = decision is Decision.SEARCH
+            space = krylov_schur.refreshed(operator, space, coordinates, probe, searching)
     return space, None
 
 
@@ -227,23 +239,21 @@ def finished(operator: SymmetricOperator, space: RitzSpace, goal: Goal) -> Wante
     """
     if not convergence.is_due(space, goal):
         return None
-    decision, found, _ = operator.layout.world.from_first(_examined(space, operator, goal))
-    return found if decision is Decision.FINISH else None
+    examined = operator.layout.world.from_first(_examined(space, operator, goal))
+    return examined.found if examined.decision is Decision.FINISH else None
 
 
 def current(operator: SymmetricOperator, space: RitzSpace, goal: Goal) -> EigenPairs:
     """The wanted pairs so far, with the residuals that the recurrence knows; no products."""
-    found = operator.layout.world.from_first(_examined(space, operator, goal)[1])
+    found = operator.layout.world.from_first(_examined(space, operator, goal).found)
     floor = PRODUCT_ROUNDING * torch.finfo(operator.dtype).eps * found.scale
     residuals = np.maximum(found.residuals, floor)  # the usual rounding; not measured yet
-    converged = residuals <= goal.tol * found.scale
+    converged = (residuals <= goal.tol * found.scale) & ~found.in_doubt
     lower = num_lower(goal.which, goal.k, found.values)
     return EigenPairs(found.values, residuals, converged, num_lower=lower)
 
 
-def _examined(
-    space: RitzSpace, operator: SymmetricOperator, goal: Goal
-) -> tuple[Decision, WantedPairs, Array | None]:
+def _examined(space: RitzSpace, operator: SymmetricOperator, goal: Goal) -> Examined:
     return convergence.examined(space, operator.n, torch.finfo(operator.dtype).eps, goal)
 
 
@@ -285,11 +295,6 @@ def sizes(
         basis_size = BASIS_SIZE + BASIS_SIZE_PER_PAIR * pairs
     most = max_products or MAX_PRODUCTS + MAX_PRODUCTS_PER_PAIR * pairs
     return min(basis_size, n + block_size), most
-
-
-def default_block(copies: bool) -> int:
-    """How many vectors are multiplied together."""
-    return BLOCK_SIZE if copies else 1
 
 
 def least_basis(n: int, k: K, which: Which, block_size: int) -> int:

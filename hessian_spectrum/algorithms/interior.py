@@ -11,12 +11,15 @@ from torch import Tensor
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.algorithms.eigenpairs import EXPECTED_STEPS, eigenpairs
 from hessian_spectrum.algorithms.minres import WORKING_VECTORS, solve
+from hessian_spectrum.algorithms.residual_check import arithmetic_error
 from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.operators.in_range import InRange
 from hessian_spectrum.operators.same_call import require_same_computation
 from hessian_spectrum.planning.planned_operator import planned
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
 NORM_TOL = 1e-2  # relative error of |lambda|max, which only scales the tolerance
+SHARPER = 5  # the tolerance over that for pairs of the inverse, and that over the solutions'
 
 
 class ShiftInverted(SymmetricOperator):
@@ -67,7 +70,9 @@ def eigenpairs_near(
 
     Returns:
         Pairs in ascending order; values are Rayleigh quotients, residuals |A v - lambda v| by a
-        product each, which includes the error of solutions that did not reach their tolerance.
+        product each, which includes the error of solutions that did not reach their tolerance. Of
+        an operator in float32 these products are formed in float64, or, where it has none, their
+        rounding error is measured and added.
 
     Cost: some ten solutions for each pair, each of as many products as the spread of the spectrum
     over the distance of ``shift`` from the nearest eigenvalue, at most.
@@ -86,6 +91,8 @@ def eigenpairs_near(
         raise InputError(f"shift={shift}: expected a finite number")
     most = max_solves or 20 + 10 * k
     operator = planned(operator, 1, EXPECTED_STEPS, kept=most + WORKING_VECTORS)
+    # Its first product, in the run that follows, decides its unit.
+    operator = InRange(operator)
     norm = np.abs(
         eigenpairs(
             operator, 1, "magnitude", NORM_TOL, seed=seed, copies=False, vectors=False
@@ -93,19 +100,38 @@ def eigenpairs_near(
     ).max()
     if norm == 0:
         raise InputError("the operator is zero: it has no eigenvalue inside its spectrum")
-    inner = max(tol / 10, 10 * torch.finfo(operator.dtype).eps)
-    inverse = ShiftInverted(operator, float(shift), inner, max_steps or 5 * operator.n)
-    found = eigenpairs(inverse, k, "magnitude", tol, seed=seed, max_products=most)
+    # A residual of the inverse, relative to its largest eigenvalue, is one of A times
+    # |A - shift| |lambda - shift|, which differs between the pairs.
+    unit = operator.unit
+    sharper, least = tol / SHARPER, 10 * torch.finfo(operator.dtype).eps
+    inverse = ShiftInverted(
+        operator, shift / unit, max(sharper / SHARPER, least), max_steps or 5 * operator.n
+    )
+    found = eigenpairs(inverse, k, "magnitude", max(sharper, least), seed=seed, max_products=most)
     vectors = np.asarray(found.vectors)
     rows = torch.from_numpy(vectors).to(operator.device)
-    images = (operator @ rows.T).T
-    quotients = (rows.double() * images.double()).sum(1)
-    residuals = (images.double() - quotients[:, None] * rows.double()).norm(dim=1).cpu().numpy()
-    values = quotients.cpu().numpy()
+    values, residuals = _rayleigh_quotients(operator, rows, seed)
     order = np.argsort(values)
     return EigenPairs(
-        values[order],
-        residuals[order],
+        values[order] * unit,
+        residuals[order] * unit,
         residuals[order] <= tol * norm,
         vectors[order],
     )
+
+
+def _rayleigh_quotients(
+    operator: SymmetricOperator, rows: Tensor, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rho = v A v^T, |v A - rho v|) of whole rows v, (k, n)."""
+    exact = operator.in_float64()
+    if exact is not operator:
+        operator.forget()  # there may be no room for both
+    v = rows.double()
+    v = v / v.norm(dim=1, keepdim=True)
+    images = (exact @ v.T).T.double()
+    values = (v * images).sum(1)
+    residuals = (images - values[:, None] * v).norm(dim=1).cpu().numpy()
+    if exact.dtype != torch.float64:
+        residuals += arithmetic_error(exact, exact.layout.local(rows.to(exact.dtype)), seed)
+    return values.cpu().numpy(), residuals

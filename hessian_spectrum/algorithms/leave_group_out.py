@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.krylov.dense_eigen import eigh
 from hessian_spectrum.krylov.state import ProbeState
 from hessian_spectrum.loss.data_groups import random_groups
 from hessian_spectrum.loss.evaluator import Evaluator
@@ -76,7 +77,7 @@ def replicates(
 
 def _replicate(matrices: list[Array], measure: SpectralMeasure, n: int) -> tuple[Array, Array]:
     """Nodes (s,) and weights (probe, s) of matrices in the bases of the measure's rules."""
-    solved = [np.linalg.eigh(matrix) for matrix in matrices]
+    solved = [eigh(matrix) for matrix in matrices]
     nodes = np.concatenate([values for values, _ in solved])
     weights, row, column = np.zeros((measure.num_probes, len(nodes))), 0, 0
     for rule, (values, vectors) in zip(measure.rules, solved):

@@ -19,6 +19,7 @@ from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
 NUM_COMBINATIONS = 2  # products that check all residuals together
 ROWS_PER_PRODUCT = 8  # vectors in one block product, where each pair gets a product of its own
+ODD = 1.3  # no power of two: products with v and with ODD v round differently
 MISFIT_ACCEPTED = 2.0  # misfit over the recurrence's residuals up to which these are accepted
 
 
@@ -35,13 +36,16 @@ def checked_pairs(
     Args:
         certify: a product in float64 for each pair: values are Rayleigh quotients, residuals
             |A v - value v|, both in float64. Otherwise a few products with random combinations of
-            all pairs, in the operator's arithmetic and, if that is float32, in float64 too.
-        on_products: called with their number after every block product in float64, on all ranks.
+            all pairs, in the operator's arithmetic and, if that is float32, again: in float64 or,
+            where there are no such products, rounded differently.
+        on_products: called with their number after every block product of the second kind, on all
+            ranks.
 
     Returns:
         (pairs, this rank's entries of their vectors, the error of float32 in each residual).
     """
     world, values, added = operator.layout.world, found.values, 0.0
+    in_doubt = found.in_doubt
     rows = krylov_schur.vectors(space, found.coordinates).to(operator.device)
     rows /= norms(rows, world).to(rows)[:, None]
     if certify:
@@ -51,13 +55,14 @@ def checked_pairs(
         )
         order = np.argsort(values, kind="stable")
         values, residuals, rows = values[order], residuals[order], rows[torch.from_numpy(order)]
+        in_doubt = in_doubt[order]
     else:
         residuals = _checked_residuals(operator, rows, found, goal.seed)
-        if operator.in_float64() is not operator:
+        if operator.dtype != torch.float64 or operator.in_float64() is not operator:
             added = arithmetic_error(operator, rows, goal.seed)
             on_products(NUM_COMBINATIONS)
-            residuals = np.hypot(residuals, added)
-    converged = residuals <= goal.tol * found.scale
+            residuals = residuals + added
+    converged = (residuals <= goal.tol * found.scale) & ~in_doubt
     lower = num_lower(goal.which, goal.k, values)
     return EigenPairs(values, residuals, converged, num_lower=lower), rows, added
 
@@ -90,18 +95,25 @@ def _checked_residuals(
 
 
 def arithmetic_error(operator: SymmetricOperator, rows: Tensor, seed: int) -> float:
-    """sqrt(sum_i |e_i|^2) with e_i the difference of row i's products here and in float64.
+    """sqrt(sum_i |e_i|^2) with e_i the rounding error of row i's product.
 
-    Estimated as the larger of two random signed sums of the rows, whose squared error has that
-    mean: no e_i is larger.
+    Estimated as the larger of two random signed sums u of the rows, whose squared error has that
+    mean: no e_i is larger. The error is the difference from products in float64. An operator that
+    has none multiplies 1.3 u instead: the difference of the two products, whose rounding errors
+    are independent, is sqrt(2) times as large.
 
-    Cost: two products, and two in float64.
+    Cost: two products, and two in float64 or with 1.3 u.
     """
     u = torch.from_numpy(_signs(seed, len(rows))).to(rows) @ rows
     product, exact = _products(operator, u).double(), operator.in_float64()
+    if exact is operator:
+        return _errors(_products(operator, ODD * u).double() / ODD - product, operator)
     operator.forget()  # there may be no room for both
-    error = norms(_products(exact, u.to(exact.dtype)) - product, exact.layout.world)
-    return error.max().item()
+    return _errors(_products(exact, u.to(exact.dtype)) - product, exact)
+
+
+def _errors(differences: Tensor, operator: SymmetricOperator) -> float:
+    return float(norms(differences, operator.layout.world).max())
 
 
 def _rayleigh_quotients(

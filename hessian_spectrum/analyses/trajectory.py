@@ -15,6 +15,7 @@ from torch import Tensor
 from hessian_spectrum._core.errors import InputError, require_whole
 from hessian_spectrum.distributed.random_vectors import gaussian_probes
 from hessian_spectrum.distributed.sharding import Layout
+from hessian_spectrum.krylov.dense_eigen import eigh
 from hessian_spectrum.landscape import paths
 from hessian_spectrum.landscape.directions import Directions, of_vectors
 from hessian_spectrum.landscape.parameter_points import Points
@@ -289,7 +290,7 @@ def _components(inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     of the centred iterates.
     """
     centre = np.eye(len(inner)) - 1 / len(inner)
-    values, vectors = np.linalg.eigh(centre @ inner @ centre)
+    values, vectors = eigh(centre @ inner @ centre)
     order = np.argsort(values)[::-1][: len(inner) - 1]
     return np.maximum(values[order], 0.0), vectors[:, order]
 

@@ -203,7 +203,7 @@ def _room(config: EigenpairsConfig, evaluator: Evaluator) -> int:
 
 
 def _block(config: EigenpairsConfig) -> int:
-    return config.block_size or eigensolver.default_block(config.copies)
+    return config.block_size or eigensolver.BLOCK_SIZE
 
 
 def _sizes(config: EigenpairsConfig, n: int) -> tuple[int, int]:

@@ -43,8 +43,8 @@ class EigenpairsConfig(CurvatureConfig):
     as often as its multiplicity; --no-copies skips it, which saves products, but some copies of a
     multiple eigenvalue may then be missing."""
     block_size: int | None = None
-    """Vectors multiplied together. Default: 2, so that an eigenvalue found once is known to be
-    single; 1 with --no-copies."""
+    """Vectors multiplied together. Default: 1, which takes the fewest products; more take fewer
+    passes over the data."""
     basis_size: int | None = None
     """Krylov vectors held before a restart. Default: 300 plus ten for each pair, or what fits into
     memory."""

@@ -12,6 +12,7 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.random_vectors import gaussian_probes
 from hessian_spectrum.krylov import block_lanczos
 from hessian_spectrum.krylov.block_lanczos import BlockSpace
+from hessian_spectrum.krylov.dense_eigen import eigh
 from hessian_spectrum.krylov.state import Array
 from hessian_spectrum.operators.base import SymmetricOperator
 
@@ -105,7 +106,7 @@ def extremes(
 
 def _ends(space: BlockSpace) -> tuple[Array, Array, Array]:
     """Ritz values (2,), their coordinates (order, 2) and residuals (2,)."""
-    values, s = np.linalg.eigh(space.t)
+    values, s = eigh(space.t)
     s = s[:, [0, -1]]
     out = space.off[-1]
     residuals = np.linalg.norm(out.T @ s[-len(out) :], axis=0) if out.size else np.zeros(2)

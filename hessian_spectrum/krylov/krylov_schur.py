@@ -13,11 +13,13 @@ from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.distributed.world import Flags, World
 from hessian_spectrum.krylov.block_gram_schmidt import extension, orthonormal
 from hessian_spectrum.krylov.block_lanczos import BlockSpace
-from hessian_spectrum.krylov.product_noise import asymmetry, not_finite
+from hessian_spectrum.krylov.copy_search import CopySearch
+from hessian_spectrum.krylov.product_noise import asymmetry, asymmetry_of_rows, not_finite
 from hessian_spectrum.krylov.state import Array, StateArrays
 from hessian_spectrum.krylov.storage import Place, allocate_together
 from hessian_spectrum.operators.base import SymmetricOperator
 
+NOISE_AT = 8  # steps of a space of one vector, after which the error of products is measured
 SLICE = 1 << 16  # entries of the basis that are rotated at once
 
 
@@ -40,7 +42,8 @@ class RitzSpace:
     fresh_at: int = 0  # step of the latest random vector
     patience: int = 0  # steps that are made with it at least
     scale: float = 0.0  # the largest |A q| so far: what breakdown is judged against
-    noise: float = 0.0  # relative error of a product, measured as asymmetry in the first step
+    noise: float = 0.0  # relative error of a product, measured as asymmetry in the first step(s)
+    search: CopySearch | None = None  # for eigenvalues that the locked first vectors miss
 
     @property
     def order(self) -> int:
@@ -94,15 +97,19 @@ class RitzSpace:
             raise not_finite(operator, f"block step {self.num_steps + 1}")
         found, rows, out, scale = extended
         self.basis[r + b : r + b + len(found)] = found
+        h = np.block([[self.h, self.coupling], [rows]]) if r else rows
+        if len(h) == self.num_steps + 1 == NOISE_AT:
+            noise = asymmetry_of_rows(h, operator.n, scale)
         return replace(
             self,
-            h=np.block([[self.h, self.coupling], [rows]]) if r else rows,
+            h=h,
             coupling=np.concatenate([np.zeros((r, len(found))), out]),
             leak=np.concatenate([self.leak, np.zeros(b)]),
             num_steps=self.num_steps + 1,
             products=self.products + b,
             scale=scale,
             noise=noise,
+            search=self.search.extended(b) if self.search else None,
         )
 
     @property
@@ -115,7 +122,13 @@ class RitzSpace:
     def to_arrays(self) -> StateArrays:
         return StateArrays(
             self.basis[None, : self.order + self.width],
-            {"h": self.h, "coupling": self.coupling, "leak": self.leak},
+            {
+                "h": self.h,
+                "coupling": self.coupling,
+                "leak": self.leak,
+                "search_start": self.search.start if self.search else np.zeros(0),
+                "search_roots": self.search.roots if self.search else np.zeros(0),
+            },
             {
                 "width": self.width,
                 "starts": self.starts,
@@ -126,6 +139,7 @@ class RitzSpace:
                 "patience": self.patience,
                 "scale": self.scale,
                 "noise": self.noise,
+                "search": (self.search.locked, self.search.log_length) if self.search else None,
             },
         )
 
@@ -133,6 +147,11 @@ class RitzSpace:
     def from_arrays(cls, arrays: StateArrays) -> RitzSpace:
         vectors, coefficients, metadata = arrays
         order, width = len(coefficients["h"]), metadata["width"]
+        search = None
+        if metadata.get("search") is not None:  # states of earlier versions have none
+            locked, log_length = metadata["search"]
+            start, roots = (np.asarray(coefficients[f"search_{p}"]) for p in ("start", "roots"))
+            search = CopySearch(locked, start, roots, log_length)
         return cls(
             basis=vectors[0],
             # Nested lists do not keep the shape of an empty array.
@@ -147,6 +166,7 @@ class RitzSpace:
             patience=metadata["patience"],
             scale=metadata["scale"],
             noise=metadata["noise"],
+            search=search,
         )
 
 
@@ -210,12 +230,16 @@ def restarted(space: RitzSpace, s: Array) -> RitzSpace:
     )
 
 
-def refreshed(operator: SymmetricOperator, space: RitzSpace, s: Array, vector: Tensor) -> RitzSpace:
-    """The space of the Ritz vectors ``s``, (r, p), and a random vector, orthogonal to them.
+def refreshed(
+    operator: SymmetricOperator, space: RitzSpace, s: Array, vector: Tensor, search: bool = False
+) -> RitzSpace:
+    """The space of the Ritz vectors ``s``, (r, p), and of a new vector, orthogonal to them.
 
     The block that led out of the old space is dropped, and its size added to ``leak``: it is small
-    for pairs that have converged. The new direction is followed for at least half as many steps as
-    were made since the previous one: a copy of an eigenvalue appears long before it converges.
+    for pairs that have converged.
+
+    Args:
+        search: the new vector shows whether an eigenvalue is missing beside the p Ritz vectors.
     """
     old = restarted(space, s)
     p = s.shape[1]
@@ -231,7 +255,7 @@ def refreshed(operator: SymmetricOperator, space: RitzSpace, s: Array, vector: T
         leak=leak,
         starts=old.starts + 1,
         fresh_at=old.num_steps,
-        patience=max(old.patience, (old.num_steps - old.fresh_at + 1) // 2),
+        search=CopySearch(p, np.zeros(0), np.zeros(0), 0.0) if search else None,
     )
 
 

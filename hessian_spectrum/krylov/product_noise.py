@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from hessian_spectrum.krylov.state import Array
 from hessian_spectrum.operators.base import SymmetricOperator
 
 
@@ -22,6 +24,20 @@ def asymmetry(operator: SymmetricOperator, q: Tensor, aq: Tensor) -> float:
     pairs = len(q) * (len(q) - 1)
     variance = (gram - gram.T).square().sum().item() / pairs
     return (variance * operator.n / 2 / largest) ** 0.5 if largest else 0.0
+
+
+def asymmetry_of_rows(h: Array, n: int, scale: float) -> float:
+    """Relative error of a product, from what a Lanczos recurrence finds where zeros should be.
+
+    q_i^T A q_j is 0 for j > i + 1 in a space of one starting vector: what is computed of it is
+    q_i^T e for the error e of A q_j, of variance |e|^2 / n.
+
+    Args:
+        h: (r, r), row j: A q_j in coordinates of the basis as it was computed.
+        scale: the largest |A q|.
+    """
+    zeros = h[np.tril_indices(len(h), -2)]
+    return float((n * np.square(zeros / scale).mean()) ** 0.5) if len(zeros) and scale else 0.0
 
 
 def not_finite(operator: SymmetricOperator, where: str) -> FloatingPointError:

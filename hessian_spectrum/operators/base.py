@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from typing import TypeVar
@@ -149,6 +150,14 @@ class Dense(SymmetricOperator):
         self.layout = Layout.of_size(len(matrix), world or World(device=matrix.device))
         self.dtype = matrix.dtype
         self._columns = matrix[:, self.layout.start : self.layout.stop]
+
+    def in_float64(self) -> SymmetricOperator:
+        """The same matrix in float64: its own entries, converted; once more 8 n n_local bytes."""
+        if self.dtype == torch.float64:
+            return self
+        other = copy.copy(self)
+        other.dtype, other._columns = torch.float64, self._columns.double()
+        return other
 
     def products(self, vectors: Tensor) -> Tensor:
         return self.layout.gather(vectors) @ self._columns

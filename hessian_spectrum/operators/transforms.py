@@ -16,7 +16,7 @@ from hessian_spectrum.distributed.sharding import Layout, matches, require_match
 from hessian_spectrum.operators.base import SymmetricOperator
 
 
-class _Transform(SymmetricOperator):
+class Transform(SymmetricOperator):
     """An operator of the same size and layout as ``base``."""
 
     def __init__(self, base: SymmetricOperator):
@@ -49,7 +49,7 @@ class _Transform(SymmetricOperator):
         self.base.raise_failure()
 
 
-class Restricted(_Transform):
+class Restricted(Transform):
     """The diagonal block of a matrix that belongs to some parameters, S A S^T.
 
     Args:
@@ -116,7 +116,7 @@ def products_of_blocks(blocks: Sequence[Restricted], vectors: Sequence[Tensor]) 
     return [block.restricted(result) for block, result in zip(blocks, results)]
 
 
-class Shifted(_Transform):
+class Shifted(Transform):
     """A + shift I: a damped matrix, or one whose eigenvalues near -shift are at zero."""
 
     def __init__(self, base: SymmetricOperator, shift: float):
@@ -129,7 +129,7 @@ class Shifted(_Transform):
         return self.base.products(vectors).add_(vectors, alpha=self.shift)
 
 
-class Deflated(_Transform):
+class Deflated(Transform):
     """(I - U^T U) A (I - U^T U) for orthonormal rows U: A restricted to their complement.
 
     If the rows are eigenvectors, their eigenvalues become 0 and the others stay.
@@ -166,7 +166,7 @@ class Deflated(_Transform):
         return vectors - along @ rows
 
 
-class Preconditioned(_Transform):
+class Preconditioned(Transform):
     """P^-1/2 A P^-1/2, P a positive diagonal: the curvature for an optimizer that divides by P.
 
     For Adam P is ``sqrt(exp_avg_sq / (1 - beta2^t)) + eps`` (Cohen et al. 2022, "Adaptive gradient

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.axes import Axes
 
+from hessian_spectrum.krylov.dense_eigen import least_squares
 from hessian_spectrum.landscape.results import Array, Curve, Surface
 
 
@@ -42,7 +43,7 @@ def of_borders(surface: Surface) -> list[Array]:
         return np.stack([a * b, a * (1 - b)], axis=-1)
 
     known = shares(surface.a, surface.b).reshape(-1, 2)
-    sides, *_ = np.linalg.lstsq(known, surface.positions.reshape(-1, 2), rcond=None)
+    sides = least_squares(known, surface.positions.reshape(-1, 2))
     places = shares(a, b) @ sides
     return [places[..., 0], places[..., 1]]
 

@@ -32,7 +32,7 @@ class EigenPairs:
     values: Array = field(metadata=stored("eigenvalues, ascending", ("eigenpair",), "eigenvalue"))
     # (k,), |H v - lambda v|, absolute, in units of the eigenvalues
     residuals: Array = field(metadata=stored("|H v - lambda v|", ("eigenpair",), "eigenvalue"))
-    # (k,), residual <= tol * |lambda|max
+    # (k,), residual <= tol * |lambda|max, and no eigenvalue farther out may be missing
     converged: NDArray[np.bool_] = field(
         metadata=stored("residual within the tolerance", ("eigenpair",))
     )

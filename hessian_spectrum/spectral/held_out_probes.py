@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from hessian_spectrum.krylov.dense_eigen import svd
 from hessian_spectrum.spectral.atoms import normalized_rows
 from hessian_spectrum.spectral.held_out_errors import HeldOutErrors, shared_error
 from hessian_spectrum.spectral.measure import SpectralMeasure
@@ -189,12 +190,12 @@ class _EigenSpace:
         turns = []
         for part in self.parts:
             if len(part) > len(starts):
-                turn = np.linalg.svd(starts[:, part])
-                starts[:, part] = starts[:, part] @ turn.Vh.T
-                starts[:, part[np.sum(turn.S > RANK) :]] = 0.0
-                vectors[:, part] = vectors[:, part] @ turn.Vh.T
+                _, lengths, rotation = svd(starts[:, part])
+                starts[:, part] = starts[:, part] @ rotation.T
+                starts[:, part[np.sum(lengths > RANK) :]] = 0.0
+                vectors[:, part] = vectors[:, part] @ rotation.T
                 values[part] = values[part].mean()
-                turns.append((part, turn.Vh))
+                turns.append((part, rotation))
         basis, reached = self._grown(starts, values, vectors)
         for part, rotation in turns:
             basis[:, part] = basis[:, part] @ rotation
@@ -209,8 +210,8 @@ class _EigenSpace:
         for step in range(steps):
             for _ in range(2):
                 rows = rows - (rows @ basis.T) @ basis
-            turned = np.linalg.svd(rows, full_matrices=False)
-            rows = turned.Vh[turned.S > short][: len(values) - len(basis)]
+            _, lengths, turned = svd(rows, full=False)
+            rows = turned[lengths > short][: len(values) - len(basis)]
             # What was short is orthogonal to rounding only now.
             rows = np.linalg.qr((rows - (rows @ basis.T) @ basis).T)[0].T
             if step < len(ends) - 1:
@@ -228,6 +229,6 @@ def _clean(rows: Array, noise: Array) -> Array:
     """Orthonormal combinations of ``rows`` in which the noise is shorter than ``NOISE``."""
     if not len(rows) or np.linalg.norm(noise) < NOISE:
         return rows
-    mixed = np.linalg.svd(noise)
-    lengths = np.pad(mixed.S, (0, len(rows) - len(mixed.S)))
-    return (mixed.U.T @ rows)[lengths < NOISE]
+    mixed, lengths, _ = svd(noise)
+    lengths = np.pad(lengths, (0, len(rows) - len(lengths)))
+    return (mixed.T @ rows)[lengths < NOISE]

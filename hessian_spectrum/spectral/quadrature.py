@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessian_spectrum._core.stored_fields import stored, stored_count
+from hessian_spectrum.krylov.dense_eigen import eigh
 
 Array = NDArray[np.float64]
 
@@ -66,8 +67,7 @@ class BlockRule:
     @cached_property
     def eigen(self) -> tuple[Array, Array]:
         """T's eigenvalues (N,), ascending: the nodes; and its eigenvectors, columns (N, N)."""
-        values, vectors = np.linalg.eigh(self.t)
-        return values, vectors
+        return eigh(self.t)
 
     @property
     def ends(self) -> list[int]:
@@ -124,7 +124,7 @@ class BlockRule:
             away = np.where(np.abs(away) < NEAREST * scale, NEAREST * scale, away)
             along = vectors.T @ t[:k, k:]
             t[k:, k:] = x * np.eye(b_m) + along.T @ (along / away[:, None])
-            values, vectors = np.linalg.eigh(t)
+            values, vectors = eigh(t)
             away = np.abs(values - x)
             at = away <= max(np.sort(away)[b_m - 1], NEAREST * scale)
         weights = (self.starts @ vectors) ** 2
@@ -135,4 +135,4 @@ class BlockRule:
     def _before_last(self) -> tuple[Array, Array, float]:
         """Eigenvalues and -vectors of T without its last block, and the largest of T in size."""
         k = len(self.t) - len(self.out)
-        return *np.linalg.eigh(self.t[:k, :k]), max(np.abs(self.t).sum(axis=1).max(), 1e-300)
+        return *eigh(self.t[:k, :k]), max(np.abs(self.t).sum(axis=1).max(), 1e-300)

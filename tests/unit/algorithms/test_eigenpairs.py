@@ -1,6 +1,8 @@
 """Extreme eigenpairs against dense ones: both ends, copies, restarts, noise, too little of all."""
 
 import dataclasses
+import itertools
+from math import comb
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import hessian_spectrum as hs
 from hessian_spectrum.algorithms import residual_check
 from hessian_spectrum.algorithms.convergence import WantedPairs
 from hessian_spectrum.distributed.sharding import Layout
-from hessian_spectrum.krylov.ritz import WHICH, may_miss_copies, ritz, wanted
+from hessian_spectrum.krylov.ritz import WHICH, wanted
 
 N = 200
 BULK = np.linspace(-0.1, 0.1, N)
@@ -101,6 +103,21 @@ def test_scaling_the_loss_scales_the_answer_and_nothing_else():
     assert len(set(found.values())) == 1
 
 
+@pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e160, 1e200])
+def test_squares_that_are_no_numbers_change_nothing(scale):
+    matrix = with_spectrum(np.r_[np.linspace(-0.1, 0.1, 36), [-0.4, 0.5, 0.58, 1.3]])
+    one, other = Counted(matrix), Counted(matrix * scale)
+    pairs, scaled = (hs.eigenpairs(operator, 3, tol=1e-8) for operator in (one, other))
+    assert one.count == other.count and scaled.converged.all()
+    assert np.abs(scaled.values / scale - pairs.values).max() <= 1e-13
+    assert (scaled.residuals / scale <= 1e-8 * 1.3).all()
+    near, scaled = (
+        hs.eigenpairs_near(hs.Dense(matrix * s), 0.6 * s, 2, tol=1e-7) for s in (1.0, scale)
+    )
+    assert near.converged.all() and scaled.converged.all()
+    assert np.abs(scaled.values / scale - near.values).max() <= 1e-10
+
+
 @pytest.mark.parametrize("block_size", [1, 2, 3])
 def test_copies_are_found_whatever_the_block_size(block_size):
     values = spectrum(-0.5, -0.5, -0.5, -0.5, -0.3)
@@ -119,12 +136,91 @@ def test_copies_that_are_not_looked_for_save_products_and_may_be_missing():
     assert np.abs(pairs.values[:, None] - values).min(1).max() <= 1e-12  # eigenvalues all the same
 
 
-def test_a_space_that_shows_an_eigenvalue_once_for_each_start_may_miss_copies():
-    values, zero = np.array([-2.0, -2.0, -1.0, 0.0]), np.zeros((4, 1))
-    found = ritz(np.diag(values), zero, np.zeros(4), 10)
-    assert may_miss_copies(found, "smallest", 3, 2, 1e-12)
-    assert not may_miss_copies(found, "smallest", 3, 3, 1e-12)
-    assert not may_miss_copies(found, "smallest", 2, 2, 1e-12)  # more copies change nothing
+def hypercube(d):
+    """Eigenvalues of the Laplacian of a d-dimensional hypercube: 2 i, (d over i) times."""
+    return np.repeat(2.0 * np.arange(d + 1), [comb(d, i) for i in range(d + 1)])
+
+
+def grid(*sizes):
+    """Eigenvalues of the Laplacian of a grid with these sizes and periodic boundaries."""
+    axes = [2 - 2 * np.cos(2 * np.pi * np.arange(s) / s) for s in sizes]
+    return np.sort(sum(np.meshgrid(*axes)).ravel())
+
+
+MULTIPLE = {
+    "hypercube": hypercube(7),
+    "grid": grid(9, 9),
+    "clusters": np.sort(np.r_[1.0 + 1e-10 * np.arange(4), 1.5 - 1e-12 * np.arange(3), BULK]),
+    "one value five times below the largest": spectrum(0.4, 0.4, 0.4, 0.4, 0.4, 0.5),
+    "plus and minus alike": spectrum(-1.0, -1.0, 1.0, 1.0, 1.0, -2.0),
+}
+
+
+@pytest.mark.parametrize("k", [6, 8, 10, 11])
+def test_all_copies_of_the_eigenvalues_of_a_hypercube(k):
+    values = hypercube(10)
+    pairs = hs.eigenpairs(hs.Dense(torch.diag(torch.tensor(values))), k, "largest", 1e-8, seed=1)
+    assert pairs.converged.all()
+    assert np.abs(pairs.values - values[-k:]).max() <= 1e-12
+
+
+@pytest.mark.parametrize("block_size", [None, 3])
+@pytest.mark.parametrize("basis_size", [None, 30])
+@pytest.mark.parametrize("which", WHICH)
+@pytest.mark.parametrize("name", MULTIPLE)
+def test_no_list_with_a_copy_missing_is_called_converged(name, which, basis_size, block_size):
+    values = MULTIPLE[name]
+    operator = Counted(torch.diag(torch.tensor(values)))
+    for k, seed in itertools.product((3, 7), range(3)):
+        options = {"seed": seed, "basis_size": basis_size, "block_size": block_size}
+        pairs = hs.eigenpairs(operator, k, which, 1e-8, max_products=3000, **options)
+        right, found = exact(values, which, k), pairs.values
+        if which == "magnitude":  # of 1 and -1 either may be named
+            right, found = (np.sort(np.abs(v)) for v in (right, found))
+        assert pairs.converged.all()
+        assert np.abs(found - right).max() <= 1e-8 * np.abs(values).max()
+
+
+def test_pairs_are_in_doubt_until_nothing_can_be_missing():
+    """Out of products during the search: converged only where no eigenvalue farther out can be."""
+    values = np.sort(np.r_[BULK, 1.0, 0.9, 0.12, 0.115, 0.11])
+    operator, states = Counted(torch.diag(torch.tensor(values))), []
+    hs.eigenpairs(operator, 5, "largest", 1e-8, on_step=states.append)
+    first = next(state.products for state in states if state.search)
+    flags = []
+    for most in range(first, operator.count - 2):
+        pairs = hs.eigenpairs(operator, 5, "largest", 1e-8, max_products=most)
+        assert (pairs.residuals <= 1e-8).all()
+        flags.append(pairs.converged)
+    counts = np.sum(flags, axis=1)
+    assert counts[0] == 0 and (np.diff(counts) >= 0).all()
+    assert set(counts) >= {0, 2}  # the two far out are certain long before the others
+    assert all((np.diff(converged.astype(int)) >= 0).all() for converged in flags)
+
+
+def test_a_search_that_is_continued_ends_as_one_that_was_not_stopped():
+    values, states = MULTIPLE["one value five times below the largest"], []
+    operator = Counted(torch.diag(torch.tensor(values)))
+    whole = hs.eigenpairs(operator, 4, "largest", 1e-8, basis_size=20, on_step=states.append)
+    middle = next(i for i, state in enumerate(states) if state.search) + 2
+    states.clear()
+
+    class Stopped(Exception):
+        pass
+
+    def stop(state):
+        states.append(state)
+        if len(states) > middle:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        hs.eigenpairs(operator, 4, "largest", 1e-8, basis_size=20, on_step=stop)
+    state = type(states[-1]).from_arrays(states[-1].to_arrays())
+    state = dataclasses.replace(state, basis=states[-1].basis)
+    rest = hs.eigenpairs(operator, 4, "largest", 1e-8, basis_size=20, state=state)
+    assert states[-1].search is not None
+    np.testing.assert_array_equal(rest.values, whole.values)
+    np.testing.assert_array_equal(rest.residuals, whole.residuals)
 
 
 @pytest.mark.parametrize("which", ["both", "smallest"])
@@ -198,6 +294,52 @@ def test_single_precision_states_its_own_residuals():
     assert (misfits(matrix, pairs) <= 2 * pairs.residuals).all()
 
 
+class Halves(hs.SymmetricOperator):
+    """A user's operator in float32: the sum of two matrices, without products in float64."""
+
+    def __init__(self, matrix):
+        self.parts = matrix.triu(), matrix.tril(-1)
+        self.layout, self.dtype = Layout.of_size(len(matrix)), matrix.dtype
+
+    def products(self, vectors):
+        return vectors @ self.parts[0] + vectors @ self.parts[1]
+
+
+SINGLE = {
+    "Dense": hs.Dense,
+    "a user's": Halves,
+    "shifted": lambda matrix: hs.Shifted(hs.Dense(matrix), 0.25),
+    "shifted, a user's": lambda matrix: hs.Shifted(Halves(matrix), 0.25),
+}
+
+
+@pytest.mark.parametrize("tol", [2e-7, 1e-6, 3e-6])
+@pytest.mark.parametrize("kind", SINGLE)
+def test_no_operator_in_float32_hides_its_rounding(kind, tol):
+    """Stated residuals are at least half of the true ones, and what is too large says so."""
+    for seed, values in enumerate([np.linspace(-1, 1, 300), np.linspace(0, 1, 300) ** 6]):
+        matrix = with_spectrum(values, seed=seed).float()
+        exact = matrix.double() + (0.25 * torch.eye(300) if "shifted" in kind else 0.0)
+        pairs = hs.eigenpairs(SINGLE[kind](matrix), 6, "both", tol, max_products=300)
+        pairs = dataclasses.replace(pairs, vectors=pairs.vectors.astype(np.float64))
+        true = misfits(exact, pairs)
+        assert (pairs.residuals >= true / 2).all()
+        assert not (pairs.converged & (true > tol * np.abs(pairs.values).max())).any()
+        if tol == 3e-6:  # what can be reached is not refused
+            assert pairs.converged.mean() >= 0.75
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_no_operator_in_float32_hides_its_rounding_inside_the_spectrum(kind):
+    matrix = with_spectrum(np.linspace(-1, 1, 40)).float()
+    exact = matrix.double() + (0.25 * torch.eye(40) if "shifted" in kind else 0.0)
+    pairs = hs.eigenpairs_near(SINGLE[kind](matrix), 0.11, 2, tol=1e-7)
+    pairs = dataclasses.replace(pairs, vectors=pairs.vectors.astype(np.float64))
+    true = misfits(exact, pairs)
+    assert (pairs.residuals >= true / 2).all()
+    assert not (pairs.converged & (true > 1e-7 * np.abs(np.linalg.eigvalsh(exact)).max())).any()
+
+
 EPS = np.finfo(np.float64).eps
 
 
@@ -216,7 +358,7 @@ def test_no_residual_is_stated_below_the_error_of_a_product():
     operator = Coarse(with_spectrum(np.arange(1.0, 7.0)))
     operator.scale = 6.0
     values, vectors = np.linalg.eigh(operator @ np.eye(6))
-    found = WantedPairs(values[-2:], np.eye(6)[:, -2:], np.zeros(2), 6.0)
+    found = WantedPairs(values[-2:], np.eye(6)[:, -2:], np.zeros(2), 6.0, np.zeros(2, bool))
     rows = torch.from_numpy(vectors.T[-2:].copy())
     stated = residual_check._checked_residuals(operator, rows, found, seed=0)
     assert (stated >= 4 * EPS * operator.scale).all() and (stated <= 40 * EPS * 6).all()
@@ -329,8 +471,9 @@ def test_a_density_run_is_gone_on_with_not_computed_again():
     states = []
     hs.spectral_density(hs.Dense(matrix), 6, 20, on_step=states.append)
     fresh, going_on = Counted(matrix), Counted(matrix)
-    one = hs.eigenpairs(fresh, 2, tol=1e-9)
-    other = hs.eigenpairs(going_on, 2, tol=1e-9, start=states[-1])
+    # The search for copies takes a random vector of its own, however the pairs were found.
+    one = hs.eigenpairs(fresh, 2, tol=1e-9, copies=False, block_size=2)
+    other = hs.eigenpairs(going_on, 2, tol=1e-9, copies=False, start=states[-1])
     assert np.abs(one.values - other.values).max() <= 1e-12
     assert going_on.count <= fresh.count / 4
 

@@ -77,6 +77,18 @@ def test_a_state_that_was_taken_apart_takes_the_same_steps(kind, steps):
         assert_same(after(again, op, 3), after(state, op, 3))
 
 
+@pytest.mark.parametrize("steps", [0, 1, STEPS])
+def test_a_space_that_is_searched_is_taken_apart_too(steps):
+    op = operator()
+    space = after(krylov_schur.start(op, probes(), 30), op, 3)
+    locked = np.linalg.eigh(space.h)[1][:, :4]
+    space = after(krylov_schur.refreshed(op, space, locked, probes(1), search=True), op, steps)
+    other = restored(space, op)
+    assert_same(space, other)
+    assert_same(after(space, op, 3), after(other, op, 3))
+    assert other.search is not None and len(other.search.start) == steps
+
+
 @pytest.mark.parametrize("kind", STATES)
 def test_a_finished_state_keeps_the_shapes_of_its_empty_arrays(kind):
     op = operator(np.repeat([1.0, 2.0], N // 2))  # invariant after two steps of any probes
