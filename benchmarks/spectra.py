@@ -68,6 +68,22 @@ def marchenko_pastur(n: int) -> Array:
     return np.linalg.eigvalsh(np.cov(_rng().standard_normal((n, 2 * n))))
 
 
+def copies(n: int) -> Array:
+    """A bulk, and 13 copies of one eigenvalue far outside it: about as many as there are probes."""
+    return np.r_[_rng().uniform(-0.1, 0.1, n - 13), np.full(13, 5.0)]
+
+
+def wigner(n: int) -> Array:
+    """Eigenvalues of a symmetric Gaussian matrix: a semicircle."""
+    a = _rng().standard_normal((n, n))
+    return np.linalg.eigvalsh((a + a.T) / np.sqrt(8 * n))
+
+
+def heavy_tails(n: int) -> Array:
+    """Student's t with 1.5 degrees of freedom: a few eigenvalues have most of every moment."""
+    return _rng().standard_t(1.5, n)
+
+
 def trained(n: int) -> Array:
     """Like a trained network's: half exact zeros, a bulk on both sides, a tail, ten outliers."""
     zeros, tail = n // 2, n // 30
@@ -95,5 +111,8 @@ SPECTRA: dict[str, Callable[[int], Array]] = {
     "power law": _sorted(power_law),
     "no outliers": _sorted(no_outliers),
     "Marchenko-Pastur": _sorted(marchenko_pastur),
+    "copies": _sorted(copies),
+    "Wigner": _sorted(wigner),
+    "heavy tails": _sorted(heavy_tails),
     "trained": _sorted(trained),
 }

@@ -14,6 +14,7 @@ from torch import Tensor
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.algorithms import leave_group_out
 from hessian_spectrum.algorithms.budget import Estimator, choose
+from hessian_spectrum.algorithms.residual_check import norms
 from hessian_spectrum.distributed.random_vectors import gaussian_probes
 from hessian_spectrum.distributed.world import Flags
 from hessian_spectrum.krylov import block_lanczos, lanczos
@@ -24,10 +25,11 @@ from hessian_spectrum.operators.curvature import Curvature
 from hessian_spectrum.operators.same_call import place_of, require_same_computation, vectors_of
 from hessian_spectrum.operators.transforms import Restricted, products_of_blocks
 from hessian_spectrum.planning.planned_operator import planned
+from hessian_spectrum.spectral.arithmetic import Arithmetic
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.held_out_probes import certified
 from hessian_spectrum.spectral.measure import SpectralMeasure
-from hessian_spectrum.spectral.quadrature import BlockRule
+from hessian_spectrum.spectral.quadrature import Array, BlockRule
 
 # Steps after which the error is compared with its target: the overshoot is at most a fifth.
 TARGET_CHECKS = tuple(accumulate(range(40), lambda m, _: math.ceil(1.2 * m), initial=4))
@@ -87,8 +89,9 @@ def spectral_density(
         InputError: an argument is of no use, or differs between ranks.
 
     Cost: one exchange at the start; b m products in m passes over the data; b (m + 1) n / P entries
-    on each of P ranks. The block estimator adds O((b m)^3) flops of dense algebra for each of up to
-    24 groups of probes.
+    on each of P ranks. In float32 four products more, and four in float64 where the operator has
+    them (``with_product_error``). The block estimator adds O((b m)^3) flops of dense algebra for
+    each of up to 24 groups of probes.
     ``data_groups``: once more as many products and passes, however many groups.
     """
     _require_operator(operator)
@@ -131,7 +134,7 @@ def spectral_density(
         state = state.step(operator, flags)
         if on_step:
             on_step(state)
-    found = measure(state, operator)
+    found = with_product_error(measure(state, operator), state, operator, seed)
     if not groups:
         return found
     assert isinstance(operator, Curvature)  # groups_of has checked
@@ -300,8 +303,59 @@ def measure(state: ProbeState, operator: SymmetricOperator) -> SpectralMeasure:
     floor, tolerance = (max(f * eps, state.noise) * state.scale for f in (1, 10))
     rules = [BlockRule(*matrix, tolerance) for matrix in state.reduced()]
     if state.can_hold_out_probes:
-        return certified(rules[0], operator.n, floor)
-    return SpectralMeasure.of_rules(rules, operator.n, floor)
+        found = certified(rules[0], operator.n, floor)
+    else:
+        found = SpectralMeasure.of_rules(rules, operator.n, floor)
+    length = found.frobenius_norm / operator.n**0.5  # root mean square of |A z| for unit z
+    error, is_double = max(eps, state.noise) * length, operator.dtype == torch.float64
+    return replace(found, arithmetic=Arithmetic(error, eps, is_double))
+
+
+def with_product_error(
+    found: SpectralMeasure, state: ProbeState, operator: SymmetricOperator, seed: int = 0
+) -> SpectralMeasure:
+    """``found`` with the error of products, where there are such in float64 measured against these.
+
+    |E|_F / sqrt(n) of the difference E: of Ritz vectors, since an error of a large eigenvalue
+    hardly shows in others, and of new random vectors, which see the rest. Of the Ritz vectors two
+    sums with random signs are multiplied, whose squared error has the sum of theirs as its mean.
+
+    Cost: four products, and four in float64; none where there are none in float64.
+
+    Raises:
+        FloatingPointError: a product is not finite; on every rank.
+    """
+    exact = operator.in_float64()
+    if exact is operator:
+        return found
+    layout, k = operator.layout, found.num_probes
+    basis = state.to_arrays().vectors
+    mix = layout.world.from_first(_sums_of_ritz_vectors(found, basis.shape[1], seed))
+    krylov = torch.from_numpy(mix).to(basis) @ basis.flatten(0, 1) / len(basis) ** 0.5
+    random = gaussian_probes(layout, range(k, k + 2), seed, operator.dtype, operator.device)
+    rows = torch.cat([krylov.to(random), random]) / layout.n**0.5
+    product = operator.products(rows).double()
+    operator.forget()  # there may be no room for both
+    errors = norms(exact.products(rows.to(exact.dtype)) - product, layout.world)
+    error = (errors.square().sum().item() / 2) ** 0.5
+    if not math.isfinite(error):
+        operator.raise_failure()
+        raise FloatingPointError("a product is not finite where float32 and float64 are compared")
+    own = found.arithmetic
+    assert own is not None  # of ``measure``
+    error = max(error, own.product_error)
+    return replace(found, arithmetic=Arithmetic(error, own.vector_rounding, True))
+
+
+def _sums_of_ritz_vectors(found: SpectralMeasure, held: int, seed: int) -> Array:
+    """(2, rules * held), coordinates of sums with random signs; of what is held of the basis."""
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], (2, len(found.rules), held))
+    for i, rule in enumerate(found.rules):
+        order = len(rule.t)
+        if order <= held:
+            signs[:, i, :order] = signs[:, i, :order] @ rule.eigen[1].T
+            signs[:, i, order:] = 0.0
+    return signs.reshape(2, -1)
 
 
 def repeat_error(operator: SymmetricOperator, seed: int = 0) -> float:

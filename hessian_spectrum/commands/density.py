@@ -199,6 +199,10 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         """The result, and where it is small the state, so that the run can be extended."""
         state, operator, keep = self.state, self.operator, self.config.keep_state
         measure = self.measure or spectrum.measure(state, operator)
+        if operator.in_float64() is not operator:
+            # The products in float64 may fail where there is no room for them.
+            self._write(measure, session, finished=False)
+            measure = spectrum.with_product_error(measure, state, operator, self.config.seed)
         session.values["product_noise"] = state.noise
         self._write(measure, session, finished=True)
         size = state.num_vectors * operator.n * operator.dtype.itemsize

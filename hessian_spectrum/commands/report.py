@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessian_spectrum.analyses.alignment_result import Alignment
+from hessian_spectrum.config.problem import ZOO_FIELDS
 from hessian_spectrum.landscape.results import Curve, Surface, Trajectory
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.measure import SpectralMeasure
@@ -332,12 +333,20 @@ def contents(run: Run) -> dict[str, Any]:
     }
 
 
+def _own_fields(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without what describes the zoo's models and data, for an own problem."""
+    if not config.get("problem"):
+        return config
+    return {name: value for name, value in config.items() if name not in ZOO_FIELDS}
+
+
 def info(run: Run) -> str:
     """The contents of a result file as text: results, configuration, plan, provenance."""
     everything = contents(run)
     state = "" if run.finished else " (not finished; --resume continues)"
     lines = [f"{run.path}, written {run.created:%Y-%m-%d %H:%M} UTC{state}"]
     lines += [f"  {key}: {shape}" for key, shape in everything["results"].items()]
+    everything["config"] = _own_fields(run.config)
     for name in ("config", "plan", "provenance"):
         lines += [f"{name}:", *_indented(everything[name])]
     return "\n".join(lines)

@@ -70,6 +70,8 @@ def run(
 def _carry_out(computation: Computation[ConfigT, ResultT], session: Session) -> ResultT:
     computation.load(session)
     session.values = computation.look()
+    for text in computation.evaluator.function.choices():
+        session.say(text)
     session.require_same_values()
     session.checkpoints.leave_if_stopped()
     computation.prepare(session)
@@ -78,7 +80,7 @@ def _carry_out(computation: Computation[ConfigT, ResultT], session: Session) -> 
     result = computation.finish(session)
     if session.world.rank == 0 and not session.quiet:
         print(computation.report(result, session.values))
-        for text in computation.evaluator.doubts():
+        for text in computation.evaluator.verification.doubts():
             print(text)
         print(f"written to {computation.config.out}")
     return result

@@ -165,7 +165,7 @@ class Session:
             "batch_norm": evaluator.batch_norm,
             "dropout": evaluator.dropout,
             "fallbacks": list(evaluator.fallbacks),
-            **evaluator.checked_derivatives(),
+            **evaluator.verification.stored(),
         }
 
     def work(self) -> Work:

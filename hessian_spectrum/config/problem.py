@@ -12,6 +12,20 @@ from hessian_spectrum._core.validation import finite, positive, seeds
 Activation = Literal["tanh", "relu"]
 
 
+# Fields that say nothing about a problem of one's own.
+ZOO_FIELDS = (
+    "model",
+    "activation",
+    "shortcut",
+    "batchnorm",
+    "dataset",
+    "data_root",
+    "image_size",
+    "download",
+    "split",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ProblemConfig:
     """A model, its parameters, a loss and data: from the zoo by name, or from your own file."""

@@ -14,6 +14,7 @@ from torch import nn
 # Parameters, buffers, submodules, hooks and the mode: what functional_call and evaluation_mode set.
 _INTERNAL = frozenset(vars(nn.Module())) | {"_flat_weights"}
 _MISSING = object()
+_OURS = "forward"  # replaced by contexts that may begin after the snapshot
 
 
 class Attributes:
@@ -36,7 +37,7 @@ class Attributes:
     def restore(self) -> None:
         """Put back what was replaced, added or removed since the snapshot."""
         for namespace, before in self._namespaces:
-            if len(namespace) != len(before) or any(
+            if len(namespace) - (_OURS in namespace) != len(before) or any(
                 namespace.get(name, _MISSING) is not value for name, value in before.items()
             ):
                 _restore_namespace(namespace, before)
@@ -48,7 +49,8 @@ class Attributes:
         if id(namespace) in self._seen:
             return
         self._seen.add(id(namespace))
-        self._namespaces.append((namespace, dict(namespace)))
+        before = {name: value for name, value in namespace.items() if name != _OURS}
+        self._namespaces.append((namespace, before))
         for name, value in namespace.items():
             if name not in _INTERNAL:
                 self._add_container(value)
@@ -82,6 +84,6 @@ def _refill(container: Any, before: dict | list) -> None:
 
 
 def _restore_namespace(namespace: dict[str, Any], before: dict[str, Any]) -> None:
-    for name in [name for name in namespace if name not in before]:
+    for name in [name for name in namespace if name not in before and name != _OURS]:
         del namespace[name]
     namespace.update(before)

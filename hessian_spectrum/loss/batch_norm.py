@@ -10,7 +10,12 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from hessian_spectrum._core.errors import InputError
 
-BATCH_NORM = ("eval", "train", "recalibrate")
+STATISTICS = {
+    "eval": "its running statistics",
+    "train": "the statistics of each minibatch",
+    "recalibrate": "the statistics of all the data",
+}
+BATCH_NORM = tuple(STATISTICS)
 
 
 def layers(model: nn.Module) -> dict[str, _NormBase]:

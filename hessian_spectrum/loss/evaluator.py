@@ -22,6 +22,7 @@ from hessian_spectrum.loss.functional import LossFunction
 from hessian_spectrum.loss.gradient import gradient
 from hessian_spectrum.loss.minibatch_loss import Part
 from hessian_spectrum.loss.recalibration import Recalibrated
+from hessian_spectrum.loss.verification import Verification
 
 
 class Evaluator:
@@ -140,49 +141,25 @@ class Evaluator:
         self.batch_norm, self.dropout = self.function.batch_norm, self.function.dropout
         self.is_whole = self.function.is_whole
         self.counts = Counts()
-        self.second_derivatives_checked = self.checked_on_all_data = False
-        self.has_curvature = False  # of this rank's data: H u was not zero when it was checked
-        self.without_gradient: tuple[str, ...] = ()  # parameters, once all the data were checked
         share = reading.read(self.function, data, batch_size, world, data_is_local)
         self.batches, self.fallbacks = share.batches, share.fallbacks
         self.num_minibatches = share.num_minibatches  # of this rank
-        self.samples, self.arithmetic = share.samples, share.arithmetic
-        self.unverified: dict[str, str] = {}  # derivatives that no check could confirm, and why
+        self.verification = Verification(world, share.samples, share.arithmetic)
         if world.rank == 0:
             fallbacks.say_once(self.fallbacks)
-        self.note_unverified("the gradient", share.gradient_unverified)
+        self.verification.note("the gradient", share.gradient_unverified)
         self._recalibrated = None
         if self.batch_norm == "recalibrate":
             self._recalibrated = Recalibrated(self.function, self.batches, world, self.counts)
         self.total_weight, self.num_samples = reading.totals(share, world, count is not None)
 
-    def note_unverified(self, what: str, reason: str | None) -> None:
-        """Record and log that a check of derivatives concluded nothing on any rank that has data.
-
-        Called by every rank. One exchange of small objects.
-
-        Args:
-            what: the derivatives.
-            reason: of this rank; None if it concluded, or has no data.
-        """
-        found = self.world.gather_objects((reason, bool(self.samples)))
-        reasons = [reason for reason, has_data in found if has_data]
-        if reasons and all(reasons):
-            self.unverified[what] = str(reasons[0])
-            if self.world.rank == 0:
-                fallbacks.say_once(self.doubts()[-1:])
-
-    def doubts(self) -> list[str]:
-        """In words, the derivatives that no check could confirm; for reports."""
-        return [f"{what} could not be verified: {why}" for what, why in self.unverified.items()]
-
-    def checked_derivatives(self) -> dict[str, Any]:
-        """What the checks of derivatives have found, to be stored with results."""
-        return {
-            "unverified": self.doubts(),
-            "without_gradient": list(self.without_gradient),
-            "differences_in": str(self.arithmetic.dtype).removeprefix("torch."),
-        }
+    def __repr__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        choices = "".join(f"; {text}" for text in self.function.choices())
+        return (
+            f"<Evaluator of {type(self.model).__name__}: {self.n:,} parameters, "
+            f"{self.num_samples:,.0f} samples, {dtype}{choices}>"
+        )
 
     # -- the function of theta ---------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.dropout import _DropoutNd
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.sharding import Layout
@@ -79,6 +80,20 @@ class LossFunction:
         self._aliases = _aliases(self._module)
         self._dropout_calls: dict[str, int] = {}
         self._attributes: Attributes | None = None  # in evaluation mode: as each evaluation starts
+
+    def choices(self) -> list[str]:
+        """In words, what is chosen for layers that behave in two ways; for reports."""
+        texts, found = [], normalization.layers(self.model)
+        if found:
+            texts.append(
+                f"BatchNorm ({normalization.described(found)}) normalizes by "
+                f"{normalization.STATISTICS[self.batch_norm]} (batch_norm={self.batch_norm})"
+            )
+        drops = [m for m in self.model.modules() if isinstance(m, _DropoutNd) and m.p]
+        if drops:
+            how = "has one fixed mask a layer" if self.dropout == "frozen" else "is off"
+            texts.append(f"dropout {how} (dropout={self.dropout})")
+        return texts
 
     # -- tensors by name -----------------------------------------------------------------------
 
@@ -333,10 +348,14 @@ def _require_known(
     if dropout not in ("off", "frozen"):
         raise InputError(f"dropout={dropout!r}: expected 'off' or 'frozen'")
     if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+        kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
+        raise InputError(f"model is {kind}; expected a torch.nn.Module, such as nn.Linear(4, 3)")
     normalization.check(model, batch_norm)
     if dropout == "frozen" and not frozen_dropout.layers(model):
         raise InputError("dropout='frozen', but the model has no dropout layer; leave it out")
+    if isinstance(loss_fn, type):
+        name = loss_fn.__name__
+        raise InputError(f"loss_fn is the class {name}; pass an instance of it, {name}()")
     if not callable(loss_fn):
         raise InputError(f"loss_fn is a {type(loss_fn).__name__}; expected a function")
     if dtype not in (None, torch.float32, torch.float64):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError, is_out_of_memory
 from hessian_spectrum.distributed.sharding import Layout
-from hessian_spectrum.loss.arithmetic import Arithmetic
 from hessian_spectrum.loss.batching import cast, leading_size
+from hessian_spectrum.loss.difference_arithmetic import DifferenceArithmetic
 from hessian_spectrum.loss.functional import LossFunction
 from hessian_spectrum.loss.own_weights import MOVE, require_own_weights
 from hessian_spectrum.loss.samples import Piece
@@ -28,7 +28,7 @@ Sampled = Callable[[Tensor], Tensor]
 
 
 def check_gradient(
-    function: LossFunction, pieces: tuple[Piece, ...], arithmetic: Arithmetic
+    function: LossFunction, pieces: tuple[Piece, ...], arithmetic: DifferenceArithmetic
 ) -> str | None:
     """Compare slopes of the loss of a few samples with their gradient. In ``evaluation_mode``.
 
@@ -69,7 +69,9 @@ def _halved(function: LossFunction, pieces: tuple[Piece, ...]) -> tuple[Piece, .
     return (first._replace(batch=function.pieces(first.batch, size // 2)[0]),)
 
 
-def _check(function: LossFunction, pieces: tuple[Piece, ...], arithmetic: Arithmetic) -> str | None:
+def _check(
+    function: LossFunction, pieces: tuple[Piece, ...], arithmetic: DifferenceArithmetic
+) -> str | None:
     move = MOVE * displacement(function.layout, function.theta)
     held = require_own_weights(function, pieces, move)
     theta = function.theta.to(arithmetic.dtype)
@@ -133,23 +135,23 @@ class Slope:
     def scale(self) -> float:
         return max(abs(self.rate), abs(self.slope), self.typical)
 
-    def rounding(self, arithmetic: Arithmetic) -> float:
+    def rounding(self, arithmetic: DifferenceArithmetic) -> float:
         """Of ``rate``."""
         return 10 * arithmetic.eps * self.size / self.step
 
-    def tolerance(self, arithmetic: Arithmetic) -> float:
+    def tolerance(self, arithmetic: DifferenceArithmetic) -> float:
         relative = TOLERANCE if arithmetic.is_double else COARSE
         return relative * self.scale + self.rounding(arithmetic)
 
-    def is_clear(self, arithmetic: Arithmetic) -> bool:
+    def is_clear(self, arithmetic: DifferenceArithmetic) -> bool:
         """Is the slope more than rounding?"""
         return self.rounding(arithmetic) <= CLEAR * self.scale
 
-    def fits(self, arithmetic: Arithmetic) -> bool:
+    def fits(self, arithmetic: DifferenceArithmetic) -> bool:
         return self.misfit <= self.tolerance(arithmetic)
 
 
-def is_wrong(slopes: list[Slope], arithmetic: Arithmetic) -> bool:
+def is_wrong(slopes: list[Slope], arithmetic: DifferenceArithmetic) -> bool:
     small, large = sorted(slope.misfit for slope in slopes)
     return large - small <= SAME * large and all(
         slope.misfit > 3 * slope.tolerance(arithmetic) for slope in slopes
@@ -210,7 +212,7 @@ def displacement(layout: Layout, theta: Tensor, seed: int = 0) -> Tensor:
 
 
 def _concerned(
-    function: LossFunction, losses: list[Sampled], theta: Tensor, arithmetic: Arithmetic
+    function: LossFunction, losses: list[Sampled], theta: Tensor, arithmetic: DifferenceArithmetic
 ) -> str:
     """In words, the parameters along which the slopes differ."""
     u = displacement(function.layout, theta)

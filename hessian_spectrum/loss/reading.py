@@ -20,7 +20,7 @@ from hessian_spectrum.loss import (
     ready_batches,
     validation,
 )
-from hessian_spectrum.loss.arithmetic import Arithmetic, arithmetic_of
+from hessian_spectrum.loss.difference_arithmetic import DifferenceArithmetic, arithmetic_of
 from hessian_spectrum.loss.functional import LossFunction
 from hessian_spectrum.loss.loaders import Minibatches
 from hessian_spectrum.loss.samples import Piece
@@ -39,7 +39,7 @@ class Share:
     )
     fallbacks: tuple[str, ...]  # replaced kernels, in words
     samples: tuple[Piece, ...]  # a few, on which derivatives are checked
-    arithmetic: Arithmetic  # in which they are
+    arithmetic: DifferenceArithmetic  # in which they are
     gradient_unverified: str | None  # why the check of the gradient concluded nothing
 
 

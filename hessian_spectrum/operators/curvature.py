@@ -93,7 +93,7 @@ class Curvature(SymmetricOperator):
         the evaluator's own dtype.
         """
         is_double = self.dtype == torch.float64 and self.plan.precision in (None, "float64")
-        if is_double or self.evaluator.arithmetic.dtype != torch.float64:
+        if is_double or self.evaluator.verification.arithmetic.dtype != torch.float64:
             return self
         other = self.planned(ProductPlan(batch_size=self.plan.batch_size, precision="float64"))
         other.dtype = torch.float64
@@ -140,8 +140,8 @@ class Curvature(SymmetricOperator):
                     check(evaluator.part(piece.batch, constants), self.theta)
 
         def attempt() -> None:
-            if evaluator.samples:
-                on_few_samples(evaluator, evaluator.samples, checked)
+            if evaluator.verification.samples:
+                on_few_samples(evaluator, evaluator.verification.samples, checked)
 
         together(evaluator.world, attempt)
 

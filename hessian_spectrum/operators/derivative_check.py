@@ -14,13 +14,14 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError, is_out_of_memory
 from hessian_spectrum.distributed.agreement import together
-from hessian_spectrum.loss.arithmetic import Arithmetic
 from hessian_spectrum.loss.batching import cast, leading_size
+from hessian_spectrum.loss.difference_arithmetic import DifferenceArithmetic
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.gradient import gradient
 from hessian_spectrum.loss.gradient_check import displacement
 from hessian_spectrum.loss.minibatch_loss import Part
 from hessian_spectrum.loss.samples import Piece
+from hessian_spectrum.loss.verification import SECOND_DERIVATIVES
 from hessian_spectrum.operators.curvature_products import push
 from hessian_spectrum.operators.differences import Difference, misfit, steps
 from hessian_spectrum.operators.not_finite import require_finite_product
@@ -28,8 +29,6 @@ from hessian_spectrum.operators.product_modes import reverse
 
 LARGE = 1e4  # a product is linear: one that is clipped is not
 NEARBY = 1e-3  # relative: where kinks are left, as of a ReLU at exactly 0
-
-SECOND_DERIVATIVES = "second derivatives"
 
 
 def check_second_derivatives(evaluator: Evaluator, theta: Tensor) -> None:
@@ -46,7 +45,7 @@ def check_second_derivatives(evaluator: Evaluator, theta: Tensor) -> None:
 
     Cost: four gradients and a product of ``samples.ROWS`` samples.
     """
-    if evaluator.second_derivatives_checked:
+    if evaluator.verification.on_samples:
         return
     statistics = evaluator.statistics(theta)
     reason = _on_samples(
@@ -55,8 +54,8 @@ def check_second_derivatives(evaluator: Evaluator, theta: Tensor) -> None:
         statistics,
         lambda part, at, u, piece: _compare_product(evaluator, part, at, u, piece),
     )
-    evaluator.note_unverified(SECOND_DERIVATIVES, reason)
-    evaluator.second_derivatives_checked = True
+    evaluator.verification.note(SECOND_DERIVATIVES, reason)
+    evaluator.verification.on_samples = True
 
 
 def check_jacobian(evaluator: Evaluator, theta: Tensor, of: str) -> None:
@@ -79,9 +78,11 @@ def check_jacobian(evaluator: Evaluator, theta: Tensor, of: str) -> None:
         evaluator,
         theta,
         statistics,
-        lambda part, at, u, _: _compare_jacobian(part, at, u, evaluator.arithmetic, of),
+        lambda part, at, u, _: _compare_jacobian(
+            part, at, u, evaluator.verification.arithmetic, of
+        ),
     )
-    evaluator.note_unverified(f"the Jacobian of the {of}", reason)
+    evaluator.verification.note(f"the Jacobian of the {of}", reason)
 
 
 Compare = Callable[[Part, Tensor, Tensor, Piece], bool]  # False: no conclusion
@@ -94,7 +95,7 @@ def _on_samples(
 
     Called by every rank; an error of one is raised on all.
     """
-    arithmetic = evaluator.arithmetic
+    arithmetic = evaluator.verification.arithmetic
     theta = theta.to(arithmetic.dtype)
     u = displacement(evaluator.layout, theta)
     away = NEARBY * displacement(evaluator.layout, theta, seed=1)
@@ -109,7 +110,7 @@ def _on_samples(
         return concluded
 
     def attempt() -> str | None:
-        pieces = evaluator.samples
+        pieces = evaluator.verification.samples
         if not pieces or on_few_samples(evaluator, pieces, compared):
             return None
         return arithmetic.why or "differences of two steps disagree, as at a kink"
@@ -146,7 +147,7 @@ def _fewer(evaluator: Evaluator, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]
 def _compare_product(
     evaluator: Evaluator, part: Part, theta: Tensor, u: Tensor, piece: Piece
 ) -> bool:
-    arithmetic = evaluator.arithmetic
+    arithmetic = evaluator.verification.arithmetic
     try:
         product = reverse(part, theta)(u[None])[0]
     except (RuntimeError, NotImplementedError) as failed:
@@ -174,7 +175,7 @@ def _compare_product(
 
 
 def _compare_jacobian(
-    part: Part, theta: Tensor, u: Tensor, arithmetic: Arithmetic, of: str
+    part: Part, theta: Tensor, u: Tensor, arithmetic: DifferenceArithmetic, of: str
 ) -> bool:
     function = getattr(part, of)
     with torch.enable_grad():

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from hessian_spectrum.loss.arithmetic import Arithmetic
+from hessian_spectrum.loss.difference_arithmetic import DifferenceArithmetic
 
 # A product may differ from a difference by ten times this, relative; so may two differences from
 # each other by this, which then are a derivative.
@@ -29,7 +29,7 @@ class Difference(NamedTuple):
         return Difference((w * self.value).sum().reshape(1), self.step, self.size * w.norm().item())
 
 
-def steps(arithmetic: Arithmetic) -> tuple[float, float]:
+def steps(arithmetic: DifferenceArithmetic) -> tuple[float, float]:
     """Two steps h, for u as large as theta: the larger one first.
 
     In float64 so small that of all units of a minibatch few switch between the two ends.
@@ -38,7 +38,7 @@ def steps(arithmetic: Arithmetic) -> tuple[float, float]:
 
 
 def misfit(
-    found: Tensor, differences: Iterable[Difference], arithmetic: Arithmetic
+    found: Tensor, differences: Iterable[Difference], arithmetic: DifferenceArithmetic
 ) -> float | None:
     """The relative error of a product; 0.0 if it agrees with a difference, None if neither.
 

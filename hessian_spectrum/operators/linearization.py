@@ -186,7 +186,11 @@ class Linearization:
 
     def _require_some(self, vectors: Tensor, total: Tensor) -> None:
         """FloatingPointError if the first product is exactly zero, but not that of the check."""
-        if self.was_used or self.form is not HESSIAN or not self.evaluator.has_curvature:
+        if (
+            self.was_used
+            or self.form is not HESSIAN
+            or not self.evaluator.verification.has_curvature
+        ):
             return
         if not total.any() and bool(vectors.all()):  # not the block of some parameters
             raise FloatingPointError(

@@ -11,14 +11,14 @@ from torch import Tensor
 from hessian_spectrum._core.errors import InputError, is_out_of_memory
 from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.loss import fallbacks
-from hessian_spectrum.loss.arithmetic import Arithmetic
 from hessian_spectrum.loss.batching import cast, leading_size
+from hessian_spectrum.loss.difference_arithmetic import DifferenceArithmetic
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.gradient_check import Slope, displacement, is_wrong
 from hessian_spectrum.loss.minibatch_loss import Part
+from hessian_spectrum.loss.verification import SECOND_DERIVATIVES
 from hessian_spectrum.operators.curvature import Curvature
 from hessian_spectrum.operators.curvature_products import HESSIAN
-from hessian_spectrum.operators.derivative_check import SECOND_DERIVATIVES
 from hessian_spectrum.operators.differences import Difference, misfit, steps
 from hessian_spectrum.operators.not_finite import require_finite_product
 from hessian_spectrum.operators.product_modes import reverse
@@ -43,34 +43,36 @@ def check_on_all_data(operator: Curvature) -> None:
     take two gradients more.
     """
     evaluator = operator.evaluator
-    if evaluator.checked_on_all_data:
+    if evaluator.verification.on_all_data:
         return
-    evaluator.checked_on_all_data = True
+    evaluator.verification.on_all_data = True
     arithmetic = _on_device(evaluator)
     check = _Check(operator, arithmetic)
     together(evaluator.world, check.run)
     _name_zeros(evaluator, check.moved)
-    if operator.form is HESSIAN and SECOND_DERIVATIVES in evaluator.unverified:
+    if operator.form is HESSIAN and SECOND_DERIVATIVES in evaluator.verification.unverified:
         # The samples have left it open.
         if any(evaluator.world.gather_objects(check.has_concluded)):
-            del evaluator.unverified[SECOND_DERIVATIVES]
+            del evaluator.verification.unverified[SECOND_DERIVATIVES]
 
 
-def _on_device(evaluator: Evaluator) -> Arithmetic:
+def _on_device(evaluator: Evaluator) -> DifferenceArithmetic:
     """float64 where the samples could, and the device is not many times slower in it."""
-    arithmetic, device = evaluator.arithmetic, evaluator.device
+    arithmetic, device = evaluator.verification.arithmetic, evaluator.device
     if evaluator.dtype == torch.float64 or device.type == "cpu":
         return arithmetic
     if device.type == "cuda" and torch.cuda.get_device_capability(device) in DOUBLES:
         return arithmetic
     eps = max(arithmetic.eps, torch.finfo(evaluator.dtype).eps)
-    return Arithmetic(evaluator.dtype, eps, arithmetic.why or f"{device} is slow in float64")
+    return DifferenceArithmetic(
+        evaluator.dtype, eps, arithmetic.why or f"{device} is slow in float64"
+    )
 
 
 class _Check:
     """The check of one rank's share."""
 
-    def __init__(self, operator: Curvature, arithmetic: Arithmetic):
+    def __init__(self, operator: Curvature, arithmetic: DifferenceArithmetic):
         self.operator, self.arithmetic = operator, arithmetic
         self.evaluator = operator.evaluator
         self.theta = operator.theta.to(arithmetic.dtype)
@@ -125,7 +127,7 @@ class _Check:
             require_finite_product(
                 self.evaluator.layout, part, self.theta, self.u, product, self._named(first)
             )
-            self.evaluator.has_curvature |= bool(product.any())
+            self.evaluator.verification.has_curvature |= bool(product.any())
         slopes: list[Slope] = []
         for step in steps(self.arithmetic):
             slope = Slope([part], self.theta, self.u, step)
@@ -174,7 +176,7 @@ def _name_zeros(evaluator: Evaluator, moved: Tensor) -> None:
     some = torch.stack([part.any() for part in parts.values()]).double()
     everywhere = evaluator.world.sum(some)
     names = [name for name, count in zip(parts, everywhere.tolist()) if not count]
-    evaluator.without_gradient = tuple(names)
+    evaluator.verification.without_gradient = tuple(names)
     if names and evaluator.world.rank == 0:
         more = f" and {len(names) - 6} more" if len(names) > 6 else ""
         fallbacks.say_once(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,8 @@ from hessian_spectrum._core.stored_fields import (
     stored_group,
     stored_sequence,
 )
+from hessian_spectrum.spectral.arithmetic import Arithmetic
+from hessian_spectrum.spectral.held_out_errors import HeldOutErrors
 from hessian_spectrum.spectral.jackknife import Replicates
 from hessian_spectrum.spectral.quadrature import Array, BlockRule
 
@@ -68,6 +70,14 @@ class Atoms:
     )
     # standard errors are this times those of independent probes
     scatter: float = field(default=1.0, metadata=stored_attribute("factor of standard errors"))
+    # how wrong products and vectors are; None: not known
+    arithmetic: Arithmetic | None = field(
+        default=None, metadata=stored_group("arithmetic", Arithmetic)
+    )
+    # of held-out probes: what their scatter does not show
+    held_out: HeldOutErrors | None = field(
+        default=None, metadata=stored_group("held_out", HeldOutErrors)
+    )
     # the same without each of some groups of the samples
     replicates: Replicates | None = field(
         default=None, metadata=stored_group("without_groups", Replicates)
@@ -111,6 +121,12 @@ class Atoms:
             raise InputError("a spectral measure needs at least one node, all of them finite")
         if (np.diff(self.nodes) < 0).any():
             raise InputError("the nodes of a spectral measure must be in ascending order")
+        errors = self.held_out
+        if errors is not None and errors.shared.shape[1:] != self.nodes.shape:
+            raise InputError(
+                f"held-out errors {errors.shared.shape} do not belong to {len(self.nodes)} nodes; "
+                "expected (errors, nodes)"
+            )
         sums = self.weights.sum(axis=1)
         if not np.allclose(sums, 1, atol=1e-6):
             raise InputError(f"a probe's weights must sum to 1; got {sums.min()} to {sums.max()}")
@@ -118,6 +134,11 @@ class Atoms:
     @property
     def num_probes(self) -> int:
         return len(self.weights)
+
+    @property
+    def has_independent_probes(self) -> bool:
+        """Whether each probe's weights are those of the rules, and it is not held out."""
+        return bool(self.rules) and self.held_out is None and self.scatter == 1.0
 
     @property
     def support(self) -> tuple[float, float]:
@@ -168,6 +189,10 @@ class Atoms:
         else:
             index = np.searchsorted(cumulative, q + 1e-12, "right")
         return min(int(index), len(self.nodes) - 1)
+
+    def with_mean_weights(self, rows: Array) -> list[Self]:
+        """The mean over the probes, had it each of these weights."""
+        return [replace(self, weights=row[None], held_out=None) for row in rows]
 
     # -- the same after fewer steps, and without parts of the data ---------------------------
 

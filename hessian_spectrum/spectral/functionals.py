@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import Parameter, Signature
 from typing import Any
 
@@ -91,6 +91,7 @@ class MeasureQuery(Query):
     thresholds: Callable[..., tuple[float, float, float, float]] | None = None
     # (a, b, at_a, at_b): it integrates over [a, b], and a share of the eigenvalues that moves
     # across an end changes the answer by at_a or at_b times itself. None: a smooth query.
+    degree: Callable[..., int] | None = None  # where it integrates a polynomial
     bounds: Callable[..., tuple[float, float]] = lambda measure, *args: (0.0, math.inf)
     refines_pairs: bool = False  # of eigenpairs, too: the measure takes the ends from the pairs
 
@@ -245,6 +246,7 @@ _ROWS: tuple[MeasureQuery | PairsQuery, ...] = (
         about="tr(H^P) / n, the mean of the eigenvalues' P-th powers",
         arguments=("p",),
         per_probe=_moment,
+        degree=lambda measure, p: int(p),
         bounds=lambda measure, p: INFINITE if p % 2 else (0.0, math.inf),
     ),
     MeasureQuery(
@@ -259,12 +261,14 @@ _ROWS: tuple[MeasureQuery | PairsQuery, ...] = (
         about="sum of the eigenvalues",
         per_probe=lambda measure: measure.n * _moment(measure, 1),
         value=lambda measure: measure.n * _mean(_moment(measure, 1)),
+        degree=lambda measure: 1,
         bounds=lambda measure: INFINITE,
     ),
     MeasureQuery(
         name="frobenius_norm",
         about="root of the sum of the squared eigenvalues",
         square=("energy", INFINITE),
+        degree=lambda measure: 2,
         value=lambda measure: math.sqrt(measure.n * _mean(_moment(measure, 2))),
     ),
     MeasureQuery(
@@ -368,6 +372,27 @@ def per_probe(measure: Atoms, row: MeasureQuery, *args: Any) -> Array:
     norm = evaluate(measure, row.name, *args)
     square = per_probe(measure, OF_MEASURE[name], *at)
     return square / (2 * norm) if norm else np.zeros(measure.num_probes)
+
+
+def at_nodes(
+    measure: Atoms, row: MeasureQuery, *args: Any, here: slice = slice(None), shift: float = 0.0
+) -> Array:
+    """(k, ...): f(node + shift) at these nodes: what a probe answers that sees one of them alone.
+
+    Of a query that is a mean over the probes.
+    """
+    nodes = measure.nodes[here] + shift
+    alone = replace(
+        measure,
+        nodes=nodes,
+        weights=np.eye(len(nodes)),
+        residuals=measure.residuals[here],
+        certified=measure.certified[here],
+        rules=(),
+        held_out=None,
+        replicates=None,
+    )
+    return per_probe(alone, row, *args)
 
 
 def bind(

@@ -7,12 +7,14 @@ are projected out of z and counted exactly. NumPy only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from hessian_spectrum.spectral.atoms import normalized_rows
+from hessian_spectrum.spectral.held_out_errors import HeldOutErrors, shared_error
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.spectral.quadrature import Array, BlockRule
 
@@ -23,6 +25,8 @@ NOISE = 0.01  # of a direction's length
 # Probes are not independent, since each uses the others' Krylov space: the error of their mean is
 # 1.1 to 1.3 times what their scatter suggests on the spectra of benchmarks/coverage.py.
 SCATTER = 1.25
+# On the edges of a semicircle each of the last five of 15 steps of the others adds to a bias.
+STEPS_FOR_ONE_BACK, MOST_BACK = 5, 3
 ONE = 0.01  # relative: where every probe weighs a node 1/n to this, it counts one eigenvalue
 
 
@@ -54,9 +58,12 @@ def certified(rule: BlockRule, n: int, floor: float = 0.0) -> SpectralMeasure:
     usual = SpectralMeasure.of_rules((rule,), n, floor)
     if len(rule.starts) < 2:
         return usual
-    weights = held_out_weights(rule, n)()
+    splits = _splits(rule)
+    weights = _weights(splits, n)
     single = np.asarray((np.abs(n * weights - 1) < ONE).all(axis=0))
-    return replace(usual, weights=weights, certified=single, scatter=SCATTER)
+    found = replace(usual, weights=weights, certified=single, scatter=SCATTER)
+    errors = HeldOutErrors(_shared(splits, found), _fewer_known(rule, splits, n))
+    return replace(found, held_out=errors)
 
 
 def held_out_weights(rule: BlockRule, n: int) -> Callable[..., Array]:
@@ -66,26 +73,85 @@ def held_out_weights(rule: BlockRule, n: int) -> Callable[..., Array]:
     it returns the weights on these: the identity in ``certified`` holds for any symmetric f(A),
     since U does not depend on the probe.
     """
-    starts = rule.starts
-    if len(starts) < 2:
-        own = rule.eigen[1]
-        return lambda vectors=own: normalized_rows((starts @ vectors) ** 2)
-    space, splits = _EigenSpace(rule), []
+    own = rule.eigen[1]
+    if len(rule.starts) < 2:
+        return lambda vectors=own: normalized_rows((rule.starts @ vectors) ** 2)
+    splits = _splits(rule)
+    return lambda vectors=own: _weights([split.on(own.T @ vectors) for split in splits], n)
+
+
+class _Split(NamedTuple):
+    """A group of probes, and what the others know of it; in T's eigenbasis unless turned."""
+
+    group: Array  # (g,), indices of probes
+    probes: Array  # (g, N), unit rows
+    known: Array  # (r, N), orthonormal rows: the Krylov space of the others
+    left: Array  # (g, N), the group's probes without their parts in it
+    ends: list[int]  # how many of ``known`` each step has reached
+
+    def on(self, vectors: Array) -> _Split:
+        probes, known, left = (rows @ vectors for rows in (self.probes, self.known, self.left))
+        return self._replace(probes=probes, known=known, left=left)
+
+    def after(self, steps: int) -> _Split:
+        """The same, where the others know what they did after these steps."""
+        known, forgotten = np.split(self.known, [self.ends[: steps + 1][-1]])
+        left = self.left + (self.probes @ forgotten.T) @ forgotten
+        return self._replace(known=known, left=left)
+
+    def rest(self, n: int) -> Array:
+        """(g, N), of the weights what the probes themselves estimate."""
+        return normalized_rows(self.left**2) * (1 - len(self.known) / n)
+
+
+def _splits(rule: BlockRule) -> list[_Split]:
+    starts, space, found = rule.starts, _EigenSpace(rule), []
     for group in _groups(len(starts)):
-        known = space.krylov_basis(starts[np.setdiff1d(np.arange(len(starts)), group)])
-        left = space.seen(starts[group])
-        splits.append((group, known, left - (left @ known.T) @ known))
+        known, ends = space.krylov_basis(starts[np.setdiff1d(np.arange(len(starts)), group)])
+        probes = space.seen(starts[group])
+        left = probes - (probes @ known.T) @ known
+        found.append(_Split(group, probes, known, left, ends))
+    return found
 
-    def weights(vectors: Array | None = None) -> Array:
-        found = np.empty((len(starts), len(rule.t)))
-        for group, known, left in splits:
-            if vectors is not None:
-                known, left = (rows @ (space.vectors.T @ vectors) for rows in (known, left))
-            rest = normalized_rows(left**2) * (1 - len(known) / n)
-            found[group] = np.square(known).sum(axis=0) / n + rest
-        return found
 
-    return weights
+def _weights(splits: Sequence[_Split], n: int) -> Array:
+    rows = [np.square(split.known).sum(axis=0) / n + split.rest(n) for split in splits]
+    return np.concatenate(rows)  # groups are in the probes' order
+
+
+def _fewer_known(rule: BlockRule, splits: Sequence[_Split], n: int) -> Array:
+    """See ``HeldOutErrors.fewer_known``; no rows where nothing is truncated."""
+    back = 0 if rule.is_exact else min(rule.num_steps // STEPS_FOR_ONE_BACK, MOST_BACK)
+    last = len(rule.ends) - 1  # step of the others
+    rows = [_weights([s.after(last - k) for s in splits], n) for k in range(1, back + 1)]
+    return np.array(rows).reshape(-1, len(rule.starts), len(rule.t))
+
+
+def _shared(splits: Sequence[_Split], measure: SpectralMeasure) -> Array:
+    """See ``HeldOutErrors.shared``: a row for each eigenvalue with copies enough for all probes."""
+    n, nodes, mean = measure.n, measure.nodes, measure.weights.mean(axis=0)
+    rest = np.concatenate([split.rest(n) for split in splits]).mean(axis=0)
+    known = np.mean([np.square(split.known).sum(axis=0) for split in splits], axis=0)
+    held = max(len(split.group) for split in splits)
+    rows = []
+    for part in equal_values(nodes, EQUAL * np.abs(nodes).max()):
+        copies = len(part)
+        # T has more copies than the others: the one that they lack is not known to be the last.
+        if copies > measure.num_probes - held and copies - known[part].sum() > 0.5:
+            inside = np.isin(np.arange(len(nodes)), part)
+            error = shared_error(n * rest[inside].sum(), n * rest.sum(), held) / n
+            move = _share(np.where(inside, rest, 0.0)) - _share(np.where(inside, 0.0, rest))
+            rows.append(mean + error * move)
+    return np.array(rows).reshape(-1, len(nodes))
+
+
+def _share(weights: Array) -> Array:
+    return weights / (weights.sum() or 1.0)
+
+
+def equal_values(values: Array, within: float) -> list[Array]:
+    """Indices of ascending values in runs whose neighbours are this near."""
+    return np.split(np.arange(len(values)), np.flatnonzero(np.diff(values) > within) + 1)
 
 
 def _groups(b: int) -> Iterator[Array]:
@@ -106,19 +172,22 @@ class _EigenSpace:
         scale = np.abs(self.values).max()
         self.shortest = max(rule.tolerance, RANK * scale)
         equal = min(self.shortest, EQUAL * scale)
-        self.cuts = np.flatnonzero(np.diff(self.values) > equal) + 1
+        self.parts = equal_values(self.values, equal)
 
     def seen(self, rows: Array) -> Array:
         """Rows (k, N) in the eigenbasis."""
         return rows @ self.vectors
 
-    def krylov_basis(self, starts: Array) -> Array:
-        """Orthonormal rows that span the Krylov space of these vectors inside that of all."""
+    def krylov_basis(self, starts: Array) -> tuple[Array, list[int]]:
+        """Orthonormal rows that span the Krylov space of these vectors inside that of all.
+
+        And how many of them span it after 0, 1, 2, ... steps.
+        """
         starts, values, vectors = self.seen(starts), self.values.copy(), self.vectors.copy()
         # More equal eigenvalues than starts: the starts span only part of that eigenspace. Its
         # eigenvectors are rotated so that the starts span the first of them.
         turns = []
-        for part in np.split(np.arange(len(values)), self.cuts):
+        for part in self.parts:
             if len(part) > len(starts):
                 turn = np.linalg.svd(starts[:, part])
                 starts[:, part] = starts[:, part] @ turn.Vh.T
@@ -126,17 +195,17 @@ class _EigenSpace:
                 vectors[:, part] = vectors[:, part] @ turn.Vh.T
                 values[part] = values[part].mean()
                 turns.append((part, turn.Vh))
-        basis = self._grown(starts, values, vectors)
+        basis, reached = self._grown(starts, values, vectors)
         for part, rotation in turns:
             basis[:, part] = basis[:, part] @ rotation
-        return basis
+        return basis, reached
 
-    def _grown(self, starts: Array, values: Array, vectors: Array) -> Array:
+    def _grown(self, starts: Array, values: Array, vectors: Array) -> tuple[Array, list[int]]:
         """Orthonormal rows, without noise, after one step less than T has (all if T is exact)."""
         ends = self.rule.ends
         steps = len(values) if self.rule.is_exact else len(ends) - 1
         basis = np.empty((0, len(values)))
-        rows, short = starts, RANK
+        rows, short, reached = starts, RANK, [0]
         for step in range(steps):
             for _ in range(2):
                 rows = rows - (rows @ basis.T) @ basis
@@ -148,10 +217,11 @@ class _EigenSpace:
                 # Krylov vectors of k steps lie in the first k blocks of T: the rest is noise.
                 rows = _clean(rows, rows @ vectors[ends[step] :].T)
             basis = np.concatenate([basis, rows])
+            reached.append(len(basis))
             if not len(rows):
                 break
             rows, short = rows * values, self.shortest
-        return basis
+        return basis, reached
 
 
 def _clean(rows: Array, noise: Array) -> Array:

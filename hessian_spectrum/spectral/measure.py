@@ -115,8 +115,10 @@ class SpectralMeasure(Atoms):
 
         Each query is a mean over the probes (frobenius_norm: a function of one, by the delta
         method; quantile: half the width of the quantiles at q plus and minus the standard error
-        of the mass below it, Woodruff 1952). Truncation of the recurrence is not in it:
-        ``truncation``, and with both ``interval``. NaN where it cannot be known: with one probe.
+        of the mass below it, Woodruff 1952). Of held-out probes it has what their scatter does not
+        show (held_out_errors.py), of independent ones at least what theory gives
+        (probe_variance.py). Truncation of the recurrence is not in it: ``truncation``, and with
+        both ``interval``. NaN where it cannot be known: with one probe.
 
         Args:
             query: the name of a query method, such as "mass" (``functionals.OF_MEASURE``).
@@ -131,8 +133,9 @@ class SpectralMeasure(Atoms):
         """How much of an answer may be due to the end of the recurrences, after m steps.
 
         For smooth queries: the most that the last third of the steps, up to five, have changed in
-        Gauss quadrature. For those with a threshold (mass, count, negative_fraction, energy,
-        quantile): ``BlockRule.bracket``, averaged over the probes: for single recurrences bounds
+        Gauss quadrature, and of held-out probes, beyond degree 3, the change where they are held
+        out of up to three steps less. For those with a threshold (mass, count, negative_fraction,
+        energy, quantile): ``BlockRule.bracket``, averaged over the probes: for single ones bounds
         that hold for every spectrum, for a block nearly so; 0 where every eigenvalue around the
         threshold is resolved. NaN where it cannot be known: without ``rules``, or after one step.
 
@@ -157,10 +160,11 @@ class SpectralMeasure(Atoms):
     def interval(self, query: str, *args: Any, level: float = 0.95, **kwargs: Any) -> Array:
         """Confidence interval (2, ...) of a query: lower and upper ends.
 
-        The value minus and plus Student's quantile of its standard error and ``truncation``, in
-        quadrature; benchmarks/coverage.py counts how often it covers the truth. NaN with one
-        probe. It is about this data set: neither ``data_error`` nor errors of the products are
-        in it.
+        The value minus and plus Student's quantile of its standard error, ``truncation``, and what
+        rounding of products and vectors adds to first order (rounding.py), in quadrature;
+        benchmarks/coverage.py counts how often it covers the truth. NaN with one probe. It is about
+        this data set: ``data_error`` is not in it. Where ``arithmetic.compared_with_float64`` is
+        False, the error of products is only what their rounding unit and asymmetry show.
 
         Args:
             level: the probability that it covers the truth, 0 to 1.

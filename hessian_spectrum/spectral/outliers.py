@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.spectral.atoms import Atoms, normalized_rows
 from hessian_spectrum.spectral.eigenpairs import EigenPairs, Rows
+from hessian_spectrum.spectral.held_out_errors import HeldOutErrors
 from hessian_spectrum.spectral.quadrature import NEAREST, Array
 
 Indices = NDArray[np.intp]
@@ -195,15 +196,25 @@ def refined(measure: M, pairs: EigenPairs) -> M:
     rest = (measure.nodes > low) & (measure.nodes < high) & ~_counted(measure, values, residuals)
     if not rest.any() or not (measure.weights[:, rest].sum(axis=1) > 0).all():
         raise InputError("the measure has nothing between the pairs; they are of another matrix?")
-    k, probes = len(values), measure.num_probes
-    inner = normalized_rows(measure.weights[:, rest]) * (1 - k / measure.n)
+    k = len(values)
     order = np.argsort(np.concatenate([values, measure.nodes[rest]]), kind="stable")
+
+    def counted(weights: Array) -> Array:
+        inner = normalized_rows(weights[:, rest]) * (1 - k / measure.n)
+        return np.hstack([np.full((len(weights), k), 1 / measure.n), inner])[:, order]
+
+    errors = measure.held_out
+    if errors is not None:
+        fewer = counted(errors.fewer_known.reshape(-1, len(rest)))
+        fewer = fewer.reshape(*errors.fewer_known.shape[:2], len(order))
+        errors = HeldOutErrors(counted(errors.shared), fewer)
     return replace(
         measure,
         nodes=np.concatenate([values, measure.nodes[rest]])[order],
-        weights=np.hstack([np.full((probes, k), 1 / measure.n), inner])[:, order],
+        weights=counted(measure.weights),
         residuals=np.concatenate([residuals, measure.residuals[rest]])[order],
         certified=np.concatenate([np.ones(k, bool), measure.certified[rest]])[order],
+        held_out=errors,
         replicates=None,  # the pairs of other data are not known
     )
 

@@ -14,6 +14,11 @@ from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.functionals import Answer, MeasureQuery, Query
 from hessian_spectrum.spectral.measure import SpectralMeasure
 
+LEFT_OUT = (
+    "products in float32 were not compared with float64: of their error the interval has what "
+    "rounding units and asymmetry show"
+)
+
 Row = TypeVar("Row", bound=Query)
 
 
@@ -23,7 +28,8 @@ def ask(
     """``{"query", "arguments", "value", "standard_error", "interval", "data_error"}``.
 
     ``interval`` holds the ends of the 95 % confidence interval, ``data_error`` the standard error
-    over data sets of this size. What is unknown is None.
+    over data sets of this size. What is unknown is None. Where the error of products in float32 is
+    not in the interval but for what they show of it themselves, "left_out" says so.
 
     Raises:
         InputError: a query that does not exist, or numbers that it does not take.
@@ -37,6 +43,8 @@ def ask(
     error = float(measure.standard_error(query, *args, **options))
     ends = measure.interval(query, *args, level=0.95, **options)
     data_error = float(measure.data_error(query, *args, **options))
+    known = measure.arithmetic
+    left_out = {} if known is None or known.compared_with_float64 else {"left_out": LEFT_OUT}
     return {
         "query": query,
         "arguments": list(args),
@@ -44,6 +52,7 @@ def ask(
         "standard_error": None if math.isnan(error) else error,
         "interval": None if math.isnan(error) else ends.tolist(),
         "data_error": None if math.isnan(data_error) else data_error,
+        **left_out,
     }
 
 
@@ -106,6 +115,8 @@ def sentence(answer: Answer) -> str:
         text += f", 95 % interval {low:.6g} to {high:.6g} (standard error {error:.2g})"
     if answer["data_error"] is not None:
         text += f"; over data sets of this size it varies by {answer['data_error']:.2g}"
+    if "left_out" in answer:
+        text += f"; {answer['left_out']}"
     return text
 
 

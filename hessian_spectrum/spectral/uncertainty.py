@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.special import stdtrit
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.spectral import jackknife
+from hessian_spectrum.spectral import jackknife, rounding
 from hessian_spectrum.spectral.atoms import Atoms
 from hessian_spectrum.spectral.functionals import OF_MEASURE, MeasureQuery, evaluate, per_probe
+from hessian_spectrum.spectral.probe_variance import on_the_sphere
 from hessian_spectrum.spectral.quadrature import NEAREST, Array, BlockRule
 
+EXACT_DEGREE = 3  # of polynomials whose held-out traces are unbiased: one step from the end
 ROUNDING = 1e-12  # of an answer: no interval is narrower
 
 
@@ -64,11 +67,40 @@ def interval(
 
 
 def noise(measure: Atoms, row: MeasureQuery, *args: Any) -> Array | float:
-    """Standard error over the probes."""
+    """Standard error over the probes.
+
+    Of independent probes their scatter, or what theory gives for the spectrum that they see, where
+    that is larger; of held-out probes their scatter and what they share.
+    """
     if row.inverse_of is not None:
         below = _below(measure, row, args[0])
         return _half_width(measure, row, args[0], float(noise(measure, *below)))
-    return standard_error(per_probe(measure, row, *args), measure.scatter)
+    own = standard_error(per_probe(measure, row, *args), measure.scatter)
+    if measure.has_independent_probes:
+        return np.maximum(own, on_the_sphere(measure, row, *args))
+    return np.hypot(own, _shared(measure, row, *args))
+
+
+def _shared(measure: Atoms, row: MeasureQuery, *args: Any) -> Any:
+    """Standard error of what held-out probes share."""
+    if measure.held_out is None:
+        return 0.0
+    mean = _in_the_mean(measure, row, *args)
+    moved = measure.with_mean_weights(measure.held_out.shared)
+    return np.sqrt(sum((_in_the_mean(m, row, *args) - mean) ** 2 for m in moved))
+
+
+def _bias(measure: Atoms, row: MeasureQuery, *args: Any) -> Any:
+    """Of held-out probes: the change where the others know less, and one standard error of it."""
+    exact = row.degree is not None and row.degree(measure, *args) <= EXACT_DEGREE
+    if measure.held_out is None or exact:
+        return 0.0
+    assert row.square is None  # whose answer is of degree 2
+    own, found = per_probe(measure, row, *args), [0.0]
+    for weights in measure.held_out.fewer_known:
+        moved = per_probe(replace(measure, weights=weights), row, *args) - own
+        found.append(np.abs(moved.mean(axis=0)) + standard_error(moved, measure.scatter))
+    return np.max(np.broadcast_arrays(*found), axis=0)
 
 
 def over_data_sets(measure: Atoms, row: MeasureQuery, *args: Any) -> Array | float:
@@ -98,6 +130,7 @@ def margins(measure: Atoms, row: MeasureQuery, *args: Any) -> Array:
         return np.full((2, *np.shape(args[0] if args else 0.0)), math.nan)
     last, *before = (_in_the_mean(m, row, *args) for m in measure.history)
     change = np.max([np.abs(last - earlier) for earlier in before], axis=0)
+    change = np.maximum(change, _bias(measure, row, *args))
     return np.stack([change, change])
 
 
@@ -112,8 +145,10 @@ def of_query(measure: Atoms, row: MeasureQuery, *args: Any, level: float) -> Arr
     if row.inverse_of is not None:
         return _of_inverse(measure, row, args[0], level=level)
     value = evaluate(measure, row.name, *args)
-    known = noise(measure, row, *args), margins(measure, row, *args)
-    ends = interval(value, *known, measure.num_probes, level)
+    away = np.hypot(
+        np.nan_to_num(margins(measure, row, *args)), rounding.of_query(measure, row, *args)
+    )
+    ends = interval(value, noise(measure, row, *args), away, measure.num_probes, level)
     return np.clip(ends, *row.bounds(measure, *args))
 
 
@@ -123,7 +158,7 @@ def of_density(measure: Atoms, sigma2: float) -> DensityError:
     # An even grid, but only near nodes: the support may be 10^6 sigma wide.
     cells = np.unique(np.round(measure.nodes / step))[:, None] + np.arange(-24, 25)
     t = step * np.unique(cells)
-    scatter = standard_error(measure.densities(t, sigma2), measure.scatter)
+    scatter = np.asarray(noise(measure, OF_MEASURE["density"], t, sigma2))
     last = [m.densities(t, sigma2).mean(axis=0) for m in measure.history[:2]]
     change = np.abs(last[0] - last[1]) if len(last) == 2 else np.full(t.shape, math.nan)
     # E |x| of a normal variable is sqrt(2 / pi) of its standard deviation.
@@ -160,11 +195,13 @@ def _margins_below(measure: Atoms, x: float, last: float, factor: float) -> Arra
         return np.zeros(2)
     # An eigenvalue this near may be on either side: rounding, or the error of a product.
     rules = measure.rules
-    reach = max(NEAREST * np.abs(measure.nodes).max(), *(rule.tolerance for rule in rules))
-    least, most = below(rules, x - reach)[0], below(rules, x + reach)[1]
+    wrong = 0.0 if measure.arithmetic is None else measure.arithmetic.product_error
+    least = NEAREST * np.abs(measure.nodes).max()
+    reach = max(least, wrong, *(rule.tolerance for rule in rules))
+    lower, upper = below(rules, x - reach)[0], below(rules, x + reach)[1]
     gauss = _up_to(measure.gauss, last)
     own, under, over = (_up_to(measure, t) for t in (last, x - reach, x + reach))
-    return factor * np.maximum([gauss - least, most - gauss], [own - under, over - own]).clip(0.0)
+    return factor * np.maximum([gauss - lower, upper - gauss], [own - under, over - own]).clip(0.0)
 
 
 def _up_to(measure: Atoms, x: float) -> float:

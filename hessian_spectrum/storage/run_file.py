@@ -191,7 +191,10 @@ def _check_place(path: str | os.PathLike[str], *, overwrite: bool, resume: bool 
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected the name of a file, such as run.h5")
     if path.exists() and not (overwrite or resume):
-        raise InputError(f"{path}: exists already; choose another name, resume it or overwrite it")
+        raise InputError(
+            f"{path}: exists already; choose another name, resume it or overwrite it (in Python: "
+            "hs.save(path, *all_results), or overwrite=True)"
+        )
     if not path.parent.is_dir():
         raise InputError(f"{path}: the folder {path.parent} does not exist; create it first")
     return path

@@ -57,7 +57,11 @@ def main():
         ev = evaluator(pair, **options)
         operator = hs.Hessian(ev)
         check_on_all_data(operator)
-        return [list(ev.without_gradient), ev.unverified, ev.counts.checks]
+        return [
+            list(ev.verification.without_gradient),
+            ev.verification.unverified,
+            ev.counts.checks,
+        ]
 
     last = 600 * world.size - 1
     count = last + 1

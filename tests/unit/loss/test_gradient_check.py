@@ -246,11 +246,11 @@ def l1(model):
 def test_kinks_at_the_parameters_are_no_reason_to_refuse():
     for dtype in DTYPES:
         ev = hs.Evaluator(ZeroBias().to(dtype), F.cross_entropy, samples(dtype))
-        assert "the gradient" not in ev.unverified
+        assert "the gradient" not in ev.verification.unverified
         model = net().to(dtype)
         nn.init.zeros_(model[0].weight)
         ev = hs.Evaluator(model, l1(model), samples(dtype))
-        assert "the gradient" not in ev.unverified
+        assert "the gradient" not in ev.verification.unverified
 
 
 def test_a_loss_of_zero_with_a_gradient_of_zero_is_no_reason_to_refuse():
@@ -258,7 +258,7 @@ def test_a_loss_of_zero_with_a_gradient_of_zero_is_no_reason_to_refuse():
         return F.relu(z.square().sum(1) - 1e6).mean()
 
     ev = hs.Evaluator(net(), hinge, samples())
-    assert ev.loss() == 0 and not ev.unverified
+    assert ev.loss() == 0 and not ev.verification.unverified
 
 
 def test_an_unused_parameter_stays_in_theta():
@@ -266,7 +266,7 @@ def test_an_unused_parameter_stays_in_theta():
     model.unused = nn.Parameter(torch.ones(2, dtype=torch.float64))
     ev = hs.Evaluator(model, F.cross_entropy, samples())
     hs.spectral_density(hs.Hessian(ev), num_probes=2, num_steps=3)
-    assert ev.without_gradient == ("unused",)
+    assert ev.verification.without_gradient == ("unused",)
 
 
 def test_a_merged_update_is_named():
@@ -296,12 +296,12 @@ def test_a_merged_update_is_named():
     before = [p.detach().clone() for p in apart.parameters()]
     ev = hs.Evaluator(apart, F.cross_entropy, samples())
     hs.spectral_density(hs.Hessian(ev), num_probes=2, num_steps=3)
-    assert not ev.without_gradient and not apart.merged
+    assert not ev.verification.without_gradient and not apart.merged
     assert all(map(torch.equal, before, apart.parameters()))
 
     ev = hs.Evaluator(Adapted(merged=True), F.cross_entropy, samples())
     hs.spectral_density(hs.Hessian(ev), num_probes=2, num_steps=3)
-    assert set(ev.without_gradient) == {"up", "down"}
+    assert set(ev.verification.without_gradient) == {"up", "down"}
 
 
 # -- what the check leaves ----------------------------------------------------------------------
@@ -327,9 +327,12 @@ def test_a_check_that_concludes_nothing_says_so(caplog):
             return h.bfloat16().to(h)
 
     ev = hs.Evaluator(Noise(), F.cross_entropy, samples())
-    assert ev.unverified["the gradient"] == "the model or the loss casts to bfloat16 by itself"
+    assert (
+        ev.verification.unverified["the gradient"]
+        == "the model or the loss casts to bfloat16 by itself"
+    )
     assert "the gradient could not be verified" in caplog.text
-    assert "the gradient could not be verified" in ev.checked_derivatives()["unverified"][0]
+    assert "the gradient could not be verified" in ev.verification.stored()["unverified"][0]
 
 
 def test_running_out_of_memory_takes_fewer_samples(monkeypatch):
@@ -342,7 +345,7 @@ def test_running_out_of_memory_takes_fewer_samples(monkeypatch):
         return F.cross_entropy(z, y)
 
     ev = hs.Evaluator(net(), loss_fn, samples())
-    assert not ev.unverified and min(sizes) <= 3
+    assert not ev.verification.unverified and min(sizes) <= 3
 
 
 def test_slopes_are_exact_for_a_cubic():

@@ -145,7 +145,7 @@ def test_a_relu_at_exactly_zero_is_checked_nearby():
     nn.init.zeros_(model.a.bias)
     ev = evaluator(model)
     hs.Hessian(ev)
-    assert not ev.unverified
+    assert not ev.verification.unverified
 
 
 @pytest.mark.parametrize("kind", OPERATORS)
@@ -198,8 +198,8 @@ def cast(kind):
 def test_a_model_that_casts_is_verified_in_float32(caplog):
     ev = evaluator(cast(Body))
     hs.Hessian(ev)
-    assert not ev.unverified and not caplog.text
-    assert ev.arithmetic.why == "the model or the loss casts to float32 by itself"
+    assert not ev.verification.unverified and not caplog.text
+    assert ev.verification.arithmetic.why == "the model or the loss casts to float32 by itself"
 
 
 def test_where_it_cannot_be_verified_it_says_so(caplog):
@@ -207,7 +207,7 @@ def test_where_it_cannot_be_verified_it_says_so(caplog):
     hs.Hessian(ev)
     text = "second derivatives could not be verified: the model or the loss casts to float32"
     assert text in caplog.text
-    assert text in ev.checked_derivatives()["unverified"][0]
+    assert text in ev.verification.stored()["unverified"][0]
 
 
 def float32_only():
@@ -225,7 +225,7 @@ def test_a_model_for_float32_only_has_all_results():
     expected = hs.Hessian(evaluator(Body())) @ torch.eye(ev.n, dtype=torch.float64)
     values = torch.linalg.eigvalsh(expected)
     operator = hs.Hessian(ev)
-    assert not ev.unverified and operator.in_float64() is operator
+    assert not ev.verification.unverified and operator.in_float64() is operator
     assert hs.spectral_density(operator, num_products=30).trace == pytest.approx(
         expected.trace().item(), rel=0.5
     )
@@ -324,15 +324,15 @@ def test_many_kinks_do_not_refuse_a_network_of_relus():
     model = nn.Sequential(nn.Linear(4, 3000), nn.ReLU(), nn.Linear(3000, 3)).double()
     ev = evaluator(model, samples(4000))
     check_on_all_data(hs.Hessian(ev))
-    assert not ev.unverified
+    assert not ev.verification.unverified
 
 
 def test_the_data_may_verify_what_the_samples_leave_open(monkeypatch):
     ev = evaluator(Body())
     operator = hs.Hessian(ev)
-    ev.unverified["second derivatives"] = "a test"
+    ev.verification.unverified["second derivatives"] = "a test"
     check_on_all_data(operator)
-    assert not ev.unverified
+    assert not ev.verification.unverified
 
 
 def test_products_of_zero_are_an_error_where_the_gradient_changes(monkeypatch):

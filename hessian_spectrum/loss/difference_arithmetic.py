@@ -17,7 +17,7 @@ from hessian_spectrum.loss.samples import Piece
 
 
 @dataclass(frozen=True)
-class Arithmetic:
+class DifferenceArithmetic:
     """What differences are formed in, and with which steps."""
 
     dtype: torch.dtype  # of theta and the data
@@ -34,11 +34,11 @@ class Arithmetic:
         return (1e-6, 1e-5) if self.is_double else (3e-3, 1e-2)
 
 
-def arithmetic_of(function: LossFunction, pieces: tuple[Piece, ...]) -> Arithmetic:
+def arithmetic_of(function: LossFunction, pieces: tuple[Piece, ...]) -> DifferenceArithmetic:
     """Evaluate the first samples in float64, and see which types occur."""
     double, own = torch.float64, function.dtype
     if not pieces:
-        return Arithmetic(double, torch.finfo(double).eps, None)
+        return DifferenceArithmetic(double, torch.finfo(double).eps, None)
     why, lowest = None, double
     for dtype in dict.fromkeys((double, own)):
         try:
@@ -56,7 +56,7 @@ def arithmetic_of(function: LossFunction, pieces: tuple[Piece, ...]) -> Arithmet
         if lowest != double and why is None:
             name = str(lowest).removeprefix("torch.")
             why = f"the model or the loss casts to {name} by itself"
-        return Arithmetic(dtype, torch.finfo(lowest).eps, why)
+        return DifferenceArithmetic(dtype, torch.finfo(lowest).eps, why)
     raise AssertionError("the loop returns")
 
 
