@@ -1,4 +1,4 @@
-"""Checks of what the command line refuses."""
+"""Command lines, and checks of what is refused."""
 
 import os
 
@@ -14,3 +14,10 @@ def fails(capsys, argv, message):
     assert message in said
     assert "\n" not in said
     assert sorted(os.listdir()) == before
+
+
+def replaced(words, option, *values):
+    """``words`` with other values of an option."""
+    place = words.index(option)
+    end = next((i for i in range(place + 1, len(words)) if words[i].startswith("--")), len(words))
+    return [*words[:place], option, *values, *words[end:]]

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
-from command_line import fails
+from command_line import fails, replaced
 from locations import ROOT
 from own_problem import OWN
 
@@ -198,10 +198,12 @@ def test_wrong_input_is_one_line_exit_code_2_and_no_file(inside, capsys):
     fails(capsys, [*run, "--out", "file/run.h5"], "file")
     fails(capsys, [*run, "--out", "there.h5"], "exists already")
     fails(
-        capsys, [*run, "--num-steps", "9999"], "--num-steps 9999 exceeds the number of parameters"
+        capsys,
+        replaced(run, "--num-steps", "9999"),
+        "--num-steps 9999 exceeds the number of parameters",
     )
-    fails(capsys, [*run, "--num-probes", "0"], "--num-probes 0: expected 1 or more")
-    fails(capsys, ["density", "--model", MODEL, "--dataset", "digits", "--limit", "0"], "limit")
+    fails(capsys, replaced(run, "--num-probes", "0"), "--num-probes 0: expected 1 or more")
+    fails(capsys, replaced(run, "--limit", "0"), "limit")
     fails(capsys, ["density", "--model", "vgg9", "--dataset", "digits"], "unknown model")
     fails(capsys, ["density", "--model", "resnet21", "--dataset", "digits"], "a depth of 6 b + 2")
     fails(capsys, ["density", "--model", MODEL, "--dataset", "faces"], "faces")
@@ -334,12 +336,14 @@ def test_resume_of_other_parameters_is_refused(inside, capsys):
     network["1.bias"] += 1
     torch.save(network, "net.pt")
     fails(capsys, ["density", *LONG, *options, "--resume"], "the parameters are not those of")
-    assert main(["density", *LONG, *options, "--overwrite", "--num-steps", "2"]) == 0
+    few = replaced(LONG, "--num-steps", "2")
+    assert main(["density", *few, *options, "--overwrite"]) == 0
 
 
 def test_a_second_writer_is_refused(inside):
     # Minibatches of one sample: the first must still be at work when the second has started.
-    command = [sys.executable, "-m", "hessian_spectrum", "density", *LONG, "--batch-size", "1"]
+    words = ["density", *replaced(LONG, "--batch-size", "1")]
+    command = [sys.executable, "-m", "hessian_spectrum", *words]
     first = subprocess.Popen(command, env=_environment(), stderr=subprocess.PIPE, text=True)
     while " products in " not in first.stderr.readline():
         assert first.poll() is None

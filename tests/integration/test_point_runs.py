@@ -455,7 +455,7 @@ def test_the_picture_of_an_unfinished_surface_says_so(out, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--directions", "random", "--y-points", "3"], "--y-points 3: there is one direction"),
+        (["--directions", "random"], "--y-points 4: there is one direction"),
         (["--x-low", "1", "--x-high", "1"], "--x-low 1.0 and --x-high 1.0: expected"),
         (["--memory", "4"], "--memory '4': expected a size such as"),
     ],

@@ -6,7 +6,7 @@ import signal
 import pytest
 import torch
 import toy_command
-from command_line import fails
+from command_line import fails, replaced
 from density_runs import problem
 from launching import TORCHRUN, launch
 from locations import HELPERS
@@ -58,7 +58,9 @@ def test_it_is_planned_stopped_and_resumed_to_the_bits_of_a_straight_run(
     with hs.open("run.h5") as run:
         assert not run.finished and run["values/power"]["done"] == 5
     fails(capsys, [*RUN, "--out", "run.h5"], "run.h5: exists already")
-    fails(capsys, [*RUN, "--out", "run.h5", "--resume", "--limit", "29"], "--limit was 30")
+    fails(
+        capsys, [*replaced(RUN, "--limit", "29"), "--out", "run.h5", "--resume"], "--limit was 30"
+    )
     assert main([*RUN, "--out", "run.h5", "--resume"]) == 0
     assert value_of("run.h5") == value_of("straight.h5")
     fails(capsys, [*RUN, "--out", "run.h5", "--resume"], "is finished: there is nothing to resume")

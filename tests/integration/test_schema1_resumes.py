@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from command_line import replaced
 from locations import ROOT
 
 import hessian_spectrum as hs
@@ -25,13 +26,6 @@ def command_of(name):
     with hs.open(f"{name}.h5") as run:
         words = run.provenance["command"][1:]
     return words[: words.index("--out")]
-
-
-def replaced(words, option, *values):
-    """``words`` with other values of an option."""
-    place = words.index(option)
-    end = next((i for i in range(place + 1, len(words)) if words[i].startswith("--")), len(words))
-    return [*words[:place], option, *values, *words[end:]]
 
 
 def resumed_and_straight(name, words):

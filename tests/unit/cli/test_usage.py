@@ -10,6 +10,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from command_line import replaced
 from own_problem import OWN
 from safetensors import SafetensorError
 
@@ -38,14 +39,6 @@ def refused(capsys, argv, *words, code=2):
     assert "\n" not in said
     assert sorted(set(os.listdir()) - {"__pycache__"}) == sorted(set(before) - {"__pycache__"})
     return said
-
-
-def with_option(words, option, value):
-    """The words with that option in place of another value of it."""
-    if option in words:
-        place = words.index(option)
-        words = words[:place] + words[place + 2 :]
-    return [*words, option, value]
 
 
 def parsed(*argv):
@@ -122,7 +115,7 @@ def test_numbers_of_a_query_may_be_negative():
     ],
 )
 def test_values_that_no_run_can_use_are_refused_before_anything_is_read(option, value, expected):
-    config = parsed(*with_option(ZOO, option, value))
+    config = parsed(*(replaced(ZOO, option, value) if option in ZOO else [*ZOO, option, value]))
     with pytest.raises(InputError, match=rf"{option} {value}.*: expected .*") as caught:
         config.check()
     assert expected in str(caught.value).replace("\\", "")
@@ -398,7 +391,8 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch):
     ],
 )
 def test_settings_that_cannot_train_are_refused_without_a_folder(inside, capsys, option, value):
-    words = with_option(TRAIN, f"--{option}", value)
+    words = [*TRAIN, "--epochs", "1", "--lr", "0.1", "--momentum", "0", "--weight-decay", "0"]
+    words = replaced([*words, "--seed", "0"], f"--{option}", value)
     refused(capsys, words, f"--{option} {value}"[:9], "expected")
 
 

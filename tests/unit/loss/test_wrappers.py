@@ -13,6 +13,17 @@ def network():
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
 
 
+class Own(nn.Module):
+    """torch compiles a module of its own, such as Sequential, in place to no graph."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x).tanh()
+
+
 def compiled(model):
     return torch.compile(model, backend="aot_eager")
 
@@ -83,18 +94,33 @@ def test_a_parallel_child_is_not_called():
         model(torch.zeros(2, 4, dtype=torch.float64))
 
 
-def test_compiled_code_runs_again_after_an_evaluation():
+@pytest.mark.parametrize("where", ["model", "child", "child in place", "loss"])
+def test_nothing_is_compiled_in_an_evaluation_and_all_is_after_it(where):
     graphs = []
 
     def backend(graph, inputs):
         graphs.append(graph)
         return graph.forward
 
+    def in_place(module):
+        module = Own(module)
+        module.compile(backend=backend)
+        return module
+
+    def squares(outputs, y):
+        return (outputs**2).mean()
+
     torch._dynamo.reset()
-    model = torch.compile(network(), backend=backend)
-    evaluator(model).loss()
+    model = {
+        "model": lambda: torch.compile(network(), backend=backend),
+        "child": lambda: inside(lambda child: torch.compile(child, backend=backend)),
+        "child in place": lambda: inside(in_place),
+        "loss": network,
+    }[where]()
+    loss_fn = torch.compile(squares, backend=backend) if where == "loss" else squares
+    dense(evaluator(model, loss_fn))
     assert not graphs
-    model(torch.zeros(2, 4, dtype=torch.float64))
+    loss_fn(model(torch.zeros(2, 4, dtype=torch.float64)), None)
     assert graphs
 
 
