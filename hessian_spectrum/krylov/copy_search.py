@@ -79,6 +79,8 @@ class CopySearch:
 
     def log_mass(self, found: Ritz, x: float) -> float:
         """log of the most that (u w)^2 can be for an eigenvector u with an eigenvalue x."""
+        if not len(self.start):
+            return 0.0  # w has unit length
         components = np.abs(found.coordinates.T @ self.start)
         components = np.maximum(components, EPS * components.max())
         others = found.values[:, None] - found.values

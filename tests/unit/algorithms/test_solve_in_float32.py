@@ -7,7 +7,7 @@ import torch
 import hessian_spectrum as hs
 from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.distributed.world import World
-from hessian_spectrum.operators import SymmetricOperator
+from hessian_spectrum.operators.base import SymmetricOperator
 
 N = 300
 
