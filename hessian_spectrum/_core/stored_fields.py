@@ -53,6 +53,11 @@ def stored_attribute(description: str, least: int | None = None) -> dict[str, An
     return {"form": "attribute", "description": description, "least": least}
 
 
+def stored_flag(description: str) -> dict[str, Any]:
+    """Metadata of a truth value that is an attribute of the result's group; None is left out."""
+    return {"form": "flag", "description": description}
+
+
 def stored_rows(
     description: str, axes: tuple[str, str], units: str | None = None
 ) -> dict[str, Any]:

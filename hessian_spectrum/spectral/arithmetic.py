@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hessian_spectrum._core.stored_fields import stored_attribute
+from hessian_spectrum._core.stored_fields import stored_attribute, stored_flag
 
 
 @dataclass(frozen=True)
@@ -19,5 +19,5 @@ class Arithmetic:
     vector_rounding: float = field(metadata=stored_attribute("rounding unit of the Krylov vectors"))
     # False: the error of products is what their rounding unit and asymmetry show
     compared_with_float64: bool = field(
-        metadata=stored_attribute("whether the error of products is at least that against float64")
+        metadata=stored_flag("whether the error of products is at least that against float64")
     )

@@ -52,7 +52,7 @@ def write_result(group: h5py.Group, result: Any) -> None:
         value, about = getattr(result, field.name), field.metadata
         if value is None or (about["form"] == "sequence" and not value):
             continue
-        if about["form"] == "attribute":
+        if about["form"] in ("attribute", "flag"):
             group.attrs[field.name] = value
         elif about["form"] == "group":
             write_result(group.create_group(about["name"]), value)
@@ -123,6 +123,13 @@ def _read_array(group: h5py.Group, name: str, about: About) -> Any:
     if isinstance(group.get(name), h5py.Group):
         return {inner: value_of(require_real(group[name], inner)) for inner in group[name]}
     return value_of(require_real(group, name))
+
+
+def _read_flag(group: h5py.Group, name: str, about: About) -> Any:
+    value = group.attrs.get(name, ABSENT)
+    if value is not ABSENT and not isinstance(value, (bool, np.bool_)):
+        raise InputError(f"is damaged: {group.name} has {name}={value!r}; expected true or false")
+    return value if value is ABSENT else bool(value)
 
 
 def _read_attribute(group: h5py.Group, name: str, about: About) -> Any:
@@ -209,6 +216,7 @@ def _unpadded(value: Any, columns: Iterator[int], square: bool) -> Any:
 _READERS: dict[str, Callable[[h5py.Group, str, About], Any]] = {
     "data": _read_array,
     "attribute": _read_attribute,
+    "flag": _read_flag,
     "group": _read_group,
     "sequence": _read_sequence,
     "rows": _read_rows,
