@@ -72,12 +72,13 @@ def solve(
     steps = max_steps or 5 * n
     # The solver's vectors are whole, on rank 0.
     operator = planned(operator, 1, min(EXPECTED_STEPS, steps), kept=WORKING_VECTORS * world.size)
-    right = b.double().cpu().numpy()
-    products = _Products(operator)
+    size = _power_of_two(b.double().abs().max().item())
+    right = b.double() / size
+    products = _Products(operator, damping)
     found, error = np.zeros(n), None
     if world.rank == 0:
         try:
-            found = _refined(products, right, damping, tol, steps)
+            found = _refined(products, right.cpu().numpy(), tol, steps)
         except Exception as failed:
             error = failed
         finally:
@@ -85,53 +86,73 @@ def solve(
     else:
         error = products.follow()
     world.raise_together(error)
-    x = world.sum(torch.from_numpy(found).to(operator.device))
-    x, size = x.to(operator.dtype), b.double().norm().item()
-    residual, more = _residual(operator, x, b.to(x.device).double(), damping)
-    return Solution(x, residual / size, residual <= tol * size, products.count + more)
+    own = products.unit if world.rank == 0 else 0.0
+    unit = world.sum(torch.tensor([own], dtype=torch.float64, device=world.device))
+    y = world.sum(torch.from_numpy(found).to(operator.device)).to(operator.dtype)
+    residual, more = _residual(operator, y, right.to(y.device), damping, unit.item())
+    residual /= right.norm().item()
+    # In Python's numbers: the quotient of the two may be what overflows in float32.
+    x = (y.double() * (size / unit.item())).to(operator.dtype)
+    return Solution(x, residual, residual <= tol, products.count + more)
 
 
 def _residual(
-    operator: SymmetricOperator, x: Tensor, b: Tensor, damping: float
+    operator: SymmetricOperator, y: Tensor, right: Tensor, damping: float, unit: float
 ) -> tuple[float, int]:
-    """|b - (A + damping I) x|, and the products that it took."""
-    exact, doubled = operator.in_float64(), x.double()
-    misfit = b - (exact @ x.to(exact.dtype)).double() - damping * doubled
-    if exact is not operator or operator.dtype == torch.float64 or not x.any():
-        return misfit.norm().item(), 1
+    """|right - (A + damping I) y / unit|, and the products that it took."""
+    exact, doubled = operator.in_float64(), y.double()
+    image = (exact @ y.to(exact.dtype)).double() / unit + damping / unit * doubled
+    misfit = (right - image).norm().item()
+    if exact is not operator or operator.dtype == torch.float64 or not y.any():
+        return misfit, 1
     length = doubled.norm()
     row = operator.layout.local((doubled / length).to(operator.dtype)[None]).contiguous()
-    rounding = arithmetic_error(operator, row, seed=0) * length.item()
-    return misfit.norm().item() + rounding, 1 + 2 * NUM_COMBINATIONS
+    rounding = arithmetic_error(operator, row, seed=0) * (length.item() / unit)
+    return misfit + rounding, 1 + 2 * NUM_COMBINATIONS
 
 
-def _refined(
-    products: _Products, right: np.ndarray, damping: float, tol: float, max_steps: int
-) -> np.ndarray:
-    """MINRES, restarted for the residual: SciPy's stops by |r| / (|A| |x|), not by |r| / |b|."""
+def _refined(products: _Products, right: np.ndarray, tol: float, max_steps: int) -> np.ndarray:
+    """y with (A + damping I) y / unit = right.
+
+    MINRES, restarted for the residual: SciPy's stops by |r| / (|A| |x|), not by |r| / |b|.
+    """
     matrix = LinearOperator((len(right),) * 2, matvec=products.lead, dtype=np.float64)
-    x, r, rtol = np.zeros_like(right), right, tol / 10
+    y, r, rtol = np.zeros_like(right), right, tol / 10
     while np.linalg.norm(r) > tol * np.linalg.norm(right) and products.count < max_steps:
         before, steps = np.linalg.norm(r), max_steps - products.count
-        x = x + minres(matrix, r, rtol=rtol, shift=-damping, maxiter=steps)[0]
-        r = right - products.lead(x) - damping * x
+        y = y + minres(matrix, r, rtol=rtol, maxiter=steps)[0]
+        r = right - products.lead(y)
         if rtol <= LEAST_RTOL and not np.linalg.norm(r) < before / 2:  # the products' rounding
             break
         rtol = max(rtol / 100, LEAST_RTOL)
-    return x
+    return y
+
+
+def _power_of_two(size: float) -> float:
+    return math.ldexp(1.0, math.frexp(size)[1]) if size else 1.0
 
 
 class _Products:
-    """Products that rank 0 requests: it alone iterates, so that all ranks form the same ones."""
+    """Products that rank 0 requests: it alone iterates, so that all ranks form the same ones.
 
-    def __init__(self, operator: SymmetricOperator):
-        self.operator, self.count = operator, 0
+    Attributes:
+        unit: a power of two, the size of the first product. MINRES squares what it is given, which
+            no number may hold for matrices of size 1e160 or 1e-160.
+    """
+
+    def __init__(self, operator: SymmetricOperator, damping: float):
+        self.operator, self.damping, self.count = operator, damping, 0
+        self.unit = 0.0  # not known yet
 
     def lead(self, v: np.ndarray) -> np.ndarray:
-        product = self._product(torch.from_numpy(np.ascontiguousarray(v.reshape(-1))))
+        """(A + damping I) v / unit."""
+        v = np.ascontiguousarray(v.reshape(-1))
+        product = self._product(torch.from_numpy(v))
         if not product.isfinite().all():
             raise FloatingPointError("a product with the operator is not finite")
-        return product.double().cpu().numpy()
+        image = product.double().cpu().numpy() + self.damping * v
+        self.unit = self.unit or _power_of_two(float(np.abs(image).max()))
+        return image / self.unit
 
     def follow(self) -> Exception | None:
         """On the other ranks: take part until rank 0 ends. The error of a product, if any."""

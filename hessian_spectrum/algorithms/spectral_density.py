@@ -31,6 +31,7 @@ from hessian_spectrum.spectral.held_out_probes import certified
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.spectral.quadrature import Array, BlockRule
 
+LEAST_SCALE = 1e-140  # of products: their squares, and those of their rounding, are summed
 # Steps after which the error is compared with its target: the overshoot is at most a fifth.
 TARGET_CHECKS = tuple(accumulate(range(40), lambda m, _: math.ceil(1.2 * m), initial=4))
 
@@ -297,7 +298,16 @@ def _check_seed(seed: int) -> None:
 
 
 def measure(state: ProbeState, operator: SymmetricOperator) -> SpectralMeasure:
-    """The spectral measure that the recurrences give so far; no products."""
+    """The spectral measure that the recurrences give so far; no products.
+
+    Raises:
+        InputError: squares of the eigenvalues, which it is computed from, are no numbers.
+    """
+    if state.scale and not LEAST_SCALE < state.scale < 1 / LEAST_SCALE:
+        raise InputError(
+            f"the operator's products are of size {state.scale:.1e}, and float64 does not hold the "
+            "squares of such numbers; multiply the loss, or the matrix, by a constant"
+        )
     eps = torch.finfo(operator.dtype).eps
     # A residual below the error of a product is not known to be real.
     floor, tolerance = (max(f * eps, state.noise) * state.scale for f in (1, 10))

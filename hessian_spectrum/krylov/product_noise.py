@@ -46,5 +46,5 @@ def not_finite(operator: SymmetricOperator, where: str) -> FloatingPointError:
     who = f" on rank {', '.join(map(str, ranks))} of {size}" if ranks and size > 1 else ""
     return FloatingPointError(
         f"a product with the operator is not finite{who} at {where}; are the derivatives of the "
-        f"loss finite at these parameters in {operator.dtype}?"
+        f"loss finite at these parameters in {operator.dtype}, and below the root of its range?"
     )

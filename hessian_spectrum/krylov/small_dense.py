@@ -104,7 +104,10 @@ def smallest(lower: Array) -> float:
             row -= lower[i, j] * inverse[j]
         row[i] += 1.0
         inverse[i] = row / lower[i, i]
-    return float(1.0 / np.sqrt(_column_sums(np.square(inverse)).cumsum()[-1])) if k else np.inf
+    if not k:
+        return np.inf
+    with np.errstate(over="ignore"):  # of a matrix so small that nothing is left of it: 0
+        return float(1.0 / np.sqrt(_column_sums(np.square(inverse)).cumsum()[-1]))
 
 
 def product(a: Array, b: Array) -> Array:

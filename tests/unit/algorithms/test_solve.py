@@ -49,3 +49,26 @@ def test_in_float64_one_product_is_taken():
     found = hs.solve(hs.Dense(a), torch.ones(N), 0.1, tol=1e-10)
     x = np.linalg.solve(a.numpy() + 0.1 * np.eye(N), np.ones(N))
     assert found.converged and np.linalg.norm(found.x.numpy() - x) < 1e-8 * np.linalg.norm(x)
+
+
+@pytest.mark.parametrize("scale", [1e-160, 1e-80, 1e80, 1e160])
+def test_the_scale_of_the_system_does_not_matter(scale):
+    a, b = matrix().double(), torch.linspace(1, 2, N, dtype=torch.float64)
+    expected = hs.solve(hs.Dense(a), b, 0.1)
+    before = b.clone()
+    for found, factor in (
+        (hs.solve(hs.Dense(a * scale), b * scale, 0.1 * scale), 1.0),
+        (hs.solve(hs.Dense(a * scale), b, 0.1 * scale), scale),
+        (hs.solve(hs.Dense(a), b * scale, 0.1), 1 / scale),
+    ):
+        assert found.converged and found.num_products == expected.num_products
+        np.testing.assert_allclose(found.x * factor, expected.x, rtol=1e-9)
+        assert found.residual == pytest.approx(expected.residual, rel=1e-6)
+    assert torch.equal(b, before)
+
+
+@pytest.mark.parametrize("scale", [1e-160, 1e160])
+def test_a_density_of_operators_whose_squares_are_no_numbers_is_refused(scale):
+    a = hs.Dense(torch.diag(torch.linspace(-scale, scale, 60, dtype=torch.float64)))
+    with pytest.raises((hs.InputError, FloatingPointError), match=r"squares|root of its range"):
+        hs.spectral_density(a, 6, 8)
