@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -166,6 +167,13 @@ def eigenpairs(
             on_step(space)
     pairs, rows, _ = checked_pairs(operator, space, goal, found, certify)
     whole = operator.layout.gather(rows).cpu().numpy() if vectors else None
+    missed = int((~pairs.converged).sum())
+    if missed and operator.layout.world.rank == 0:
+        logging.getLogger("hessian_spectrum").warning(
+            "%d of %d eigenpairs have not converged; their residuals and ``converged`` say so",
+            missed,
+            len(pairs),
+        )
     unit = operator.unit
     return replace(
         pairs, values=pairs.values * unit, residuals=pairs.residuals * unit, vectors=whole

@@ -232,7 +232,14 @@ def eigenpairs(pairs: EigenPairs, values: dict[str, float], products: int) -> st
             "in each; --certify tells how much each has"
         )
     if done < len(pairs):
-        lines.append("  more --max-products with --resume, or a larger --tol, for the others")
+        open_ = pairs.residuals[~pairs.converged]
+        if error > open_.min() / 2:  # what is left is arithmetic
+            lines.append(
+                "  float32 limits the others, and more products do not help: --dtype float64, "
+                "or a larger --tol"
+            )
+        else:
+            lines.append("  more --max-products with --resume, or a larger --tol, for the others")
     return "\n".join(lines)
 
 
