@@ -19,7 +19,8 @@ import numpy as np
 HERE = Path(__file__).parent
 REFERENCE = HERE / "reference.npz"
 PROBLEM = ["--model", "mlp-64-5-10", "--dataset", "digits", "--limit", "101", "--batch-size", "40"]
-SIZES = ["--num-probes", "3", "--num-steps", "7", "--hvp", "reverse"]
+NUMBERS = ["--num-probes", "3", "--num-steps", "7"]
+SIZES = [*NUMBERS, "--hvp", "reverse"]
 PAIRS = ["--k", "2", "--tol", "1e-8", "--hvp", "reverse"]
 DOUBLE = ["--dtype", "float64"]
 NETWORKS = [f"{HERE / 'networks' / name}.safetensors" for name in ("first", "second", "third")]
@@ -30,12 +31,14 @@ RUNS = {
     "slq": ["density", *PROBLEM, *DOUBLE, *SIZES, "--estimator", "slq"],
     "lean": ["density", *PROBLEM, *DOUBLE, *SIZES, "--estimator", "lean"],
     "data-groups": ["density", *PROBLEM, *DOUBLE, *SIZES, "--data-groups", "3"],
-    "linearize": ["density", *PROBLEM, *DOUBLE, *SIZES, "--hvp", "linearize"],
+    "linearize": ["density", *PROBLEM, *DOUBLE, *NUMBERS, "--hvp", "linearize"],
     "gauss-newton": ["density", *PROBLEM, *DOUBLE, *SIZES, "--operator", "gauss-newton"],
     "covariance": ["density", *PROBLEM, *DOUBLE, *SIZES, "--operator", "gradient-covariance"],
     "eigenpairs": ["eigenpairs", *PROBLEM, *DOUBLE, *PAIRS],
     "restarted": ["eigenpairs", *PROBLEM, *DOUBLE, *PAIRS, "--basis-size", "14"],
-    "eigenpairs-float32": ["eigenpairs", *PROBLEM, *PAIRS, "--tol", "1e-4"],
+    "eigenpairs-float32": [
+        *("eigenpairs", *PROBLEM, "--k", "2", "--tol", "1e-4", "--hvp", "reverse"),
+    ],
     "alignment": [
         *("alignment", *PROBLEM, *DOUBLE, "--hvp", "reverse", "--k", "2"),
         *("--batch-sizes", "10", "full", "--num-batches", "4"),

@@ -24,8 +24,8 @@ TORCHRUN_WAITS = 30.0  # seconds that torchrun leaves to a rank which it has ask
 SLACK = 20.0  # seconds, for a machine that has other work to do
 
 
-def command(folder, *options, pause=0.01):
-    steps = ["--num-probes", "3", "--num-steps", "40", "--batch-size", "8", "--hvp", "reverse"]
+def command(folder, *options, pause=0.01, mode="reverse", num_steps=40):
+    steps = ["--num-probes", "3", "--num-steps", str(num_steps), "--batch-size", "8", "--hvp", mode]
     job = ["-m", "hessian_spectrum", "density", "--problem", f"{PROBLEM}:make", *steps]
     job += ["--problem-arg", f"pause={pause}", f"pids={folder}", "--device", "cpu"]
     job += ["--checkpoint-minutes", "0", "--timeout-minutes", str(SILENCE / 60), "--resume"]
@@ -38,14 +38,14 @@ def srun(*options):
     return ["srun", *options, sys.executable]
 
 
-def start(launcher, folder, *options):
+def start(launcher, folder, *options, **sizes):
     launchers = {
         "torchrun": lambda: [*TORCHRUN, "3"],
         "restarts": lambda: [*TORCHRUN, "3", "--max-restarts", "2"],
         "mpi": lambda: mpirun(3),
         "srun": lambda: srun("--ntasks=3"),
     }
-    job = [*launchers[launcher](), *command(folder, *options)]
+    job = [*launchers[launcher](), *command(folder, *options, **sizes)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(job, env=environment, **streams)
@@ -105,8 +105,8 @@ def test_torchrun_goes_on_by_itself_after_a_rank_was_killed(tmp_path):
 
 def test_the_rank_that_brings_a_nan_is_named(tmp_path):
     # The forward mode calls the model in each product.
-    options = ["--hvp", "forward", "--num-steps", "12", "--problem-arg", "nan_on=1", "good=28"]
-    process = start("torchrun", tmp_path, *options)
+    options = ["--problem-arg", "nan_on=1", "good=60"]
+    process = start("torchrun", tmp_path, *options, mode="forward", num_steps=12)
     text, _ = process.communicate(timeout=100)
     (line,) = said(text)
     assert "a product with the operator is not finite on rank 1 of 3 at block step" in line
@@ -117,8 +117,8 @@ def test_the_rank_that_brings_a_nan_is_named(tmp_path):
 
 
 def test_a_rank_that_runs_out_of_memory_ends_the_job_and_is_named(tmp_path):
-    options = ["--hvp", "forward", "--num-steps", "12", "--problem-arg", "oom_on=1", "good=28"]
-    process = start("torchrun", tmp_path, *options)
+    options = ["--problem-arg", "oom_on=1", "good=60"]
+    process = start("torchrun", tmp_path, *options, mode="forward", num_steps=12)
     text, _ = process.communicate(timeout=100)
     lines = said(text)
     assert lines and all("rank 1 of 3: CUDA out of memory" in line for line in lines)
