@@ -54,7 +54,7 @@ CASES = {  # in words, "{last}" the last rank
 }
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.slow), 3])
 def found(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("agreement")
     worker = HELPERS / "agreement_worker.py"

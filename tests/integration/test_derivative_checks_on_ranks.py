@@ -7,7 +7,7 @@ from launching import TORCHRUN, launch
 from locations import HELPERS
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[pytest.param(2, marks=pytest.mark.slow), 3])
 def found(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checks")
     worker = HELPERS / "derivative_checks_worker.py"

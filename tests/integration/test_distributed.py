@@ -80,7 +80,8 @@ def check_failures(heard, ranks):
 @pytest.mark.parametrize(
     ("launcher", "ranks"),
     [
-        *[("torchrun", 2), ("torchrun", 3), ("torchrun", 4), ("mpi", 2)],
+        *[pytest.param("torchrun", ranks, marks=pytest.mark.slow) for ranks in (2, 4)],
+        *[("torchrun", 3), ("mpi", 2)],
         *[pytest.param("mpi", ranks, marks=pytest.mark.slow) for ranks in (3, 4)],
         pytest.param("slurm", 2, marks=pytest.mark.slurm),
         *[
