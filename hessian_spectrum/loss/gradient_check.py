@@ -11,13 +11,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hessian_spectrum._core.errors import InputError, is_out_of_memory
+from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.sharding import Layout
-from hessian_spectrum.loss.batching import cast, leading_size
+from hessian_spectrum.loss.batching import cast
 from hessian_spectrum.loss.difference_arithmetic import DifferenceArithmetic
 from hessian_spectrum.loss.functional import LossFunction
 from hessian_spectrum.loss.own_weights import MOVE, require_own_weights
-from hessian_spectrum.loss.samples import Piece
+from hessian_spectrum.loss.samples import Piece, on_fewer_if_needed
 
 TOLERANCE = 1e-4  # of a slope, in float64; in lower arithmetic COARSE
 COARSE = 1e-2
@@ -47,26 +47,7 @@ def check_gradient(
     """
     if not pieces:  # this rank has no data
         return None
-    while True:
-        try:
-            return _check(function, pieces, arithmetic)
-        except RuntimeError as failed:
-            if not is_out_of_memory(failed):
-                raise
-            fewer = _halved(function, pieces)
-            if fewer is None:
-                raise
-        pieces = fewer  # here the error, whose traceback holds tensors, is gone
-
-
-def _halved(function: LossFunction, pieces: tuple[Piece, ...]) -> tuple[Piece, ...] | None:
-    first = pieces[0]
-    size = leading_size(first.batch)
-    if len(pieces) > 1:
-        return pieces[:1]
-    if size < 2 or not function.can_be_cut(first.batch):
-        return None
-    return (first._replace(batch=function.pieces(first.batch, size // 2)[0]),)
+    return on_fewer_if_needed(function, pieces, lambda some: _check(function, some, arithmetic))
 
 
 def _check(

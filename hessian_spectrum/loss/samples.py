@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from hessian_spectrum._core.errors import is_out_of_memory
 from hessian_spectrum.loss.batching import leading_size, take
 from hessian_spectrum.loss.functional import LossFunction
+
+T = TypeVar("T")
 
 ROWS = 16  # samples at most,
 PIECES = 4  # of so many minibatches
@@ -67,3 +71,28 @@ class Samples:
             if self._function.weight(piece.batch):
                 found.append(piece)
         return found
+
+
+def on_fewer_if_needed(
+    function: LossFunction, pieces: tuple[Piece, ...], check: Callable[[tuple[Piece, ...]], T]
+) -> T:
+    """``check`` of these samples, and of fewer where they run out of memory."""
+    while True:
+        try:
+            return check(pieces)
+        except RuntimeError as failed:
+            fewer = _fewer(function, pieces) if is_out_of_memory(failed) else None
+            if fewer is None:
+                raise
+        pieces = fewer  # here the error, whose traceback holds tensors, is gone
+
+
+def _fewer(function: LossFunction, pieces: tuple[Piece, ...]) -> tuple[Piece, ...] | None:
+    """The first minibatch's samples, or half of them; None if there are no fewer."""
+    first = pieces[0]
+    size = leading_size(first.batch)
+    if len(pieces) > 1:
+        return pieces[:1]
+    if size < 2 or not function.can_be_cut(first.batch):
+        return None
+    return (first._replace(batch=function.pieces(first.batch, size // 2)[0]),)

@@ -15,13 +15,12 @@ from hessian_spectrum.loss import batch_norm, criteria
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.gradient import gradient
 from hessian_spectrum.loss.minibatch_loss import Part
-from hessian_spectrum.loss.samples import Piece
+from hessian_spectrum.loss.samples import Piece, on_fewer_if_needed
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.operators.curvature_products import COVARIANCE, GAUSS_NEWTON, HESSIAN, Form
 from hessian_spectrum.operators.derivative_check import (
     check_jacobian,
     check_second_derivatives,
-    on_few_samples,
 )
 from hessian_spectrum.operators.linearization import Linearization, ProductPlan
 from hessian_spectrum.operators.product_modes import Products
@@ -145,7 +144,7 @@ class Curvature(SymmetricOperator):
 
         def attempt() -> None:
             if evaluator.verification.samples:
-                on_few_samples(evaluator, evaluator.verification.samples, checked)
+                on_fewer_if_needed(evaluator.function, evaluator.verification.samples, checked)
 
         together(evaluator.world, attempt)
 

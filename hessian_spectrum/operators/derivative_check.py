@@ -7,20 +7,19 @@ marked ``once_differentiable`` or detaches what it saves.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError, is_out_of_memory
 from hessian_spectrum.distributed.agreement import together
-from hessian_spectrum.loss.batching import cast, leading_size
+from hessian_spectrum.loss.batching import cast
 from hessian_spectrum.loss.difference_arithmetic import DifferenceArithmetic
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.gradient import gradient
 from hessian_spectrum.loss.gradient_check import displacement
 from hessian_spectrum.loss.minibatch_loss import Part
-from hessian_spectrum.loss.samples import Piece
+from hessian_spectrum.loss.samples import Piece, on_fewer_if_needed
 from hessian_spectrum.loss.verification import SECOND_DERIVATIVES
 from hessian_spectrum.operators.curvature_products import push
 from hessian_spectrum.operators.differences import Difference, misfit, steps
@@ -111,37 +110,11 @@ def _on_samples(
 
     def attempt() -> str | None:
         pieces = evaluator.verification.samples
-        if not pieces or on_few_samples(evaluator, pieces, compared):
+        if not pieces or on_fewer_if_needed(evaluator.function, pieces, compared):
             return None
         return arithmetic.why or "differences of two steps disagree, as at a kink"
 
     return together(evaluator.world, attempt)
-
-
-def on_few_samples(
-    evaluator: Evaluator, pieces: tuple[Piece, ...], check: Callable[[tuple[Piece, ...]], Any]
-) -> Any:
-    """``check`` of these samples, and of fewer where they run out of memory."""
-    while True:
-        try:
-            return check(pieces)
-        except RuntimeError as failed:
-            if not is_out_of_memory(failed) or not _can_be_less(evaluator, pieces):
-                raise
-        pieces = _fewer(evaluator, pieces)  # the error, whose traceback holds tensors, is gone
-
-
-def _can_be_less(evaluator: Evaluator, pieces: tuple[Piece, ...]) -> bool:
-    first = pieces[0].batch
-    return len(pieces) > 1 or (leading_size(first) > 1 and evaluator.function.can_be_cut(first))
-
-
-def _fewer(evaluator: Evaluator, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
-    first = pieces[0]
-    if len(pieces) > 1:
-        return (first,)
-    half = evaluator.function.pieces(first.batch, leading_size(first.batch) // 2)[0]
-    return (first._replace(batch=half),)
 
 
 def _compare_product(
