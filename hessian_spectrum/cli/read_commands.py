@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -101,6 +102,9 @@ class PlotConfig:
 @dataclass(frozen=True)
 class InfoConfig:
     """Print what a result file holds: results, configuration, plan and provenance.
+
+    Of a run under way also which job writes it, how far it is and how much time it has left; this
+    can be asked before anything is saved.
 
     Arrays are described by their shapes. Writes no file.
 
@@ -248,9 +252,21 @@ def _view_options(config: PlotConfig, view: str) -> dict[str, Any]:
 def info(config: InfoConfig) -> None:
     from hessian_spectrum.commands import report
     from hessian_spectrum.storage import run_file
+    from hessian_spectrum.storage.writer_lock import Writer
 
+    writer = Writer.of(config.file)
+    if writer is not None and not config.file.exists():  # before the first save
+        found = {"running": dataclasses.asdict(writer)}
+        print(_json(found, indent=2) if config.json else report.running(writer, config.file))
+        return
     with run_file.open(config.file) as run:
-        print(_json(report.contents(run), indent=2) if config.json else report.info(run))
+        if config.json:
+            running = {} if writer is None else {"running": dataclasses.asdict(writer)}
+            print(_json({**report.contents(run), **running}, indent=2))
+            return
+        if writer is not None:
+            print(report.running(writer, config.file))
+        print(report.info(run))
 
 
 def merge(config: MergeConfig) -> None:

@@ -27,6 +27,8 @@ from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.storage import hdf5_schema, run_file
 from hessian_spectrum.storage.krylov_state import RecurrenceStore
 
+GRADIENT = 0.7  # of a product's time, over the same samples
+
 
 class AlignmentRun(CurvatureComputation[AlignmentConfig, Alignment]):
     """A step is one batch size. The largest eigenpairs are computed before the first one."""
@@ -68,7 +70,25 @@ class AlignmentRun(CurvatureComputation[AlignmentConfig, Alignment]):
             precision=config.hvp_dtype,
             memory=config.memory_bytes,
         )
-        return dataclasses.replace(estimate, products=sum(numbers))
+        one = estimate.seconds / max(1, estimate.products)
+        products, total = sum(numbers), evaluator.num_samples
+        drawn = sum(number * size for number, size in zip(numbers, self._missing))
+        beside = GRADIENT * one * drawn / total + self._pairs_seconds(one)
+        return dataclasses.replace(
+            estimate,
+            products=products,
+            seconds=one * products,
+            beside=beside,
+            what_beside="gradients and eigenpairs",
+        )
+
+    def _pairs_seconds(self, one: float) -> float:
+        """Of the largest eigenpairs, where they are computed first; ``one``: of a product."""
+        config, k = self.config, self.config.num_pairs
+        if config.eigenpairs is not None or self.found is not None or not k:
+            return 0.0
+        k = min(k, self.evaluator.n)
+        return one * eigensolver.expected_steps(1 << 30, 1, k, "largest")
 
     # -- an earlier run --------------------------------------------------------------------------
 
@@ -157,11 +177,11 @@ class AlignmentRun(CurvatureComputation[AlignmentConfig, Alignment]):
                 "a smaller --k, or compute them by the eigenpairs command and name its file: "
                 "--eigenpairs"
             )
-        with session.bar(None, 0, "product") as bar:
+        with session.stage(None, 0, "product") as progress:
 
             def on_step(space: RitzSpace) -> None:
                 session.checkpoints.leave_if_stopped()
-                bar.update(space.products - bar.n)
+                progress.update(space.products - progress.n)
 
             return eigensolver.eigenpairs(
                 operator,
@@ -182,13 +202,13 @@ class AlignmentRun(CurvatureComputation[AlignmentConfig, Alignment]):
 
     def step(self, session: Session) -> None:
         size, *self._missing = self._missing
-        before, bar = self._done, session.progress
+        before, progress = self._done, session.progress
 
         def on_chunk(done: int) -> None:
             session.checkpoints.leave_if_stopped()
             self._done = before + done
-            if bar is not None:
-                bar.update(self._done - bar.n)
+            if progress is not None:
+                progress.update(self._done - progress.n)
 
         part = alignment(
             self.evaluator,

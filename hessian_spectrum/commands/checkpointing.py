@@ -22,6 +22,7 @@ class Checkpoints:
         self.world, self.minutes = world, minutes
         self._stop = stop
         self._last_save = time.monotonic()
+        self.on_save: Callable[[], None] = lambda: None  # told after each save
         # What ``after_step`` asks, to travel with a reduction that a step makes anyway.
         self.flags = Flags(self.is_stopping, self.is_due)
 
@@ -35,6 +36,7 @@ class Checkpoints:
 
     def was_saved(self) -> None:
         self._last_save = time.monotonic()
+        self.on_save()
 
     def leave_if_stopped(self) -> None:
         """Raise Interrupted where nothing is new since the last save. One small reduction."""

@@ -148,6 +148,7 @@ class CurvatureComputation(Computation[CurvatureT, ResultT]):
     """A computation with the products of one curvature matrix at one point."""
 
     may_end_early = False  # before all products of the estimate are spent
+    limit: int | None = None  # products that may be spent, where the estimate has fewer
     operator: Curvature
 
     @abstractmethod
@@ -173,7 +174,8 @@ class CurvatureComputation(Computation[CurvatureT, ResultT]):
         self.operator = operator.planned(session.product_plan, formed)
 
     def _cost(self, estimate: Estimate, values: dict[str, float]) -> str:
-        return report.estimate(estimate, self.evaluator, values, self.may_end_early)
+        ev = self.evaluator
+        return report.estimate(estimate, ev, values, self.may_end_early, self.limit)
 
 
 def first_order(evaluator: Evaluator) -> dict[str, float]:

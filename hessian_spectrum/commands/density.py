@@ -22,9 +22,12 @@ from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.operators.curvature import Curvature
 from hessian_spectrum.planning import product_planner
+from hessian_spectrum.planning.product_planner import Estimate
+from hessian_spectrum.planning.step_cost import answers_seconds, step_cost
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.storage import run_file
 
+CHECKED = 16  # products' time in which four are compared with float64
 SMALL = 2 << 30  # bytes of Krylov vectors, on all ranks, that are kept without being asked for
 
 
@@ -53,9 +56,9 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
     def room(self) -> int:
         return self.sizes[1]
 
-    def estimate(self, operator: Curvature) -> product_planner.Estimate:
+    def estimate(self, operator: Curvature) -> Estimate:
         config, (num_probes, num_steps) = self.config, self.sizes
-        return product_planner.plan(
+        found = product_planner.plan(
             operator.evaluator,
             operator.theta,
             num_probes,
@@ -67,6 +70,27 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
             memory=config.memory_bytes,
             folder=config.out.parent,
         )
+        return self._with_all_else(found, operator)
+
+    def _with_all_else(self, found: Estimate, operator: Curvature) -> Estimate:
+        """With the time of orthogonalization, exchange, and the answers with their intervals."""
+        num_probes, num_steps = self.sizes
+        lockstep = self.config.estimator == "slq"  # each probe has a basis of its own
+        block = 1 if lockstep else num_probes
+        cost = step_cost(operator.layout, operator.dtype, operator.device, block)
+        most = 2 if self.config.estimator == "lean" else num_steps
+        beside = cost.of(block * min(step, most) for step in range(1, num_steps + 1))
+        after = 0.0
+        if operator.in_float64() is not operator:
+            after += CHECKED * found.seconds / max(1, found.products)
+        beside *= num_probes if lockstep else 1
+        return dataclasses.replace(found, beside=beside, after=after + self._answers_seconds())
+
+    def _answers_seconds(self) -> float:
+        num_probes, num_steps = self.sizes
+        if self.config.estimator == "slq":
+            return num_probes * answers_seconds(num_steps)
+        return answers_seconds(min(num_probes * num_steps, self.evaluator.n))
 
     # -- an earlier run --------------------------------------------------------------------------
 
@@ -143,6 +167,7 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
                 operator, config.estimator, *self.sizes, config.seed, place
             )
         self._look_at_state()
+        session.rest = session.rest or self._answers_seconds()
 
     @property
     def state(self) -> ProbeState:

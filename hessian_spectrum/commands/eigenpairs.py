@@ -22,15 +22,19 @@ from hessian_spectrum.distributed.agreement import on_first_rank, together
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.block_lanczos import BlockSpace
 from hessian_spectrum.krylov.krylov_schur import RitzSpace
+from hessian_spectrum.krylov.ritz import counts
 from hessian_spectrum.krylov.state import KrylovState
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.operators.curvature import Curvature
 from hessian_spectrum.planning import product_planner
+from hessian_spectrum.planning.step_cost import step_cost
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.storage import hdf5_schema, run_file
 from hessian_spectrum.storage.krylov_state import RecurrenceStore
 from hessian_spectrum.storage.shards import ShardedVectors
+
+EXACT = 4  # a product in float64 takes as long as so many
 
 
 class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
@@ -38,13 +42,13 @@ class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
 
     command = "eigenpairs"
     free_fields = FREE_FIELDS | {"max_products", "tol", "certify"}
-    may_end_early = True
 
     def __init__(self, config: EigenpairsConfig, problem: Problem, world: World):
         super().__init__(config, problem, world)
         self._room = _room(config, self.evaluator)
         most = _sizes(config, self.evaluator.n)[1]
         self.goal = Goal(config.wanted, config.which, config.tol, most, config.seed, config.copies)
+        self.limit = most
         self.found: WantedPairs | None = None  # at the end
         self._space: RitzSpace | None = None
 
@@ -55,11 +59,12 @@ class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
     def estimate(self, operator: Curvature) -> product_planner.Estimate:
         config = self.config
         block, most = _block(config), _sizes(config, operator.n)[1]
-        return product_planner.plan(
+        steps = eigensolver.expected_steps(most, block, config.wanted, config.which)
+        found = product_planner.plan(
             operator.evaluator,
             operator.theta,
             block,
-            eigensolver.expected_steps(most, block),
+            steps,
             kept=self.room,
             form=operator.form,
             mode=config.hvp,
@@ -67,6 +72,14 @@ class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
             memory=config.memory_bytes,
             folder=config.out.parent,
         )
+        cost = step_cost(operator.layout, operator.dtype, operator.device, block)
+        beside = cost.of(min(block * step, self.room) for step in range(1, steps + 1))
+        after = 0.0
+        if operator.in_float64() is not operator:
+            pairs = sum(counts(config.which, config.wanted))
+            exact = pairs if config.certify else residual_check.NUM_COMBINATIONS
+            after = EXACT * exact * found.seconds / found.products
+        return dataclasses.replace(found, beside=beside, after=after)
 
     # -- an earlier run --------------------------------------------------------------------------
 
@@ -146,10 +159,10 @@ class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
         assert self.found is not None
         certify = self.config.certify
         total = len(self.found.values) if certify else residual_check.NUM_COMBINATIONS
-        with session.bar(total, 0, "product in float64") as bar:
+        with session.stage(total, 0, "product in float64") as progress:
 
             def on_products(count: int) -> None:
-                bar.update(count)
+                progress.update(count)
                 session.checkpoints.after_step(lambda: self.save(session))
 
             return residual_check.checked_pairs(

@@ -158,11 +158,11 @@ class PointsComputation(Computation[PointsT, ResultT]):
 
     def step(self, session: Session) -> None:
         """Compute all points that are not done, or as many as there are until a signal comes."""
-        table, checkpoints, bar = self._table, session.checkpoints, session.progress
+        table, checkpoints, progress = self._table, session.checkpoints, session.progress
 
         def on_points(count: int) -> None:
-            if bar is not None:
-                bar.update(count)
+            if progress is not None:
+                progress.update(count)
             if checkpoints.is_due() and not table.done.all():
                 self.commit(session, finished=False)
 
@@ -202,7 +202,8 @@ class PointsComputation(Computation[PointsT, ResultT]):
         if self._vectors is not None:
             beside[VECTORS] = {"vectors": self._vectors}
         session.write_here(table.result(), *self.task.beside, finished=finished, **beside)
-        session.checkpoints.was_saved()
+        if not finished:
+            session.checkpoints.was_saved()
 
     def finish(self, session: Session) -> ResultT:
         """The result of all points, which the last step has written; complete on rank 0 only."""

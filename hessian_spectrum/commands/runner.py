@@ -88,14 +88,15 @@ def _carry_out(computation: Computation[ConfigT, ResultT], session: Session) -> 
 
 def _take_steps(computation: Computation[ConfigT, ResultT], session: Session) -> None:
     checkpoints = session.checkpoints
+    if getattr(computation.config, "resume", False) and not computation.is_finished:
+        session.say(_where_it_goes_on(computation, session))
     heard = checkpoints.flags if computation.steps_carry_flags else None
     try:
-        with session.bar(*computation.progress) as bar:
-            session.progress = bar
+        with session.stage(*computation.progress, rest=session.rest) as progress:
             while not computation.is_finished:
                 computation.step(session)
                 _, done, _ = computation.progress
-                bar.update(done - bar.n)
+                progress.update(done - progress.n)
                 if not computation.is_finished:
                     checkpoints.after_step(
                         lambda: computation.save(session), heard, computation.saves_each_step
@@ -104,6 +105,14 @@ def _take_steps(computation: Computation[ConfigT, ResultT], session: Session) ->
         if computation.has_state:
             computation.save(session)
         raise
+
+
+def _where_it_goes_on(computation: Computation[ConfigT, ResultT], session: Session) -> str:
+    if session.earlier is None:
+        return f"{computation.command}: nothing to resume, starts from the beginning"
+    total, done, unit = computation.progress
+    of = "" if total is None else f" of {total:,}"
+    return f"{computation.command}: going on at {unit} {done + 1:,}{of}"
 
 
 def require_same_options(

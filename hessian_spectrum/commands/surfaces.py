@@ -43,6 +43,8 @@ from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.zoo import problem_loader
 
+GRADIENT = 3  # a loss and its gradient take as long as so many losses
+
 ValuesT = TypeVar("ValuesT", bound=ValuesConfig)
 
 
@@ -56,8 +58,18 @@ class ValuesComputation(PointsComputation[ValuesT, ResultT]):
     def plan(self, task: PointTask, session: Session | None) -> str:
         plan, trials = _planned(self.config, self.mesh, self.evaluator, task, self.test)
         self.how = {"points": dataclasses.asdict(plan)}
-        groups = self.mesh.num_groups
-        return report.points_estimate(task.points, plan, trials, groups, self.evaluator)
+        pace = min((trial.seconds for trial in trials), default=None)
+        others = self.others(task, pace or 0.0, session)
+        groups, ev = self.mesh.num_groups, self.evaluator
+        return report.points_estimate(task.points, plan, pace, groups, ev, self.test, others)
+
+    def others(self, task: PointTask, pace: float, session: Session | None) -> dict[str, float]:
+        """Seconds of what is computed beside the values at points, by its name.
+
+        Args:
+            pace: seconds for the loss of one sample at one point.
+        """
+        return {}
 
     def make_job(self, task: PointTask, session: Session) -> Job:
         ev, test, plan = self.evaluator, self.test, PointPlan(**self.how["points"])
@@ -105,11 +117,13 @@ class Track(ValuesComputation[TrackConfig, Trajectory]):
         rows = plane_vectors.of_checkpoints(self.evaluator, self.config.checkpoints)
         return trajectory.iterates_task(self.evaluator, rows)
 
-    def plan(self, task: PointTask, session: Session | None) -> str:
-        text = super().plan(task, session)
-        if session and self.config.eigenvalues:
-            session.take(maps.planned(self.config, self.mesh, self.evaluator))
-        return text
+    def others(self, task: PointTask, pace: float, session: Session | None) -> dict[str, float]:
+        if not self.config.eigenvalues:
+            return {}
+        estimate = maps.planned(self.config, self.mesh, self.evaluator)
+        if session:
+            session.take(estimate)
+        return {"eigenvalues": estimate.seconds * len(task.points) / self.mesh.num_groups}
 
     def make_job(self, task: PointTask, session: Session) -> Job:
         """With eigenvalues: the same points, one at a time, with both extreme eigenvalues."""
@@ -160,6 +174,13 @@ class Interpolate(ValuesComputation[InterpolateConfig, Curve | Surface]):
             return between.distance_task(ev, corners[0], corners[1], at)
         ends = (config.low, config.high)
         return between.linear_task(ev, corners[0], corners[1], num_points, window=ends)
+
+    def others(self, task: PointTask, pace: float, session: Session | None) -> dict[str, float]:
+        config, ev = self.config, self.evaluator
+        if config.curve == "straight":
+            return {}
+        passes = GRADIENT * config.num_steps * config.points_per_step
+        return {"search of the curve": passes * pace * ev.num_samples / self.world.size}
 
     def first_task(self) -> PointTask:
         if self.search is None:

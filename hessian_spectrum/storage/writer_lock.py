@@ -8,7 +8,9 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from hessian_spectrum._core.errors import InputError
 
 HEARTBEAT_SECONDS = 30.0
 STALE_SECONDS = 300.0
+NOTE_BYTES = 512  # of the second line of a lock
 
 
 class LockLost(OSError):
@@ -40,6 +43,8 @@ class WriterLock:
         self._token = uuid.uuid4().hex
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
+        self._descriptor: int | None = None  # of our lock: another's has another inode
+        self._note_at = 0  # bytes before the second line
 
     def __enter__(self) -> WriterLock:
         if not self._create():
@@ -53,6 +58,9 @@ class WriterLock:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
         if self.held:
             # A failure to remove it must not hide the run's own error; the lock becomes stale.
             with suppress(OSError):
@@ -71,6 +79,17 @@ class WriterLock:
                 "more was written here"
             )
 
+    def note(self, status: Mapping[str, Any]) -> None:
+        """Leave a word on how far the run is in the lock, for ``Writer.of``; never fails.
+
+        Written in place, into the file that this process has created: where another process has
+        taken the lock over, it has a file of its own.
+        """
+        line = json.dumps(dict(status)).encode()
+        if self._descriptor is not None and len(line) < NOTE_BYTES:
+            with suppress(OSError):
+                os.pwrite(self._descriptor, line.ljust(NOTE_BYTES), self._note_at)
+
     def _create(self) -> bool:
         try:
             descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
@@ -80,10 +99,17 @@ class WriterLock:
             raise InputError(
                 f"{self.path}: cannot create this lock file ({error.strerror})"
             ) from None
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({**_whoami(), "token": self._token}, file)
-            file.flush()
+        line = (json.dumps({**_whoami(), "token": self._token}) + "\n").encode()
+        try:
+            os.write(descriptor, line)
             os.fsync(descriptor)
+        except OSError as error:
+            os.close(descriptor)
+            self.path.unlink(missing_ok=True)
+            raise InputError(
+                f"{self.path}: cannot write this lock file ({error.strerror})"
+            ) from None
+        self._descriptor, self._note_at = descriptor, len(line)
         return True
 
     def _take_over(self) -> None:
@@ -126,6 +152,28 @@ class WriterLock:
         )
 
 
+@dataclass(frozen=True)
+class Writer:
+    """The run that is writing a file now, as its lock tells."""
+
+    owner: Mapping[str, Any]  # host, pid, job, restart, started
+    status: Mapping[str, Any]  # of ``Progress``; empty until the first step
+    silent: float  # seconds since its last heartbeat
+    is_stale: bool  # it is gone, or has been silent for five minutes
+
+    @classmethod
+    def of(cls, path: str | os.PathLike[str]) -> Writer | None:
+        """Of the file ``path``; None where nothing writes it. Writes nothing."""
+        lock = Path(f"{os.path.realpath(path)}.lock")
+        try:
+            silent = max(0.0, time.time() - lock.stat().st_mtime)
+        except OSError:
+            return None
+        owner, status = _lines(lock)
+        dead = owner.get("host") == socket.gethostname() and not _alive(owner.get("pid"))
+        return cls(owner, status, silent, dead or silent > STALE_SECONDS)
+
+
 def _whoami() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
@@ -137,10 +185,23 @@ def _whoami() -> dict[str, Any]:
 
 
 def _content(lock: Path) -> dict[str, Any]:
-    """The lock's content; empty while it is absent or not yet written."""
+    """Who holds the lock; empty while it is absent or not yet written."""
+    return _lines(lock)[0]
+
+
+def _lines(lock: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Who holds the lock, and how far the run is; what is not there yet is empty."""
     try:
-        content = json.loads(lock.read_text())
+        first, _, second = lock.read_text().partition("\n")
     except (OSError, ValueError):
+        return {}, {}
+    return _object(first), _object(second)
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
 
