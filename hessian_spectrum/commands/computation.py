@@ -53,6 +53,8 @@ class Computation(ABC, Generic[ConfigT, ResultT]):
     saves_each_step: ClassVar[bool] = False  # steps are long
     is_whole_on_first_rank: ClassVar[bool] = False  # the result; the other ranks have none
 
+    expected_seconds: float | None = None  # of the steps and what follows, once it is known
+
     config: ConfigT
     world: World  # all ranks
     evaluator: Evaluator
@@ -174,7 +176,7 @@ class CurvatureComputation(Computation[CurvatureT, ResultT]):
         self.operator = operator.planned(session.product_plan, formed)
 
     def _cost(self, estimate: Estimate, values: dict[str, float]) -> str:
-        ev = self.evaluator
+        ev, self.expected_seconds = self.evaluator, estimate.total
         return report.estimate(estimate, ev, values, self.may_end_early, self.limit)
 
 

@@ -51,6 +51,7 @@ class CurvatureMap(PointsComputation[MapConfig, Surface]):
         if session:
             session.take(estimate)
         count, groups = len(task.points), self.mesh.num_groups
+        self.expected_seconds = estimate.seconds * count / groups
         return report.map_estimate(estimate, count, groups, self.evaluator)
 
     def make_job(self, task: PointTask, session: Session) -> Job:

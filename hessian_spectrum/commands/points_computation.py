@@ -203,7 +203,7 @@ class PointsComputation(Computation[PointsT, ResultT]):
             beside[VECTORS] = {"vectors": self._vectors}
         session.write_here(table.result(), *self.task.beside, finished=finished, **beside)
         if not finished:
-            session.checkpoints.was_saved()
+            session.checkpoints.was_saved(session.checkpoints.is_stopping())
 
     def finish(self, session: Session) -> ResultT:
         """The result of all points, which the last step has written; complete on rank 0 only."""

@@ -48,7 +48,7 @@ class Progress:
         self._bar = tqdm(total=total, initial=done, desc=what, unit=unit, disable=hidden)
         self._is_shown, self._note = is_shown, note
         self._saved: int | None = None
-        self._last_line = self._last_note = time.monotonic()
+        self._last_line = self._last_note = self._last_saved_line = time.monotonic()
         self._pace = deque([(done, self._last_line)], maxlen=REMEMBERED)
         self._tell()
 
@@ -73,12 +73,17 @@ class Progress:
         if now - self._last_note >= NOTE_SECONDS:
             self._tell()
 
-    def saved(self) -> None:
-        """The state was saved."""
-        if self._saved != self.n:
-            self._saved = self.n
+    def saved(self, last: bool = False) -> None:
+        """The state was saved; ``last``: before the run stops, which is always said."""
+        self._saved, now = self.n, time.monotonic()
+        if last or now - self._last_saved_line >= LINE_SECONDS:
+            self._last_saved_line = now
             self._line(f"saved at {self.position}")
         self._tell()
+
+    def write(self, text: str) -> None:
+        """Print a result to stdout, above the bar."""
+        self._bar.write(text)
 
     @property
     def position(self) -> str:
@@ -88,7 +93,7 @@ class Progress:
     @property
     def seconds_left(self) -> float | None:
         """At the pace of the last of those that are done; None where it cannot be known."""
-        (before, then), (now, last) = self._pace[len(self._pace) // 2 - 1], self._pace[-1]
+        (before, then), (now, last) = self._pace[(len(self._pace) - 1) // 2], self._pace[-1]
         if self.total is None or now == before:
             return None
         return (self.total - now) * (last - then) / (now - before) + self.rest

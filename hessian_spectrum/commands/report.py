@@ -78,30 +78,30 @@ def _parts(estimate: Estimate) -> str:
     return f" ({', '.join(told)})" if len(told) > 1 else ""
 
 
+def job_minutes(seconds: float) -> str:
+    """The time limit of a batch job for a run that is expected to take so long."""
+    minutes = math.ceil(1.5 * seconds / 60) + 3  # start-up, and the signal before the limit
+    return f"a batch job of it: submit --minutes {minutes}"
+
+
 def points_estimate(
     points: Points,
     plan: PointPlan,
-    pace: float | None,
+    seconds: float | None,
     num_groups: int,
     evaluator: Evaluator,
-    test: Evaluator | None,
     others: Mapping[str, float],
 ) -> str:
     """The estimated cost of values at many points, before they are computed.
 
     Args:
-        pace: seconds for one point and sample; None where it was not measured.
-        test: of test data, which are evaluated, too.
-        others: seconds of what is computed beside the values, by name.
+        seconds: of all; None where they were not measured.
+        others: those of what is computed beside the values, by name.
     """
     count, ev = len(points), evaluator
     group = _groups(num_groups, ev)
-    samples = ev.num_samples + (test.num_samples if test else 0)
-    took = "time unknown"
-    if pace is not None:
-        seconds = pace * count * samples / num_groups / ev.world.size
-        took = f"about {duration(seconds + sum(others.values()))}"
-        took += "".join(f", of which {name} {duration(s)}" for name, s in others.items())
+    took = "time unknown" if seconds is None else f"about {duration(seconds)}"
+    took += "".join(f", of which {name} {duration(s)}" for name, s in others.items())
     how = [f"{plan.together} in one call" if plan.together > 1 else "one after another"]
     how += ["first layers by linearity"] if plan.superposed else []
     how += [f"minibatches of {plan.batch_size}"] if plan.batch_size else []

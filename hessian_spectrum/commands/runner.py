@@ -9,6 +9,7 @@ import time
 from contextlib import ExitStack
 
 from hessian_spectrum._core.validation import dashed
+from hessian_spectrum.commands import report
 from hessian_spectrum.commands.checkpointing import Checkpoints
 from hessian_spectrum.commands.computation import Computation, ConfigT, ResultT
 from hessian_spectrum.commands.output import writing
@@ -57,6 +58,8 @@ def run(
         computation = command(config, problem, world)
         if getattr(config, "dry_run", False):
             text = computation.preview()
+            if computation.expected_seconds is not None:
+                text += f"\n{report.job_minutes(computation.expected_seconds)}"
             if world.rank == 0:
                 print(text, flush=True)
             return None

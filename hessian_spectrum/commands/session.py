@@ -123,9 +123,9 @@ class Session:
         )
         return self.progress
 
-    def _tell_saved(self) -> None:
+    def _tell_saved(self, last: bool) -> None:
         if self.progress is not None:
-            self.progress.saved()
+            self.progress.saved(last)
 
     # -- what is written -------------------------------------------------------------------------
 

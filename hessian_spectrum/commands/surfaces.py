@@ -61,7 +61,11 @@ class ValuesComputation(PointsComputation[ValuesT, ResultT]):
         pace = min((trial.seconds for trial in trials), default=None)
         others = self.others(task, pace or 0.0, session)
         groups, ev = self.mesh.num_groups, self.evaluator
-        return report.points_estimate(task.points, plan, pace, groups, ev, self.test, others)
+        if pace is not None:
+            samples = ev.num_samples + (self.test.num_samples if self.test else 0)
+            values = pace * len(task.points) * samples / groups / ev.world.size
+            self.expected_seconds = values + sum(others.values())
+        return report.points_estimate(task.points, plan, self.expected_seconds, groups, ev, others)
 
     def others(self, task: PointTask, pace: float, session: Session | None) -> dict[str, float]:
         """Seconds of what is computed beside the values at points, by its name.

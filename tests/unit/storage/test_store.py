@@ -690,3 +690,34 @@ def test_the_slower_of_two_that_found_a_stale_lock_leaves_the_new_one_alone(path
 
 def test_a_lock_that_cannot_be_created_is_refused(tmp_path):
     refused("cannot create this lock file", take, tmp_path / "no" / "run.h5")
+
+
+# -- who is writing ------------------------------------------------------------------------------
+
+
+def test_a_lock_tells_how_far_the_run_is_and_stays_its_owners(path):
+    assert writer_lock.Writer.of(path) is None
+    with WriterLock(path) as lock:
+        assert writer_lock.Writer.of(path).status == {}
+        for done in (5, 1234):  # a shorter note leaves nothing of a longer one
+            lock.note({"stage": "density", "done": done})
+            writer = writer_lock.Writer.of(path)
+            assert writer.status == {"stage": "density", "done": done} and lock.held
+            assert writer.owner["pid"] == os.getpid() and not writer.is_stale
+        lock.note({"stage": "x" * 10_000})  # more than there is room for
+        assert writer_lock.Writer.of(path).status["done"] == 1234
+    assert writer_lock.Writer.of(path) is None
+
+
+def test_a_note_never_reaches_the_lock_of_another_process(path):
+    with WriterLock(path) as lock:
+        lock.path.rename(path.with_name("taken away"))
+        content(path)
+        theirs = lock.path.read_bytes()
+        lock.note({"done": 7})
+        assert lock.path.read_bytes() == theirs and not lock.held
+
+
+def test_a_writer_that_is_gone_is_known_as_such(path):
+    content(path, pid=dead_pid())
+    assert writer_lock.Writer.of(path).is_stale
