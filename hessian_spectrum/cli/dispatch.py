@@ -27,6 +27,7 @@ from hessian_spectrum.cli.exit_status import (
     how_stopped,
     leave_code,
     on_disk,
+    say,
     say_once,
     warnings_on_one_line,
 )
@@ -110,6 +111,7 @@ def _on_ranks(
     row: Command, implementation: Any, config: Any, stop: StopRequest, first: bool
 ) -> int:
     from hessian_spectrum.distributed import world as distributed
+    from hessian_spectrum.distributed.environment import OwnPlaceError
 
     world, code, said = None, DONE, None
     before = on_disk(config)
@@ -128,13 +130,16 @@ def _on_ranks(
             _carry_out(row, implementation, config, world, stop)
         except (InputError, *PATH_ERRORS) as error:
             code, said = USAGE, str(error)
+            first = first or isinstance(error, OwnPlaceError)
         except FloatingPointError as error:
             code, said = FAILED, str(error)
         except Interrupted as stopped:
             code, said = how_stopped(stopped, config, saved())
             if world is not None and world.size > 1 and not stopped.agreed:
-                leave_code(code)
-                say_once(said, first)
+                # Launchers signal the others after an error of one, which has told its reason.
+                if world.presence is None or world.presence.speaks_first():
+                    leave_code(code)
+                    say(said)
                 distributed.leave(world, code)
         except BaseException as error:
             code, said = code_of(error), failure(error, config, saved())

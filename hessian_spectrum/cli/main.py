@@ -48,8 +48,14 @@ def first_by_environment() -> bool:
     """Whether this is the first or only process of its job, known before the ranks communicate."""
     for rank, size in RANK_HINTS:
         if os.environ.get(size, "1") != "1" and rank in os.environ:
-            return os.environ[rank] == "0"
+            # What is no rank of a job is not silenced: it is refused, with a message.
+            others = (str(other) for other in range(1, _size(os.environ[size])))
+            return os.environ[rank] not in others
     return True
+
+
+def _size(text: str) -> int:
+    return int(text) if text.isdecimal() else 0
 
 
 def _end_unbegun(name: str, first: bool) -> NoReturn:

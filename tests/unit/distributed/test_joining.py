@@ -4,14 +4,14 @@ import pytest
 import torch
 
 import hessian_spectrum as hs
-from hessian_spectrum.distributed import launch, world
+from hessian_spectrum.distributed import environment, launch, world
 
 
 @pytest.mark.parametrize(
     ("text", "tasks"), [("2(x3),1", [2, 2, 2, 1]), ("4", [4]), ("1,3(x2)", [1, 3, 3]), ("", [])]
 )
 def test_slurms_short_form_of_tasks_is_one_number_a_node(text, tasks):
-    assert launch._tasks_per_node(text) == tasks
+    assert environment.tasks_per_node(text) == tasks
 
 
 def test_silent_singletons_are_refused(monkeypatch):
