@@ -75,11 +75,12 @@ def join(timeout: timedelta, give_up: Callable[[NotMet], None]) -> Seat:
         return _join_torchrun(timeout)
     tasks = number("SLURM_STEP_NUM_TASKS", 1, default=1) if "SLURM_PROCID" in env else 1
     if tasks > 1 and is_typed_into_a_shell():
+        set_by_srun = " ".join(["SLURM_STEP_NUM_TASKS", *(h for h in MPI_HINTS if h in env)])
         raise InputError(
             f"SLURM_STEP_NUM_TASKS={tasks}, but the other tasks of this step are gone: this is the "
-            "shell of one, as of srun --pty; to run in it alone, unset the step's variables: "
-            "unset ${!SLURM_@} ${!PMI@} (in bash), or start the shell with srun -n 1; to run on "
-            "several ranks, use torchrun or mpirun in it, or srun in the job itself"
+            f"shell of one, as of srun --pty; to run in it alone: unset {set_by_srun}, or start "
+            "the shell with srun -n 1; to run on several ranks, use torchrun or mpirun in it, or "
+            "srun in the job itself"
         )
     if any(hint in env for hint in MPI_HINTS):
         seat = _join_mpi(timeout, give_up)

@@ -143,7 +143,14 @@ def test_a_stray_world_size_or_rank_alone_changes_nothing(launched):
 def test_the_shell_of_a_step_is_told_at_once_what_to_unset(launched, capsys, monkeypatch, task):
     """As of ``srun -n 4 --pty bash``; SLURM's programs are not called."""
     launched(SLURM, {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_TASKS_PER_NODE": "4"})
-    launched({"SLURM_TASK_PID": None, "PATH": "/nothing", "SLURM_JOB_ID": f"7{os.getpid()}"})
+    launched(
+        {
+            "SLURM_TASK_PID": None,
+            "PMIX_RANK": "0" if task else None,
+            "PATH": "/nothing",
+            "SLURM_JOB_ID": f"7{os.getpid()}",
+        }
+    )
     job = [sys.executable, "-m", "hessian_spectrum", *RUN]
     streams = {"stderr": subprocess.PIPE, "text": True}
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -156,7 +163,9 @@ def test_the_shell_of_a_step_is_told_at_once_what_to_unset(launched, capsys, mon
     assert done.returncode == 2, said
     (line,) = [line for line in said if "hessian-spectrum" in line]
     assert "SLURM_STEP_NUM_TASKS=4, but the other tasks of this step are gone" in line
-    assert "unset ${!SLURM_@}" in line
+    assert f"to run in it alone: unset SLURM_STEP_NUM_TASKS{' PMIX_RANK' * bool(task)}, or" in line
+    launched({"SLURM_STEP_NUM_TASKS": None, "PMIX_RANK": None})
+    assert launch.join(None, None) == launch.Seat()
     if task:
         os.close(end), os.close(streams["stdin"])
 
