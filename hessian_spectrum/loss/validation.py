@@ -76,6 +76,7 @@ class Found(NamedTuple):
     attention: bool = False  # torch's own attention is called
     large_softmax: bool = False  # cross entropy has so many classes that ours takes less memory
     weight_norm: bool = False  # torch's own weight normalization is called
+    embeddings: bool = False  # lookups have options that change gradients only
     chosen: tuple[Piece, ...] = ()  # a few samples of the whole share
 
 
@@ -94,7 +95,8 @@ def check(function: LossFunction, batches: Minibatches) -> Found:
         _has_tensors(batch)
         _finite_leaves(batch, index)
         if function.is_pair and shape is None:
-            outputs = with_unchanged_inputs(batch, partial(_outputs, function))
+            with fallbacks.Watch():  # which refuses, with the cause, what fails elsewhere
+                outputs = with_unchanged_inputs(batch, partial(_outputs, function))
             shape = getattr(outputs, "shape", ())
         if shape:
             criteria.check_labels(function.loss_fn, shape, batch, index)
@@ -113,6 +115,7 @@ def check(function: LossFunction, batches: Minibatches) -> Found:
             attention=found.attention or watch.attention,
             large_softmax=found.large_softmax or watch.large_softmax,
             weight_norm=found.weight_norm or watch.weight_norm,
+            embeddings=found.embeddings or watch.embeddings,
         )
         _shape_and_value(function, value, index)
         if not deterministic:
@@ -171,7 +174,7 @@ def _outputs(function: LossFunction, batch: Any) -> Any:
     try:
         return function.outputs(function.theta, batch, function.constants())
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, InputError):
             raise
         shape = tuple(getattr(batch[0], "shape", ()))
         raise InputError(
@@ -184,7 +187,7 @@ def _value(function: LossFunction, index: int, batch: Any) -> Any:
     try:
         return function.value(function.theta, batch, function.constants())
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, InputError):
             raise
         raise InputError(
             f"the loss of minibatch {index} cannot be evaluated: {in_one_line(error)}"

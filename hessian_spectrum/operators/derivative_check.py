@@ -96,8 +96,8 @@ def _on_samples(
     """
     arithmetic = evaluator.verification.arithmetic
     theta = theta.to(arithmetic.dtype)
-    u = displacement(evaluator.layout, theta)
-    away = NEARBY * displacement(evaluator.layout, theta, seed=1)
+    u = displacement(evaluator.function, theta)
+    away = NEARBY * displacement(evaluator.function, theta, seed=1)
 
     def compared(pieces: tuple[Piece, ...]) -> bool:
         with evaluator.evaluation_mode():
