@@ -33,14 +33,14 @@ def require_mean(function: LossFunction, batch: Any, value: Tensor, index: int) 
             f"the loss of a part of minibatch {index} ({leading_size(parts[0])} of {size} samples) "
             f"cannot be evaluated: {in_one_line(error)}; a sum over samples must accept any number"
         ) from error
-    if not close(whole, together, function.dtype) and function.dtype != torch.float64:
+    if not close(whole, together, function.rounding) and function.dtype != torch.float64:
         # Losses near zero are mostly rounding: decide in float64 where the model can.
         try:
             whole = _mean(function, (batch,), function.weight(batch), torch.float64)
             together = _mean(function, parts, function.weight(batch), torch.float64)
         except RuntimeError:
             pass
-    if close(whole, together, function.dtype):
+    if close(whole, together, function.rounding):
         return
     by_batch = {
         n: m for n, m in batch_norm.layers(function.model).items() if m.running_mean is None
@@ -76,7 +76,7 @@ def require_mean_of_two(function: LossFunction, first: Any, other: Any, index: i
         if is_out_of_memory(error):
             raise
         return
-    if close(whole, together, function.dtype) or not (whole.isfinite() and together.isfinite()):
+    if close(whole, together, function.rounding) or not (whole.isfinite() and together.isfinite()):
         return
     raise InputError(
         f"samples of minibatches 0 and {index} together have the loss {whole.item():.9g}, but "
@@ -98,7 +98,10 @@ def _mean(function: LossFunction, parts: tuple, weight: float, dtype: torch.dtyp
     return sum(map(total, parts)) / weight
 
 
-def close(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:
-    """Do they agree to eps^0.6 of the larger: 7e-5 in float32, 4e-10 in float64?"""
-    tolerance = torch.finfo(dtype).eps ** 0.6
-    return bool((a - b).abs() <= tolerance * torch.maximum(a.abs(), b.abs()))
+def close(a: Tensor, b: Tensor, rounding: float) -> bool:
+    """Do they agree to rounding^0.6 of the larger: 7e-5 in float32, 4e-10 in float64?
+
+    Args:
+        rounding: ``LossFunction.rounding``, eps of the arithmetic that the loss really has.
+    """
+    return bool((a - b).abs() <= rounding**0.6 * torch.maximum(a.abs(), b.abs()))

@@ -24,6 +24,7 @@ from hessian_spectrum.loss.backends import (
     without_checkpointing,
 )
 from hessian_spectrum.loss.batching import leading_size, pieces, split
+from hessian_spectrum.loss.casts import Casts
 from hessian_spectrum.loss.cross_entropy import LeanCrossEntropy
 from hessian_spectrum.loss.weight_norm import DifferentiableWeightNorm
 
@@ -78,6 +79,7 @@ class LossFunction:
         self._count = count or criteria.default_count(loss_fn, is_pair=self.is_pair)
         self.counts_samples = self._count is leading_size  # by default
         self._module = _Stages(model, forward or _outputs_of_pair, loss_fn, self.is_pair)
+        self.rounding = torch.finfo(self.dtype).eps  # of the lowest type that the loss casts to
         self._aliases = _aliases(self._module)
         self.embeddings = embeddings.are_in(self._module)  # use lookups with right derivatives
         self._dropout_calls: dict[str, int] = {}
@@ -223,6 +225,13 @@ class LossFunction:
         finally:
             if self._attributes is not None:
                 self._attributes.restore()
+
+    @contextmanager
+    def noting_casts(self) -> Iterator[None]:
+        """Around evaluations in the function's dtype: ``rounding`` becomes that of what occurs."""
+        with Casts(self.dtype) as casts:
+            yield
+        self.rounding = max(self.rounding, torch.finfo(casts.lowest).eps)
 
     # -- functions of the outputs ----------------------------------------------------------------
 

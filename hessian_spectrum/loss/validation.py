@@ -109,7 +109,7 @@ def check(function: LossFunction, batches: Minibatches) -> Found:
         )
         if not weight:  # every target is ignored: there is no mean
             continue
-        with fallbacks.Watch() as watch:
+        with fallbacks.Watch() as watch, function.noting_casts():
             value = with_unchanged_inputs(batch, partial(_value, function, index))
         found = found._replace(
             attention=found.attention or watch.attention,

@@ -316,7 +316,7 @@ def _require_curved_criterion(part: Part, theta: Tensor) -> None:
         through = torch.autograd.grad(outputs, leaf, slope.detach(), materialize_grads=True)[0]
     whole = gradient(part, theta)
     missing = (through - whole).norm().item()
-    if not missing <= torch.finfo(theta.dtype).eps ** 0.5 * max(whole.norm(), through.norm()):
+    if not missing <= part.rounding**0.5 * max(whole.norm(), through.norm()):
         raise InputError(
             "the loss depends on the parameters by another way than through the tensors that the "
             f"network returns (the gradient through them differs by {missing:.2g}), which the "
@@ -328,7 +328,7 @@ def _require_curved_criterion(part: Part, theta: Tensor) -> None:
 def _require_additive_samples(part: Part, theta: Tensor) -> None:
     with torch.no_grad():
         together, whole = part.sample_sum(theta), part(theta)
-    tolerance = torch.finfo(theta.dtype).eps ** 0.6 * max(abs(whole.item()), abs(together.item()))
+    tolerance = part.rounding**0.6 * max(abs(whole.item()), abs(together.item()))
     if not abs(whole.item() - together.item()) <= tolerance:
         raise InputError(
             f"the losses of a minibatch's samples add up to {together.item():.9g}, but its loss is "
@@ -337,7 +337,7 @@ def _require_additive_samples(part: Part, theta: Tensor) -> None:
     apart = part.first_sample_apart(theta)
     if apart is not None:
         alone, among = (loss.item() for loss in apart)
-        if not abs(alone - among) <= torch.finfo(theta.dtype).eps ** 0.6 * max(alone, among):
+        if not abs(alone - among) <= part.rounding**0.6 * max(alone, among):
             raise InputError(
                 f"the first sample's loss is {alone:.9g} alone and {among:.9g} in its minibatch: "
                 "loss_fn must return one row for each sample, the samples first"

@@ -14,6 +14,7 @@ from torch import Tensor
 from hessian_spectrum._core.errors import InputError, is_out_of_memory
 from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.loss.batching import cast
+from hessian_spectrum.loss.casts import Casts
 from hessian_spectrum.loss.difference_arithmetic import DifferenceArithmetic
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.gradient import gradient
@@ -151,11 +152,13 @@ def _compare_jacobian(
     part: Part, theta: Tensor, u: Tensor, arithmetic: DifferenceArithmetic, of: str
 ) -> bool:
     function = getattr(part, of)
-    with torch.enable_grad():
+    with torch.enable_grad(), Casts(theta.dtype) as casts:
         leaf = theta.detach().requires_grad_()
         value = function(leaf)
     if not value.requires_grad:
         return True
+    if casts.lowest == torch.float64:  # the loss casts, but the outputs come before
+        arithmetic = DifferenceArithmetic(torch.float64, torch.finfo(torch.float64).eps, None)
     try:
         pushed = push(value, leaf)(u)
     except RuntimeError as failed:  # this derivative does not exist: products will say so
