@@ -103,7 +103,6 @@ def bag(
 def are_in(model: nn.Module) -> bool:
     """Has the model layers whose lookups are replaced?"""
 
-
     def is_one(module: nn.Module) -> bool:
         if not isinstance(module, nn.Embedding):
             return isinstance(module, nn.EmbeddingBag)
