@@ -6,12 +6,11 @@ import math
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from hessian_spectrum._core.errors import InputError, in_one_line, is_out_of_memory
+from hessian_spectrum.distributed.arrays import as_tensor
 from hessian_spectrum.loss import criteria, fallbacks
 from hessian_spectrum.loss.additivity import require_mean, require_mean_of_two
 from hessian_spectrum.loss.batching import leading_size, split, tensors_of
@@ -23,16 +22,14 @@ from hessian_spectrum.loss.samples import Piece, Samples
 
 def vector_of(theta: Any) -> Tensor:
     """A tensor as it is; arrays and lists of numbers as a tensor, a copy."""
-    if isinstance(theta, Tensor):
-        return theta
     try:
-        array = np.array(theta)
-        return torch.from_numpy(array if array.dtype.kind == "f" else array.astype(np.float64))
-    except (TypeError, ValueError):
+        vector = as_tensor(theta)
+    except InputError:
         raise InputError(
             f"theta is a {type(theta).__name__}; expected a parameter vector, such as "
             "Evaluator.theta after zoo.load_checkpoint"
         ) from None
+    return vector if vector.is_floating_point() or isinstance(theta, Tensor) else vector.double()
 
 
 def checked_vector(theta: Any, n: int, many: bool = False) -> Tensor:
@@ -98,6 +95,7 @@ def check(function: LossFunction, batches: Minibatches) -> Found:
             with fallbacks.Watch():  # which refuses, with the cause, what fails elsewhere
                 outputs = with_unchanged_inputs(batch, partial(_outputs, function))
             shape = getattr(outputs, "shape", ())
+            criteria.check_shapes(function.loss_fn, outputs, batch)
         if shape:
             criteria.check_labels(function.loss_fn, shape, batch, index)
         weight = _weight(function, batch, index)

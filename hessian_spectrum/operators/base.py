@@ -13,6 +13,7 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.arrays import as_tensor
 from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.distributed.world import World
 
@@ -92,7 +93,7 @@ class SymmetricOperator(ABC):
             InputError: the vectors are not of the operator's size.
             Exception: on every rank, what was raised on one.
         """
-        whole = torch.as_tensor(vectors).detach()
+        whole = as_tensor(vectors)
         if whole.ndim not in (1, 2) or len(whole) != self.n:
             raise InputError(
                 f"cannot multiply an operator of shape {self.shape} by shape "

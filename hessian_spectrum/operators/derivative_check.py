@@ -28,6 +28,13 @@ from hessian_spectrum.operators.not_finite import require_finite_product
 from hessian_spectrum.operators.product_modes import reverse
 
 LARGE = 1e4  # a product is linear: one that is clipped is not
+# By the names of torch's operations without second derivatives: what to write instead.
+_WITHOUT = {
+    "ctc_loss": "torch's CTC loss has none: write its forward recursion over time in the "
+    "log domain, with torch.logsumexp, in place of F.ctc_loss",
+    "_embedding_bag": "a bag of embeddings with mode='max' has none: write nn.Embedding, and the "
+    "maximum over each bag by amax",
+}
 NEARBY = 1e-3  # relative: where kinks are left, as of a ReLU at exactly 0
 
 
@@ -127,11 +134,7 @@ def _compare_product(
     except (RuntimeError, NotImplementedError) as failed:
         if is_out_of_memory(failed):
             raise
-        raise InputError(
-            f"the model's second derivatives cannot be formed ({' '.join(str(failed).split())}); "
-            "replace the operation that has none, such as a custom autograd.Function without "
-            "double backward or a fused kernel"
-        ) from failed
+        raise InputError(no_second_derivatives("model", failed)) from failed
     require_finite_product(evaluator.layout, part, theta, u, product, piece.named)
 
     def difference(h: float) -> Difference:
@@ -145,6 +148,17 @@ def _compare_product(
         f"Hessian products would be wrong: H u differs from differences of the gradient by "
         f"{wrong:.0%}; is there a custom autograd.Function that is once_differentiable, or whose "
         "backward detaches what it uses? Use differentiable operations"
+    )
+
+
+def no_second_derivatives(of: str, failed: Exception) -> str:
+    """In words: torch has none for an operation of the model or of the loss; what to do."""
+    text = " ".join(str(failed).split())
+    known = next((advice for name, advice in _WITHOUT.items() if name in text), None)
+    return f"the {of}'s second derivatives cannot be formed ({text}); " + (
+        known
+        or "replace the operation that has none, such as a custom autograd.Function without double "
+        "backward or a fused kernel"
     )
 
 
