@@ -217,7 +217,7 @@ class Linearization:
 def _explained(
     evaluator: Evaluator, mode: str, make: Callable[..., Products], *arguments: Any
 ) -> Products:
-    """The map by a mode that the user has chosen; where it fails, an InputError with the cause."""
+    """The map by a mode that the user has chosen; where it fails, the cause and what to do."""
 
     def explained(action: Callable[[], T]) -> T:
         try:
@@ -225,22 +225,24 @@ def _explained(
         except (RuntimeError, NotImplementedError) as error:
             if is_out_of_memory(error):
                 raise
-            raise InputError(
-                f"products by {mode} cannot be formed: {_cause(evaluator, error)}; leave the form "
-                "of products to the program (no --hvp, no plan=), or use --hvp reverse, in Python "
-                "plan=hs.ProductPlan('reverse')"
+            cause = _hooks(evaluator, error)
+            kind = InputError if cause else RuntimeError
+            raise kind(
+                f"products by {mode} cannot be formed: {cause or in_one_line(error)}; leave the "
+                "form of products to the program (no --hvp, no plan=), or use --hvp reverse, in "
+                "Python plan=hs.ProductPlan('reverse')"
             ) from error
 
     products = explained(lambda: make(*arguments))
     return lambda vectors: explained(lambda: products(vectors))
 
 
-def _cause(evaluator: Evaluator, error: Exception) -> str:
-    """In words: the first module with hooks on gradients, where those fail; else torch's text."""
+def _hooks(evaluator: Evaluator, error: Exception) -> str | None:
+    """In words: the hook on gradients that fails under torch.func, or may; None if it is none."""
     text = in_one_line(error)
     # torch's hooks on modules are an autograd.Function that torch.func does not take.
     if "setup_context" not in text and "Batching rule" not in text:
-        return text
+        return None
     for name, module in evaluator.function.modules():
         if module._backward_hooks or module._backward_pre_hooks:
             where = name.removeprefix("model.") if name != "model" else "given as model"
