@@ -114,8 +114,12 @@ def require_mean_of_two(function: LossFunction, first: Any, other: Any, index: i
         return
     raise InputError(
         f"samples of minibatches 0 and {index} together have the loss {whole.item():.9g}, but "
-        f"{together.item():.9g} weighted by their numbers: loss_fn divides by something else, such "
-        "as the number of targets that are not ignored; pass count=, that number for a batch"
+        f"{together.item():.9g} weighted by their numbers: "
+        + (
+            _pairing(function, joined)
+            or "loss_fn divides by something else, such as the number of targets that are not "
+            "ignored; pass count=, that number for a batch"
+        )
     )
 
 
