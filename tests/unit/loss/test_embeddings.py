@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
+from hessian_spectrum.loss import embeddings
 
 MODES = ("reverse", "reverse-batched", "forward", "linearize")
 OPTIONS = ({"sparse": True}, {"scale_grad_by_freq": True})
@@ -122,6 +123,16 @@ def test_the_row_of_the_padding_is_a_constant_of_the_derivatives(padding_idx):
     require_equal(ev, Constant(model))
     pads = slice(0, 3) if padding_idx == 0 else slice(21, 24)
     assert not ev.gradient()[pads].any() and not ev.verification.unverified
+
+
+def test_a_call_may_count_the_row_of_the_padding_from_the_end():
+    weight = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
+    w = words()[0]
+    found, expected = (
+        torch.autograd.grad(call(w, weight, padding_idx=-1).square().sum(), weight)[0]
+        for call in (embeddings.lookup, F.embedding)
+    )
+    assert torch.equal(found, expected) and not found[7].any() and found[6].any()
 
 
 def test_the_loss_has_the_row_of_its_theta():
