@@ -47,6 +47,10 @@ STATE = net().state_dict
 FILES = {
     "averaged": lambda: torch.optim.swa_utils.AveragedModel(net()).state_dict(),
     "averaged, compiled": lambda: torch.optim.swa_utils.AveragedModel(compiled(net())).state_dict(),
+    "averaged, compiled child": lambda: {
+        "n_averaged": torch.tensor(3),
+        **before("module.", compiled_child(net()).state_dict()),
+    },
     "compiled": lambda: compiled(net()).state_dict(),
     "compiled child": lambda: compiled_child(net()).state_dict(),
     "tutorial": lambda: {"epoch": 3, "model_state_dict": STATE(), "loss": 0.3},
