@@ -22,6 +22,7 @@ from hessian_spectrum.algorithms.convergence import (
     WantedPairs,
 )
 from hessian_spectrum.algorithms.residual_check import checked_pairs, norms
+from hessian_spectrum.distributed.arrays import as_tensor
 from hessian_spectrum.distributed.random_vectors import gaussian_probes
 from hessian_spectrum.distributed.world import Flags
 from hessian_spectrum.krylov import krylov_schur
@@ -199,7 +200,7 @@ def first(
     rows = gaussian_probes(layout, range(block_size), goal.seed, dtype, operator.device)
     if given is None:
         return krylov_schur.start(operator, rows, capacity, place)
-    near = layout.local(torch.as_tensor(given).detach().to(operator.device, dtype))
+    near = layout.local(as_tensor(given).to(operator.device, dtype))
     mixed = np.random.default_rng(goal.seed).standard_normal((max(1, block_size - 1), len(near)))
     near = torch.from_numpy(mixed).to(near) @ near
     lengths = (norms(near, layout.world) / layout.n**0.5).to(rows)[:, None]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.agreement import CALL, agreed
+from hessian_spectrum.distributed.arrays import as_tensor
 from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.distributed.world import World
 
@@ -111,7 +112,7 @@ class SymmetricOperator(ABC):
         return result.cpu().numpy()
 
     def _whole(self, vectors: Matrix) -> Tensor:
-        whole = torch.as_tensor(vectors).detach()
+        whole = as_tensor(vectors)
         if whole.ndim not in (1, 2) or len(whole) != self.n:
             raise InputError(
                 f"cannot multiply an operator of shape {self.shape} by shape "
