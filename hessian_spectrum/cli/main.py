@@ -5,14 +5,11 @@ Exit codes: 0 done, 1 failed, 2 usage, 75 checkpointed and to be started again.
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import shlex
 import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from hessian_spectrum._core.errors import InputError
@@ -34,7 +31,7 @@ from hessian_spectrum.cli.parsing import parse
 from hessian_spectrum.commands import registry
 from hessian_spectrum.commands.registry import Command
 from hessian_spectrum.config import SubmitConfig
-from hessian_spectrum.slurm.job_script import script
+from hessian_spectrum.slurm import submission
 
 # Environment variables by which launchers give a process its rank and the number of ranks, before
 # any collective. Both are needed: a stray variable called RANK must not silence a single process.
@@ -54,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if argv[:1] == ["submit"] and "--" in argv:
             command = argv[argv.index("--") + 1 :]
-            argv = argv[: argv.index("--")]
+            argv = submission.with_joined_options(argv[: argv.index("--")])
         config = _parsed(argv, quiet=not first)
         if hasattr(config, "check"):
             config.check()
@@ -153,8 +150,6 @@ def _carry_out(row: Command, config: Any, world: Any, stop: Any) -> None:
 
 
 def _submit(config: SubmitConfig, command: list[str]) -> None:
-    from hessian_spectrum.slurm import submission
-
     if not command:
         raise InputError(
             "no command to submit; expected one behind --, as in hessian-spectrum submit "
@@ -167,15 +162,7 @@ def _submit(config: SubmitConfig, command: list[str]) -> None:
             "command that has --resume"
         )
     submitted.check()
-    if not config.setup:  # the job's login shell may find another Python
-        here = shlex.quote(str(Path(sys.executable).parent))
-        config = dataclasses.replace(config, setup=(f"export PATH={here}:$PATH",))
-    paths = [str(path) for path in config.checkpoints]
-    text = script(config, command, paths, str(config.summary) if config.summary else None)
-    if config.dry_run:
-        print(text, end="")
-    else:
-        print(submission.submit(text, config))
+    print(submission.submit(config, submitted, command))
 
 
 _DESCRIPTION = (

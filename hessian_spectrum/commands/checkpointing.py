@@ -16,10 +16,13 @@ class Checkpoints:
 
     Args:
         minutes: the state is saved when so many have passed since the last save.
+        on_save: called after each save, on every rank that knows of it, rank 0 among them.
     """
 
-    def __init__(self, world: World, stop: StopRequest, minutes: float):
-        self.world, self.minutes = world, minutes
+    def __init__(
+        self, world: World, stop: StopRequest, minutes: float, on_save: Callable[[], None]
+    ):
+        self.world, self.minutes, self._on_save = world, minutes, on_save
         self._stop = stop
         self._last_save = time.monotonic()
         # What ``after_step`` asks, to travel with a reduction that a step makes anyway.
@@ -35,6 +38,7 @@ class Checkpoints:
 
     def was_saved(self) -> None:
         self._last_save = time.monotonic()
+        self._on_save()
 
     def leave_if_stopped(self) -> None:
         """Raise Interrupted where nothing is new since the last save. One small reduction."""

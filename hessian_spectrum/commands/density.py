@@ -65,7 +65,7 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
             mode=config.hvp,
             precision=config.hvp_dtype,
             memory=config.memory_bytes,
-            folder=config.out.parent,
+            folder=config.scratch_folder,
         )
 
     # -- an earlier run --------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hessian_spectrum._core.validation import dashed
 from hessian_spectrum.commands.checkpointing import Checkpoints
 from hessian_spectrum.commands.computation import Computation, ConfigT, ResultT
 from hessian_spectrum.commands.output import writing
+from hessian_spectrum.commands.progress_file import leave_progress
 from hessian_spectrum.commands.session import Session
 from hessian_spectrum.commands.signals import StopRequest
 from hessian_spectrum.config import to_dict
@@ -54,6 +55,8 @@ def run(
     on_first_rank(world, check)
     with ExitStack() as stack:
         stop = stop or stack.enter_context(StopRequest().listening())
+        if hasattr(config, "scratch_folder"):
+            together(world, lambda: config.scratch_folder)  # it may be missing on one node
         computation = command(config, problem, world)
         if getattr(config, "dry_run", False):
             text = computation.preview()
@@ -61,7 +64,12 @@ def run(
                 print(text, flush=True)
             return None
         lock = stack.enter_context(writing(config.out, world, stop, check))
-        checkpoints = Checkpoints(world, stop, config.checkpoint_minutes)
+
+        def on_save() -> None:
+            if world.rank == 0:
+                leave_progress(computation.progress)
+
+        checkpoints = Checkpoints(world, stop, config.checkpoint_minutes, on_save)
         session = Session(computation, lock, checkpoints, started, quiet)
         stack.enter_context(session.files)
         return _carry_out(computation, session)

@@ -63,8 +63,8 @@ class Session:
 
     @property
     def basis_place(self) -> Place:
-        out = self.computation.config.out
-        return out.parent if self.place == "disk" else self.place
+        on_disk = self.place == "disk"
+        return self.computation.config.scratch_folder if on_disk else self.place
 
     def take(self, estimate: Estimate) -> None:
         """Form products as the planner says."""
