@@ -308,6 +308,9 @@ port=$((20000 + SLURM_JOB_ID % 20000))
 # Before the time limit SLURM sends USR1 to this shell only; pass it on to every rank. torchrun
 # would die of it and starts with it ignored; the ranks handle it.
 trap 'scancel --signal=USR1 "$job"' USR1
+# torchrun says how a rank ended in its log only, which grows with each start.
+kills() { cat "$log"-n*.log 2> /dev/null | grep -c 'exitcode *: -9 '; }
+killed_before=$(kills)
 if [ -z "$code" ]; then
   srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \\
     --open-mode=append --output="$log-n%n.log" MORE\\
@@ -317,8 +320,10 @@ if [ -z "$code" ]; then
     --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \\
     --log-dir="$log-ranks" --tee=3 "${command[@]}" &
 WAIT
-  # torchrun says how a rank ended in its log only.
-  ! grep -qs 'exitcode *: -9 ' "$log"-n*.log || killed=1
+  if [ "$(kills)" != "$killed_before" ]; then
+    killed=1
+    [ "$code" != 1 ] || code=137  # no rank has left a code of its own
+  fi
 fi
 """
 

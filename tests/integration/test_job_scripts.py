@@ -37,7 +37,9 @@ def test_a_command_is_quoted_and_always_resumes():
     text = job_script.script(resources, [*command, "--resume"])
     line = next(line for line in text.splitlines() if line.startswith("command="))
     printed = subprocess.run(
-        ["bash", "-c", f'out=a.h5; {line}; printf "%s\\n" "${{command[@]}}"'], capture_output=True, text=True
+        ["bash", "-c", f'out=a.h5; {line}; printf "%s\\n" "${{command[@]}}"'],
+        capture_output=True,
+        text=True,
     )
     assert printed.stdout.splitlines() == ["-m", "hessian_spectrum", *command, "--resume"]
     # --setup is no reason to lose this Python, in an environment that nobody activates.
@@ -140,9 +142,7 @@ def test_a_new_job_does_not_count_the_starts_of_an_old_one_with_its_number(tmp_p
 def test_a_task_of_an_array_asks_for_itself_only(tmp_path):
     """The last task has the array's number, by which every task would be signalled."""
     text = script_of(JOBS["array.sbatch"]).replace("source .venv", "true")
-    signalled = (
-        'echo $$ > pid; trap "exit 75" USR1; kill -USR1 $PPID; while :; do sleep 0.1; done'
-    )
+    signalled = 'echo $$ > pid; trap "exit 75" USR1; kill -USR1 $PPID; while :; do sleep 0.1; done'
     task = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
     _, _, asked = run_job(tmp_path, signalled, text=text, **task)
     assert "scancel --signal=USR1 7_2\n" in asked and "scontrol requeue 7_2\n" in asked
