@@ -339,13 +339,13 @@ _WAIT = """
 _SLURM_TAIL = """
 [ ! -s "$log.exit" ] || [ "$code" = 0 ] || code=$(cat "$log.exit")
 rm -f "$log.exit"
-if [ "$code" != 0 ] && [ -n "$killed" ]; then
-  echo "a process was killed (137), as where memory runs out: raise --mem" \\
-    "${SLURM_MEM_PER_NODE:+(now $SLURM_MEM_PER_NODE MB a node) }or give the command --memory"
-fi
 # 75: state saved, start again. 137: killed, for example on a node that ran out of memory.
 # 138: signalled before it listened.
 case $code in 75 | 137 | 138)
+  if [ -n "$killed" ]; then
+    echo "a process was killed (137); where memory ran out, raise --mem" \\
+      "${SLURM_MEM_PER_NODE:+(now $SLURM_MEM_PER_NODE MB a node) }or give the command --memory"
+  fi
   end=
   if [ "$(cat "$log.progress" 2> /dev/null)" != "$before" ]; then
     rm -f "$log.stalled"

@@ -125,7 +125,18 @@ def test_two_starts_in_a_row_that_save_nothing_new_end_a_job(tmp_path, code):
     found, said, asked = run_job(tmp_path, f"exit {code}", "2", SLURM_MEM_PER_NODE="16384")
     assert found == code and "requeue" not in asked
     assert "two starts in a row saved nothing new" in said
-    assert ("(137), as where memory runs out: raise --mem (now 16384 MB" in said) == (code == 137)
+    assert ("(137); where memory ran out, raise --mem (now 16384 MB" in said) == (code == 137)
+
+
+def test_torchrun_says_in_its_log_that_a_rank_was_killed(tmp_path):
+    resources = job_script.Resources(launcher="torchrun", requeues=9)
+    text = job_script.script(resources, shlex.split(DENSITY))
+    killed = "echo '  exitcode  : -9 (pid: 4)' >> logs/job-7-n0.log; exit 1"
+    for restart in (0, 1):
+        assert run_job(tmp_path, SAVES + killed, str(restart), text)[0] == REQUEUED
+    # The log still tells of those, but this start has failed for another reason.
+    code, said, asked = run_job(tmp_path, SAVES + "exit 1", "2", text)
+    assert code == 1 and "killed" not in said and "requeue" not in asked
 
 
 def test_a_start_that_saves_makes_good_for_the_one_before(tmp_path):

@@ -159,7 +159,7 @@ def test_a_rank_that_is_killed_at_every_start_ends_the_job_after_two(tmp_path, l
     text = job_log(submitted(shape, command, tmp_path, 300))
     assert text.count(", restart ") == 2, text
     assert "two starts in a row saved nothing new" in text
-    assert "a process was killed (137), as where memory runs out: raise --mem (now 1024 MB" in text
+    assert "a process was killed (137); where memory ran out, raise --mem (now 1024 MB" in text
 
 
 @pytest.mark.timeout(300)
