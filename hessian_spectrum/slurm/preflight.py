@@ -53,7 +53,9 @@ def _read(submitted: Any) -> Iterator[tuple[str, list[str]]]:
     for field in dataclasses.fields(submitted):
         value = getattr(submitted, field.name)
         if field.name == "problem" and value is not None:
-            yield field.name, [value.rpartition(":")[0] or value]
+            if ":" not in value:
+                raise InputError(f"--problem {value}: expected FILE.py:FUNCTION")
+            yield field.name, [value.rpartition(":")[0]]
         elif field.name in WRITTEN or (field.name == "data_root" and submitted.download):
             continue
         elif isinstance(value, Path):

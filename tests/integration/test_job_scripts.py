@@ -59,7 +59,9 @@ def run_job(tmp_path, body, restarts="0", text=None, **environment):
     programs = {
         "srun": f'echo "srun $*" >> asked\n{body}',
         "scontrol": 'echo "scontrol $*" >> asked\n[ "$1" != requeue ] || kill -9 $PPID',
-        "scancel": 'echo "scancel $*" >> asked; kill -USR1 "$(cat pid)"',
+        # It returns when the step has ended, so that the shell hears of both at once.
+        "scancel": 'echo "scancel $*" >> asked; kill -USR1 "$(cat pid)"\n'
+        'for i in {1..50}; do kill -0 "$(cat pid)" 2> /dev/null || break; sleep 0.1; done',
     }
     for name, lines in programs.items():
         (bin_ / name).write_text(f"#!/bin/bash\n{lines}\n")

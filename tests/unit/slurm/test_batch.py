@@ -163,6 +163,7 @@ def queue(tmp_path, monkeypatch):
     ("words", "reason"),
     [
         (DENSITY, "--problem my_problem.py: no such file"),
+        ("density --problem here.py --out a.h5", "--problem here.py: expected FILE.py:FUNCTION"),
         ("density --problem here.py:f --checkpoint a.pt --out a.h5", "--checkpoint a.pt: no such"),
         ("density --problem here.py:f --config a.toml --out a.h5", "--config a.toml: no such file"),
         ("density --model cnn --dataset mnist --data-root D --out a.h5", "--data-root D: no such"),
