@@ -31,7 +31,7 @@ for ((restart = 0; restart <= max_restarts; restart++)); do
   [ "$(cat "$progress" 2> /dev/null)" = "$before" ] || stalled=0
   if [ "$stalled" = 2 ]; then
     echo "two starts in a row saved nothing new (the last one ended with $code); where processes" \
-      "were killed (137), memory may have run out"
+      "were killed, memory may have run out"
     break
   fi
 done

@@ -197,7 +197,12 @@ _TO_EDIT_MPI = "# To edit: ranks, the environment, out and command. The rest sta
 
 def _limits(resources: Resources) -> str:
     ranks = resources.ranks if resources.launcher == "torchrun" else 1
-    return f"ranks={ranks}  # per task\nmax_requeues={resources.requeues}"
+    # SLURM signals up to a minute earlier than it was asked to.
+    earliest = resources.signal_seconds + 90
+    return (
+        f"ranks={ranks}  # per task\nmax_requeues={resources.requeues}\n"
+        f"notice={earliest}  # seconds before the time limit; --signal comes later"
+    )
 
 
 def _settings(resources: Resources) -> str:
@@ -270,6 +275,9 @@ export HESSIAN_SPECTRUM_PROGRESS=$log.progress
 rm -f "$log.exit"
 [ "${SLURM_RESTART_COUNT:-0}" -gt 0 ] || rm -f "$log.progress" "$log.stalled"
 before=$(cat "$log.progress" 2> /dev/null)
+ends=$(date -d "$(squeue -h -j "$job" -o %e 2> /dev/null)" +%s 2> /dev/null)
+preempted=
+was_preempted() { [ "$(date +%s)" -ge $((${ends:-0} - notice)) ] || preempted=1; }
 # A requeued job keeps its number; the restart count tells its logs apart.
 echo "job $job, restart ${SLURM_RESTART_COUNT:-0}, on $SLURM_JOB_NODELIST, $(date -Is)"
 """
@@ -293,7 +301,7 @@ def _launch(resources: Resources) -> str:
 
 _SRUN = """
 # Before the time limit SLURM sends USR1 to this shell only; pass it on to every rank.
-trap 'scancel --signal=USR1 "$job"' USR1
+trap 'was_preempted; scancel --signal=USR1 "$job"' USR1
 if [ -z "$code" ]; then
   srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \\
     --open-mode=append --output="$log-r%t.log" MORE"$python" "${command[@]}" &
@@ -307,7 +315,7 @@ host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 port=$((20000 + SLURM_JOB_ID % 20000))
 # Before the time limit SLURM sends USR1 to this shell only; pass it on to every rank. torchrun
 # would die of it and starts with it ignored; the ranks handle it.
-trap 'scancel --signal=USR1 "$job"' USR1
+trap 'was_preempted; scancel --signal=USR1 "$job"' USR1
 # torchrun says how a rank ended in its log only, which grows with each start.
 kills() { cat "$log"-n*.log 2> /dev/null | grep -c 'exitcode *: -9 '; }
 killed_before=$(kills)
@@ -349,6 +357,8 @@ case $code in 75 | 137 | 138)
   end=
   if [ "$(cat "$log.progress" 2> /dev/null)" != "$before" ]; then
     rm -f "$log.stalled"
+  elif [ -n "$preempted" ]; then
+    echo "preempted before it saved anything new"
   elif [ -e "$log.stalled" ]; then
     end="two starts in a row saved nothing new; raise --minutes where the time limit ended them"
   else
@@ -385,7 +395,7 @@ for ((restart = 0; restart <= max_restarts; restart++)); do
   [ "$(cat "$progress" 2> /dev/null)" = "$before" ] || stalled=0
   if [ "$stalled" = 2 ]; then
     echo "two starts in a row saved nothing new (the last one ended with $code); where processes" \\
-      "were killed (137), memory may have run out"
+      "were killed, memory may have run out"
     break
   fi
 done

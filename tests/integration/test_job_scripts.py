@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 from job_examples import DENSITY, JOBS, script_of, scripts_of
@@ -46,6 +47,8 @@ def test_a_command_is_quoted_and_always_resumes():
     assert f"\nmodule load a\npython={shlex.quote(sys.executable)}\n" in text
 
 
+# USR1 comes to the shell, which passes it on.
+SIGNALLED = 'echo $$ > pid; trap "exit 75" USR1; kill -USR1 $PPID; while :; do sleep 0.1; done'
 SAVES = 'echo "step $RANDOM$RANDOM" > "$HESSIAN_SPECTRUM_PROGRESS"; '
 
 
@@ -58,6 +61,7 @@ def run_job(tmp_path, body, restarts="0", text=None, **environment):
     bin_.mkdir(exist_ok=True)
     programs = {
         "srun": f'echo "srun $*" >> asked\n{body}',
+        "squeue": 'echo "$END"',
         "scontrol": 'echo "scontrol $*" >> asked\n[ "$1" != requeue ] || kill -9 $PPID',
         # It returns when the step has ended, so that the shell hears of both at once.
         "scancel": 'echo "scancel $*" >> asked; kill -USR1 "$(cat pid)"\n'
@@ -98,11 +102,7 @@ REQUEUED = -9  # how the stub of scontrol ends the script
         ('echo 75 > "$HESSIAN_SPECTRUM_EXIT"; exit 1', 75, True),  # as torchrun masks it
         ('echo 1 > "$HESSIAN_SPECTRUM_EXIT"; exit 137', 1, False),  # as srun -K does
         # USR1 comes to the shell; srun's step ends later, with the code that counts.
-        (
-            'echo $$ > pid; trap "exit 75" USR1; kill -USR1 $PPID; while :; do sleep 0.1; done',
-            75,
-            True,
-        ),
+        (SIGNALLED, 75, True),
     ],
 )
 def test_a_job_queues_again_where_it_was_stopped_and_only_there(tmp_path, body, code, again):
@@ -130,6 +130,16 @@ def test_two_starts_in_a_row_that_save_nothing_new_end_a_job(tmp_path, code):
     assert ("(137); where memory ran out, raise --mem (now 16384 MB" in said) == (code == 137)
 
 
+@pytest.mark.parametrize(("seconds_left", "counts"), [(200, True), (400, False)])
+def test_a_preemption_is_no_start_that_saved_nothing(tmp_path, seconds_left, counts):
+    """It comes at any time; the signal of the time limit comes two or three minutes before it."""
+    end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + seconds_left))
+    assert run_job(tmp_path, SIGNALLED, END=end)[0] == REQUEUED
+    code, said, _ = run_job(tmp_path, SIGNALLED, "1", END=end)
+    assert code == (75 if counts else REQUEUED)
+    assert ("preempted before it saved anything new" in said) == (not counts)
+
+
 def test_torchrun_says_in_its_log_that_a_rank_was_killed(tmp_path):
     resources = job_script.Resources(launcher="torchrun", requeues=9)
     text = job_script.script(resources, shlex.split(DENSITY))
@@ -155,9 +165,8 @@ def test_a_new_job_does_not_count_the_starts_of_an_old_one_with_its_number(tmp_p
 def test_a_task_of_an_array_asks_for_itself_only(tmp_path):
     """The last task has the array's number, by which every task would be signalled."""
     text = script_of(JOBS["array.sbatch"]).replace("source .venv", "true")
-    signalled = 'echo $$ > pid; trap "exit 75" USR1; kill -USR1 $PPID; while :; do sleep 0.1; done'
     task = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
-    _, _, asked = run_job(tmp_path, signalled, text=text, **task)
+    _, _, asked = run_job(tmp_path, SIGNALLED, text=text, **task)
     assert "scancel --signal=USR1 7_2\n" in asked and "scontrol requeue 7_2\n" in asked
     assert "--checkpoint nets/epoch-0015.pt --out spectra/epoch-0015.h5" in asked
     assert (tmp_path / "spectra").is_dir()
