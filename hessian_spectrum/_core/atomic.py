@@ -29,7 +29,8 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
         sync(path.parent)
     except OSError as error:
-        if error.filename is None and error.errno is not None:  # a failed write names no file
+        # A failed write names no file, and the name of the temporary one says nothing to anybody.
+        if error.errno is not None and error.filename in (None, str(temporary)):
             error.filename = str(path)
         raise
     finally:

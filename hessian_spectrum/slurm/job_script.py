@@ -348,8 +348,8 @@ _SLURM_TAIL = """
 [ ! -s "$log.exit" ] || [ "$code" = 0 ] || code=$(cat "$log.exit")
 rm -f "$log.exit"
 # 75: state saved, start again. 137: killed, for example on a node that ran out of memory.
-# 138: signalled before it listened.
-case $code in 75 | 137 | 138)
+# 138: signalled before it listened; the others of such a rank end with 143.
+case $code in 75 | 137 | 138 | 143)
   if [ -n "$killed" ]; then
     echo "a process was killed (137); where memory ran out, raise --mem" \\
       "${SLURM_MEM_PER_NODE:+(now $SLURM_MEM_PER_NODE MB a node) }or give the command --memory"

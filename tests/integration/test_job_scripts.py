@@ -98,6 +98,7 @@ REQUEUED = -9  # how the stub of scontrol ends the script
         ("exit 2", 2, False),
         ("exit 75", 75, True),
         ("exit 137", 137, True),
+        ("exit 143", 143, True),  # srun ends the others of a rank that does not listen yet
         ("kill -USR1 $$", 138, True),  # a rank that does not listen yet
         ('echo 75 > "$HESSIAN_SPECTRUM_EXIT"; exit 1', 75, True),  # as torchrun masks it
         ('echo 1 > "$HESSIAN_SPECTRUM_EXIT"; exit 137', 1, False),  # as srun -K does

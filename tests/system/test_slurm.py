@@ -70,9 +70,9 @@ def job_log(logs):
     return next(text for name, text in logs.items() if re.fullmatch(r".*-\d+\.log", name))
 
 
-def slow(folder, out, pause):
+def slow(folder, out, pause, quick=60):
     sizes = ["--num-probes", "3", "--num-steps", "40", "--batch-size", "8", "--hvp", "forward"]
-    problem = ["--problem", f"{PROBLEM}:make", "--problem-arg", f"pause={pause}", "quick=60"]
+    problem = ["--problem", f"{PROBLEM}:make", "--problem-arg", f"pause={pause}", f"quick={quick}"]
     return ["density", *problem, *sizes, "--out", str(folder / out)]
 
 
@@ -96,8 +96,9 @@ def straight(folder, ranks):
 @pytest.mark.parametrize("launcher", ["srun", "torchrun"])
 def test_a_job_longer_than_its_limit_finishes_by_itself(tmp_path, launcher):
     shape = f"--launcher {launcher} --nodes 2 --ranks 1"
-    limits = "--minutes 1 --signal-seconds 30 --requeues 12"
-    logs = submitted(f"{shape} {limits}", slow(tmp_path, "run.h5", 1.5), tmp_path, 800)
+    # SLURM signals up to a minute early; ranks that have yet to start would save nothing.
+    limits = "--minutes 2 --signal-seconds 30 --requeues 12"
+    logs = submitted(f"{shape} {limits}", slow(tmp_path, "run.h5", 1.2, quick=15), tmp_path, 800)
     starts = job_log(logs).count(", restart ")
     assert 3 <= starts <= 13, logs
     straight(tmp_path, ranks=2)
@@ -106,7 +107,7 @@ def test_a_job_longer_than_its_limit_finishes_by_itself(tmp_path, launcher):
 
 @pytest.mark.timeout(600)
 def test_requeues_end_at_the_cap(tmp_path):
-    limits = "--minutes 1 --signal-seconds 50 --requeues 1"
+    limits = "--minutes 2 --signal-seconds 60 --requeues 1"
     logs = submitted(limits, slow(tmp_path, "run.h5", 3.0), tmp_path, 500)
     text = job_log(logs)
     assert text.count(", restart ") == 2 and "requeued 1 times already" in text

@@ -36,3 +36,10 @@ def test_a_file_that_its_owner_alone_may_read_is_opened_by_the_umask_only(tmp_pa
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL, 0o600))  # as tempfile creates files
     assert mode(path) == 0o666 & ~umask
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    path = tmp_path / "no folder" / "run.h5"
+    with pytest.raises(FileNotFoundError) as found, replacing(path):
+        pass
+    assert found.value.filename == str(path)
