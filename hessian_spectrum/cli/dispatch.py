@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from hessian_spectrum._core.errors import InputError
@@ -36,7 +32,7 @@ from hessian_spectrum.commands import registry
 from hessian_spectrum.commands.registry import Command
 from hessian_spectrum.commands.signals import Interrupted, StopRequest
 from hessian_spectrum.config import SubmitConfig
-from hessian_spectrum.slurm.job_script import script
+from hessian_spectrum.slurm import submission
 
 Action = Callable[[StopRequest], int]  # carries a command out and returns the exit code
 
@@ -52,7 +48,7 @@ def prepared(argv: Sequence[str], first: bool) -> Action:
     try:
         if argv[:1] == ["submit"] and "--" in argv:
             command = argv[argv.index("--") + 1 :]
-            argv = argv[: argv.index("--")]
+            argv = submission.with_joined_options(argv[: argv.index("--")])
         config = _parsed(argv, quiet=not first)
         if hasattr(config, "check"):
             config.check()
@@ -174,8 +170,6 @@ def _carry_out(
 
 
 def _submit(config: SubmitConfig, command: list[str]) -> None:
-    from hessian_spectrum.slurm import submission
-
     if not command:
         raise InputError(
             "no command to submit; expected one behind --, as in hessian-spectrum submit "
@@ -188,15 +182,7 @@ def _submit(config: SubmitConfig, command: list[str]) -> None:
             "command that has --resume"
         )
     submitted.check()
-    if not config.setup:  # the job's login shell may find another Python
-        here = shlex.quote(str(Path(sys.executable).parent))
-        config = dataclasses.replace(config, setup=(f"export PATH={here}:$PATH",))
-    paths = [str(path) for path in config.checkpoints]
-    text = script(config, command, paths, str(config.summary) if config.summary else None)
-    if config.dry_run:
-        print(text, end="")
-    else:
-        print(submission.submit(text, config))
+    print(submission.submit(config, submitted, command))
 
 
 _DESCRIPTION = (

@@ -68,7 +68,7 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
             mode=config.hvp,
             precision=config.hvp_dtype,
             memory=config.memory_bytes,
-            folder=config.out.parent,
+            folder=config.scratch_folder,
         )
         return self._with_all_else(found, operator)
 

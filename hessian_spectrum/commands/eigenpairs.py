@@ -70,7 +70,7 @@ class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
             mode=config.hvp,
             precision=config.hvp_dtype,
             memory=config.memory_bytes,
-            folder=config.out.parent,
+            folder=config.scratch_folder,
         )
         cost = step_cost(operator.layout, operator.dtype, operator.device, block)
         beside = cost.of(min(block * step, self.room) for step in range(1, steps + 1))

@@ -17,7 +17,7 @@ from hessian_spectrum.storage.run_file import Run
 FREE_FIELDS = frozenset(
     {
         *("command", "out", "resume", "overwrite", "checkpoint_minutes", "timeout_minutes"),
-        *("device", "memory", "dry_run", "download"),  # the stored plan is used again
+        *("device", "memory", "scratch", "dry_run", "download"),  # the stored plan is used again
     }
 )
 # Options that say where a problem comes from. One that was given in Python has no name; digests,

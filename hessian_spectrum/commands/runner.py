@@ -55,6 +55,8 @@ def run(
     on_first_rank(world, check)
     with ExitStack() as stack:
         stop = stop or stack.enter_context(StopRequest().listening())
+        if hasattr(config, "scratch_folder"):
+            together(world, lambda: config.scratch_folder)  # it may be missing on one node
         computation = command(config, problem, world)
         if getattr(config, "dry_run", False):
             text = computation.preview()

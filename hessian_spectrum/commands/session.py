@@ -14,6 +14,7 @@ import torch
 from hessian_spectrum.commands.checkpointing import Checkpoints
 from hessian_spectrum.commands.header import ProblemSize, RunHeader, Work
 from hessian_spectrum.commands.progress import Progress
+from hessian_spectrum.commands.progress_file import leave_progress
 from hessian_spectrum.config import to_dict
 from hessian_spectrum.distributed.agreement import on_first_rank
 from hessian_spectrum.distributed.world import World
@@ -65,8 +66,8 @@ class Session:
 
     @property
     def basis_place(self) -> Place:
-        out = self.computation.config.out
-        return out.parent if self.place == "disk" else self.place
+        on_disk = self.place == "disk"
+        return self.computation.config.scratch_folder if on_disk else self.place
 
     def take(self, estimate: Estimate) -> None:
         """Form products as the planner says."""
@@ -124,6 +125,8 @@ class Session:
         return self.progress
 
     def _tell_saved(self, last: bool) -> None:
+        if self.world.rank == 0:
+            leave_progress(self.computation.progress)
         if self.progress is not None:
             self.progress.saved(last)
 

@@ -1,7 +1,7 @@
 """One frozen dataclass a command: the same fields on the command line, in a file and in Python."""
 
 from hessian_spectrum.config.alignment import AlignmentConfig
-from hessian_spectrum.config.curvature import CurvatureConfig
+from hessian_spectrum.config.curvature import CurvatureConfig, KrylovConfig
 from hessian_spectrum.config.density import DensityConfig
 from hessian_spectrum.config.eigenpairs import EigenpairsConfig
 from hessian_spectrum.config.files import to_dict
@@ -27,6 +27,7 @@ __all__ = [
     "DensityConfig",
     "EigenpairsConfig",
     "InterpolateConfig",
+    "KrylovConfig",
     "MapConfig",
     "OutputConfig",
     "PlaneConfig",

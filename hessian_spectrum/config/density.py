@@ -9,11 +9,11 @@ from typing import Literal
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.validation import above_zero, positive
 from hessian_spectrum.algorithms.budget import Estimator
-from hessian_spectrum.config.curvature import CurvatureConfig
+from hessian_spectrum.config.curvature import KrylovConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DensityConfig(CurvatureConfig):
+class DensityConfig(KrylovConfig):
     """Estimate the eigenvalue density of the Hessian or another curvature matrix.
 
     Lanczos quadrature from random vectors needs only matrix-vector products. Writes OUT, an HDF5
