@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from hessian_spectrum._core.errors import InputError
 
+MOST_NESTED = 64  # lists and objects in each other
 MOST = 2**53  # whole numbers up to here are the same as float64
 
 
@@ -164,13 +165,24 @@ def numbers(value: Any, name: str, *shape: int | None) -> NDArray[np.float64]:
 
 
 def read_json(text: str | bytes) -> Any:
-    """``json.loads``; InputError where ``text`` is no JSON, or nested more deeply than it reads."""
+    """``json.loads``; InputError where ``text`` is no JSON, or nested more than 64 times."""
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except RecursionError:
         raise InputError("is no JSON that can be read: it is nested too deeply") from None
     except ValueError as error:
         raise InputError(f"is no JSON ({' '.join(str(error).split())})") from None
+    level = [found]
+    for _ in range(MOST_NESTED):
+        level = [
+            item
+            for node in level
+            if isinstance(node, (dict, list))
+            for item in (node.values() if isinstance(node, dict) else node)
+        ]
+        if not level:
+            return found
+    raise InputError(f"is JSON that is nested more than {MOST_NESTED} times")
 
 
 def _object(value: Any, name: str) -> dict[str, Any]:

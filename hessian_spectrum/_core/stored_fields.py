@@ -18,6 +18,7 @@ def stored(
     index: Mapping[str, str] | None = None,
     compress: bool = False,
     square: bool = False,
+    texts: bool = False,
 ) -> dict[str, Any]:
     """Metadata of a field that is a data set: a number, a text, an array, or a mapping of arrays.
 
@@ -31,6 +32,7 @@ def stored(
         index: axes that are only counted, and what they count; each has a data set 0, 1, 2, ...
         compress: for arrays that are mostly zeros.
         square: a square matrix, of which a sequence keeps one size.
+        texts: an array of texts; others are of numbers.
     """
     return {
         "form": "data",
@@ -41,6 +43,7 @@ def stored(
         "index": index or {},
         "compress": compress,
         "square": square,
+        "texts": texts,
     }
 
 

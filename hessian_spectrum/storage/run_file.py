@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
@@ -17,8 +16,15 @@ import h5py
 from hessian_spectrum._core.atomic import replacing
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.storage import hdf5_schema
-from hessian_spectrum.storage.hdf5_data import one_line, read_text, to_json, write_text
+from hessian_spectrum.storage.hdf5_checksum import read_attribute
+from hessian_spectrum.storage.hdf5_data import one_line, read_table, to_json, write_text
 from hessian_spectrum.storage.hdf5_schema import Result
+
+# What HDF5, NumPy and the results themselves raise for content that nobody has foreseen.
+DAMAGE = (
+    *(OSError, LookupError, ValueError, TypeError),
+    *(AttributeError, RuntimeError, ArithmeticError),
+)
 
 
 def save(
@@ -75,6 +81,7 @@ def _content(stored: Mapping[str, Result], texts: Mapping[str, str], finished: b
             write_text(file, name, text)
         for key, result in stored.items():
             hdf5_schema.write(file, key, result, finished)
+        hdf5_schema.sign(file)
     return content.getbuffer()
 
 
@@ -105,7 +112,7 @@ def open(path: str | os.PathLike[str]) -> Run:
     except InputError as error:
         file.close()
         raise InputError(f"{path}: {error}") from None
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except DAMAGE as error:
         file.close()
         raise InputError(f"{path}: is damaged ({one_line(error)})") from None
 
@@ -130,12 +137,12 @@ class Run(Mapping[str, Any]):
         self.path = path
         self._file = file
         hdf5_schema.check_schema(file)
-        self.created = datetime.fromisoformat(file.attrs["created"])  # UTC
-        self.finished = bool(file.attrs["finished"])
-        self.config, self.plan, self.provenance = (
-            json.loads(read_text(file, n)) for n in hdf5_schema.TEXTS
-        )
+        hdf5_schema.require_limits(file, path.stat().st_size)
+        self.created = datetime.fromisoformat(read_attribute(file, "created"))  # UTC
+        self.finished = bool(read_attribute(file, "finished"))
+        self.config, self.plan, self.provenance = (read_table(file, n) for n in hdf5_schema.TEXTS)
         self._results = hdf5_schema.read(file)
+        hdf5_schema.check_signature(file)
 
     def __getitem__(self, key: str) -> Any:
         try:
