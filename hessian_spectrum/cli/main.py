@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.standard_output import nobody_reads
 from hessian_spectrum.cli import read_commands
 from hessian_spectrum.cli.exit_status import (
     DONE,
@@ -25,6 +26,7 @@ from hessian_spectrum.cli.exit_status import (
     USAGE,
     end_job,
     failure,
+    flushed,
     how_stopped,
     leave_code,
     say_once,
@@ -48,6 +50,10 @@ RANK_HINTS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Errors are printed on one line."""
+    return flushed(_carried_out(argv))
+
+
+def _carried_out(argv: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     first, command = _first_by_environment(), []
     said: str | None
@@ -65,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if row.runs == "at once":
             row.implementation()(config)
             return DONE
+    except BrokenPipeError:  # who reads the answer has read enough
+        nobody_reads()
+        return DONE
     except (InputError, *PATH_ERRORS) as error:
         code, said = USAGE, str(error)
     except (OSError, MemoryError) as error:

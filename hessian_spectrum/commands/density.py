@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast
 
-from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.errors import InputError, StateLost
 from hessian_spectrum._core.json_forms import Flag, Maybe, Real, Record, Whole
 from hessian_spectrum.algorithms import leave_group_out
 from hessian_spectrum.algorithms import spectral_density as spectrum
@@ -231,11 +231,13 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         if keep == "always" or (keep == "auto" and size < SMALL):
             try:
                 self._save_state(session)
-            except OSError as error:  # on every rank; the result is there
-                session.warn(
-                    "the Krylov vectors could not be kept, so that this run cannot be extended: "
-                    f"{error}"
-                )
+            except OSError as error:  # on every rank
+                raise StateLost(
+                    error.errno,
+                    f"{error.strerror or error}: the Krylov vectors could not be kept, so that "
+                    "this run cannot be extended; its result is complete",
+                    str(self.config.out),
+                ) from None
         else:
             on_first_rank(self.world, self.states.remove)
         return measure

@@ -32,7 +32,8 @@ def require_own(file: h5py.File, size: int, names: Iterable[str]) -> None:
 
     Cost: reads no values; time in proportion to the file's objects and chunks.
     """
-    stored, seen = 0, set()
+    stored = 0
+    seen: set[Any] = set()
     for name in names:
         if file.id.links.exists(name.encode()):
             for data in _data_sets(file, name, seen):

@@ -67,7 +67,7 @@ PLAN = Record(
     },
 )
 DIGESTS = Table(Maybe(Text()))
-WORK = {"seconds": Real(0), "products": Whole(), "passes": Whole()}
+WORK: dict[str, Form] = {"seconds": Real(0), "products": Whole(), "passes": Whole()}
 # The header of a run (commands/header.py).
 HEADER = Record(
     {
