@@ -19,6 +19,7 @@ def stored(
     compress: bool = False,
     square: bool = False,
     texts: bool = False,
+    part_of: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Metadata of a field that is a data set: a number, a text, an array, or a mapping of arrays.
 
@@ -33,6 +34,8 @@ def stored(
         compress: for arrays that are mostly zeros.
         square: a square matrix, of which a sequence keeps one size.
         texts: an array of texts; others are of numbers.
+        part_of: axes of which it has the first entries only; all others are of one length in a
+            result.
     """
     return {
         "form": "data",
@@ -44,6 +47,7 @@ def stored(
         "compress": compress,
         "square": square,
         "texts": texts,
+        "part_of": part_of,
     }
 
 

@@ -49,12 +49,12 @@ def sweep(out: Path) -> None:
     sweep_temporaries(f"{os.path.realpath(out)}{LOCK}")
 
 
-def check_output(config: ComputingConfig, command: str, unresumable: str = "") -> None:
+def check_output(config: ComputingConfig, unresumable: str = "", command: str = "") -> None:
     """Refuse an OUT, or an earlier run's state beside it, that this run must not touch.
 
     Args:
-        command: which alone resumes what it has left.
         unresumable: why a finished run without its state cannot be resumed.
+        command: which alone resumes what it has left; "": any.
     """
     run_file.check_output(config.out, overwrite=config.overwrite, resume=config.resume)
     state = state_folder(config.out)
@@ -74,10 +74,10 @@ def check_output(config: ComputingConfig, command: str, unresumable: str = "") -
         require_unfinished(config.out, unresumable)
 
 
-def require_resumable(out: Path, command: str) -> None:
+def require_resumable(out: Path, command: str = "") -> None:
     """Refuse to replace a file that ``command`` has not written."""
     with reopened(out) as run:
-        if run.config.get("command") != command:
+        if command and run.config.get("command") != command:
             raise InputError(
                 f"{out} is not what an interrupted {command} has left: there is nothing to "
                 "resume; use --overwrite to start again, or another --out"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -109,8 +109,10 @@ def checksum(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def require_manifest(manifest: Any, forms: Iterable[Form] = ()) -> dict[str, Any]:
-    """``manifest``, an object whose checksum is right, whose shards are ours, of these forms.
+def require_manifest(
+    manifest: Any, checks: Iterable[Callable[[dict[str, Any]], None]] = ()
+) -> dict[str, Any]:
+    """``manifest``, an object whose shards are ours, that fulfils ``checks``, with its checksum.
 
     Raises:
         InputError: it is something else. Manifests of earlier versions have no checksum.
@@ -119,8 +121,8 @@ def require_manifest(manifest: Any, forms: Iterable[Form] = ()) -> dict[str, Any
         raise InputError(f"holds a {type(manifest).__name__}, so every key is missing")
     for entry in shards(manifest):
         SHARD.require(entry, "shard")
-    for form in forms:
-        form.require(manifest, "")
+    for check in checks:
+        check(manifest)
     if CHECKSUM in manifest and manifest[CHECKSUM] != checksum(manifest):
         raise InputError("its checksum is not that of its content")
     return manifest

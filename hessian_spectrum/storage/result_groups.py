@@ -134,6 +134,7 @@ def _require_shapes(group: h5py.Group, made: type) -> None:
     Reads no values.
     """
     lengths: dict[str, int] = {}
+    parts: list[tuple[str, int]] = []  # axes of which an array has a part, and how much
     shapes: dict[str, tuple[int, ...]] = {}
     fits = True
     for field in dataclasses.fields(made):
@@ -149,8 +150,13 @@ def _require_shapes(group: h5py.Group, made: type) -> None:
             _require_type(data, field)
             shapes[data.name.rpartition("/")[2]] = data.shape
             fits &= len(data.shape) == len(about["axes"])
-            for axis, length in zip(about["axes"], data.shape):
-                fits &= lengths.setdefault(axis, length) == length
+            # An empty array stands for one that is not known, as a surface's positions.
+            for axis, length in zip(about["axes"], data.shape) if 0 not in data.shape else ():
+                if axis in about.get("part_of", ()):
+                    parts.append((axis, length))
+                else:
+                    fits &= lengths.setdefault(axis, length) == length
+    fits &= all(length <= lengths.get(axis, length) for axis, length in parts)
     if not fits:
         raise InputError(
             f"is damaged: {group.name} has shapes {shapes} that do not belong together"

@@ -160,9 +160,7 @@ class ShardFolder:
             if not (self.folder / name).exists():
                 continue
             try:
-                manifest = self._read(name)
-                for check in checks:
-                    check(manifest)
+                manifest = self._read(name, *checks)
             except (OSError, ValueError) as error:  # InputError is a ValueError
                 reasons.append(f"{name}: {error}")
                 continue
@@ -229,12 +227,12 @@ class ShardFolder:
         with replacing(self.folder / name) as temporary:
             temporary.write_text(text)
 
-    def _read(self, name: str) -> dict[str, Any]:
+    def _read(self, name: str, *checks: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         """A manifest that is valid by itself; InputError for anything else."""
         path = self.folder / name
         if not path.is_file() or path.stat().st_size > MOST_BYTES:
             raise InputError("is no manifest: it is no file, or too large for one")
-        return require_manifest(read_json(path.read_bytes()))
+        return require_manifest(read_json(path.read_bytes()), checks)
 
     def _load(self, name: str) -> dict[str, Any] | None:
         """As ``_read``; None where there is none that is valid."""
