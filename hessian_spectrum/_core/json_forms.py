@@ -148,10 +148,13 @@ def numbers(value: Any, name: str, *shape: int | None) -> NDArray[np.float64]:
             nested lists, so that an empty one fits every shape that is empty.
     """
     try:
-        array = np.asarray(value)
-        fits = array.dtype.kind in "fiu" and bool(np.isfinite(array).all())
-    except (ValueError, TypeError, OverflowError):  # lists of several lengths
-        fits = False
+        # As objects first: NumPy would take true for 1.0, and "1" for 1.
+        entries = np.asarray(value, dtype=object)
+        fits = all(type(entry) in (int, float) for entry in entries.ravel())
+        array = entries.astype(np.float64) if fits else np.empty(0)
+        fits = fits and bool(np.isfinite(array).all())
+    except (ValueError, TypeError, OverflowError):  # lists of several lengths, 10^400
+        fits, array = False, np.empty(0)
     if fits and array.size == 0:
         fits = 0 in shape or None in shape
     elif fits:
@@ -161,7 +164,7 @@ def numbers(value: Any, name: str, *shape: int | None) -> NDArray[np.float64]:
     if not fits:
         sizes = ", ".join("any" if length is None else str(length) for length in shape)
         raise _mismatch(value, name, f"finite numbers of the shape ({sizes})")
-    return array.astype(np.float64)
+    return array
 
 
 def read_json(text: str | bytes) -> Any:
