@@ -55,7 +55,7 @@ def stored_attribute(description: str, least: int | None = None) -> dict[str, An
     """Metadata of a number that is an attribute of the result's group; None is left out.
 
     Args:
-        least: of a whole number; None: any real number.
+        least: of a whole number; None: any real number that is not negative.
     """
     return {"form": "attribute", "description": description, "least": least}
 

@@ -119,8 +119,9 @@ def read_text(group: h5py.Group, name: str) -> str:
 
 def read_table(group: h5py.Group, name: str) -> dict[str, Any]:
     """The JSON text ``name``, an object with named values; else InputError."""
+    text = read_text(group, name)
     try:
-        table = read_json(read_text(group, name))
+        table = read_json(text)
     except InputError as error:
         raise InputError(f"is damaged: {group.name.rstrip('/')}/{name}: {error}") from None
     if not isinstance(table, dict):

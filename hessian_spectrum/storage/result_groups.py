@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.json_forms import Listing, Maybe, Real, Record, Text, Whole
 from hessian_spectrum._core.stored_fields import stored
 from hessian_spectrum.storage.hdf5_checksum import read_attribute
 from hessian_spectrum.storage.hdf5_data import (
@@ -34,6 +35,20 @@ ABSENT = object()
 NAMED_VALUE = stored("a value by name")
 JSON_FIELD = "about"  # what a result says of itself
 SHAPES = "shapes"
+# What readers use of what a result says of itself; all else is only shown.
+_RECIPES = Listing(Record({"kind": Text()}, {"normalize": Text()}))
+ABOUT = Record(
+    {},
+    {
+        "num_samples": Real(0),
+        "n": Whole(),
+        "batch_norm": Maybe(Text()),
+        "path": Text(),
+        "ends": Listing(Real(), length=2),
+        "directions": _RECIPES,
+        "recipes": _RECIPES,
+    },
+)
 
 
 def write_result(group: h5py.Group, result: Any) -> None:
@@ -120,7 +135,9 @@ def _name_axes(data: h5py.Dataset, labels: Sequence[str], scales: Scales) -> Non
 
 def _read_array(group: h5py.Group, name: str, about: About) -> Any:
     if name == JSON_FIELD:
-        return read_table(group, name)
+        about_result = read_table(group, name)
+        ABOUT.require(about_result, f"is damaged: {group.name}/{name}")
+        return about_result
     if isinstance(group.get(name), h5py.Group):
         return {
             require_name(inner): value_of(require_real(group[name], inner)) for inner in group[name]
@@ -184,6 +201,8 @@ def _read_attribute(group: h5py.Group, name: str, about: About) -> Any:
     is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
     if least is None and not is_real:
         raise InputError(f"is damaged: {group.name} has {name}={value!r}; expected a real number")
+    if least is None and not value >= 0:
+        raise InputError(f"is damaged: {group.name} has {name}={value!r}; expected 0 or more")
     if least is not None and (not isinstance(value, int) or not is_real or value < least):
         raise InputError(
             f"is damaged: {group.name} has {name}={value!r}; expected a whole number, {least} or "

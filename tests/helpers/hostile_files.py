@@ -3,10 +3,12 @@
 import contextlib
 import copy
 import io
+import itertools
 import json
 import math
 import os
 import zipfile
+import zlib
 
 import h5py
 import numpy as np
@@ -120,20 +122,22 @@ def of_shape(name, shape, **options):
     return damage
 
 
-def packed_zeros(name, shape, chunks):
-    """Chunks that are stored once, by deflate twice over: a thousandth of a thousandth."""
+def packed_zeros(name, shape, chunks, levels=(9, 9)):
+    """Chunks of zeros that one short stream stands for, by deflate, or deflate twice over."""
 
     def damage(file, path):
         made = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         made.set_chunk(chunks)
-        made.set_deflate(9)
-        made.set_deflate(9)
+        packed = bytes(8 * math.prod(chunks))
+        for level in levels:
+            made.set_deflate(level)
+            packed = zlib.compress(packed, level)
         del file[name]
-        space = h5py.h5s.create_simple(shape)
+        space = h5py.h5s.create_simple(shape, (h5py.h5s.UNLIMITED,) * len(shape))
         data = h5py.h5d.create(file.id, name.encode(), h5py.h5t.IEEE_F64LE, space, made)
-        for row in range(0, shape[0], chunks[0]):
-            values = np.zeros((min(chunks[0], shape[0] - row), *shape[1:]))
-            h5py.Dataset(data)[row : row + chunks[0]] = values
+        corners = (range(0, length, chunk) for length, chunk in zip(shape, chunks))
+        for corner in itertools.product(*corners):
+            data.write_direct_chunk(corner, packed)
 
     return damage
 
@@ -177,7 +181,15 @@ def put(name, value):
 def attribute(name, value):
     def damage(file, path):
         group, _, attribute = name.rpartition("/")
-        file[group].attrs[attribute] = value
+        file[group or "/"].attrs[attribute] = value
+
+    return damage
+
+
+def vectors_in(text):
+    def damage(file, path):
+        del file["eigenpairs/main/vectors"]
+        file["eigenpairs/main/vectors_shards"] = text
 
     return damage
 
@@ -220,17 +232,12 @@ def crafted():
     """Damages of a file with a density, eigenpairs and a curve, by name."""
     nodes, main = "density/main/nodes", "density/main"
     found = {
-        "fill value": of_shape(nodes, (MANY,), fillvalue=0.5),
-        "fill value of chunks": of_shape(nodes, (MANY,), chunks=(1000,)),
         "one missing chunk": of_shape("curve/main/t", (5,), chunks=(2,)),
-        "packed twice": packed_zeros("density/main/rules/t", (1, 14_000, 14_000), (1, 14_000, 100)),
-        "weights of many probes": of_shape("density/main/weights", (MANY // 5, 5)),
         "other file": external_storage(nodes, 5),
         "virtual": virtual(nodes, 5),
         "external link": link(nodes, "external"),
         "soft link": link(nodes, h5py.SoftLink("/density/main/residuals")),
         "soft group": link(main, h5py.SoftLink("/density")),
-        "loop": loop(main),
         "hard link to one": put("curve/main/distance", None),
         "texts for nodes": put(nodes, np.array(["a", "b"], dtype=object)),
         "flags for nodes": put(nodes, np.array([True, False])),
@@ -244,13 +251,13 @@ def crafted():
         "text for provenance": put("provenance", '"x"'),
         "deep config": put("config", "[" * 5000 + "]" * 5000),
         "deep plan": put("plan", '{"a":' * 900 + "1" + "}" * 900),
-        "sizes of texts": put("plan", '{"sizes": {"a": "x"}}'),
-        "sizes in a list": put("plan", '{"sizes": [1, 2]}'),
         "long number": put("plan", '{"threads": ' + "9" * 5000 + "}"),
-        "lines in config": put("config", '{"model": "a\\nhessian-spectrum: b", "x\\ny": 1}'),
         "about in a list": put("curve/main/about", "[]"),
         "ends of texts": put("curve/main/about", '{"ends": ["a", null]}'),
         "one end": put("curve/main/about", '{"ends": 3}'),
+        "samples in words": put("curve/main/about", '{"num_samples": "many", "n": 3}'),
+        "a recipe of no kind": put("curve/main/about", '{"directions": [{}]}'),
+        "a recipe in words": put("curve/main/about", '{"directions": ["x"]}'),
         "values as data": put("curve/main/values", 3.0),
         "a group in values": lambda file, path: file.create_group("curve/main/values/inner"),
         "no loss": lambda file, path: file["curve/main/values"].pop("loss"),
@@ -261,7 +268,6 @@ def crafted():
         "a kind as data": lambda file, path: (file.pop("curve"), file.update({"curve": 3})),
         "n is a list": attribute(f"{main}/n", [1] * 100),
         "n is a text": attribute(f"{main}/n", "many"),
-        "n is large": attribute(f"{main}/n", np.uint64(2**64 - 1)),
         "scatter is no number": attribute(f"{main}/scatter", math.nan),
         "scatter is negative": attribute(f"{main}/scatter", -1.0),
         "schema version in words": attribute("/schema_version", "one"),
@@ -269,9 +275,8 @@ def crafted():
         "created in words": attribute("/created", "yesterday"),
         "created as a number": attribute("/created", 5),
         "num_lower is large": attribute("eigenpairs/main/num_lower", 10**9),
-        "vectors elsewhere": put(
-            "eigenpairs/main/vectors_shards", '{"folder": "../..", "entries": [{"file": 3}]}'
-        ),
+        "vectors elsewhere": vectors_in('{"folder": "../..", "entries": [{"file": 3}]}'),
+        "vectors nowhere": vectors_in('{"folder": "x", "entries": []}'),
         "shapes beyond": put("density/main/rules/shapes", np.array([[10**9] * 6])),
         "shapes below": put("density/main/rules/shapes", np.array([[-1] * 6])),
         "shapes of texts": put("density/main/rules/shapes", np.array(["a"], dtype=object)),
@@ -281,8 +286,22 @@ def crafted():
         file.pop("curve/main/distance"),
         file.update({"curve/main/distance": file["curve/main/t"]}),
     )
-    found["one text, many entries"] = long_texts("values/main/names", 30_000)
     return found
+
+
+def bombs():
+    """Damages of the same file: a few bytes declare ``MANY`` numbers, or as much text."""
+    nodes, t = "density/main/nodes", "density/main/rules/t"
+    return {
+        "fill value": of_shape(nodes, (MANY,), fillvalue=0.5),
+        "fill value of chunks": of_shape(nodes, (MANY,), chunks=(1000,)),
+        "weights of many probes": of_shape("density/main/weights", (MANY // 5, 5)),
+        "values by name": of_shape("values/main/loss", (MANY,)),
+        "packed twice": packed_zeros(t, (1, 14_000, 14_000), (1, 1400, 1400)),
+        "a large chunk": packed_zeros(nodes, (5,), (MANY // 10,)),
+        "loop": loop("density/main"),
+        "one text, many entries": long_texts("values/main/names", 30_000),
+    }
 
 
 # -- archives of arrays ----------------------------------------------------------------------------
