@@ -218,7 +218,9 @@ def _require_equal_counts(group: h5py.Group, pairs: EigenPairs) -> None:
     shapes = {name: array.shape for name, array in arrays.items()}
     k = pairs.values.shape
     vectors_fit = pairs.vectors is None or pairs.vectors.shape[:1] == k
-    if len(k) != 1 or set(shapes.values()) != {k} or not vectors_fit:
+    lower_fits = pairs.num_lower is None or pairs.num_lower <= len(pairs.values)
+    if len(k) != 1 or set(shapes.values()) != {k} or not vectors_fit or not lower_fits:
         raise InputError(
             f"is damaged: {group.name} has shapes {shapes} that do not belong together"
+            f"{'' if lower_fits else f', and num_lower={pairs.num_lower}'}"
         )

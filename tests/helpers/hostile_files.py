@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import os
+import re
 import zipfile
 import zlib
 
@@ -38,6 +39,32 @@ def flip(path, rng, limit=None):
 def truncate(path, rng):
     content = path.read_bytes()
     path.write_bytes(content[: rng.integers(len(content))])
+
+
+def flip_small(path, rng):
+    """A bit of an attribute, a number or a text, or beside one: not in a chunk of an array."""
+    content, found = bytearray(path.read_bytes()), []
+    for name in (b"scatter", b"schema_version", b"finished", b"created", b"num_lower"):
+        at = content.find(name)
+        found += range(at, at + 64) if at >= 0 else []
+    with h5py.File(path) as file:
+        for name in ("values/main/loss", "curve/main/about", "plan"):
+            if name in file and file[name].id.get_offset():
+                at = file[name].id.get_offset()
+                found += range(at, at + 8)
+    for text in (b'"threads"', b'"seconds"', b'"num_steps"', b'"path"'):
+        at = content.find(text)
+        found += range(at, at + 16) if at >= 0 else []
+    content[found[rng.integers(len(found))]] ^= 1 << rng.integers(8)
+    path.write_bytes(content)
+
+
+def flip_digit(path, rng):
+    """The first digit of a number in a JSON text becomes another one: still a number."""
+    content = bytearray(path.read_bytes())
+    starts = [match.start() for match in re.finditer(rb"\d\.\d", content)]
+    content[starts[rng.integers(len(starts))]] ^= 1
+    path.write_bytes(content)
 
 
 # -- JSON ------------------------------------------------------------------------------------------
@@ -84,6 +111,27 @@ def shown(tree, place):
         return "missing"
 
 
+def gaps(manifest):
+    """Manifests whose shards do not hold what they should: zeros would be read, or too much."""
+
+    def changed(change):
+        tree = copy.deepcopy(manifest)
+        change(tree["basis"])
+        return tree
+
+    return {
+        "no shard": changed(lambda basis: basis.clear()),
+        "one shard less": changed(lambda basis: basis.pop()),
+        "twice": changed(lambda basis: basis.append(basis[0])),
+        "later rows": changed(lambda basis: basis[-1].update(rows=[1, basis[-1]["rows"][1] + 1])),
+        "later entries": changed(
+            lambda basis: basis[-1].update(index=[1, basis[-1]["index"][1] + 1])
+        ),
+        "fewer entries": changed(lambda basis: basis[-1].update(index=[0, 1])),
+        "backwards": changed(lambda basis: basis[-1].update(rows=basis[-1]["rows"][::-1])),
+    }
+
+
 def write_manifest(folder, manifest, signed):
     """As both manifests, so that there is no earlier one to go back to."""
     manifest = {key: value for key, value in manifest.items() if key != CHECKSUM}
@@ -120,6 +168,13 @@ def of_shape(name, shape, **options):
         _replaced(file, name, shape=shape, dtype="f8", **options)
 
     return damage
+
+
+def four_of_five(file, path):
+    """The fifth would be read as zero."""
+    values = file["curve/main/t"][()]
+    data, _ = _replaced(file, "curve/main/t", shape=(5,), dtype="f8", chunks=(1,))
+    data[:4] = values[:4]
 
 
 def packed_zeros(name, shape, chunks, levels=(9, 9)):
@@ -233,6 +288,7 @@ def crafted():
     nodes, main = "density/main/nodes", "density/main"
     found = {
         "one missing chunk": of_shape("curve/main/t", (5,), chunks=(2,)),
+        "four of five chunks": four_of_five,
         "other file": external_storage(nodes, 5),
         "virtual": virtual(nodes, 5),
         "external link": link(nodes, "external"),
@@ -243,7 +299,9 @@ def crafted():
         "flags for nodes": put(nodes, np.array([True, False])),
         "complex": put(nodes, np.array([1j])),
         "empty space": put(nodes, h5py.Empty("f8")),
-        "reals for certified": put("density/main/certified", np.ones(5)),
+        "reals for certified": lambda file, path: put(
+            "density/main/certified", file["density/main/certified"][()].astype(float)
+        )(file, path),
         "numbers for config": put("config", 5),
         "array of texts for config": put("config", np.array(["{}"] * 3, dtype=object)),
         "list for config": put("config", "[1, 2]"),
@@ -383,7 +441,13 @@ def hostile_arrays():
             file["images"] = kind
             file["labels"] = np.zeros(3, dtype=np.int64)
 
+    def packed(path):
+        with h5py.File(path, "w") as file:
+            file["images"], file["labels"] = 0, np.zeros(3, dtype=np.int64)
+            packed_zeros("images", (3, 8000, 8000), (1, 1000, 8000))(file, path)
+
     return {
+        "packed twice": packed,
         "declared": lambda path: both(path),
         "declared in chunks": lambda path: both(path, chunks=True),
         "external link": lambda path: linked(path, h5py.ExternalLink("victim.h5", "x")),

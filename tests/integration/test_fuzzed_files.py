@@ -283,6 +283,8 @@ def cut_or_flipped(i, rng, limit=None):
     def damage(path):
         if i % 4 == 0 and limit is None:
             hostile.truncate(path, rng)
+        elif i % 2 and path.suffix == ".h5":
+            hostile.flip_small(path, rng)
         else:
             hostile.flip(path, rng, limit)
 
@@ -301,7 +303,10 @@ def flipped_state(name, rng):
     def damage(path):
         state = sorted(path.with_name(f"{name}.d").iterdir())
         ours = [file for file in state if file.name not in USERS]
-        hostile.flip(ours[rng.integers(len(ours))], rng)
+        if rng.integers(2):
+            hostile.flip_digit(path.with_name(f"{name}.d") / "manifest.json", rng)
+        else:
+            hostile.flip(ours[rng.integers(len(ours))], rng)
 
     return damage
 
@@ -386,7 +391,10 @@ def test_manifests_by_type_and_value(runs, name):
         tree, place = hostile.spoiled(whole, rng, is_free)
         why = f"manifest of {name}, {'.'.join(map(str, place))}, {i}: {hostile.shown(tree, place)}"
         runs(name, resumed, with_manifest(tree, i), why)
-    check(runs, 50)
+    every = hostile.gaps(whole)
+    for i, (why, tree) in enumerate(every.items()):
+        runs(name, resumed, with_manifest(tree, i), f"manifest of {name}, {why}")
+    check(runs, 50 + len(every))
 
 
 def with_text(name, rng, why):
