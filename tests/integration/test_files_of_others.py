@@ -23,9 +23,8 @@ def out(tmp_path):
 
 
 def density(out, **options):
-    config = DensityConfig(
-        out=out, num_probes=2, num_steps=3, hvp="reverse", keep_state="always", **options
-    )
+    chosen = {"num_probes": 2, "num_steps": 3, "hvp": "reverse", "keep_state": "always", **options}
+    config = DensityConfig(out=out, **chosen)
     return run(Density, config, Problem(**problem()), hs.World(), quiet=True)
 
 
@@ -38,19 +37,8 @@ def test_files_of_the_user_in_the_state_folder_stay(out, again):
     (state / "manifest.previous.json").write_text(
         '{"shards": [{"file": "weights.safetensors", "sha256": "", "bytes": 4}]}'
     )
-    options = {"resume": True, "num_products": 10} if again == "resume" else {"overwrite": True}
-    config = {"num_steps": None, **options} if again == "resume" else options
-    run(
-        Density,
-        DensityConfig(out=out, num_probes=2, keep_state="never", hvp="reverse", **config)
-        if again == "resume"
-        else DensityConfig(
-            out=out, num_probes=2, num_steps=3, keep_state="never", hvp="reverse", **config
-        ),
-        Problem(**problem()),
-        hs.World(),
-        quiet=True,
-    )
+    options = {"resume": True, "num_steps": 5} if again == "resume" else {"overwrite": True}
+    density(out, keep_state="never", **options)
     assert sorted(path.name for path in state.iterdir()) == sorted(OTHERS)
     assert all((state / name).read_bytes() == b"mine" for name in OTHERS)
 
