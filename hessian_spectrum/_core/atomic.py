@@ -3,11 +3,29 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+TEMPORARY = r"[0-9a-f]{12}\.tmp"  # how the name of a temporary file ends, behind the file's own
+
+
+def temporary_of(path: Path) -> Path:
+    """A new name beside ``path`` for what takes its place: .NAME.0123456789ab.tmp."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+def sweep_temporaries(path: str | os.PathLike) -> None:
+    """Delete temporary files that killed writers of ``path`` left. For its only writer."""
+    path = Path(os.path.realpath(path))
+    ours = re.compile(rf"\.{re.escape(path.name)}\.{TEMPORARY}")
+    with suppress(OSError):  # a disk that cannot be written says so when it is
+        for other in path.parent.iterdir():
+            if ours.fullmatch(other.name) and other.is_file() and not other.is_symlink():
+                other.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -20,7 +38,7 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     file, however the block creates it.
     """
     path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = temporary_of(path)
     try:
         mode = _mode_of_new_file(temporary)
         yield temporary

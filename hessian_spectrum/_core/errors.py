@@ -15,6 +15,10 @@ class InputError(ValueError):
     """
 
 
+class StateLost(OSError):
+    """A result is written and complete, but not the state that it could be extended from."""
+
+
 class Warned(UserWarning):
     """A warning of this package; the command line prints it on one line."""
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.standard_output import nobody_reads
 from hessian_spectrum.cli import read_commands
 from hessian_spectrum.cli.exit_status import (
     DONE,
@@ -19,6 +20,7 @@ from hessian_spectrum.cli.exit_status import (
     code_of,
     end_job,
     failure,
+    flushed,
     has_saved,
     how_stopped,
     leave_code,
@@ -66,6 +68,7 @@ def prepared(argv: Sequence[str], first: bool) -> Action:
     except SystemExit as end:  # after --help or a usage error, which were printed
         if end.code and not first:
             time.sleep(PATIENCE)
+        flushed(DONE)
         raise
     return lambda stop: _ended(code, said, first)
 
@@ -81,6 +84,8 @@ def _at_once(action: Callable[[], object], config: Any, first: bool) -> int:
     code, said = DONE, None
     try:
         action()
+    except BrokenPipeError:  # who reads the answer has read enough
+        nobody_reads()
     except (InputError, *PATH_ERRORS) as error:
         code, said = USAGE, str(error)
     except (OSError, MemoryError) as error:

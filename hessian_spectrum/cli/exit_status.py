@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from hessian_spectrum._core.errors import Warned, is_out_of_memory, of_exit, place_of
+from hessian_spectrum._core.errors import StateLost, Warned, is_out_of_memory, of_exit, place_of
+from hessian_spectrum._core.standard_output import nobody_reads
 
 DONE, FAILED, USAGE, START_AGAIN = 0, 1, 2, 75
 
@@ -149,7 +150,24 @@ def say_once(text: str, first: bool) -> None:
 
 def say(text: str) -> None:
     """Print one line on stderr, behind the program's name."""
-    print(f"hessian-spectrum: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    with suppress(BrokenPipeError):  # nobody reads it
+        print(f"hessian-spectrum: {' '.join(text.split())}", file=sys.stderr, flush=True)
+
+
+def flushed(code: int) -> int:
+    """``code``, once all that was printed has left this process; FAILED where it cannot.
+
+    Python flushes at its end, too, but only to report what is lost as an exception ignored.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        nobody_reads()
+    except OSError as error:  # a full disk
+        nobody_reads()
+        say(f"standard output: {failure(error)}")
+        return code or FAILED
+    return code
 
 
 def failure(error: BaseException, config: Any = None, saved: bool = False) -> str | None:
@@ -171,6 +189,6 @@ def failure(error: BaseException, config: Any = None, saved: bool = False) -> st
         return None
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     hints = "; make room" if full else ""
-    if saved:
+    if saved and not isinstance(error, StateLost):
         hints += "; the saved state is complete: the same command with --resume continues from it"
     return said + hints

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from hessian_spectrum.cli.exit_status import START_AGAIN, leave_code, say_once
+from hessian_spectrum.cli.exit_status import START_AGAIN, flushed, leave_code, say_once
 from hessian_spectrum.commands import signals
 
 # Environment variables by which launchers give a process its rank and the number of ranks, before
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         action = dispatch.prepared(sys.argv[1:] if argv is None else list(argv), first)
         stop.begin()
-        code = action(stop)
+        code = flushed(action(stop))
         if argv is None:
             stop.keep_code(code)
     return code

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.json_forms import Table, Whole
 from hessian_spectrum.cli import value_queries
 from hessian_spectrum.cli.exit_status import say
 
@@ -156,7 +157,7 @@ def query(config: QueryConfig) -> None:
             answer = queries.ask(result, config.query, config.numbers, config.sigma2)
         elif isinstance(result, EigenPairs) and config.sigma2 is None:
             measure = _density_of(run, config.density)
-            sizes = run.plan.get("sizes")
+            sizes = _sizes(run) if "sizes" in run.plan else None
             answer = queries.ask_pairs(result, config.query, config.numbers, sizes, measure)
         else:
             what = "--sigma2 is for a density" if config.sigma2 else "has no queries"
@@ -227,6 +228,7 @@ def _sizes(run: Any) -> dict[str, int]:
     """Number of entries that each parameter has in a vector, by name."""
     if "sizes" not in run.plan:
         raise InputError(f"{run.path} does not store the parameters' sizes, which this view needs")
+    Table(Whole()).require(run.plan["sizes"], f"{run.path}: is damaged: plan.sizes")
     return run.plan["sizes"]
 
 

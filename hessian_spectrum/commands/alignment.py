@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.json_forms import Record, Whole
 from hessian_spectrum.algorithms import eigenpairs as eigensolver
 from hessian_spectrum.analyses.alignment import SHARE, alignment, gradients_at_once, sizes_of
 from hessian_spectrum.analyses.alignment_result import Alignment, joined
@@ -26,6 +27,7 @@ from hessian_spectrum.planning import product_planner
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.storage import hdf5_schema, run_file
 from hessian_spectrum.storage.krylov_state import RecurrenceStore
+from hessian_spectrum.storage.manifest_schema import DIGESTS
 
 GRADIENT = 0.7  # of a product's time, over the same samples
 
@@ -52,6 +54,7 @@ class AlignmentRun(CurvatureComputation[AlignmentConfig, Alignment]):
     def check_output(cls, config: AlignmentConfig) -> None:
         if config.resume and config.out.exists():
             run_file.check_output(config.out, resume=True)
+            output.require_resumable(config.out, cls.command)
         else:
             super().check_output(config)
 
@@ -100,6 +103,7 @@ class AlignmentRun(CurvatureComputation[AlignmentConfig, Alignment]):
             read = together(world, lambda: self._read() if world.rank == 0 else None)
             earlier, self.found = world.gather_objects(read)[0]
             together(world, lambda: session.resume_from(earlier))
+            Record({"gradients_at_once": Whole(1)}).require(earlier.plan, f"{config.out}: plan")
             self.at_once = earlier.plan["gradients_at_once"]
         known = [] if self.found is None else self.found.batch_sizes.tolist()
         self._missing = [size for size in self.sizes if size not in known]
@@ -119,11 +123,6 @@ class AlignmentRun(CurvatureComputation[AlignmentConfig, Alignment]):
     def _read(self) -> tuple[RunHeader, Alignment | None]:
         """The header of the earlier run, and its result, if there is one."""
         with run_file.open(self.config.out) as run:
-            if run.config.get("command") != self.command:
-                raise InputError(
-                    f"{self.config.out} is no result of {self.command}: there is nothing to "
-                    "resume; use --overwrite, or another --out"
-                )
             found = run.get("alignment")
             assert found is None or isinstance(found, Alignment)
             return RunHeader.from_run(run), found
@@ -145,6 +144,7 @@ class AlignmentRun(CurvatureComputation[AlignmentConfig, Alignment]):
         if pairs is None:
             raise InputError(f"--eigenpairs {path}: holds {', '.join(run)}; expected eigenpairs")
         digests = run.provenance.get("digests", {})
+        DIGESTS.require(digests, f"--eigenpairs {path}: digests")
         for name, digest in session.digests.items():
             if run.plan.get("dtype") != session.plan()["dtype"]:  # other bits of the same numbers
                 break

@@ -70,7 +70,7 @@ class Computation(ABC, Generic[ConfigT, ResultT]):
     @classmethod
     def check_output(cls, config: ConfigT) -> None:
         """Refuse an output that this run must not touch; on rank 0."""
-        output.check_output(config, cls.unresumable)
+        output.check_output(config, cls.unresumable, cls.command)
 
     # -- before the first step -------------------------------------------------------------------
 

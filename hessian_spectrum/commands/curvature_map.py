@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from hessian_spectrum._core.json_forms import Record, Whole
 from hessian_spectrum.analyses import curvature_map as maps
 from hessian_spectrum.commands import plane_vectors, report
 from hessian_spectrum.commands.computation import OPERATORS
@@ -26,6 +27,7 @@ from hessian_spectrum.operators.curvature import Curvature
 from hessian_spectrum.operators.linearization import ProductPlan
 from hessian_spectrum.planning import product_planner
 from hessian_spectrum.planning.product_planner import Estimate
+from hessian_spectrum.storage.manifest_schema import PRODUCTS
 
 SHORTEST = 4  # points of a path
 
@@ -37,6 +39,7 @@ class CurvatureMap(PointsComputation[MapConfig, Surface]):
 
     command = "map"
     result_kinds = (Surface,)
+    plan_form = Record({"how": Record({"length": Whole(1)}), "products": PRODUCTS})
 
     @classmethod
     def located(cls, config: MapConfig) -> MapConfig:

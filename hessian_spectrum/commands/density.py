@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast
 
-from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.errors import InputError, StateLost
+from hessian_spectrum._core.json_forms import Flag, Maybe, Real, Record, Whole
 from hessian_spectrum.algorithms import leave_group_out
 from hessian_spectrum.algorithms import spectral_density as spectrum
 from hessian_spectrum.algorithms.budget import choose
@@ -17,6 +18,7 @@ from hessian_spectrum.commands.session import Session
 from hessian_spectrum.config import DensityConfig
 from hessian_spectrum.distributed.agreement import on_first_rank
 from hessian_spectrum.distributed.world import World
+from hessian_spectrum.krylov.lanczos import Recurrences
 from hessian_spectrum.krylov.state import KrylovState, ProbeState
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.problem import Problem
@@ -25,7 +27,7 @@ from hessian_spectrum.planning import product_planner
 from hessian_spectrum.planning.product_planner import Estimate
 from hessian_spectrum.planning.step_cost import answers_seconds, step_cost
 from hessian_spectrum.spectral.measure import SpectralMeasure
-from hessian_spectrum.storage import run_file
+from hessian_spectrum.storage import manifest_schema, run_file
 
 CHECKED = 16  # products' time in which four are compared with float64
 SMALL = 2 << 30  # bytes of Krylov vectors, on all ranks, that are kept without being asked for
@@ -40,7 +42,18 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         "num_probes",  # compared with what was chosen
         "data_groups",  # may be asked for later
     }
-    manifest_keys = ("num_steps", "exhausted")
+    manifest_form = Record(
+        {
+            "num_steps": Whole(),
+            "exhausted": Flag(),
+            "plan": Record({"num_probes": Whole(1), "num_steps": Whole(1)}),
+            "config": Record(
+                {"target_error": Maybe(Real(0)), "sigma2": Maybe(Real(0))},
+                {"data_groups": Maybe(Whole(2))},
+            ),
+            "values": Record({"product_repeat_error": Real(0, finite=False)}),
+        }
+    )
     unresumable = ", and its Krylov vectors were not kept (--keep-state always)"
 
     def __init__(self, config: DensityConfig, problem: Problem, world: World):
@@ -98,6 +111,15 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         """Take over the probes of the earlier run, and decide how far to go."""
         config, plan = self.config, saved["plan"]
         probes, done = plan["num_probes"], saved["num_steps"]
+        found = manifest_schema.num_probes(saved), manifest_schema.num_steps(saved)
+        wrong_kind = (saved["kind"] == Recurrences.__name__) != (config.estimator == "slq")
+        if wrong_kind or found != (probes, done) or plan["num_steps"] > self.evaluator.n:
+            raise InputError(
+                f"{self.states.shards.folder}: its manifest is damaged: it tells of {probes} "
+                f"probes, {done} and {plan['num_steps']} steps for {self.evaluator.n} parameters, "
+                f"and holds a {saved['kind']} of {found[0]} probes and {found[1]} steps; use "
+                "--overwrite to start again"
+            )
         if config.num_probes not in (None, probes):
             raise InputError(
                 f"cannot resume: --num-probes was {probes} and is now {config.num_probes}; leave "
@@ -234,11 +256,13 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         if keep == "always" or (keep == "auto" and size < SMALL):
             try:
                 self._save_state(session)
-            except OSError as error:  # on every rank; the result is there
-                session.warn(
-                    "the Krylov vectors could not be kept, so that this run cannot be extended: "
-                    f"{error}"
-                )
+            except OSError as error:  # on every rank
+                raise StateLost(
+                    error.errno,
+                    f"{error.strerror or error}: the Krylov vectors could not be kept, so that "
+                    "this run cannot be extended; its result is complete",
+                    str(self.config.out),
+                ) from None
         else:
             on_first_rank(self.world, self.states.remove)
         return measure

@@ -10,11 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.json_forms import Real, Record, Text, Whole
 from hessian_spectrum.algorithms import eigenpairs as eigensolver
 from hessian_spectrum.algorithms import residual_check
 from hessian_spectrum.algorithms.convergence import Goal, WantedPairs
 from hessian_spectrum.commands import output, report
-from hessian_spectrum.commands.header import FREE_FIELDS, HEADER_KEYS, RunHeader
+from hessian_spectrum.commands.header import FREE_FIELDS, RunHeader
 from hessian_spectrum.commands.krylov_computation import KrylovComputation
 from hessian_spectrum.commands.session import Session
 from hessian_spectrum.config import CurvatureConfig, EigenpairsConfig
@@ -32,6 +33,7 @@ from hessian_spectrum.planning.step_cost import step_cost
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.storage import hdf5_schema, run_file
 from hessian_spectrum.storage.krylov_state import RecurrenceStore
+from hessian_spectrum.storage.manifest_schema import HEADER
 from hessian_spectrum.storage.shards import ShardedVectors
 
 EXACT = 4  # a product in float64 takes as long as so many
@@ -42,6 +44,13 @@ class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
 
     command = "eigenpairs"
     free_fields = FREE_FIELDS | {"max_products", "tol", "certify"}
+    manifest_form = Record(
+        {
+            "kind": Text(choices=(RitzSpace.__name__,)),
+            "plan": Record({"basis_size": Whole(1)}),
+            "values": Record({"product_repeat_error": Real(0, finite=False)}),
+        }
+    )
 
     def __init__(self, config: EigenpairsConfig, problem: Problem, world: World):
         super().__init__(config, problem, world)
@@ -92,7 +101,15 @@ class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
                 output.require_unfinished(self.config.out)
 
     def take_over(self, saved: dict[str, Any]) -> None:
-        self._room = saved["plan"]["basis_size"]
+        room, table = saved["plan"]["basis_size"], saved["coefficients"]
+        most = self.evaluator.n + _block(self.config)
+        if not len(table["h"]) + table["width"] <= room <= most:
+            raise InputError(
+                f"{self.states.shards.folder}: its manifest is damaged: it tells of a basis_size "
+                f"of {room}; expected at most {most}, and room for the vectors that it holds; use "
+                "--overwrite to start again"
+            )
+        self._room = room
 
     def adopt(self, state: KrylovState) -> None:
         assert isinstance(state, RitzSpace)
@@ -250,7 +267,7 @@ def _space_of(path: Path, session: Session) -> BlockSpace:
     """Of the same matrix: vectors may be of another one, a Krylov space may not."""
     evaluator = session.computation.evaluator
     states = RecurrenceStore(output.state_folder(path), session.world)
-    saved = states.manifest(HEADER_KEYS)
+    saved = states.manifest(HEADER)
     if saved is None or saved["kind"] != BlockSpace.__name__ or saved["coefficients"]["lean"]:
         raise InputError(
             f"--start {path}: holds neither eigenvectors nor, beside it, the Krylov space of a "

@@ -445,11 +445,18 @@ def _plain(value: Any) -> Any:
 
 def _indented(fields: dict[str, Any], depth: int = 1) -> list[str]:
     lines = []
-    for name, value in fields.items():
+    for key, value in fields.items():
+        name = _printable(key)
         if isinstance(value, dict) and len(value) > LONG:
             lines.append("  " * depth + f"{name}: {len(value)} entries")
         elif isinstance(value, dict):
             lines += ["  " * depth + f"{name}:", *_indented(value, depth + 1)]
         elif value not in (None, [], ""):
-            lines.append("  " * depth + f"{name}: {value}")
+            lines.append("  " * depth + f"{name}: {_printable(value)}")
     return lines
+
+
+def _printable(value: Any) -> str:
+    """As text; with escapes where it could begin a line of its own, or steer a terminal."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 
+from hessian_spectrum._core.standard_output import tell
 from hessian_spectrum._core.validation import dashed
 from hessian_spectrum.commands import report
 from hessian_spectrum.commands.checkpointing import Checkpoints
@@ -63,7 +64,7 @@ def run(
             if computation.expected_seconds is not None:
                 text += f"\n{report.job_minutes(computation.expected_seconds)}"
             if world.rank == 0:
-                print(text, flush=True)
+                tell(text)
             return None
         lock = stack.enter_context(writing(config.out, world, stop, check))
         checkpoints = Checkpoints(world, stop, config.checkpoint_minutes)
@@ -84,10 +85,10 @@ def _carry_out(computation: Computation[ConfigT, ResultT], session: Session) -> 
     _take_steps(computation, session)
     result = computation.finish(session)
     if session.world.rank == 0 and not session.quiet:
-        print(computation.report(result, session.values))
+        tell(computation.report(result, session.values))
         for text in computation.evaluator.verification.doubts():
-            print(text)
-        print(f"written to {computation.config.out}")
+            tell(text)
+        tell(f"written to {computation.config.out}")
     return result
 
 

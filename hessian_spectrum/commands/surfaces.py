@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
 
 from hessian_spectrum._core.errors import Warned
+from hessian_spectrum._core.json_forms import Flag, Maybe, Real, Record, Whole
 from hessian_spectrum.analyses import interpolate as between
 from hessian_spectrum.analyses import trajectory
 from hessian_spectrum.analyses.corner_surfaces import corner_task
@@ -45,11 +46,22 @@ from hessian_spectrum.zoo import problem_loader
 
 GRADIENT = 3  # a loss and its gradient take as long as so many losses
 
+# How points are computed, as an unfinished run stores it: PointPlan, and a CurveSearch's numbers.
+POINT_PLAN = Record(
+    {
+        **{name: Whole(1) for name in ("chunk", "together")},
+        "batch_size": Maybe(Whole(1)),
+        **{name: Flag() for name in ("channels_last", "superposed", "folded")},
+    }
+)
+SEARCH = Record({"num_steps": Whole(), "loss": Real(finite=False)})
 ValuesT = TypeVar("ValuesT", bound=ValuesConfig)
 
 
 class ValuesComputation(PointsComputation[ValuesT, ResultT]):
     """Loss and accuracy at each point; a task is a chunk of points that share passes."""
+
+    plan_form = Record({"how": Record({"points": POINT_PLAN}, {"search": SEARCH})})
 
     def __init__(self, config: ValuesT, problem: Problem, world: World):
         super().__init__(config, problem, world)
@@ -76,7 +88,7 @@ class ValuesComputation(PointsComputation[ValuesT, ResultT]):
         return {}
 
     def make_job(self, task: PointTask, session: Session) -> Job:
-        ev, test, plan = self.evaluator, self.test, PointPlan(**self.how["points"])
+        ev, test, plan = self.evaluator, self.test, _point_plan(self.how["points"])
         columns = tuple(evaluate(ev, task.points, 0, 0, plan=plan, test=test))
 
         def compute(indices: Sequence[int]) -> Iterator[Piece]:
@@ -223,6 +235,10 @@ class Interpolate(ValuesComputation[InterpolateConfig, Curve | Surface]):
 
     def report(self, result: Curve | Surface, values: dict[str, float]) -> str:
         return report.values(result, values)
+
+
+def _point_plan(stored: Mapping[str, Any]) -> PointPlan:
+    return PointPlan(**{name: stored[name] for name in POINT_PLAN.required})
 
 
 def _warn_of_statistics(problem: Problem) -> None:

@@ -10,7 +10,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from hessian_spectrum._core.errors import InputError, in_one_line, is_out_of_memory
+from hessian_spectrum._core.errors import (
+    InputError,
+    in_one_line,
+    is_out_of_memory,
+    require_whole,
+)
 from hessian_spectrum.distributed.memory import available
 from hessian_spectrum.loss.backends import PRECISIONS, check_precision
 from hessian_spectrum.loss.evaluator import Evaluator
@@ -37,6 +42,12 @@ class ProductPlan:
     def __post_init__(self):
         if self.mode not in MODES:
             raise InputError(f"product mode {self.mode!r}: expected one of {', '.join(MODES)}")
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise InputError(
+                f"precision {self.precision!r}: expected one of {', '.join(PRECISIONS)}"
+            )
+        sizes = {"chunk": self.chunk, "batch_size": self.batch_size}
+        require_whole(1, **{name: size for name, size in sizes.items() if size is not None})
 
     @property
     def dtype(self) -> torch.dtype | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.json_forms import Record, Table
 from hessian_spectrum.storage import hdf5_schema, provenance, run_file
 from hessian_spectrum.storage.writer_lock import WriterLock
 
@@ -32,6 +33,7 @@ def merge(summary: Path, files: Sequence[Path], patience: float = PATIENCE) -> l
     if not files or twice:
         what = f"two files are called {twice[0]}" if twice else "no files to merge"
         raise InputError(f"{what}; expected run files with names of their own")
+    run_file.check_output(summary, overwrite=True)
     with ExitStack() as stack:
         runs = {path.stem: stack.enter_context(run_file.open(path)) for path in files}
         for run in runs.values():
@@ -45,6 +47,8 @@ def merge(summary: Path, files: Sequence[Path], patience: float = PATIENCE) -> l
             if before.config.get("command") != "merge":
                 raise InputError(f"{summary} is not a summary; choose another name")
             held.update(before)
+            for record, name in ((before.config, "config"), (before.provenance, "provenance")):
+                Record({"of": Table(Record({}))}).require(record, f"{summary}: {name}")
             told = {"config": before.config["of"], "provenance": before.provenance["of"]}
         for name, run in runs.items():
             held.update({_key(key, name): result for key, result in run.items()})

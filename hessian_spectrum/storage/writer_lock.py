@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -15,11 +16,33 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from hessian_spectrum._core.atomic import temporary_of
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.json_forms import Form, Maybe, Real, Record, Text, Whole, read_json
 
+LOCK = ".lock"  # behind the name of the file that is locked
+MOST_BYTES = 1 << 16  # of a lock file
 HEARTBEAT_SECONDS = 30.0
 STALE_SECONDS = 300.0
 NOTE_BYTES = 512  # of the second line of a lock
+OWNER: dict[str, Form] = {  # what a lock says of its owner
+    "host": Text(),
+    "pid": Whole(1),
+    "job": Maybe(Text()),
+    "restart": Whole(),
+    "started": Text(),
+    "token": Text(),
+}
+STATUS = Record(  # how far a run is, as ``Progress`` notes it
+    {
+        "stage": Text(),
+        "unit": Text(),
+        "done": Whole(),
+        "total": Maybe(Whole()),
+        "seconds_left": Maybe(Real()),
+        "saved": Maybe(Whole()),
+    }
+)
 
 
 class LockLost(OSError):
@@ -38,7 +61,7 @@ class WriterLock:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, heartbeat: float = HEARTBEAT_SECONDS):
-        self.path = Path(f"{os.path.realpath(path)}.lock")
+        self.path = Path(f"{os.path.realpath(path)}{LOCK}")
         self.heartbeat = heartbeat  # seconds
         self._token = uuid.uuid4().hex
         self._stop = threading.Event()
@@ -119,7 +142,7 @@ class WriterLock:
         # Two processes may find the same lock stale; the slower must not rename the new lock of
         # the faster away. Only one of them can create the claim on *this* stale lock, and it
         # checks the lock again before touching it.
-        claim = self.path.with_name(f"{self.path.name}.{before}")
+        claim = self.path.with_name(f"{self.path.name}.{before}")  # as long as a temporary name
         try:
             os.close(os.open(claim, os.O_CREAT | os.O_EXCL, 0o666))
         except FileExistsError:
@@ -185,25 +208,40 @@ def _whoami() -> dict[str, Any]:
 
 
 def _content(lock: Path) -> dict[str, Any]:
-    """Who holds the lock; empty while it is absent or not yet written."""
+    """What is valid of what the lock says of its owner; empty while it is not yet written."""
     return _lines(lock)[0]
 
 
 def _lines(lock: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Who holds the lock, and how far the run is; what is not there yet is empty."""
     try:
-        first, _, second = lock.read_text().partition("\n")
-    except (OSError, ValueError):
+        if not lock.is_file() or lock.stat().st_size > MOST_BYTES:
+            return {}, {}
+        first, _, second = lock.read_bytes().partition(b"\n")
+    except OSError:
         return {}, {}
-    return _object(first), _object(second)
-
-
-def _object(text: str) -> dict[str, Any]:
+    owner, status = _object(first), _object(second)
     try:
-        content = json.loads(text)
-    except ValueError:
+        STATUS.require(status, "")
+    except InputError:
+        status = {}
+    return {name: owner[name] for name in OWNER if _is_valid(owner, name)}, status
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    try:
+        content = read_json(text)
+    except InputError:
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _is_valid(content: Any, name: str) -> bool:
+    try:
+        Record({name: OWNER[name]}).require(content, "")
+    except InputError:
+        return False
+    return True
 
 
 def _identity(lock: Path) -> str:
@@ -212,7 +250,8 @@ def _identity(lock: Path) -> str:
         status = lock.stat()
     except FileNotFoundError:
         return "absent"
-    return f"{_content(lock).get('token', 'unknown')}-{status.st_ino}-{status.st_mtime_ns}"
+    described = f"{_content(lock).get('token')}-{status.st_ino}-{status.st_mtime_ns}"
+    return hashlib.sha256(described.encode()).hexdigest()[:12]
 
 
 def _is_stale(lock: Path) -> bool:
@@ -222,7 +261,7 @@ def _is_stale(lock: Path) -> bool:
     if me["job"] and owner.get("job") == me["job"] and owner.get("restart", 0) < me["restart"]:
         return True
     try:
-        return _now(lock.parent) - lock.stat().st_mtime > STALE_SECONDS
+        return _now(lock) - lock.stat().st_mtime > STALE_SECONDS
     except FileNotFoundError:  # released meanwhile
         return True
 
@@ -237,9 +276,9 @@ def _alive(pid: Any) -> bool:
     return True
 
 
-def _now(folder: Path) -> float:
+def _now(lock: Path) -> float:
     """The time by the file system's clock, which stamps the heartbeats; a node's may differ."""
-    probe = folder / f".clock.{uuid.uuid4().hex[:12]}.tmp"
+    probe = temporary_of(lock)
     try:
         probe.touch()
         return probe.stat().st_mtime

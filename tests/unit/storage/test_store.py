@@ -467,7 +467,7 @@ def test_commits_keep_the_last_two_and_what_was_never_listed(folder):
     assert folder.manifest()["step"] == 3
     assert [file.exists() for file in files] == [False, False, True, True]
     assert (folder.folder / early["file"]).exists()
-    (folder.folder / ".step-9.tmp").write_text("left by a killed writer")
+    (folder.folder / ".manifest.json.0123456789ab.tmp").write_text("left by a killed writer")
     folder.sweep()
     kept = {files[2].name, files[3].name, "manifest.json", "manifest.previous.json"}
     assert set(only(folder.folder)) == kept
@@ -531,7 +531,7 @@ def sharded(folder, rows, bounds):
 def test_removing_the_shards_leaves_what_others_put_into_the_folder(folder):
     commit(folder, 0)
     commit(folder, 1)
-    (folder.folder / ".step-9.tmp").write_text("left by a killed writer")
+    (folder.folder / ".manifest.json.0123456789ab.tmp").write_text("left by a killed writer")
     (folder.folder / "notes.txt").write_text("mine")
     (folder.folder / "pictures").mkdir()
     folder.remove()
@@ -540,7 +540,7 @@ def test_removing_the_shards_leaves_what_others_put_into_the_folder(folder):
 
 
 def test_a_full_disk_is_an_error_of_the_system_and_leaves_no_part_of_a_shard(folder, monkeypatch):
-    def full(arrays, path):
+    def full(arrays, path, metadata):
         path.write_bytes(b"the first half")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
