@@ -148,7 +148,7 @@ def _carry_out(row: Command, config: Any, world: Any, stop: Any) -> None:
         return
     from hessian_spectrum.commands import runner
 
-    computation = row.implementation()
+    computation = row.implementation().chosen(config)
     runner.run(computation, *runner.load_problem(computation, config, world), world, stop)
 
 

@@ -14,7 +14,7 @@ from hessian_spectrum.commands import report
 from hessian_spectrum.commands.header import FREE_FIELDS
 from hessian_spectrum.commands.krylov_computation import KrylovComputation
 from hessian_spectrum.commands.session import Session
-from hessian_spectrum.config import DensityConfig
+from hessian_spectrum.config import DensityConfig, DensityOptions, TrackConfig
 from hessian_spectrum.distributed.agreement import on_first_rank
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.state import KrylovState, ProbeState
@@ -42,7 +42,7 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
 
     def __init__(self, config: DensityConfig, problem: Problem, world: World):
         super().__init__(config, problem, world)
-        self.sizes = _sizes(config, self.evaluator.n)  # (num_probes, num_steps)
+        self.sizes = sizes_of(config, self.evaluator.n)  # (num_probes, num_steps)
         self.may_end_early = config.target_error is not None
         self.groups: Sequence[Evaluator] = ()
         self.measure: SpectralMeasure | None = None  # once it is known
@@ -54,19 +54,7 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         return self.sizes[1]
 
     def estimate(self, operator: Curvature) -> product_planner.Estimate:
-        config, (num_probes, num_steps) = self.config, self.sizes
-        return product_planner.plan(
-            operator.evaluator,
-            operator.theta,
-            num_probes,
-            2 * num_steps if config.data_groups else num_steps,
-            kept=spectrum.vectors_kept(operator.n, config.estimator, num_probes, num_steps),
-            form=operator.form,
-            mode=config.hvp,
-            precision=config.hvp_dtype,
-            memory=config.memory_bytes,
-            folder=config.out.parent,
-        )
+        return estimate(self.config, operator, *self.sizes)
 
     # -- an earlier run --------------------------------------------------------------------------
 
@@ -88,7 +76,7 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         self.config = dataclasses.replace(config, data_groups=config.data_groups or groups)
         steps = plan["num_steps"]
         if not (config.num_steps is config.num_products is config.target_error is None):
-            steps = _sizes(config, self.evaluator.n, probes)[1]
+            steps = sizes_of(config, self.evaluator.n, probes)[1]
         self.sizes = probes, max(steps, done)
 
     def require_extension(self, saved: dict[str, Any]) -> None:
@@ -245,7 +233,30 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         }
 
 
-def _sizes(config: DensityConfig, n: int, num_probes: int | None = None) -> tuple[int, int]:
+def estimate(
+    config: DensityConfig | TrackConfig,
+    operator: Curvature,
+    num_probes: int,
+    num_steps: int,
+    count: int = 1,
+) -> product_planner.Estimate:
+    """How products are formed, and what ``count`` densities cost."""
+    passes = 2 * num_steps if config.data_groups else num_steps
+    return product_planner.plan(
+        operator.evaluator,
+        operator.theta,
+        num_probes,
+        count * passes,
+        kept=spectrum.vectors_kept(operator.n, config.estimator, num_probes, num_steps),
+        form=operator.form,
+        mode=config.hvp,
+        precision=config.hvp_dtype,
+        memory=config.memory_bytes,
+        folder=config.out.parent,
+    )
+
+
+def sizes_of(config: DensityOptions, n: int, num_probes: int | None = None) -> tuple[int, int]:
     """(num_probes, num_steps) of a new run; the steps of one that has its probes."""
     if config.num_steps is not None and config.num_steps > n:
         raise InputError(
