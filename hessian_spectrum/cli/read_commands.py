@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.cli import value_queries
+from hessian_spectrum.cli import answers, value_queries
 from hessian_spectrum.cli.exit_status import say
 
 if TYPE_CHECKING:
+    from hessian_spectrum.storage.series import Series
+
     Query = str
 else:
     Query = Literal[value_queries.NAMES]
@@ -36,18 +38,27 @@ View = Literal[
 
 @dataclass(frozen=True)
 class QueryConfig:
-    """Ask a result file: QUERY and its numbers, such as mass 0.1 inf; with standard errors."""
+    """Ask a result file: QUERY and its numbers, such as mass 0.1 inf; with standard errors.
+
+    Without a QUERY: print those that FILE can be asked. Of a file with several labelled results, as
+    merge and track --density write it, the answer is a table: one line a label, by epoch.
+
+        hessian-spectrum query all.h5 count 0.1 inf
+    """
 
     file: tyro.conf.Positional[Path]
     """The result file."""
-    query: Annotated[Query, tyro.conf.Positional, tyro.conf.arg(help=value_queries.described())]
+    query: Annotated[
+        Query | None, tyro.conf.Positional, tyro.conf.arg(help=value_queries.described())
+    ] = None
     numbers: tyro.conf.Positional[tuple[float, ...]] = ()
     """The query's arguments."""
     result: str | None = None
-    """Which result in the file. Default: the first of the kind that the query is for."""
+    """Which result in the file, such as density/epoch-0005. Default: the one of the kind that the
+    query is for, or all labelled ones where none is without a label."""
     value: str | None = None
-    """Which of the values of a curve or surface: loss, accuracy, test_loss; of a map ratio,
-    smallest, largest. Default: loss."""
+    """Which of the values of a curve, surface or trajectory: loss, accuracy, test_loss; of a map
+    ratio, smallest, largest; of a track smallest, largest, distance_from_start. Default: loss."""
     density: Path | None = None
     """A result file with a density of the same matrix, for log_determinant of eigenpairs.
     Default: FILE."""
@@ -130,39 +141,70 @@ class MergeConfig:
 
 
 def query(config: QueryConfig) -> None:
-    from hessian_spectrum.landscape.results import Curve, Surface
-    from hessian_spectrum.spectral import queries
-    from hessian_spectrum.spectral.eigenpairs import EigenPairs
-    from hessian_spectrum.spectral.measure import SpectralMeasure
     from hessian_spectrum.storage import run_file
 
     with run_file.open(config.file) as run:
-        key = config.result or value_queries.default_kind(config.query, run)
-        result = _stored(run, key)
-        if isinstance(result, (Curve, Surface)) and config.sigma2 is None:
-            name = config.value or "loss"
-            answer = value_queries.ask(result, config.query, config.numbers, name)
-            print(_json(answer) if config.json else value_queries.sentence(answer))
+        if config.query is None:
+            print(value_queries.questions(run))
             return
-        if config.value is not None:
-            raise InputError("--value is for a curve or a surface; leave it out, or name --result")
-        if config.density is not None and not isinstance(result, EigenPairs):
-            raise InputError("--density is for eigenpairs; leave it out, or choose --result")
-        if isinstance(result, SpectralMeasure):
-            answer = queries.ask(result, config.query, config.numbers, config.sigma2)
-        elif isinstance(result, EigenPairs) and config.sigma2 is None:
-            measure = _density_of(run, config.density)
-            sizes = run.plan.get("sizes")
-            answer = queries.ask_pairs(result, config.query, config.numbers, sizes, measure)
-        else:
-            what = "--sigma2 is for a density" if config.sigma2 else "has no queries"
-            raise InputError(f"{key}: {what}; expected a density, eigenpairs, a curve, a surface")
-    print(_json(answer) if config.json else queries.sentence(answer))
+        kinds = {key.partition("/")[0] for key in run}
+        key = config.result or value_queries.default_kind(config.query, kinds)
+        several = _several(run, key)
+        if several is None:
+            answer = _answer(config, config.query, run, key)
+            print(_json(answer) if config.json else answers.sentence(answer))
+            return
+        each = [_answer(config, config.query, run, key) for key in several.keys]
+    listed = answers.listed(several, each)
+    print(_json(listed) if config.json else answers.table(several, each))
+    _say_axis(several)
 
 
-def _density_of(run: Any, file: Path | None) -> Any:
-    """Of the file that is named, or of the run's own; None where it has none."""
-    return run.get("density") if file is None else _result_of(file, "density")
+def _several(run: Any, key: str) -> Series | None:
+    """The labelled results that a bare kind stands for; None where it is one result."""
+    from hessian_spectrum.storage import series
+
+    found = None if key in run or "/" in key else series.of(run, key)
+    return found if found else None
+
+
+def _say_axis(several: Series) -> None:
+    if several.axis != "epoch":
+        say("the results do not say of which epochs they are: they are numbered 0, 1, ...")
+
+
+def _answer(config: QueryConfig, query: str, run: Any, key: str) -> dict[str, Any]:
+    from hessian_spectrum.landscape.results import Curve, Surface, Trajectory
+    from hessian_spectrum.spectral import queries
+    from hessian_spectrum.spectral.eigenpairs import EigenPairs
+    from hessian_spectrum.spectral.measure import SpectralMeasure
+
+    result = _stored(run, key)
+    if isinstance(result, (Curve, Surface, Trajectory)) and config.sigma2 is None:
+        return value_queries.ask(result, query, config.numbers, config.value or "loss")
+    if config.value is not None:
+        raise InputError(
+            "--value is for a curve, a surface or a trajectory; leave it out, or name --result"
+        )
+    if config.density is not None and not isinstance(result, EigenPairs):
+        raise InputError("--density is for eigenpairs; leave it out, or choose --result")
+    if isinstance(result, SpectralMeasure):
+        return queries.ask(result, query, config.numbers, config.sigma2)
+    if isinstance(result, EigenPairs) and config.sigma2 is None:
+        measure = _density_of(run, key, config.density)
+        sizes = run.plan.get("sizes")
+        return queries.ask_pairs(result, query, config.numbers, sizes, measure)
+    what = "--sigma2 is for a density" if config.sigma2 else "has no queries"
+    raise InputError(
+        f"{key}: {what}; expected a density, eigenpairs, a curve, a surface, a trajectory"
+    )
+
+
+def _density_of(run: Any, key: str, file: Path | None) -> Any:
+    """Of the file that is named, or of the run's own of that label; None where it has none."""
+    _, slash, label = key.partition("/")
+    own = f"density{slash}{label}"
+    return run.get(own) if file is None else _result_of(file, "density")
 
 
 def plot(config: PlotConfig) -> None:
