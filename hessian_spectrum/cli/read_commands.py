@@ -33,6 +33,7 @@ View = Literal[
     "contour",
     "heat",
     "relief",
+    "ridge",
 ]
 
 
@@ -72,7 +73,8 @@ class QueryConfig:
 class PlotConfig:
     """Draw a result: a density, eigenpairs, an alignment, a surface, a curve or a trajectory.
 
-    Writes one picture and prints its path.
+    Of a file with several labelled densities or eigenpairs, as merge and track --density write it:
+    all of them over the epochs. Writes one picture and prints its path.
 
         hessian-spectrum plot density.h5 --view log --out density.pdf
     """
@@ -84,22 +86,25 @@ class PlotConfig:
     for ParaView. Default: FILE with the suffix .png."""
     result: str | None = None
     """Result to draw: density, eigenpairs, alignment, surface, curve, trajectory, or a labelled
-    one, as listed by info. Default: the first of these that FILE holds."""
+    one, as listed by info. Default: the first of these that FILE holds. Of a kind whose results
+    are all labelled: all of them."""
     view: View | None = None
     """For a density: density, smoothed; log, eigenvalues per decade of |lambda|, by sign;
     cumulative, the number of eigenvalues up to t; certified, individually resolved eigenvalues as
     bars over the density of the rest. For eigenpairs: eigenvalues with their residuals;
     participation, the share of each layer in the eigenvectors. For a surface: contour; heat, one
-    cell per point; relief, in three dimensions. Default: the first, or heat for a map's ratio."""
+    cell per point; relief, in three dimensions. For several densities: heat, colours on a log
+    scale; ridge, one curve above the other. Default: the first, or heat for a map's ratio."""
     beside: tuple[Path, ...] = ()
-    """Further result files, whose surfaces are drawn side by side on one colour scale, each titled
-    with its file's name, or with its path if names repeat."""
+    """Further result files, whose results are drawn beside that of FILE: surfaces side by side on
+    one colour scale, densities and curves on one axis. Each is titled with its file's name, or
+    with its path if names repeat."""
     value: str | None = None
     """Value to draw. Of a surface or curve: loss, accuracy, test_loss and so on; of a map: ratio,
-    smallest, largest. Default: loss; of a map ratio."""
+    smallest, largest. Default: loss; of a map ratio; of a track loss, accuracy and eigenvalues."""
     sigma2: float | None = None
-    """For the views density and certified: variance of the Gaussian smoothing. Default: (width of
-    the spectrum / 500)^2."""
+    """For the views density, certified, heat and ridge: variance of the Gaussian smoothing.
+    Default: (width of the widest spectrum / 500)^2."""
     decades: float | None = None
     """For the view log: standard deviation of the smoothing in decades, 0.01 to 1. Default: 0.1."""
     floor: float | None = None
@@ -208,42 +213,68 @@ def _density_of(run: Any, key: str, file: Path | None) -> Any:
 
 
 def plot(config: PlotConfig) -> None:
-    from hessian_spectrum.plotting import density as plotting
-    from hessian_spectrum.plotting import registry
-    from hessian_spectrum.storage import hdf5_schema, run_file
+    from hessian_spectrum.storage import run_file
 
     out = config.out or config.file.with_suffix(".png")
     run_file.check_output(out, overwrite=config.overwrite)
     with run_file.open(config.file) as run:
-        kinds = (*plotting.VIEWS_OF, *registry.KINDS)
-        key = config.result or next((kind for kind in kinds if kind in run), kinds[0])
-        result = _stored(run, key)
-        if config.beside:
-            _view_options(config, config.view or "contour")
-            results = [result, *(_result_of(file, key) for file in config.beside)]
-            surfaces = dict(zip(_titles([config.file, *config.beside]), results))
-            registry.save_beside(surfaces, out, config.view, config.value)
-            print(f"written to {out}")
-            return
-        if isinstance(result, registry.DRAWN):
-            _view_options(config, config.view or "contour")
-            path = run.get("trajectory") if key.partition("/")[0] == "surface" else None
-            registry.save(result, out, config.view, config.value, _title(run), path)
-            print(f"written to {out}")
-            return
-        views: Mapping[str, Any] = plotting.VIEWS_OF.get(hdf5_schema.split_key(key)[0], {})
-        view: str = config.view or next(iter(views), "none")
-        if view not in views:
-            raise InputError(
-                f"--view {view}: {key} has the views {', '.join(views) or '(none)'}; choose one, "
-                "or another --result"
-            )
-        options: dict[str, Any] = _view_options(config, view)
-        if view == "participation":
-            options["sizes"] = _sizes(run)
-        figure = views[view](result, title=_title(run), **options)
-        plotting.save_figure(figure, out)
+        _draw(config, run, out)
     print(f"written to {out}")
+
+
+def _draw(config: PlotConfig, run: Any, out: Path) -> None:
+    from hessian_spectrum.plotting import density as plotting
+    from hessian_spectrum.plotting import registry
+
+    kinds = (*plotting.VIEWS_OF, *registry.KINDS)
+    held = {key.partition("/")[0] for key in run}
+    key = config.result or next((kind for kind in kinds if kind in held), kinds[0])
+    several = _several(run, key)
+    if several is not None and len(several) == 1:
+        key, several = several.keys[0], None
+    if config.beside:
+        options = _view_options(config, config.view or _of_all(key))
+        results = [_stored(run, key), *(_result_of(file, key) for file in config.beside)]
+        named = dict(zip(_titles([config.file, *config.beside]), results))
+        registry.save_beside(named, out, config.view, config.value, **options)
+        return
+    if several is not None:
+        if config.value is not None:
+            raise InputError("--value is for one curve, surface or trajectory; leave it out")
+        options = _view_options(config, config.view or _of_all(key))
+        registry.save_series(several, out, config.view, _title(run), **options)
+        _say_axis(several)
+        return
+    result = _stored(run, key)
+    if isinstance(result, registry.DRAWN):
+        _view_options(config, config.view or "contour")
+        path = run.get("trajectory") if key.partition("/")[0] == "surface" else None
+        registry.save(result, out, config.view, config.value, _title(run), path)
+        return
+    plotting.save_figure(_figure(config, run, key, result), out)
+
+
+def _of_all(key: str) -> str:
+    """The view of several results whose options are those of a density."""
+    return "density" if key.partition("/")[0] == "density" else "contour"
+
+
+def _figure(config: PlotConfig, run: Any, key: str, result: Any) -> Any:
+    """Of one density, eigenpairs or alignment."""
+    from hessian_spectrum.plotting import density as plotting
+    from hessian_spectrum.storage import hdf5_schema
+
+    views: Mapping[str, Any] = plotting.VIEWS_OF.get(hdf5_schema.split_key(key)[0], {})
+    view: str = config.view or next(iter(views), "none")
+    if view not in views:
+        raise InputError(
+            f"--view {view}: {key} has the views {', '.join(views) or '(none)'}; choose one, "
+            "or another --result"
+        )
+    options: dict[str, Any] = _view_options(config, view)
+    if view == "participation":
+        options["sizes"] = _sizes(run)
+    return views[view](result, title=_title(run), **options)
 
 
 def _result_of(file: Path, key: str) -> Any:
@@ -268,7 +299,11 @@ def _sizes(run: Any) -> dict[str, int]:
     return run.plan["sizes"]
 
 
-_VIEW_OPTIONS = {"sigma2": ("density", "certified"), "decades": ("log",), "floor": ("log",)}
+_VIEW_OPTIONS = {
+    "sigma2": ("density", "certified", "heat", "ridge"),
+    "decades": ("log",),
+    "floor": ("log",),
+}
 
 
 def _view_options(config: PlotConfig, view: str) -> dict[str, Any]:
