@@ -326,6 +326,11 @@ class TrackConfig(ValuesConfig, DensityOptions):
                     f"--{dashed(name)} {getattr(self, name)}: expected together with {wanted}; "
                     "leave it out, or add that"
                 )
+        if self.sigma2 is not None and self.target_error is None:
+            raise InputError(
+                f"--sigma2 {self.sigma2} without --target-error, whose error it is for; leave it out: "
+                "plot and query take their own"
+            )
         if self.density and self.ranks_per_point != 1:
             raise InputError(
                 f"--ranks-per-point {self.ranks_per_point} with --density: all ranks share each "

@@ -15,6 +15,7 @@ from hessian_spectrum.plotting.style import AXES, BLUE, COLORS, GREY, ORANGE, ti
 from hessian_spectrum.plotting.value_scale import axis_name, described, is_wide
 
 DASHES = ("-", "--", ":", "-.")
+COLUMNS = 6  # of a trajectory's picture: one, two or three panels fill a row
 
 
 def curve_figure(
@@ -70,16 +71,16 @@ def trajectory_figure(
     panels, axis = _value_panels(found, name), str(found.about.get("axis", "step"))
     axis = AXES.get(axis, axis)
     figure = Figure(figsize=(11, 7 if panels else 3.6), layout="constrained")
-    rows = figure.add_gridspec(1 + bool(panels), 1)
+    grid = figure.add_gridspec(1 + bool(panels), COLUMNS)
+    wide = COLUMNS // max(1, len(panels))
     for i, (label, names) in enumerate(panels.items()):
-        columns = rows[0].subgridspec(1, len(panels))
-        axes = figure.add_subplot(columns[i])
+        axes = figure.add_subplot(grid[0, wide * i : wide * (i + 1)])
         _draw_values(axes, found, label, names)
         axes.set_xlabel(axis)
-    below = rows[-1].subgridspec(1, 3)
-    _draw_distances(figure.add_subplot(below[0]), found, axis)
-    _draw_path(figure.add_subplot(below[1]), found)
-    _draw_variance(figure.add_subplot(below[2]), found)
+    below = [figure.add_subplot(grid[-1, first : first + 2]) for first in range(0, COLUMNS, 2)]
+    _draw_distances(below[0], found, axis)
+    _draw_path(below[1], found)
+    _draw_variance(below[2], found)
     figure.axes[0].set_title(title or f"{len(found)} iterates", loc="left", fontsize=11)
     return figure
 
