@@ -328,8 +328,8 @@ class TrackConfig(ValuesConfig, DensityOptions):
                 )
         if self.sigma2 is not None and self.target_error is None:
             raise InputError(
-                f"--sigma2 {self.sigma2} without --target-error, whose error it is for; leave it out: "
-                "plot and query take their own"
+                f"--sigma2 {self.sigma2} without --target-error: it is what the target refers to; "
+                "leave it out, since plot and query take their own"
             )
         if self.density and self.ranks_per_point != 1:
             raise InputError(

@@ -32,7 +32,7 @@ def of(run: Mapping[str, Any], kind: str) -> Series:
 
     An epoch is what a label's ``values`` say, who have it from the checkpoint; no label's text is
     read as a number. Where a label has none, or two have the same, the axis is the index: in the
-    order of a track's checkpoints where it is stored, else of the labels.
+    order of a track's checkpoints where it is stored, else as the file lists them.
     """
     keys = [key for key in run if hdf5_schema.split_key(key)[0] == kind]
     results = {hdf5_schema.split_key(key)[1]: run[key] for key in keys}
@@ -42,7 +42,8 @@ def of(run: Mapping[str, Any], kind: str) -> Series:
         if len(set(known.values())) == len(results):
             places = sorted(known.values()) if name == "epoch" else range(len(results))
             return _series(kind, results, known.__getitem__, tuple(places), name)
-    return _series(kind, results, str, tuple(range(len(results))), "index")
+    order = list(results).index
+    return _series(kind, results, order, tuple(range(len(results))), "index")
 
 
 def _series(
