@@ -76,8 +76,9 @@ def test_each_density_is_the_one_of_the_density_command(model, tmp_path):
     with hs.open(tmp_path / "all.h5") as run, hs.open(tmp_path / "merged.h5") as merged:
         assert set(run) - {"trajectory", "values"} == set(merged)
         losses = []
-        for path in paths:
+        for path, epoch in zip(paths, (2, 4, 9)):
             same(run[f"density/{path.stem}"], merged[f"density/{path.stem}"])
+            assert merged[f"values/{path.stem}"]["epoch"] == epoch  # as the checkpoint says
             values = merged[f"values/{path.stem}"]
             losses.append(values["loss"])
             assert values.items() <= run[f"values/{path.stem}"].items()
