@@ -171,7 +171,8 @@ def _carry_out(
         return
     from hessian_spectrum.commands import runner
 
-    runner.run(implementation, *runner.load_problem(implementation, config, world), world, stop)
+    computation = implementation.chosen(config)
+    runner.run(computation, *runner.load_problem(computation, config, world), world, stop)
 
 
 def _submit(config: SubmitConfig, command: list[str]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from hessian_spectrum import zoo
 from hessian_spectrum.commands import output, report
 from hessian_spectrum.commands.header import FREE_FIELDS
 from hessian_spectrum.commands.session import Session
@@ -61,6 +63,11 @@ class Computation(ABC, Generic[ConfigT, ResultT]):
 
     @abstractmethod
     def __init__(self, config: ConfigT, problem: Problem, world: World): ...
+
+    @classmethod
+    def chosen(cls, config: ConfigT) -> type[Computation[ConfigT, ResultT]]:
+        """Which computation carries ``config`` out, where an option decides; default: this one."""
+        return cls
 
     @classmethod
     def located(cls, config: ConfigT) -> ConfigT:
@@ -162,7 +169,7 @@ class CurvatureComputation(Computation[CurvatureT, ResultT]):
         return self._cost(estimate, first_order(self.evaluator))
 
     def look(self) -> dict[str, float]:
-        return first_order(self.evaluator)
+        return {**first_order(self.evaluator), **stored_epoch(self.config.checkpoint)}
 
     def prepare(self, session: Session) -> None:
         operator, formed = OPERATORS[self.config.operator](self.evaluator), None
@@ -186,3 +193,9 @@ def first_order(evaluator: Evaluator) -> dict[str, float]:
         "loss": evaluator.loss().item(),
         "gradient_norm": evaluator.gradient().norm().item(),
     }
+
+
+def stored_epoch(checkpoint: Path | None) -> dict[str, float]:
+    """{"epoch": ...} where the checkpoint stores one; nothing else says when it was."""
+    epoch = None if checkpoint is None else zoo.stored_epoch(checkpoint)
+    return {} if epoch is None else {"epoch": float(epoch)}

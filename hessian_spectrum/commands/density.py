@@ -15,7 +15,7 @@ from hessian_spectrum.commands import report
 from hessian_spectrum.commands.header import FREE_FIELDS
 from hessian_spectrum.commands.krylov_computation import KrylovComputation
 from hessian_spectrum.commands.session import Session
-from hessian_spectrum.config import DensityConfig
+from hessian_spectrum.config import DensityConfig, DensityOptions, TrackConfig
 from hessian_spectrum.distributed.agreement import on_first_rank
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.lanczos import Recurrences
@@ -58,7 +58,7 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
 
     def __init__(self, config: DensityConfig, problem: Problem, world: World):
         super().__init__(config, problem, world)
-        self.sizes = _sizes(config, self.evaluator.n)  # (num_probes, num_steps)
+        self.sizes = sizes_of(config, self.evaluator.n)  # (num_probes, num_steps)
         self.may_end_early = config.target_error is not None
         self.groups: Sequence[Evaluator] = ()
         self.measure: SpectralMeasure | None = None  # once it is known
@@ -70,40 +70,7 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         return self.sizes[1]
 
     def estimate(self, operator: Curvature) -> Estimate:
-        config, (num_probes, num_steps) = self.config, self.sizes
-        found = product_planner.plan(
-            operator.evaluator,
-            operator.theta,
-            num_probes,
-            2 * num_steps if config.data_groups else num_steps,
-            kept=spectrum.vectors_kept(operator.n, config.estimator, num_probes, num_steps),
-            form=operator.form,
-            mode=config.hvp,
-            precision=config.hvp_dtype,
-            memory=config.memory_bytes,
-            folder=config.scratch_folder,
-        )
-        return self._with_all_else(found, operator)
-
-    def _with_all_else(self, found: Estimate, operator: Curvature) -> Estimate:
-        """With the time of orthogonalization, exchange, and the answers with their intervals."""
-        num_probes, num_steps = self.sizes
-        lockstep = self.config.estimator == "slq"  # each probe has a basis of its own
-        block = 1 if lockstep else num_probes
-        cost = step_cost(operator.layout, operator.dtype, operator.device, block)
-        most = 2 if self.config.estimator == "lean" else num_steps
-        beside = cost.of(block * min(step, most) for step in range(1, num_steps + 1))
-        after = 0.0
-        if operator.in_float64() is not operator:
-            after += CHECKED * found.seconds / max(1, found.products)
-        beside *= num_probes if lockstep else 1
-        return dataclasses.replace(found, beside=beside, after=after + self._answers_seconds())
-
-    def _answers_seconds(self) -> float:
-        num_probes, num_steps = self.sizes
-        if self.config.estimator == "slq":
-            return num_probes * answers_seconds(num_steps)
-        return answers_seconds(min(num_probes * num_steps, self.evaluator.n))
+        return estimate(self.config, operator, *self.sizes)
 
     # -- an earlier run --------------------------------------------------------------------------
 
@@ -134,7 +101,7 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         self.config = dataclasses.replace(config, data_groups=config.data_groups or groups)
         steps = plan["num_steps"]
         if not (config.num_steps is config.num_products is config.target_error is None):
-            steps = _sizes(config, self.evaluator.n, probes)[1]
+            steps = sizes_of(config, self.evaluator.n, probes)[1]
         self.sizes = probes, max(steps, done)
 
     def require_extension(self, saved: dict[str, Any]) -> None:
@@ -189,7 +156,8 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
                 operator, config.estimator, *self.sizes, config.seed, place
             )
         self._look_at_state()
-        session.rest = session.rest or self._answers_seconds()
+        if not session.rest:
+            session.rest = seconds_of_answers(config.estimator, *self.sizes, operator.n)
 
     @property
     def state(self) -> ProbeState:
@@ -294,7 +262,47 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         }
 
 
-def _sizes(config: DensityConfig, n: int, num_probes: int | None = None) -> tuple[int, int]:
+def estimate(
+    config: DensityConfig | TrackConfig,
+    operator: Curvature,
+    num_probes: int,
+    num_steps: int,
+    count: int = 1,
+) -> Estimate:
+    """How products are formed, and what ``count`` densities cost."""
+    passes = 2 * num_steps if config.data_groups else num_steps
+    found = product_planner.plan(
+        operator.evaluator,
+        operator.theta,
+        num_probes,
+        count * passes,
+        kept=spectrum.vectors_kept(operator.n, config.estimator, num_probes, num_steps),
+        form=operator.form,
+        mode=config.hvp,
+        precision=config.hvp_dtype,
+        memory=config.memory_bytes,
+        folder=config.scratch_folder,
+    )
+    one = found.seconds / max(1, found.products)
+    checked = 0.0 if operator.in_float64() is operator else CHECKED * one
+    after = checked + seconds_of_answers(config.estimator, num_probes, num_steps, operator.n)
+    # Orthogonalization and exchange.
+    lockstep = config.estimator == "slq"  # each probe has a basis of its own
+    block, bases = (1, num_probes) if lockstep else (num_probes, 1)
+    cost = step_cost(operator.layout, operator.dtype, operator.device, block)
+    most = 2 if config.estimator == "lean" else num_steps
+    beside = bases * cost.of(block * min(step, most) for step in range(1, num_steps + 1))
+    return dataclasses.replace(found, beside=count * beside, after=count * after)
+
+
+def seconds_of_answers(estimator: str, num_probes: int, num_steps: int, n: int) -> float:
+    """Of a density's curve and report, with their intervals."""
+    if estimator == "slq":
+        return num_probes * answers_seconds(num_steps)
+    return answers_seconds(min(num_probes * num_steps, n))
+
+
+def sizes_of(config: DensityOptions, n: int, num_probes: int | None = None) -> tuple[int, int]:
     """(num_probes, num_steps) of a new run; the steps of one that has its probes."""
     if config.num_steps is not None and config.num_steps > n:
         raise InputError(

@@ -98,7 +98,7 @@ class PointsComputation(Computation[PointsT, ResultT]):
         )
         self.task = together(world, lambda: self.make_task(computed))
         session.digests["points"] = plane_vectors.digest(self.task)
-        _require_agreement(world, session.digests)
+        plane_vectors.require_agreement(world, session.digests)
         self.keep(computed)
         if saved:
             together(world, lambda: session.resume_from(saved.header))
@@ -247,15 +247,3 @@ def _array(run: Run, values: Any, name: str, kind: str, ndim: int) -> Any:
     if not isinstance(found, np.ndarray) or (found.dtype.kind, found.ndim) != (kind, ndim):
         raise InputError(f"{run.path}: is damaged: {name} is no array of the type of this state")
     return found
-
-
-def _require_agreement(world: World, digests: dict[str, str | None]) -> None:
-    """Inside a group an Evaluator looks itself."""
-    every = world.gather_objects(digests)
-    for name in digests:
-        other = next((r for r, found in enumerate(every) if found[name] != every[0][name]), None)
-        if other is not None:
-            raise InputError(
-                f"rank {other} and rank 0 hold different {name}; load the same files on every "
-                "rank, or seed torch before the model is made"
-            )

@@ -178,7 +178,8 @@ def values(result: Curve | Surface | Trajectory, center: dict[str, float]) -> st
             np.where(np.isfinite(array), sign * array, np.inf).argmin(), array.shape
         )
         place = ", ".join(
-            f"{axis} = {getattr(result, axis)[i]:.4g}" for axis, i in zip(axes, lowest)
+            f"{result.about.get('axis', axis)} = {getattr(result, axis)[i]:.4g}"
+            for axis, i in zip(axes, lowest)
         )
         label = name.replace("_", " ")
         lines.append(f"{label:<24} {finite.min():.6g} to {finite.max():.6g}   ({best} at {place})")

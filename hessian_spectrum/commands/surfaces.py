@@ -19,11 +19,12 @@ from hessian_spectrum.analyses.corner_surfaces import corner_task
 from hessian_spectrum.analyses.curvature_map import COLUMNS
 from hessian_spectrum.commands import curvature_map as maps
 from hessian_spectrum.commands import plane_vectors, report
-from hessian_spectrum.commands.computation import ResultT
+from hessian_spectrum.commands.computation import Computation, ResultT
 from hessian_spectrum.commands.curve_search import CurveSearch
 from hessian_spectrum.commands.points_computation import PointsComputation
 from hessian_spectrum.commands.scheduler import TASKS, Job, Piece
 from hessian_spectrum.commands.session import Session
+from hessian_spectrum.commands.track_densities import TrackDensities
 from hessian_spectrum.config import (
     InterpolateConfig,
     SurfaceConfig,
@@ -126,12 +127,17 @@ class Track(ValuesComputation[TrackConfig, Trajectory]):
         super().__init__(config, problem, world)
 
     @classmethod
+    def chosen(cls, config: TrackConfig) -> type[Computation[TrackConfig, Trajectory]]:
+        return TrackDensities if config.density else cls
+
+    @classmethod
     def located(cls, config: TrackConfig) -> TrackConfig:
         return plane_vectors.located(config, config.checkpoints[-1])
 
     def make_task(self, computed: Tensor) -> PointTask:
         rows = plane_vectors.of_checkpoints(self.evaluator, self.config.checkpoints)
-        return trajectory.iterates_task(self.evaluator, rows)
+        steps, about = plane_vectors.steps_of(self.config.checkpoints)
+        return trajectory.iterates_task(self.evaluator, rows, steps, **about)
 
     def others(self, task: PointTask, pace: float, session: Session | None) -> dict[str, float]:
         if not self.config.eigenvalues:

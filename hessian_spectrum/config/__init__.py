@@ -2,7 +2,7 @@
 
 from hessian_spectrum.config.alignment import AlignmentConfig
 from hessian_spectrum.config.curvature import CurvatureConfig, KrylovConfig
-from hessian_spectrum.config.density import DensityConfig
+from hessian_spectrum.config.density import DensityConfig, DensityOptions
 from hessian_spectrum.config.eigenpairs import EigenpairsConfig
 from hessian_spectrum.config.files import to_dict
 from hessian_spectrum.config.landscape import (
@@ -25,6 +25,7 @@ __all__ = [
     "CurvatureConfig",
     "DemoConfig",
     "DensityConfig",
+    "DensityOptions",
     "EigenpairsConfig",
     "InterpolateConfig",
     "KrylovConfig",

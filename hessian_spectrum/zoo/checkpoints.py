@@ -70,6 +70,20 @@ def save_checkpoint(
         torch.save(checkpoint, temporary)
 
 
+def stored_epoch(path: str | Path) -> int | None:
+    """The number of finished epochs that a checkpoint stores under "epoch"; None without one.
+
+    File names are not looked at.
+
+    Raises:
+        InputError: as ``load_checkpoint``, for a file that cannot be read.
+    """
+    content = _read(Path(path).expanduser())
+    epoch = content.get("epoch") if isinstance(content, Mapping) else None
+    is_whole = isinstance(epoch, int) and not isinstance(epoch, bool)
+    return epoch if is_whole else None
+
+
 def _read(path: Path) -> object:
     if not path.is_file():
         raise InputError(
