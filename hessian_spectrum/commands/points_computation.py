@@ -126,14 +126,14 @@ class PointsComputation(Computation[PointsT, ResultT]):
                     "nothing to resume; use --overwrite to start again, or another --out"
                 )
             progress, kept = run[PROGRESS], run.get(VECTORS)
-            vectors = None if kept is None else _array(run, kept, "vectors", "f", 2)
+            vectors = None if kept is None else saved_array(run, kept, "vectors", "f", 2)
             header = RunHeader.from_run(run)
             try:
                 self.plan_form.require(header.plan, "plan")
             except InputError as error:
                 raise InputError(f"{run.path}: is damaged: {error}") from None
-            rows = _array(run, progress, "rows", "f", 2)
-            done = _array(run, progress, "done", "b", 1)
+            rows = saved_array(run, progress, "rows", "f", 2)
+            done = saved_array(run, progress, "done", "b", 1)
             if len(rows) != len(done):
                 raise InputError(f"{run.path}: is damaged: {len(rows)} points, {len(done)} flags")
             return Saved(header, {"rows": rows, "done": done}, vectors)
@@ -241,7 +241,7 @@ class PointsComputation(Computation[PointsT, ResultT]):
         return self.table
 
 
-def _array(run: Run, values: Any, name: str, kind: str, ndim: int) -> Any:
+def saved_array(run: Run, values: Any, name: str, kind: str, ndim: int) -> Any:
     """An array of a saved state; InputError where it is none of this kind and dimension."""
     found = values.get(name) if isinstance(values, Mapping) else None
     if not isinstance(found, np.ndarray) or (found.dtype.kind, found.ndim) != (kind, ndim):

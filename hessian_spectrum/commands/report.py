@@ -75,7 +75,7 @@ def _parts(estimate: Estimate) -> str:
         "answers and their intervals": estimate.after,
     }
     told = [f"{name} {duration(s)}" for name, s in parts.items() if s >= 0.05 * estimate.total]
-    return f" ({', '.join(told)})" if len(told) > 1 else ""
+    return f" ({', '.join(told)})" if len(told) > 1 and estimate.total >= 1 else ""
 
 
 def job_minutes(seconds: float) -> str:

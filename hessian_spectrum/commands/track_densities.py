@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,7 @@ from hessian_spectrum.commands import density, plane_vectors, report
 from hessian_spectrum.commands.computation import OPERATORS, Computation, first_order, stored_epoch
 from hessian_spectrum.commands.header import RunHeader
 from hessian_spectrum.commands.output import reopened
+from hessian_spectrum.commands.points_computation import PROGRESS, saved_array
 from hessian_spectrum.commands.session import Session
 from hessian_spectrum.config import TrackConfig
 from hessian_spectrum.distributed.agreement import on_first_rank, together
@@ -42,8 +43,6 @@ from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.storage import merge
 from hessian_spectrum.storage.hdf5_schema import Result, join_key, split_key
 from hessian_spectrum.zoo import problem_loader
-
-PROGRESS = "values/progress"  # of an unfinished run
 
 
 class TrackDensities(Computation[TrackConfig, Trajectory]):
@@ -101,15 +100,19 @@ class TrackDensities(Computation[TrackConfig, Trajectory]):
             if not (self.config.resume and self.config.out.exists()):
                 return
             with reopened(self.config.out) as run:
-                if PROGRESS not in run or tuple(run[PROGRESS]["columns"]) != self.columns:
+                saved = run.get(PROGRESS)
+                columns = saved.get("columns") if isinstance(saved, Mapping) else None
+                if columns is None or tuple(np.atleast_1d(columns).tolist()) != self.columns:
                     raise InputError(
                         f"{run.path} is not what an interrupted track --density with these options "
                         "has left: there is nothing to resume; use --overwrite to start again, or "
                         "another --out"
                     )
-                saved, header = run[PROGRESS], RunHeader.from_run(run)
-                if saved["rows"].shape == self.rows.shape:  # else the checkpoints differ: refused
-                    self.rows, self.done = saved["rows"], saved["done"].astype(bool)
+                header = RunHeader.from_run(run)
+                rows = saved_array(run, saved, "rows", "f", 2)
+                done = saved_array(run, saved, "done", "b", 1)
+                if rows.shape == self.rows.shape and done.shape == self.done.shape:
+                    self.rows, self.done = rows, done  # else the checkpoints differ: refused
                 ours = set(self.labels)
                 self.found = {key: run[key] for key in run if split_key(key)[1] in ours}
 
@@ -135,7 +138,15 @@ class TrackDensities(Computation[TrackConfig, Trajectory]):
         return self.config.target_error is not None
 
     def _estimate(self, operator: Curvature) -> Estimate:
-        return density.estimate(self.config, operator, *self.sizes, count=len(self.labels))
+        found = density.estimate(self.config, operator, *self.sizes, count=len(self.labels))
+        found = dataclasses.replace(
+            found,
+            beside=found.beside + found.after,
+            what_beside="orthogonalization, exchange and answers",
+            after=0.0,
+        )
+        self.expected_seconds = found.total
+        return found
 
     # -- steps -----------------------------------------------------------------------------------
 
@@ -232,7 +243,7 @@ class TrackDensities(Computation[TrackConfig, Trajectory]):
 
     def save(self, session: Session) -> None:
         state: dict[str, Any] = {"columns": list(self.columns), "rows": self.rows}
-        state["done"] = self.done.astype(int)
+        state["done"] = self.done
         labelled = {**self.found, PROGRESS: state}
         session.write(self._trajectory(), finished=False, **labelled)
 

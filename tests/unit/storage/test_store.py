@@ -695,17 +695,22 @@ def test_a_lock_that_cannot_be_created_is_refused(tmp_path):
 # -- who is writing ------------------------------------------------------------------------------
 
 
+STATUS = {"stage": "density", "unit": "step", "total": 160, "seconds_left": 1.5, "saved": None}
+
+
 def test_a_lock_tells_how_far_the_run_is_and_stays_its_owners(path):
     assert writer_lock.Writer.of(path) is None
     with WriterLock(path) as lock:
         assert writer_lock.Writer.of(path).status == {}
-        for done in (5, 1234):  # a shorter note leaves nothing of a longer one
-            lock.note({"stage": "density", "done": done})
+        for done in (5, 1234, 6):  # a shorter note leaves nothing of a longer one
+            lock.note({**STATUS, "done": done})
             writer = writer_lock.Writer.of(path)
-            assert writer.status == {"stage": "density", "done": done} and lock.held
+            assert writer.status == {**STATUS, "done": done} and lock.held
             assert writer.owner["pid"] == os.getpid() and not writer.is_stale
-        lock.note({"stage": "x" * 10_000})  # more than there is room for
-        assert writer_lock.Writer.of(path).status["done"] == 1234
+        lock.note({**STATUS, "stage": "x" * 10_000})  # more than there is room for
+        assert writer_lock.Writer.of(path).status["done"] == 6
+        lock.note({**STATUS, "done": "soon"})
+        assert writer_lock.Writer.of(path).status == {} and lock.held
     assert writer_lock.Writer.of(path) is None
 
 
