@@ -15,7 +15,7 @@ import h5py
 
 from hessian_spectrum._core.atomic import replacing, temporary_of
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.storage import hdf5_schema
+from hessian_spectrum.storage import file_seal, hdf5_schema
 from hessian_spectrum.storage.hdf5_checksum import read_attribute
 from hessian_spectrum.storage.hdf5_data import one_line, read_table, to_json, write_text
 from hessian_spectrum.storage.hdf5_schema import Result
@@ -73,7 +73,7 @@ def save(
 def _content(stored: Mapping[str, Result], texts: Mapping[str, str], finished: bool) -> memoryview:
     """The file's bytes, built in memory: on a full disk the HDF5 library crashes at exit."""
     content = io.BytesIO()
-    with h5py.File(content, "w") as file:
+    with h5py.File(content, "w", userblock_size=file_seal.SIZE) as file:
         file.attrs["schema"] = hdf5_schema.SCHEMA
         file.attrs["schema_version"] = hdf5_schema.SCHEMA_VERSION
         file.attrs["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -83,7 +83,9 @@ def _content(stored: Mapping[str, Result], texts: Mapping[str, str], finished: b
         for key, result in stored.items():
             hdf5_schema.write(file, key, result, finished)
         hdf5_schema.sign(file)
-    return content.getbuffer()
+    found = content.getbuffer()
+    file_seal.seal(found)
+    return found
 
 
 def open(path: str | os.PathLike[str]) -> Run:
@@ -104,7 +106,10 @@ def open(path: str | os.PathLike[str]) -> Run:
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected a run file such as run.h5")
     try:
+        file_seal.require_intact(path)
         file = _opened(path)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except OSError as error:
         reason = "is truncated or damaged" if _has_signature(path) else "is not an HDF5 file"
         raise InputError(f"{path}: {reason} ({one_line(error)})") from None
@@ -226,4 +231,5 @@ def _too_long(path: Path) -> InputError:
 
 def _has_signature(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(8) == b"\x89HDF\r\n\x1a\n"
+        start = file.read(file_seal.SIZE + 8)
+    return b"\x89HDF\r\n\x1a\n" in (start[:8], start[file_seal.SIZE :])

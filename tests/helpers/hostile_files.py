@@ -14,7 +14,7 @@ import zlib
 import h5py
 import numpy as np
 
-from hessian_spectrum.storage import hdf5_schema
+from hessian_spectrum.storage import file_seal, hdf5_schema
 from hessian_spectrum.storage.manifest_schema import CHECKSUM, checksum
 
 MANY = 2 * 10**8  # numbers that a few bytes declare: 1.6 GB
@@ -153,6 +153,18 @@ def edited(path, signed=True):
         if signed:
             with contextlib.suppress(Exception):
                 hdf5_schema.sign(file)
+    (seal if signed else unseal)(path)
+
+
+def seal(path):
+    content = bytearray(path.read_bytes())
+    file_seal.seal(memoryview(content))
+    path.write_bytes(content)
+
+
+def unseal(path):
+    with path.open("r+b") as file:
+        file.write(bytes(file_seal.SIZE))
 
 
 def _replaced(file, name, **options):

@@ -10,6 +10,7 @@ import time
 import h5py
 import numpy as np
 import pytest
+from hostile_files import unseal
 from locks import content, dead_pid
 from safetensors import SafetensorError
 
@@ -313,6 +314,7 @@ def test_a_newer_schema_is_refused(path):
     run_file.save(path, some_measure())
     with h5py.File(path, "r+") as file:
         file.attrs["schema_version"] = hdf5_schema.SCHEMA_VERSION + 1
+    unseal(path)
     refused(f"{path}: has schema version 2, .*reads up to 1; update", run_file.open, path)
 
 
@@ -392,6 +394,7 @@ def test_damaged_content_is_refused(path, damage, reason):
     run_file.save(path, some_measure(), pairs, curve)
     with h5py.File(path, "r+") as file:
         damage(file)
+    unseal(path)
     refused(f"{path}: is damaged.*{reason}", run_file.open, path)
 
 
@@ -404,6 +407,7 @@ def test_a_flipped_bit_is_noticed(path, name):
     content = bytearray(path.read_bytes())
     content[offset + 9] ^= 1
     path.write_bytes(content)
+    unseal(path)  # as of a file too large to be read twice
     refused(f"{path}: is damaged", lambda: np.asarray(run_file.open(path)["eigenpairs"].vectors))
 
 
@@ -726,3 +730,29 @@ def test_a_note_never_reaches_the_lock_of_another_process(path):
 def test_a_writer_that_is_gone_is_known_as_such(path):
     content(path, pid=dead_pid())
     assert writer_lock.Writer.of(path).is_stale
+
+
+def test_a_damaged_file_is_refused_before_hdf5_reads_it(path, monkeypatch):
+    run_file.save(path, some_measure())
+    whole = path.read_bytes()
+    opened = []
+    monkeypatch.setattr(run_file, "_opened", lambda path: opened.append(path))
+    generator = np.random.default_rng(0)
+    for at in (*generator.integers(512, len(whole), 50), 512, len(whole) - 1):
+        content = bytearray(whole)
+        content[at] ^= 1 << generator.integers(8)
+        path.write_bytes(content)
+        refused(f"{path}: is truncated or damaged: its checksum", run_file.open, path)
+    assert not opened
+
+
+def test_other_programs_read_a_sealed_file_and_an_edited_one_is_read_without_its_seal(path):
+    run_file.save(path, {"loss": 0.5}, finished=False)
+    with h5py.File(path, "r+") as file:  # by a program that knows nothing of us
+        assert file.userblock_size == 512 and file["values/main/loss"][()] == 0.5
+        del file.attrs["checksum"]
+        file["values/main/loss"][...] = 0.75
+    refused("set the first 512 bytes to zero", run_file.open, path)
+    unseal(path)
+    with run_file.open(path) as run:
+        assert run["values"]["loss"] == 0.75
