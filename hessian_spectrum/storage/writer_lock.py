@@ -66,8 +66,7 @@ class WriterLock:
         self._token = uuid.uuid4().hex
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._descriptor: int | None = None  # of our lock: another's has another inode
-        self._note_at = 0  # bytes before the second line
+        self._line = b""  # the first line of our lock
 
     def __enter__(self) -> WriterLock:
         if not self._create():
@@ -81,9 +80,6 @@ class WriterLock:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
         if self.held:
             # A failure to remove it must not hide the run's own error; the lock becomes stale.
             with suppress(OSError):
@@ -105,13 +101,20 @@ class WriterLock:
     def note(self, status: Mapping[str, Any]) -> None:
         """Leave a word on how far the run is in the lock, for ``Writer.of``; never fails.
 
-        Written in place, into the file that this process has created: where another process has
-        taken the lock over, it has a file of its own.
+        Written in place, into the file that has our line: where another process has taken the
+        lock over, it has a file of its own. The file is not kept open: that would keep a disk from
+        being unmounted.
         """
-        line = json.dumps(dict(status)).encode()
-        if self._descriptor is not None and len(line) < NOTE_BYTES:
-            with suppress(OSError):
-                os.pwrite(self._descriptor, line.ljust(NOTE_BYTES), self._note_at)
+        line, place = json.dumps(dict(status)).encode(), len(self._line)
+        if not place or len(line) >= NOTE_BYTES:
+            return
+        with suppress(OSError):
+            descriptor = os.open(self.path, os.O_RDWR)
+            try:
+                if os.pread(descriptor, place, 0) == self._line:
+                    os.pwrite(descriptor, line.ljust(NOTE_BYTES), place)
+            finally:
+                os.close(descriptor)
 
     def _create(self) -> bool:
         try:
@@ -127,12 +130,13 @@ class WriterLock:
             os.write(descriptor, line)
             os.fsync(descriptor)
         except OSError as error:
-            os.close(descriptor)
             self.path.unlink(missing_ok=True)
             raise InputError(
                 f"{self.path}: cannot write this lock file ({error.strerror})"
             ) from None
-        self._descriptor, self._note_at = descriptor, len(line)
+        finally:
+            os.close(descriptor)
+        self._line = line
         return True
 
     def _take_over(self) -> None:
