@@ -88,7 +88,9 @@ class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
             pairs = sum(counts(config.which, config.wanted))
             exact = pairs if config.certify else residual_check.NUM_COMBINATIONS
             after = EXACT * exact * found.seconds / found.products
-        return dataclasses.replace(found, beside=beside, after=after)
+        return dataclasses.replace(
+            found, beside=beside, after=after, what_after="products in float64"
+        )
 
     # -- an earlier run --------------------------------------------------------------------------
 

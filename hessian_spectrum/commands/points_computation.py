@@ -192,6 +192,7 @@ class PointsComputation(Computation[PointsT, ResultT]):
         finally:
             together(self.world, raise_error)
         if not complete:
+            checkpoints.was_saved(last=True)
             checkpoints.leave_if_stopped()
         assert complete  # nothing else leaves points
         self._is_complete = complete
@@ -216,7 +217,7 @@ class PointsComputation(Computation[PointsT, ResultT]):
             beside[VECTORS] = {"vectors": self._vectors}
         session.write_here(table.result(), *self.task.beside, finished=finished, **beside)
         if not finished:
-            session.checkpoints.was_saved(session.checkpoints.is_stopping())
+            session.checkpoints.was_saved()
 
     def finish(self, session: Session) -> ResultT:
         """The result of all points, which the last step has written; complete on rank 0 only."""

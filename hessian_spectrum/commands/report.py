@@ -72,7 +72,7 @@ def _parts(estimate: Estimate) -> str:
     parts = {
         "products": estimate.seconds,
         estimate.what_beside: estimate.beside,
-        "answers and their intervals": estimate.after,
+        estimate.what_after: estimate.after,
     }
     told = [f"{name} {duration(s)}" for name, s in parts.items() if s >= 0.05 * estimate.total]
     return f" ({', '.join(told)})" if len(told) > 1 and estimate.total >= 1 else ""

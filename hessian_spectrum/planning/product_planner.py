@@ -39,6 +39,7 @@ class Estimate:
     beside: float = field(default=0.0, kw_only=True)  # of all else in the steps
     what_beside: str = field(default="orthogonalization and exchange", kw_only=True)
     after: float = field(default=0.0, kw_only=True)  # after the last step
+    what_after: str = field(default="answers and their intervals", kw_only=True)
     calibrated: bool  # False: a default, timed on one minibatch
     trials: tuple[Trial, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)  # modes left out, and why
