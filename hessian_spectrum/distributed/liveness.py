@@ -18,6 +18,10 @@ T = TypeVar("T")
 BEAT = 1.0  # seconds between heartbeats
 LISTEN = 3.5  # seconds without one: dead, frozen, or on a node that is lost
 LAST = 5.0  # seconds that the rank which serves the store waits for the others to leave
+# Seconds in which a call into the store that waits for an answer gives up by itself. The interpreter
+# must not end meanwhile: a thread that comes back from C++ then ends the process by an abort,
+# "terminate called without an active exception".
+GIVES_UP = LISTEN + 2.0
 
 
 class RankLost(RuntimeError):
@@ -40,10 +44,12 @@ def answer_within(seconds: float, question: Callable[..., T], *words: Any) -> T:
         except BaseException as error:
             answers.put((None, error))
 
-    threading.Thread(target=ask, daemon=True).start()
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
     try:
         answer, error = answers.get(timeout=seconds)
     except queue.Empty:
+        atexit.register(thread.join, GIVES_UP)
         raise TimeoutError(f"no answer within {seconds:.3g} s") from None
     if error is not None:
         raise error
@@ -76,7 +82,7 @@ class Presence:
     def stop(self) -> None:
         """Stop the heartbeat before this process ends normally."""
         self._end.set()
-        self._thread.join(LISTEN)
+        self._thread.join(GIVES_UP)
 
     def silent(self) -> list[int]:
         """The ranks that send no heartbeat for ``LISTEN`` seconds, which this call takes."""
