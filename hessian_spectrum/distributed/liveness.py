@@ -18,9 +18,9 @@ T = TypeVar("T")
 BEAT = 1.0  # seconds between heartbeats
 LISTEN = 3.5  # seconds without one: dead, frozen, or on a node that is lost
 LAST = 5.0  # seconds that the rank which serves the store waits for the others to leave
-# Seconds in which a call into the store that waits for an answer gives up by itself. The interpreter
-# must not end meanwhile: a thread that comes back from C++ then ends the process by an abort,
-# "terminate called without an active exception".
+# Seconds in which a call into the store that waits for an answer gives up by itself. The
+# interpreter must not end meanwhile: a thread that comes back from C++ then ends the process by an
+# abort, "terminate called without an active exception".
 GIVES_UP = LISTEN + 2.0
 
 
