@@ -1,8 +1,8 @@
 """The smallest step along an update that raises the loss, by forward passes only.
 
 Kalra et al. 2026 (arXiv 2601.16979): for an update ``theta - eta direction`` the critical learning
-rate eta_c is the smallest eta for which the loss is larger than at theta, and 2 / eta_c the critical
-sharpness: the largest eigenvalue where the direction is its eigenvector's.
+rate eta_c is the smallest eta for which the loss is larger than at theta, and 2 / eta_c the
+critical sharpness: the largest eigenvalue where the direction is its eigenvector's.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ def critical_step(
 ) -> tuple[float, int]:
     """The smallest step at which the loss rises, and how often it was evaluated.
 
-    Doubling or halving from ``first`` brackets where ``rise(step) / step`` changes its sign, which is
-    linear for a quadratic loss; Brent's method finds it there.
+    Doubling or halving from ``first`` brackets where ``rise(step) / step`` changes its sign, which
+    is linear for a quadratic loss; Brent's method finds it there.
 
     Args:
         rise: step -> loss there minus loss at step 0; NaN and inf count as a rise.

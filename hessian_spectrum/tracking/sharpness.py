@@ -104,7 +104,7 @@ class EndsFinder:
             return ends
         scale = np.abs(ends.values).max()
         if self._rounding is None and scale:
-            self._rounding = arithmetic_error(operator, rows, seed=0) / scale
+            self._rounding = float(arithmetic_error(operator, rows, seed=0) / scale)
         return replace(ends, residuals=ends.residuals + (self._rounding or 0.0) * scale)
 
 

@@ -7,7 +7,6 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, RMSprop
 import hessian_spectrum as hs
 from hessian_spectrum.tracking.stability import stability
 
-
 WARM_UP, STEPS = 400, 3000
 
 
@@ -119,9 +118,9 @@ def test_what_has_no_known_threshold_says_why():
 
 def test_an_optimizer_of_other_parameters_is_refused():
     theta, other = (torch.nn.Parameter(torch.ones(1)) for _ in range(2))
-    with pytest.raises(hs.InputError, match="does not step head.weight"):
+    with pytest.raises(hs.InputError, match=r"does not step head\.weight"):
         stability(SGD([theta], lr=0.1), {"theta": theta, "head.weight": other})
-    with pytest.raises(hs.InputError, match="expected a torch.optim one"):
+    with pytest.raises(hs.InputError, match=r"expected a torch\.optim one"):
         stability("sgd", {"theta": theta})
 
 

@@ -12,11 +12,11 @@ import hessian_spectrum as hs
 class Training:
     """A small network, its optimizer, and a tracker on data of its own."""
 
-    def __init__(self, path, make=None, seed=0, **options):
+    def __init__(self, path, make=None, seed=0, dtype=torch.float64, **options):
         torch.manual_seed(seed)
-        self.model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+        self.model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype)
         generator = torch.Generator().manual_seed(1)
-        x = torch.randn(60, 4, dtype=torch.float64, generator=generator)
+        x = torch.randn(60, 4, dtype=torch.float64, generator=generator).to(dtype)
         self.data = x, (x[:, :3] + 0.5 * x[:, 1:]).argmax(1)
         self.probe = self.data[0][:40], self.data[1][:40]
         make = make or (lambda p: torch.optim.SGD(p, lr=0.5))
@@ -235,8 +235,11 @@ def same_files(one, two):
             np.testing.assert_array_equal(getattr(x, name), getattr(y, name), err_msg=name)
 
 
-def test_a_restarted_training_goes_on_with_the_same_bits(tmp_path):
-    options = {"largest": 2, "density_every": 10, "num_products": 20}
+@pytest.mark.parametrize("largest", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_restarted_training_goes_on_with_the_same_bits(tmp_path, dtype, largest):
+    options = {"largest": largest, "density_every": 10, "num_products": 20, "dtype": dtype}
+    options["tol"] = 1e-9 if dtype == torch.float64 else 1e-4
     Training(tmp_path / "whole.h5", OPTIMIZERS["adam"], **options).steps(1, 20)
 
     first = Training(tmp_path / "run.h5", OPTIMIZERS["adam"], **options).steps(1, 9)
@@ -287,7 +290,7 @@ def test_wrong_use_is_told_in_one_line(tmp_path):
     ):
         with pytest.raises(hs.InputError, match=message):
             hs.Tracker(training.evaluator, tmp_path / "c.h5", **options)
-    with pytest.raises(hs.InputError, match="expected an hs.Evaluator"):
+    with pytest.raises(hs.InputError, match=r"expected an hs\.Evaluator"):
         hs.Tracker(training.model, path)
 
 
