@@ -19,7 +19,7 @@ from torch import nn
 import hessian_spectrum as hs
 from hessian_spectrum.zoo.torchvision_compat import import_torchvision
 
-import_torchvision()  # both packages import it, also where its operators were built for another torch
+import_torchvision()  # both packages import it; its operators may be built for another torch
 torch.manual_seed(0)
 torch.set_num_threads(1)
 x = torch.randn(64, 4)
@@ -52,8 +52,9 @@ class Module(L.LightningModule):
 def evaluator(module):
     return hs.Evaluator(module.net, nn.CrossEntropyLoss(), (x[:40], y[:40]))
 
+# Checkpoints at the ends of epochs: within one Lightning starts its data again.
 data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
-saving = L.callbacks.ModelCheckpoint(dirpath="ckpt", save_last=True, every_n_train_steps=4)
+saving = L.callbacks.ModelCheckpoint(dirpath="ckpt", save_last=True, every_n_train_steps=8)
 trainer = L.Trainer(
     max_epochs=3, accelerator="cpu", devices=1, accumulate_grad_batches=1, logger=False,
     enable_progress_bar=False, enable_model_summary=False,
