@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from numbers import Integral
 from typing import Any
 
@@ -12,6 +13,10 @@ class InputError(ValueError):
     A ``ValueError``, so that callers need not know this class; the command line prints its
     message on one line and exits with code 2.
     """
+
+
+class StateLost(OSError):
+    """A result is written and complete, but not the state that it could be extended from."""
 
 
 class Warned(UserWarning):
@@ -43,3 +48,17 @@ def is_out_of_memory(error: BaseException) -> bool:
 def in_one_line(error: BaseException) -> str:
     """``ValueError: what it says``, without line breaks."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def place_of(error: BaseException) -> str:
+    """``FILE:LINE`` of the innermost frame of its traceback; "?" without one."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "?"
+
+
+def of_exit(error: SystemExit) -> InputError:
+    """What is raised instead where a model, a loss or data end the process."""
+    return InputError(
+        f"sys.exit({error.code!r}) was called at {place_of(error)}; a model, a loss or data must "
+        "raise an error or return"
+    )

@@ -18,6 +18,8 @@ def stored(
     index: Mapping[str, str] | None = None,
     compress: bool = False,
     square: bool = False,
+    texts: bool = False,
+    part_of: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Metadata of a field that is a data set: a number, a text, an array, or a mapping of arrays.
 
@@ -31,6 +33,9 @@ def stored(
         index: axes that are only counted, and what they count; each has a data set 0, 1, 2, ...
         compress: for arrays that are mostly zeros.
         square: a square matrix, of which a sequence keeps one size.
+        texts: an array of texts; others are of numbers.
+        part_of: axes of which it has the first entries only; all others are of one length in a
+            result.
     """
     return {
         "form": "data",
@@ -41,6 +46,8 @@ def stored(
         "index": index or {},
         "compress": compress,
         "square": square,
+        "texts": texts,
+        "part_of": part_of,
     }
 
 
@@ -48,7 +55,7 @@ def stored_attribute(description: str, least: int | None = None) -> dict[str, An
     """Metadata of a number that is an attribute of the result's group; None is left out.
 
     Args:
-        least: of a whole number; None: any real number.
+        least: of a whole number; None: any real number that is not negative.
     """
     return {"form": "attribute", "description": description, "least": least}
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.algorithms.residual_check import NUM_COMBINATIONS, arithmetic_error
+from hessian_spectrum.distributed.arrays import as_tensor
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.operators.same_call import require_same_computation
 from hessian_spectrum.planning.planned_operator import planned
@@ -57,7 +58,7 @@ def solve(
     float64; each product is one broadcast of n entries and the operator's own exchange.
     """
     world, n = operator.layout.world, operator.n
-    b = torch.as_tensor(b).detach()
+    b = as_tensor(b)
     require_same_computation(operator, "solve", b=b, damping=damping, tol=tol, max_steps=max_steps)
     if tuple(b.shape) != (n,):
         raise InputError(f"b has shape {tuple(b.shape)}; expected ({n},)")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError, require_whole
+from hessian_spectrum.distributed.agreement import require_same_call
 from hessian_spectrum.landscape import directions as along
 from hessian_spectrum.landscape import paths
 from hessian_spectrum.landscape.directions import Directions
@@ -74,6 +75,8 @@ def asymmetry(
     if not isinstance(directions, Directions):
         directions = along.of_vectors(ev, directions)
     lengths = _lengths(distance)
+    w, vectors = directions.origin, directions.vectors
+    require_same_call(ev.world, "asymmetry", origin=w, vectors=vectors, distance=lengths)
     forward: list[np.ndarray] = []
     backward: list[np.ndarray] = []
     for vector in directions.vectors:
@@ -132,6 +135,16 @@ def find_asymmetric(
     theta = ev.checked(theta)
     lengths = _lengths(distance)
     require_whole(0, num_steps=num_steps)
+    require_same_call(
+        ev.world,
+        "find_asymmetric",
+        theta=theta,
+        distance=lengths,
+        num_steps=num_steps,
+        angle=angle,
+        seed=seed,
+        start=start,
+    )
     first = along.random(ev, theta, 1, seed=seed, normalize="none", ignore=()).vectors[0]
     u = _unit(first if start is None else ev.checked(start))
     value, slope = _asymmetry_and_slope(ev, theta, u, lengths)
@@ -201,6 +214,7 @@ def averaging_bias(
         directions = along.of_vectors(ev, directions)
     units = torch.stack([_unit(v) for v in directions.vectors])
     star = ev.given(minimum, "minimum")
+    require_same_call(ev.world, "averaging_bias", iterates=rows, minimum=star, directions=units)
     coordinates = ((rows - star).double() @ units.T).cpu().numpy()
     average = rows.double().mean(0).to(rows.dtype)
     return AveragingBias(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.agreement import require_same_call
 from hessian_spectrum.landscape import paths, point_planner
 from hessian_spectrum.landscape.geometry import chain_length
 from hessian_spectrum.landscape.parameter_points import Points, check_points, edge_gram, stacked
@@ -107,6 +108,7 @@ def functional_distances(
     if len(names) < 2:
         raise InputError(f"{len(names)} networks; expected two or more")
     points = Points.of(stacked(ev, {repr(name): networks[name] for name in names}))
+    require_same_call(ev.world, "functional_distances", names=names, networks=points.vectors, of=of)
     found = functional_values(ev, points, points, of=of)
     return FunctionalDistances(np.array(names), **found, about=described(ev, of=of))
 
@@ -150,6 +152,7 @@ def functional_path(
     ends = stacked(ev, {"theta0": theta0, "theta1": theta1})
     t = paths.coordinates(num_points if alpha is None else alpha, 0.0, 1.0, "alpha")
     points = Points(ends, paths.linear(t))
+    require_same_call(ev.world, "functional_path", ends=ends, alpha=t, of=of, plan=plan)
     plan = plan or point_planner.plan(ev, points)[0]
     found = functional_values(ev, points, Points.of(ends), plan=plan, of=of)
     values = {

@@ -183,14 +183,17 @@ def family_of_lines(
 
 
 def iterates_task(
-    ev: Evaluator, thetas: Tensor | Sequence[Tensor], steps: Sequence[float] | None = None
+    ev: Evaluator,
+    thetas: Tensor | Sequence[Tensor],
+    steps: Sequence[float] | None = None,
+    **about: Any,
 ) -> PointTask:
-    """``along_trajectory`` as data."""
+    """``along_trajectory`` as data; ``about`` is added to what the result says of itself."""
     rows = iterates(thetas)
     found = trajectory(rows, steps)
 
     def finish(values: ValuesByName) -> Trajectory:
-        return found.with_values(values, described(ev))
+        return found.with_values(values, {**described(ev), **about})
 
     return PointTask(Points.of(rows), finish)
 

@@ -65,6 +65,7 @@ def parse(
         )
     for name, cls, _ in commands:
         if argv[:1] == [name]:
+            _require_two_dashes(argv[1:], cls)
             _require_given_once(argv[1:], cls)
     kinds = []
     for name, cls, summary in commands:
@@ -111,6 +112,15 @@ def _config_file(argv: list[str]) -> tuple[list[str], Path | None]:
     if not name:
         raise InputError("--config needs a file: --config FILE, .toml, .json or .h5")
     return argv[:i] + rest, Path(name)
+
+
+def _require_two_dashes(words: Sequence[str], cls: type) -> None:
+    """InputError for ``-k 3``, which nothing takes, where there is an option ``--k``."""
+    options = {dashed(field.name) for field in dataclasses.fields(cls)}
+    for word in words:
+        name = dashed(word[1:].partition("=")[0])
+        if word.startswith("-") and name in options:
+            raise InputError(f"{word}: options have two dashes; expected -{word}")
 
 
 def _require_given_once(words: Sequence[str], cls: type) -> None:

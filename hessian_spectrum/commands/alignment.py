@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.json_forms import Record, Whole
 from hessian_spectrum.algorithms import eigenpairs as eigensolver
 from hessian_spectrum.analyses.alignment import SHARE, alignment, gradients_at_once, sizes_of
 from hessian_spectrum.analyses.alignment_result import Alignment, joined
@@ -26,6 +27,9 @@ from hessian_spectrum.planning import product_planner
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.storage import hdf5_schema, run_file
 from hessian_spectrum.storage.krylov_state import RecurrenceStore
+from hessian_spectrum.storage.manifest_schema import DIGESTS
+
+GRADIENT = 0.7  # of a product's time, over the same samples
 
 
 class AlignmentRun(CurvatureComputation[AlignmentConfig, Alignment]):
@@ -50,6 +54,7 @@ class AlignmentRun(CurvatureComputation[AlignmentConfig, Alignment]):
     def check_output(cls, config: AlignmentConfig) -> None:
         if config.resume and config.out.exists():
             run_file.check_output(config.out, resume=True)
+            output.require_resumable(config.out, cls.command)
         else:
             super().check_output(config)
 
@@ -68,7 +73,25 @@ class AlignmentRun(CurvatureComputation[AlignmentConfig, Alignment]):
             precision=config.hvp_dtype,
             memory=config.memory_bytes,
         )
-        return dataclasses.replace(estimate, products=sum(numbers))
+        one = estimate.seconds / max(1, estimate.products)
+        products, total = sum(numbers), evaluator.num_samples
+        drawn = sum(number * size for number, size in zip(numbers, self._missing))
+        beside = GRADIENT * one * drawn / total + self._pairs_seconds(one)
+        return dataclasses.replace(
+            estimate,
+            products=products,
+            seconds=one * products,
+            beside=beside,
+            what_beside="gradients and eigenpairs",
+        )
+
+    def _pairs_seconds(self, one: float) -> float:
+        """Of the largest eigenpairs, where they are computed first; ``one``: of a product."""
+        config, k = self.config, self.config.num_pairs
+        if config.eigenpairs is not None or self.found is not None or not k:
+            return 0.0
+        k = min(k, self.evaluator.n)
+        return one * eigensolver.expected_steps(1 << 30, 1, k, "largest")
 
     # -- an earlier run --------------------------------------------------------------------------
 
@@ -80,6 +103,7 @@ class AlignmentRun(CurvatureComputation[AlignmentConfig, Alignment]):
             read = together(world, lambda: self._read() if world.rank == 0 else None)
             earlier, self.found = world.gather_objects(read)[0]
             together(world, lambda: session.resume_from(earlier))
+            Record({"gradients_at_once": Whole(1)}).require(earlier.plan, f"{config.out}: plan")
             self.at_once = earlier.plan["gradients_at_once"]
         known = [] if self.found is None else self.found.batch_sizes.tolist()
         self._missing = [size for size in self.sizes if size not in known]
@@ -99,11 +123,6 @@ class AlignmentRun(CurvatureComputation[AlignmentConfig, Alignment]):
     def _read(self) -> tuple[RunHeader, Alignment | None]:
         """The header of the earlier run, and its result, if there is one."""
         with run_file.open(self.config.out) as run:
-            if run.config.get("command") != self.command:
-                raise InputError(
-                    f"{self.config.out} is no result of {self.command}: there is nothing to "
-                    "resume; use --overwrite, or another --out"
-                )
             found = run.get("alignment")
             assert found is None or isinstance(found, Alignment)
             return RunHeader.from_run(run), found
@@ -125,6 +144,7 @@ class AlignmentRun(CurvatureComputation[AlignmentConfig, Alignment]):
         if pairs is None:
             raise InputError(f"--eigenpairs {path}: holds {', '.join(run)}; expected eigenpairs")
         digests = run.provenance.get("digests", {})
+        DIGESTS.require(digests, f"--eigenpairs {path}: digests")
         for name, digest in session.digests.items():
             if run.plan.get("dtype") != session.plan()["dtype"]:  # other bits of the same numbers
                 break
@@ -157,11 +177,11 @@ class AlignmentRun(CurvatureComputation[AlignmentConfig, Alignment]):
                 "a smaller --k, or compute them by the eigenpairs command and name its file: "
                 "--eigenpairs"
             )
-        with session.bar(None, 0, "product") as bar:
+        with session.stage(None, 0, "product") as progress:
 
             def on_step(space: RitzSpace) -> None:
                 session.checkpoints.leave_if_stopped()
-                bar.update(space.products - bar.n)
+                progress.update(space.products - progress.n)
 
             return eigensolver.eigenpairs(
                 operator,
@@ -182,13 +202,13 @@ class AlignmentRun(CurvatureComputation[AlignmentConfig, Alignment]):
 
     def step(self, session: Session) -> None:
         size, *self._missing = self._missing
-        before, bar = self._done, session.progress
+        before, progress = self._done, session.progress
 
         def on_chunk(done: int) -> None:
             session.checkpoints.leave_if_stopped()
             self._done = before + done
-            if bar is not None:
-                bar.update(self._done - bar.n)
+            if progress is not None:
+                progress.update(self._done - progress.n)
 
         part = alignment(
             self.evaluator,

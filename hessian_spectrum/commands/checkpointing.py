@@ -22,6 +22,8 @@ class Checkpoints:
         self.world, self.minutes = world, minutes
         self._stop = stop
         self._last_save = time.monotonic()
+        # Told after each save whether the run stops now.
+        self.on_save: Callable[[bool], None] = lambda last: None
         # What ``after_step`` asks, to travel with a reduction that a step makes anyway.
         self.flags = Flags(self.is_stopping, self.is_due)
 
@@ -33,8 +35,9 @@ class Checkpoints:
         """Has this rank waited for so long that the state should be saved?"""
         return time.monotonic() - self._last_save > 60 * self.minutes
 
-    def was_saved(self) -> None:
+    def was_saved(self, last: bool = False) -> None:
         self._last_save = time.monotonic()
+        self.on_save(last)
 
     def leave_if_stopped(self) -> None:
         """Raise Interrupted where nothing is new since the last save. One small reduction."""
@@ -54,7 +57,7 @@ class Checkpoints:
         stopping, due = answers
         if stopping or due or always:
             save()
-            self.was_saved()
+            self.was_saved(stopping)
         if stopping:
             self._leave()
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
+from hessian_spectrum import zoo
 from hessian_spectrum.commands import output, report
 from hessian_spectrum.commands.header import FREE_FIELDS
 from hessian_spectrum.commands.session import Session
@@ -53,12 +55,19 @@ class Computation(ABC, Generic[ConfigT, ResultT]):
     saves_each_step: ClassVar[bool] = False  # steps are long
     is_whole_on_first_rank: ClassVar[bool] = False  # the result; the other ranks have none
 
+    expected_seconds: float | None = None  # of the steps and what follows, once it is known
+
     config: ConfigT
     world: World  # all ranks
     evaluator: Evaluator
 
     @abstractmethod
     def __init__(self, config: ConfigT, problem: Problem, world: World): ...
+
+    @classmethod
+    def chosen(cls, config: ConfigT) -> type[Computation[ConfigT, ResultT]]:
+        """Which computation carries ``config`` out, where an option decides; default: this one."""
+        return cls
 
     @classmethod
     def located(cls, config: ConfigT) -> ConfigT:
@@ -68,7 +77,7 @@ class Computation(ABC, Generic[ConfigT, ResultT]):
     @classmethod
     def check_output(cls, config: ConfigT) -> None:
         """Refuse an output that this run must not touch; on rank 0."""
-        output.check_output(config, cls.unresumable)
+        output.check_output(config, cls.unresumable, cls.command)
 
     # -- before the first step -------------------------------------------------------------------
 
@@ -148,6 +157,7 @@ class CurvatureComputation(Computation[CurvatureT, ResultT]):
     """A computation with the products of one curvature matrix at one point."""
 
     may_end_early = False  # before all products of the estimate are spent
+    limit: int | None = None  # products that may be spent, where the estimate has fewer
     operator: Curvature
 
     @abstractmethod
@@ -159,7 +169,7 @@ class CurvatureComputation(Computation[CurvatureT, ResultT]):
         return self._cost(estimate, first_order(self.evaluator))
 
     def look(self) -> dict[str, float]:
-        return first_order(self.evaluator)
+        return {**first_order(self.evaluator), **stored_epoch(self.config.checkpoint)}
 
     def prepare(self, session: Session) -> None:
         operator, formed = OPERATORS[self.config.operator](self.evaluator), None
@@ -173,7 +183,8 @@ class CurvatureComputation(Computation[CurvatureT, ResultT]):
         self.operator = operator.planned(session.product_plan, formed)
 
     def _cost(self, estimate: Estimate, values: dict[str, float]) -> str:
-        return report.estimate(estimate, self.evaluator, values, self.may_end_early)
+        ev, self.expected_seconds = self.evaluator, estimate.total
+        return report.estimate(estimate, ev, values, self.may_end_early, self.limit)
 
 
 def first_order(evaluator: Evaluator) -> dict[str, float]:
@@ -182,3 +193,9 @@ def first_order(evaluator: Evaluator) -> dict[str, float]:
         "loss": evaluator.loss().item(),
         "gradient_norm": evaluator.gradient().norm().item(),
     }
+
+
+def stored_epoch(checkpoint: Path | None) -> dict[str, float]:
+    """{"epoch": ...} where the checkpoint stores one; nothing else says when it was."""
+    epoch = None if checkpoint is None else zoo.stored_epoch(checkpoint)
+    return {} if epoch is None else {"epoch": float(epoch)}

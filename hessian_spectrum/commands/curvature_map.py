@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from hessian_spectrum._core.json_forms import Record, Whole
 from hessian_spectrum.analyses import curvature_map as maps
 from hessian_spectrum.commands import plane_vectors, report
 from hessian_spectrum.commands.computation import OPERATORS
@@ -17,6 +19,7 @@ from hessian_spectrum.commands.session import Session
 from hessian_spectrum.config import MapConfig, TrackConfig
 from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.distributed.mesh import Mesh
+from hessian_spectrum.distributed.random_vectors import gaussian_probes
 from hessian_spectrum.krylov.extremal import STEPS
 from hessian_spectrum.landscape.parameter_points import Points
 from hessian_spectrum.landscape.results import Surface
@@ -26,8 +29,10 @@ from hessian_spectrum.operators.curvature import Curvature
 from hessian_spectrum.operators.linearization import ProductPlan
 from hessian_spectrum.planning import product_planner
 from hessian_spectrum.planning.product_planner import Estimate
+from hessian_spectrum.storage.manifest_schema import PRODUCTS
 
 SHORTEST = 4  # points of a path
+NEARBY = 1 + 1e-3  # times theta: another point
 
 Rows = Callable[[Sequence[int]], Iterator[tuple[int, Array]]]  # a path -> (index, row) one by one
 
@@ -37,6 +42,7 @@ class CurvatureMap(PointsComputation[MapConfig, Surface]):
 
     command = "map"
     result_kinds = (Surface,)
+    plan_form = Record({"how": Record({"length": Whole(1)}), "products": PRODUCTS})
 
     @classmethod
     def located(cls, config: MapConfig) -> MapConfig:
@@ -51,6 +57,7 @@ class CurvatureMap(PointsComputation[MapConfig, Surface]):
         if session:
             session.take(estimate)
         count, groups = len(task.points), self.mesh.num_groups
+        self.expected_seconds = estimate.seconds * count / groups
         return report.map_estimate(estimate, count, groups, self.evaluator)
 
     def make_job(self, task: PointTask, session: Session) -> Job:
@@ -69,7 +76,10 @@ class CurvatureMap(PointsComputation[MapConfig, Surface]):
 
 
 def planned(config: MapConfig | TrackConfig, mesh: Mesh, ev: Evaluator) -> Estimate:
-    """How products are formed: the first group's plan, for one point."""
+    """How products are formed: the first group's plan, and the time of one point.
+
+    Timed at a point beside this one, since the first maps of a process take longer to form.
+    """
 
     def measured() -> Estimate | None:
         if mesh.group > 0:
@@ -86,9 +96,24 @@ def planned(config: MapConfig | TrackConfig, mesh: Mesh, ev: Evaluator) -> Estim
             precision=getattr(config, "hvp_dtype", None),
             memory=config.memory_bytes,
         )
-        return replace(estimate, first=None)  # of one theta, and not to be sent
+        seconds = _point_seconds(OPERATORS[name](ev, ev.theta * NEARBY, estimate.plan))
+        # A map is of one theta, and cannot be sent.
+        return replace(estimate, seconds=seconds, first=None)
 
     return mesh.world.gather_objects(together(mesh.world, measured))[0]
+
+
+def _point_seconds(operator: Curvature) -> float:
+    """Of a point: of its maps, and of the products that are expected there."""
+    vector = gaussian_probes(operator.layout, range(1), 0, operator.dtype, operator.device)
+    times = []
+    for _ in range(3):
+        clock = time.perf_counter()
+        operator.products(vector)
+        times.append(time.perf_counter() - clock)
+    operator.forget()
+    again = min(times[1:])
+    return max(0.0, times[0] - again) + maps.EXPECTED_PRODUCTS * again
 
 
 def rows_along(

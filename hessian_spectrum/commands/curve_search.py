@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.analyses import mode_connectivity
 from hessian_spectrum.commands import plane_vectors
 from hessian_spectrum.commands.points_computation import Saved
 from hessian_spectrum.config import InterpolateConfig
-from hessian_spectrum.distributed.agreement import together
+from hessian_spectrum.distributed.agreement import on_first_rank, together
 from hessian_spectrum.distributed.mesh import Mesh
 from hessian_spectrum.landscape.tasks import PointTask
 from hessian_spectrum.loss.evaluator import Evaluator
@@ -46,11 +47,25 @@ class CurveSearch:
             return
         count = len(self.state.bends)
         rows = self.state.bends.new_zeros(3 * count, self.state.bends.shape[1])
-        if mesh.world.rank == 0:
-            rows = torch.from_numpy(saved.vectors).to(rows)
+
+        def read() -> None:
+            held = None if saved.vectors is None else saved.vectors.shape
+            if held != tuple(rows.shape):
+                raise InputError(
+                    f"{self.config.out}: is damaged: it holds vectors {held} of the search; "
+                    f"expected {tuple(rows.shape)}"
+                )
+            rows.copy_(torch.from_numpy(saved.vectors))
+
+        on_first_rank(mesh.world, read)
         bends, first, second = mesh.world.sum(rows).split(count)
         self.state = dataclasses.replace(
-            self.state, bends=bends, first_moment=first, second_moment=second, **found
+            self.state,
+            bends=bends,
+            first_moment=first,
+            second_moment=second,
+            num_steps=found["num_steps"],
+            loss=found["loss"],
         )
 
     @property

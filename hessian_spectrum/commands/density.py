@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, cast
 
-from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.errors import InputError, StateLost
+from hessian_spectrum._core.json_forms import Flag, Maybe, Real, Record, Whole
 from hessian_spectrum.algorithms import leave_group_out
 from hessian_spectrum.algorithms import spectral_density as spectrum
 from hessian_spectrum.algorithms.budget import choose
@@ -14,17 +15,21 @@ from hessian_spectrum.commands import report
 from hessian_spectrum.commands.header import FREE_FIELDS
 from hessian_spectrum.commands.krylov_computation import KrylovComputation
 from hessian_spectrum.commands.session import Session
-from hessian_spectrum.config import DensityConfig
+from hessian_spectrum.config import DensityConfig, DensityOptions, TrackConfig
 from hessian_spectrum.distributed.agreement import on_first_rank
 from hessian_spectrum.distributed.world import World
+from hessian_spectrum.krylov.lanczos import Recurrences
 from hessian_spectrum.krylov.state import KrylovState, ProbeState
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.operators.curvature import Curvature
 from hessian_spectrum.planning import product_planner
+from hessian_spectrum.planning.product_planner import Estimate
+from hessian_spectrum.planning.step_cost import answers_seconds, step_cost
 from hessian_spectrum.spectral.measure import SpectralMeasure
-from hessian_spectrum.storage import run_file
+from hessian_spectrum.storage import manifest_schema, run_file
 
+CHECKED = 16  # products' time in which four are compared with float64
 SMALL = 2 << 30  # bytes of Krylov vectors, on all ranks, that are kept without being asked for
 
 
@@ -37,12 +42,23 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         "num_probes",  # compared with what was chosen
         "data_groups",  # may be asked for later
     }
-    manifest_keys = ("num_steps", "exhausted")
+    manifest_form = Record(
+        {
+            "num_steps": Whole(),
+            "exhausted": Flag(),
+            "plan": Record({"num_probes": Whole(1), "num_steps": Whole(1)}),
+            "config": Record(
+                {"target_error": Maybe(Real(0)), "sigma2": Maybe(Real(0))},
+                {"data_groups": Maybe(Whole(2))},
+            ),
+            "values": Record({"product_repeat_error": Real(0, finite=False)}),
+        }
+    )
     unresumable = ", and its Krylov vectors were not kept (--keep-state always)"
 
     def __init__(self, config: DensityConfig, problem: Problem, world: World):
         super().__init__(config, problem, world)
-        self.sizes = _sizes(config, self.evaluator.n)  # (num_probes, num_steps)
+        self.sizes = sizes_of(config, self.evaluator.n)  # (num_probes, num_steps)
         self.may_end_early = config.target_error is not None
         self.groups: Sequence[Evaluator] = ()
         self.measure: SpectralMeasure | None = None  # once it is known
@@ -53,20 +69,8 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
     def room(self) -> int:
         return self.sizes[1]
 
-    def estimate(self, operator: Curvature) -> product_planner.Estimate:
-        config, (num_probes, num_steps) = self.config, self.sizes
-        return product_planner.plan(
-            operator.evaluator,
-            operator.theta,
-            num_probes,
-            2 * num_steps if config.data_groups else num_steps,
-            kept=spectrum.vectors_kept(operator.n, config.estimator, num_probes, num_steps),
-            form=operator.form,
-            mode=config.hvp,
-            precision=config.hvp_dtype,
-            memory=config.memory_bytes,
-            folder=config.out.parent,
-        )
+    def estimate(self, operator: Curvature) -> Estimate:
+        return estimate(self.config, operator, *self.sizes)
 
     # -- an earlier run --------------------------------------------------------------------------
 
@@ -74,6 +78,15 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         """Take over the probes of the earlier run, and decide how far to go."""
         config, plan = self.config, saved["plan"]
         probes, done = plan["num_probes"], saved["num_steps"]
+        found = manifest_schema.num_probes(saved), manifest_schema.num_steps(saved)
+        wrong_kind = (saved["kind"] == Recurrences.__name__) != (config.estimator == "slq")
+        if wrong_kind or found != (probes, done) or plan["num_steps"] > self.evaluator.n:
+            raise InputError(
+                f"{self.states.shards.folder}: its manifest is damaged: it tells of {probes} "
+                f"probes, {done} and {plan['num_steps']} steps for {self.evaluator.n} parameters, "
+                f"and holds a {saved['kind']} of {found[0]} probes and {found[1]} steps; use "
+                "--overwrite to start again"
+            )
         if config.num_probes not in (None, probes):
             raise InputError(
                 f"cannot resume: --num-probes was {probes} and is now {config.num_probes}; leave "
@@ -88,7 +101,7 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         self.config = dataclasses.replace(config, data_groups=config.data_groups or groups)
         steps = plan["num_steps"]
         if not (config.num_steps is config.num_products is config.target_error is None):
-            steps = _sizes(config, self.evaluator.n, probes)[1]
+            steps = sizes_of(config, self.evaluator.n, probes)[1]
         self.sizes = probes, max(steps, done)
 
     def require_extension(self, saved: dict[str, Any]) -> None:
@@ -143,6 +156,8 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
                 operator, config.estimator, *self.sizes, config.seed, place
             )
         self._look_at_state()
+        if not session.rest:
+            session.rest = seconds_of_answers(config.estimator, *self.sizes, operator.n)
 
     @property
     def state(self) -> ProbeState:
@@ -209,11 +224,13 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         if keep == "always" or (keep == "auto" and size < SMALL):
             try:
                 self._save_state(session)
-            except OSError as error:  # on every rank; the result is there
-                session.warn(
-                    "the Krylov vectors could not be kept, so that this run cannot be extended: "
-                    f"{error}"
-                )
+            except OSError as error:  # on every rank
+                raise StateLost(
+                    error.errno,
+                    f"{error.strerror or error}: the Krylov vectors could not be kept, so that "
+                    "this run cannot be extended; its result is complete",
+                    str(self.config.out),
+                ) from None
         else:
             on_first_rank(self.world, self.states.remove)
         return measure
@@ -245,7 +262,47 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         }
 
 
-def _sizes(config: DensityConfig, n: int, num_probes: int | None = None) -> tuple[int, int]:
+def estimate(
+    config: DensityConfig | TrackConfig,
+    operator: Curvature,
+    num_probes: int,
+    num_steps: int,
+    count: int = 1,
+) -> Estimate:
+    """How products are formed, and what ``count`` densities cost."""
+    passes = 2 * num_steps if config.data_groups else num_steps
+    found = product_planner.plan(
+        operator.evaluator,
+        operator.theta,
+        num_probes,
+        count * passes,
+        kept=spectrum.vectors_kept(operator.n, config.estimator, num_probes, num_steps),
+        form=operator.form,
+        mode=config.hvp,
+        precision=config.hvp_dtype,
+        memory=config.memory_bytes,
+        folder=config.scratch_folder,
+    )
+    one = found.seconds / max(1, found.products)
+    checked = 0.0 if operator.in_float64() is operator else CHECKED * one
+    after = checked + seconds_of_answers(config.estimator, num_probes, num_steps, operator.n)
+    # Orthogonalization and exchange.
+    lockstep = config.estimator == "slq"  # each probe has a basis of its own
+    block, bases = (1, num_probes) if lockstep else (num_probes, 1)
+    cost = step_cost(operator.layout, operator.dtype, operator.device, block)
+    most = 2 if config.estimator == "lean" else num_steps
+    beside = bases * cost.of(block * min(step, most) for step in range(1, num_steps + 1))
+    return dataclasses.replace(found, beside=count * beside, after=count * after)
+
+
+def seconds_of_answers(estimator: str, num_probes: int, num_steps: int, n: int) -> float:
+    """Of a density's curve and report, with their intervals."""
+    if estimator == "slq":
+        return num_probes * answers_seconds(num_steps)
+    return answers_seconds(min(num_probes * num_steps, n))
+
+
+def sizes_of(config: DensityOptions, n: int, num_probes: int | None = None) -> tuple[int, int]:
     """(num_probes, num_steps) of a new run; the steps of one that has its probes."""
     if config.num_steps is not None and config.num_steps > n:
         raise InputError(

@@ -10,11 +10,12 @@ import numpy as np
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.json_forms import Real, Record, Text, Whole
 from hessian_spectrum.algorithms import eigenpairs as eigensolver
 from hessian_spectrum.algorithms import residual_check
 from hessian_spectrum.algorithms.convergence import Goal, WantedPairs
 from hessian_spectrum.commands import output, report
-from hessian_spectrum.commands.header import FREE_FIELDS, HEADER_KEYS, RunHeader
+from hessian_spectrum.commands.header import FREE_FIELDS, RunHeader
 from hessian_spectrum.commands.krylov_computation import KrylovComputation
 from hessian_spectrum.commands.session import Session
 from hessian_spectrum.config import CurvatureConfig, EigenpairsConfig
@@ -22,15 +23,20 @@ from hessian_spectrum.distributed.agreement import on_first_rank, together
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.block_lanczos import BlockSpace
 from hessian_spectrum.krylov.krylov_schur import RitzSpace
+from hessian_spectrum.krylov.ritz import counts
 from hessian_spectrum.krylov.state import KrylovState
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.operators.curvature import Curvature
 from hessian_spectrum.planning import product_planner
+from hessian_spectrum.planning.step_cost import step_cost
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.storage import hdf5_schema, run_file
 from hessian_spectrum.storage.krylov_state import RecurrenceStore
+from hessian_spectrum.storage.manifest_schema import HEADER
 from hessian_spectrum.storage.shards import ShardedVectors
+
+EXACT = 4  # a product in float64 takes as long as so many
 
 
 class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
@@ -38,13 +44,20 @@ class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
 
     command = "eigenpairs"
     free_fields = FREE_FIELDS | {"max_products", "tol", "certify"}
-    may_end_early = True
+    manifest_form = Record(
+        {
+            "kind": Text(choices=(RitzSpace.__name__,)),
+            "plan": Record({"basis_size": Whole(1)}),
+            "values": Record({"product_repeat_error": Real(0, finite=False)}),
+        }
+    )
 
     def __init__(self, config: EigenpairsConfig, problem: Problem, world: World):
         super().__init__(config, problem, world)
         self._room = _room(config, self.evaluator)
         most = _sizes(config, self.evaluator.n)[1]
         self.goal = Goal(config.wanted, config.which, config.tol, most, config.seed, config.copies)
+        self.limit = most
         self.found: WantedPairs | None = None  # at the end
         self._space: RitzSpace | None = None
 
@@ -55,17 +68,28 @@ class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
     def estimate(self, operator: Curvature) -> product_planner.Estimate:
         config = self.config
         block, most = _block(config), _sizes(config, operator.n)[1]
-        return product_planner.plan(
+        steps = eigensolver.expected_steps(most, block, config.wanted, config.which)
+        found = product_planner.plan(
             operator.evaluator,
             operator.theta,
             block,
-            eigensolver.expected_steps(most, block),
+            steps,
             kept=self.room,
             form=operator.form,
             mode=config.hvp,
             precision=config.hvp_dtype,
             memory=config.memory_bytes,
-            folder=config.out.parent,
+            folder=config.scratch_folder,
+        )
+        cost = step_cost(operator.layout, operator.dtype, operator.device, block)
+        beside = cost.of(min(block * step, self.room) for step in range(1, steps + 1))
+        after = 0.0
+        if operator.in_float64() is not operator:
+            pairs = sum(counts(config.which, config.wanted))
+            exact = pairs if config.certify else residual_check.NUM_COMBINATIONS
+            after = EXACT * exact * found.seconds / found.products
+        return dataclasses.replace(
+            found, beside=beside, after=after, what_after="products in float64"
         )
 
     # -- an earlier run --------------------------------------------------------------------------
@@ -79,7 +103,15 @@ class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
                 output.require_unfinished(self.config.out)
 
     def take_over(self, saved: dict[str, Any]) -> None:
-        self._room = saved["plan"]["basis_size"]
+        room, table = saved["plan"]["basis_size"], saved["coefficients"]
+        most = self.evaluator.n + _block(self.config)
+        if not len(table["h"]) + table["width"] <= room <= most:
+            raise InputError(
+                f"{self.states.shards.folder}: its manifest is damaged: it tells of a basis_size "
+                f"of {room}; expected at most {most}, and room for the vectors that it holds; use "
+                "--overwrite to start again"
+            )
+        self._room = room
 
     def adopt(self, state: KrylovState) -> None:
         assert isinstance(state, RitzSpace)
@@ -146,10 +178,10 @@ class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
         assert self.found is not None
         certify = self.config.certify
         total = len(self.found.values) if certify else residual_check.NUM_COMBINATIONS
-        with session.bar(total, 0, "product in float64") as bar:
+        with session.stage(total, 0, "product in float64") as progress:
 
             def on_products(count: int) -> None:
-                bar.update(count)
+                progress.update(count)
                 session.checkpoints.after_step(lambda: self.save(session))
 
             return residual_check.checked_pairs(
@@ -237,7 +269,7 @@ def _space_of(path: Path, session: Session) -> BlockSpace:
     """Of the same matrix: vectors may be of another one, a Krylov space may not."""
     evaluator = session.computation.evaluator
     states = RecurrenceStore(output.state_folder(path), session.world)
-    saved = states.manifest(HEADER_KEYS)
+    saved = states.manifest(HEADER)
     if saved is None or saved["kind"] != BlockSpace.__name__ or saved["coefficients"]["lean"]:
         raise InputError(
             f"--start {path}: holds neither eigenvectors nor, beside it, the Krylov space of a "

@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.json_forms import Record
 from hessian_spectrum.operators.linearization import ProductPlan
+from hessian_spectrum.storage.manifest_schema import DIGESTS, HEADER, PLAN, WORK
 from hessian_spectrum.storage.run_file import Run
+
+MadeT = TypeVar("MadeT", "ProblemSize", "Work", ProductPlan)
 
 # Options that may differ between a run and its resumption: none changes a number.
 FREE_FIELDS = frozenset(
     {
         *("command", "out", "resume", "overwrite", "checkpoint_minutes", "timeout_minutes"),
-        *("device", "memory", "dry_run", "download"),  # the stored plan is used again
+        *("device", "memory", "scratch", "dry_run", "download"),  # the stored plan is used again
     }
 )
 # Options that say where a problem comes from. One that was given in Python has no name; digests,
@@ -69,33 +73,50 @@ class RunHeader:
 
     @classmethod
     def from_json(cls, saved: Mapping[str, Any]) -> RunHeader:
-        """Of a manifest, which must have the keys ``HEADER_KEYS``."""
+        """Of a manifest.
+
+        Raises:
+            InputError: it has no such header, or one of other types or sizes.
+        """
+        HEADER.require(dict(saved), "")
         whole = {name: saved[name] for name in HEADER_KEYS}
-        return cls(
-            **{**whole, "problem": ProblemSize(**saved["problem"]), "work": Work(**saved["work"])}
-        )
+        problem, work = _made(ProblemSize, saved["problem"]), _made(Work, saved["work"])
+        return cls(**{**whole, "problem": problem, "work": work})
 
     @classmethod
     def from_run(cls, run: Run) -> RunHeader:
-        """Of a run whose result file is its state."""
+        """Of a run whose result file is its state.
+
+        Raises:
+            InputError: the file has no such header, or one of other types or sizes.
+        """
         plan, provenance = run.plan, run.provenance
-        values = run["values"]
-        assert isinstance(values, Mapping)
-        return cls(
-            config=run.config,
-            digests=provenance["digests"],
-            problem=ProblemSize(plan["parameters"], plan["total_weight"], f"torch.{plan['dtype']}"),
-            values=dict(values),
-            plan=plan,
-            work=Work(*(provenance[field.name] for field in dataclasses.fields(Work))),
-        )
+        values = run.get("values")
+        try:
+            OF_PLAN.require(plan, "plan")
+            OF_PROVENANCE.require(provenance, "provenance")
+            saved = {
+                "config": run.config,
+                "digests": provenance["digests"],
+                "problem": {
+                    "parameters": plan["parameters"],
+                    "total_weight": plan["total_weight"],
+                    "dtype": f"torch.{plan['dtype']}",
+                },
+                "values": dict(values) if isinstance(values, Mapping) else None,
+                "plan": plan,
+                "work": provenance,
+            }
+            return cls.from_json(saved)
+        except InputError as error:
+            raise InputError(f"{run.path}: is damaged: {error}") from None
 
     # -- how products are formed -----------------------------------------------------------------
 
     @property
     def product_plan(self) -> ProductPlan | None:
         """None where no products are formed."""
-        return ProductPlan(**self.plan["products"]) if "products" in self.plan else None
+        return _made(ProductPlan, self.plan["products"]) if "products" in self.plan else None
 
     @property
     def place(self) -> str:
@@ -119,6 +140,12 @@ class RunHeader:
                     f"now {options.get(name)!r}; use the same options, or --overwrite to start "
                     "again"
                 )
+        absent = sorted(set(now.digests) - set(self.digests))
+        if absent:
+            raise InputError(
+                f"cannot resume: the interrupted run has no digest of the {absent[0]}; use "
+                "--overwrite to start again"
+            )
         for name, digest in now.digests.items():
             if None not in (digest, self.digests[name]) and self.digests[name] != digest:
                 raise InputError(
@@ -150,6 +177,20 @@ class RunHeader:
 
 
 HEADER_KEYS = tuple(field.name for field in dataclasses.fields(RunHeader))
+# What the result file of a run that is resumed from it holds of the header.
+OF_PLAN = Record(
+    {
+        **PLAN.required,
+        **{name: PLAN.optional[name] for name in ("parameters", "total_weight", "dtype")},
+    },
+    PLAN.optional,
+)
+OF_PROVENANCE = Record({"digests": DIGESTS, **WORK})
+
+
+def _made(kind: type[MadeT], saved: Mapping[str, Any]) -> MadeT:
+    """A dataclass of the entries that are its fields."""
+    return kind(**{name: saved[name] for name in kind.__dataclass_fields__ if name in saved})
 
 
 def _is_nameless(config: Mapping[str, Any]) -> bool:

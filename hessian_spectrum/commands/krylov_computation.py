@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from hessian_spectrum._core.json_forms import Record
 from hessian_spectrum.algorithms import spectral_density as spectrum
 from hessian_spectrum.commands import output
 from hessian_spectrum.commands.computation import CurvatureComputation, CurvatureT, ResultT
-from hessian_spectrum.commands.header import HEADER_KEYS, RunHeader
+from hessian_spectrum.commands.header import RunHeader
 from hessian_spectrum.commands.session import Session
 from hessian_spectrum.distributed.agreement import on_first_rank, together
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.state import KrylovState
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.storage.krylov_state import RecurrenceStore
+from hessian_spectrum.storage.manifest_schema import HEADER
 
 
 class KrylovComputation(CurvatureComputation[CurvatureT, ResultT]):
     """Subclasses say what a saved state must agree with, and how large the space may become."""
 
-    manifest_keys: ClassVar[tuple[str, ...]] = ()  # in the manifest, beside the header's
+    manifest_form: ClassVar[Record] = Record({})  # of the manifest, beside the header's
     steps_carry_flags = True
 
     def __init__(self, config: CurvatureT, problem: Problem, world: World):
@@ -38,7 +40,7 @@ class KrylovComputation(CurvatureComputation[CurvatureT, ResultT]):
             on_first_rank(world, states.remove)
             return
         on_first_rank(world, self.require_unanswered)
-        saved = states.manifest((*HEADER_KEYS, *self.manifest_keys))
+        saved = states.manifest(HEADER, self.manifest_form)
         if saved is None:
             on_first_rank(world, lambda: output.require_unfinished(out, self.unresumable))
             return

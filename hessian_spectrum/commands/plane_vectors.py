@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,12 +16,13 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum import zoo
-from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.errors import InputError, Warned
 from hessian_spectrum.analyses import trajectory
 from hessian_spectrum.config import PlaneConfig
 from hessian_spectrum.config.landscape import WINDOW, PointsConfig
 from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.distributed.mesh import Mesh
+from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.extremal import extremes
 from hessian_spectrum.landscape import directions, paths
 from hessian_spectrum.landscape.direction_grid import grid_task
@@ -44,21 +48,47 @@ def located(config: LocatedT, checkpoint: Path | None = None) -> LocatedT:
     return config if config.checkpoint else dataclasses.replace(config, checkpoint=checkpoint)
 
 
-def of_checkpoints(ev: Evaluator, paths: Sequence[Path]) -> Tensor:
-    """(k, n), theta in each file; the model is left as it was."""
+@contextmanager
+def at_checkpoint(ev: Evaluator, path: Path) -> Iterator[None]:
+    """Inside, the evaluator's model has the parameters and buffers of that file.
+
+    Raises:
+        InputError: it cannot be loaded, or has parameters that are not finite.
+    """
     before = {name: t.clone() for name, t in ev.model.state_dict().items()}
-    rows = []
     try:
-        for path in paths:
-            zoo.load_checkpoint(ev.model, path)
-            try:
-                finite_parameters(ev.model)
-            except InputError as error:
-                raise InputError(f"{path}: {error}") from None
-            rows.append(ev.theta)
+        zoo.load_checkpoint(ev.model, path)
+        try:
+            finite_parameters(ev.model)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+        yield
     finally:
         ev.model.load_state_dict(before)
+
+
+def of_checkpoints(ev: Evaluator, paths: Sequence[Path]) -> Tensor:
+    """(k, n), theta in each file; the model is left as it was."""
+    rows = []
+    for path in paths:
+        with at_checkpoint(ev, path):
+            rows.append(ev.theta)
     return torch.stack(rows)
+
+
+def steps_of(paths: Sequence[Path]) -> tuple[list[int], dict[str, str]]:
+    """A number for each checkpoint, and what it is: {"axis": "epoch"} or {"axis": "index"}.
+
+    The epochs that the files store, where all do and they ascend. File names are not looked at.
+    """
+    found = [zoo.stored_epoch(path) for path in paths]
+    epochs = [epoch for epoch in found if epoch is not None]
+    if len(epochs) == len(paths) and all(a < b for a, b in pairwise(epochs)):
+        return epochs, {"axis": "epoch"}
+    without = [path.name for path, epoch in zip(paths, found) if epoch is None]
+    why = f"{without[0]} stores no epoch" if without else "the stored epochs do not ascend"
+    warnings.warn(f"checkpoints are numbered 0, 1, ...: {why}", Warned, stacklevel=2)
+    return list(range(len(paths))), {"axis": "index"}
 
 
 def plane(
@@ -179,3 +209,15 @@ def digest(task: PointTask) -> str:
     sha = hashlib.sha256(task.points.weights.tobytes())
     sha.update(task.points.vectors.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return sha.hexdigest()
+
+
+def require_agreement(world: World, digests: Mapping[str, str | None]) -> None:
+    """InputError unless all ranks hold the same; inside a group an Evaluator looks itself."""
+    every = world.gather_objects(dict(digests))
+    for name in digests:
+        other = next((r for r, found in enumerate(every) if found[name] != every[0][name]), None)
+        if other is not None:
+            raise InputError(
+                f"rank {other} and rank 0 hold different {name}; load the same files on every "
+                "rank, or seed torch before the model is made"
+            )

@@ -7,13 +7,16 @@ writes the file whenever that is due.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.json_forms import Record
 from hessian_spectrum.commands import plane_vectors
 from hessian_spectrum.commands.computation import Computation, ResultT
 from hessian_spectrum.commands.header import FREE_FIELDS, RunHeader
@@ -27,6 +30,7 @@ from hessian_spectrum.distributed.world import World
 from hessian_spectrum.landscape.tasks import PointTask
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.storage.hdf5_schema import Result
+from hessian_spectrum.storage.run_file import Run
 
 PROGRESS = "values/progress"  # of an unfinished run
 VECTORS = "values/directions"  # of directions that were computed
@@ -49,6 +53,7 @@ class PointsComputation(Computation[PointsT, ResultT]):
     result_kinds: ClassVar[tuple[type, ...]]  # what ``finish`` may return
     free_fields = FREE_FIELDS | {"ranks_per_point"}
     is_whole_on_first_rank = True
+    plan_form: ClassVar[Record] = Record({"how": Record({})})  # of an unfinished run
 
     def __init__(self, config: PointsT, problem: Problem, world: World):
         self.config, self.world, self.problem = config, world, problem
@@ -93,7 +98,7 @@ class PointsComputation(Computation[PointsT, ResultT]):
         )
         self.task = together(world, lambda: self.make_task(computed))
         session.digests["points"] = plane_vectors.digest(self.task)
-        _require_agreement(world, session.digests)
+        plane_vectors.require_agreement(world, session.digests)
         self.keep(computed)
         if saved:
             together(world, lambda: session.resume_from(saved.header))
@@ -115,15 +120,23 @@ class PointsComputation(Computation[PointsT, ResultT]):
 
     def _read_here(self) -> Saved:
         with reopened(self.config.out) as run:
-            if run.config.get("command") != self.command or PROGRESS not in run:
+            if PROGRESS not in run:
                 raise InputError(
                     f"{run.path} is not what an interrupted {self.command} has left: there is "
                     "nothing to resume; use --overwrite to start again, or another --out"
                 )
             progress, kept = run[PROGRESS], run.get(VECTORS)
-            assert isinstance(progress, dict)
-            vectors = kept["vectors"] if isinstance(kept, dict) else None
-            return Saved(RunHeader.from_run(run), progress, vectors)
+            vectors = None if kept is None else saved_array(run, kept, "vectors", "f", 2)
+            header = RunHeader.from_run(run)
+            try:
+                self.plan_form.require(header.plan, "plan")
+            except InputError as error:
+                raise InputError(f"{run.path}: is damaged: {error}") from None
+            rows = saved_array(run, progress, "rows", "f", 2)
+            done = saved_array(run, progress, "done", "b", 1)
+            if len(rows) != len(done):
+                raise InputError(f"{run.path}: is damaged: {len(rows)} points, {len(done)} flags")
+            return Saved(header, {"rows": rows, "done": done}, vectors)
 
     def look(self) -> dict[str, float]:
         # Not ``loss()``: a centre that overflows is a point like others.
@@ -158,11 +171,11 @@ class PointsComputation(Computation[PointsT, ResultT]):
 
     def step(self, session: Session) -> None:
         """Compute all points that are not done, or as many as there are until a signal comes."""
-        table, checkpoints, bar = self._table, session.checkpoints, session.progress
+        table, checkpoints, progress = self._table, session.checkpoints, session.progress
 
         def on_points(count: int) -> None:
-            if bar is not None:
-                bar.update(count)
+            if progress is not None:
+                progress.update(count)
             if checkpoints.is_due() and not table.done.all():
                 self.commit(session, finished=False)
 
@@ -179,6 +192,7 @@ class PointsComputation(Computation[PointsT, ResultT]):
         finally:
             together(self.world, raise_error)
         if not complete:
+            checkpoints.was_saved(last=True)
             checkpoints.leave_if_stopped()
         assert complete  # nothing else leaves points
         self._is_complete = complete
@@ -202,7 +216,8 @@ class PointsComputation(Computation[PointsT, ResultT]):
         if self._vectors is not None:
             beside[VECTORS] = {"vectors": self._vectors}
         session.write_here(table.result(), *self.task.beside, finished=finished, **beside)
-        session.checkpoints.was_saved()
+        if not finished:
+            session.checkpoints.was_saved()
 
     def finish(self, session: Session) -> ResultT:
         """The result of all points, which the last step has written; complete on rank 0 only."""
@@ -227,13 +242,9 @@ class PointsComputation(Computation[PointsT, ResultT]):
         return self.table
 
 
-def _require_agreement(world: World, digests: dict[str, str | None]) -> None:
-    """Inside a group an Evaluator looks itself."""
-    every = world.gather_objects(digests)
-    for name in digests:
-        other = next((r for r, found in enumerate(every) if found[name] != every[0][name]), None)
-        if other is not None:
-            raise InputError(
-                f"rank {other} and rank 0 hold different {name}; load the same files on every "
-                "rank, or seed torch before the model is made"
-            )
+def saved_array(run: Run, values: Any, name: str, kind: str, ndim: int) -> Any:
+    """An array of a saved state; InputError where it is none of this kind and dimension."""
+    found = values.get(name) if isinstance(values, Mapping) else None
+    if not isinstance(found, np.ndarray) or (found.dtype.kind, found.ndim) != (kind, ndim):
+        raise InputError(f"{run.path}: is damaged: {name} is no array of the type of this state")
+    return found

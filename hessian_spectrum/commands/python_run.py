@@ -90,7 +90,7 @@ def run(
     row = registry.command_of(config)
     if row.runs != "on ranks":
         raise InputError(f"hs.run computes with a model of yours; {row.name} has its own")
-    command: type[Computation[Any, Any]] = row.implementation()
+    command: type[Computation[Any, Any]] = row.implementation().chosen(config)
     config = _with_paths(config)
     _require_given_once(config, options)
     _check(config)

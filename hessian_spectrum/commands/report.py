@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,10 +18,10 @@ from hessian_spectrum.spectral.measure import SpectralMeasure
 if TYPE_CHECKING:
     from hessian_spectrum.landscape.parameter_points import Points
     from hessian_spectrum.landscape.point_passes import PointPlan
-    from hessian_spectrum.landscape.point_planner import PointTrial
     from hessian_spectrum.loss.evaluator import Evaluator
     from hessian_spectrum.planning.product_planner import Estimate
     from hessian_spectrum.storage.run_file import Run
+    from hessian_spectrum.storage.writer_lock import Writer
 
 
 LONG = 20  # tables with more entries are counted; --json has them
@@ -29,7 +30,11 @@ _PLACES = {"device": "on the device", "host": "in the host's memory", "disk": "o
 
 
 def estimate(
-    estimate: Estimate, evaluator: Evaluator, values: dict[str, float], most: bool = False
+    estimate: Estimate,
+    evaluator: Evaluator,
+    values: dict[str, float],
+    most: bool = False,
+    limit: int | None = None,
 ) -> str:
     """The estimated cost of a run, before it starts.
 
@@ -37,22 +42,24 @@ def estimate(
         estimate: of the planner.
         values: "loss" and "gradient_norm".
         most: a target may end the run earlier, so the products are an upper bound.
+        limit: the products are what such runs take as a rule, and may become so many.
     """
     plan = estimate.plan
     how = [f"{plan.chunk or 'all'} vectors at once"]
     how += [f"minibatches of {plan.batch_size}"] if plan.batch_size else []
     how += ["linear maps kept between steps"] if plan.keep else []
     how += [f"in {plan.precision}"] if plan.precision else []
-    bound = "at most " if most else ""
+    bound = "at most " if most else "as a rule " if limit else ""
+    up_to = f", and up to {limit:,} where pairs converge slowly" if limit else ""
     chosen = "measured" if estimate.calibrated else "by default, since the run is short"
     lines = [
         f"loss {values['loss']:.6g}, gradient norm {values['gradient_norm']:.3g}; "
         f"{evaluator.n:,} parameters, {evaluator.num_samples:,.0f} samples, "
         f"{evaluator.world.size} rank(s)",
         f"{bound}{estimate.products:,} products in {estimate.passes} passes over the data, about "
-        f"{_time(estimate.seconds)}; a rank needs {_bytes(estimate.basis)} for Krylov vectors "
-        f"({_PLACES[estimate.place]}) and {_bytes(estimate.working)} for products, of "
-        f"{_bytes(estimate.budget)}",
+        f"{duration(estimate.total)}{_parts(estimate)}{up_to}",
+        f"a rank needs {_bytes(estimate.basis)} for Krylov vectors ({_PLACES[estimate.place]}) and "
+        f"{_bytes(estimate.working)} for products, of {_bytes(estimate.budget)}",
         f"products by {plan.mode} ({', '.join(how)}; {chosen})",
     ]
     for name, reason in estimate.refused.items():
@@ -60,20 +67,41 @@ def estimate(
     return "\n".join(lines)
 
 
+def _parts(estimate: Estimate) -> str:
+    """What the time is spent on, where it is not the products alone."""
+    parts = {
+        "products": estimate.seconds,
+        estimate.what_beside: estimate.beside,
+        estimate.what_after: estimate.after,
+    }
+    told = [f"{name} {duration(s)}" for name, s in parts.items() if s >= 0.05 * estimate.total]
+    return f" ({', '.join(told)})" if len(told) > 1 and estimate.total >= 1 else ""
+
+
+def job_minutes(seconds: float) -> str:
+    """The time limit of a batch job for a run that is expected to take so long."""
+    minutes = math.ceil(1.5 * seconds / 60) + 3  # start-up, and the signal before the limit
+    return f"a batch job of it: submit --minutes {minutes}"
+
+
 def points_estimate(
     points: Points,
     plan: PointPlan,
-    trials: Sequence[PointTrial],
+    seconds: float | None,
     num_groups: int,
     evaluator: Evaluator,
+    others: Mapping[str, float],
 ) -> str:
-    """The estimated cost of values at many points, before they are computed."""
+    """The estimated cost of values at many points, before they are computed.
+
+    Args:
+        seconds: of all; None where they were not measured.
+        others: those of what is computed beside the values, by name.
+    """
     count, ev = len(points), evaluator
     group = _groups(num_groups, ev)
-    seconds = min((trial.seconds for trial in trials), default=None)
-    took = "time unknown"
-    if seconds is not None:
-        took = f"about {_time(seconds * count * ev.num_samples / num_groups / ev.world.size)}"
+    took = "time unknown" if seconds is None else f"about {duration(seconds)}"
+    took += "".join(f", of which {name} {duration(s)}" for name, s in others.items())
     how = [f"{plan.together} in one call" if plan.together > 1 else "one after another"]
     how += ["first layers by linearity"] if plan.superposed else []
     how += [f"minibatches of {plan.batch_size}"] if plan.batch_size else []
@@ -95,7 +123,7 @@ def map_estimate(estimate: Estimate, count: int, num_groups: int, evaluator: Eva
     return (
         f"{count:,} points of {ev.n:,} parameters on {ev.num_samples:,.0f} samples, "
         f"{_groups(num_groups, ev)}: with {estimate.products} products at each about "
-        f"{_time(seconds)}\n"
+        f"{duration(seconds)}\n"
         f"products by {estimate.plan.mode}; a rank needs {_bytes(estimate.basis)} for Krylov "
         f"vectors and {_bytes(estimate.working)} for products, of {_bytes(estimate.budget)}"
     )
@@ -150,7 +178,8 @@ def values(result: Curve | Surface | Trajectory, center: dict[str, float]) -> st
             np.where(np.isfinite(array), sign * array, np.inf).argmin(), array.shape
         )
         place = ", ".join(
-            f"{axis} = {getattr(result, axis)[i]:.4g}" for axis, i in zip(axes, lowest)
+            f"{result.about.get('axis', axis)} = {getattr(result, axis)[i]:.4g}"
+            for axis, i in zip(axes, lowest)
         )
         label = name.replace("_", " ")
         lines.append(f"{label:<24} {finite.min():.6g} to {finite.max():.6g}   ({best} at {place})")
@@ -320,11 +349,33 @@ def _bytes(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
-def _time(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in the unit that one would say."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = seconds / 60
     return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def running(writer: Writer, path: Path) -> str:
+    """Who writes the file ``path``, and how far the run is, in one line."""
+    owner, status = writer.owner, writer.status
+    job = f"job {owner['job']}, " if owner.get("job") else ""
+    who = f"{job}host {owner.get('host', 'unknown')}, process {owner.get('pid', 'unknown')}"
+    if not status:
+        return f"{path}: being written ({who}), before its first step"
+    of = f" of {status['total']:,}" if status["total"] else ""
+    where = f"{status['stage']} ({who}) at {status['unit']} {status['done']:,}{of}"
+    saved = "nothing saved yet"
+    if status["saved"] is not None:
+        saved = f"saved at {status['unit']} {status['saved']:,}"
+    if writer.is_stale:
+        return (
+            f"{path}: {where}; {saved}; its process is gone, or has been silent for "
+            f"{duration(writer.silent)}: --resume continues"
+        )
+    left = status["seconds_left"]
+    return f"{path}: {where}{'' if left is None else f', {duration(left)} left'}; {saved}"
 
 
 def contents(run: Run) -> dict[str, Any]:
@@ -395,11 +446,18 @@ def _plain(value: Any) -> Any:
 
 def _indented(fields: dict[str, Any], depth: int = 1) -> list[str]:
     lines = []
-    for name, value in fields.items():
+    for key, value in fields.items():
+        name = _printable(key)
         if isinstance(value, dict) and len(value) > LONG:
             lines.append("  " * depth + f"{name}: {len(value)} entries")
         elif isinstance(value, dict):
             lines += ["  " * depth + f"{name}:", *_indented(value, depth + 1)]
         elif value not in (None, [], ""):
-            lines.append("  " * depth + f"{name}: {value}")
+            lines.append("  " * depth + f"{name}: {_printable(value)}")
     return lines
+
+
+def _printable(value: Any) -> str:
+    """As text; with escapes where it could begin a line of its own, or steer a terminal."""
+    text = str(value)
+    return text if text.isprintable() else repr(text)

@@ -8,7 +8,9 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 
+from hessian_spectrum._core.standard_output import tell
 from hessian_spectrum._core.validation import dashed
+from hessian_spectrum.commands import report
 from hessian_spectrum.commands.checkpointing import Checkpoints
 from hessian_spectrum.commands.computation import Computation, ConfigT, ResultT
 from hessian_spectrum.commands.output import writing
@@ -54,11 +56,15 @@ def run(
     on_first_rank(world, check)
     with ExitStack() as stack:
         stop = stop or stack.enter_context(StopRequest().listening())
+        if hasattr(config, "scratch_folder"):
+            together(world, lambda: config.scratch_folder)  # it may be missing on one node
         computation = command(config, problem, world)
         if getattr(config, "dry_run", False):
             text = computation.preview()
+            if computation.expected_seconds is not None:
+                text += f"\n{report.job_minutes(computation.expected_seconds)}"
             if world.rank == 0:
-                print(text, flush=True)
+                tell(text)
             return None
         lock = stack.enter_context(writing(config.out, world, stop, check))
         checkpoints = Checkpoints(world, stop, config.checkpoint_minutes)
@@ -79,23 +85,24 @@ def _carry_out(computation: Computation[ConfigT, ResultT], session: Session) -> 
     _take_steps(computation, session)
     result = computation.finish(session)
     if session.world.rank == 0 and not session.quiet:
-        print(computation.report(result, session.values))
+        tell(computation.report(result, session.values))
         for text in computation.evaluator.verification.doubts():
-            print(text)
-        print(f"written to {computation.config.out}")
+            tell(text)
+        tell(f"written to {computation.config.out}")
     return result
 
 
 def _take_steps(computation: Computation[ConfigT, ResultT], session: Session) -> None:
     checkpoints = session.checkpoints
+    if getattr(computation.config, "resume", False) and not computation.is_finished:
+        session.say(_where_it_goes_on(computation, session))
     heard = checkpoints.flags if computation.steps_carry_flags else None
     try:
-        with session.bar(*computation.progress) as bar:
-            session.progress = bar
+        with session.stage(*computation.progress, rest=session.rest) as progress:
             while not computation.is_finished:
                 computation.step(session)
                 _, done, _ = computation.progress
-                bar.update(done - bar.n)
+                progress.update(done - progress.n)
                 if not computation.is_finished:
                     checkpoints.after_step(
                         lambda: computation.save(session), heard, computation.saves_each_step
@@ -104,6 +111,14 @@ def _take_steps(computation: Computation[ConfigT, ResultT], session: Session) ->
         if computation.has_state:
             computation.save(session)
         raise
+
+
+def _where_it_goes_on(computation: Computation[ConfigT, ResultT], session: Session) -> str:
+    if session.earlier is None:
+        return f"{computation.command}: nothing to resume, starts from the beginning"
+    total, done, unit = computation.progress
+    of = "" if total is None else f" of {total:,}"
+    return f"{computation.command}: going on at {unit} {done + 1:,}{of}"
 
 
 def require_same_options(

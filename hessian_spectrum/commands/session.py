@@ -10,10 +10,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tqdm import tqdm
 
 from hessian_spectrum.commands.checkpointing import Checkpoints
 from hessian_spectrum.commands.header import ProblemSize, RunHeader, Work
+from hessian_spectrum.commands.progress import Progress
+from hessian_spectrum.commands.progress_file import leave_progress
 from hessian_spectrum.config import to_dict
 from hessian_spectrum.distributed.agreement import on_first_rank
 from hessian_spectrum.distributed.world import World
@@ -57,18 +58,21 @@ class Session:
         self.earlier: RunHeader | None = None  # of the run that is resumed
         self.product_plan: ProductPlan | None = None  # once it is chosen
         self.place = "device"  # of the Krylov vectors
+        self.rest = 0.0  # seconds that the run is expected to take after its last step
         self.threads = torch.get_num_threads()
-        self.progress: tqdm | None = None  # of the steps
+        self.progress: Progress | None = None  # of the present stage
         self.files = ExitStack()  # those that are read while the run lasts
+        checkpoints.on_save = self._tell_saved
 
     @property
     def basis_place(self) -> Place:
-        out = self.computation.config.out
-        return out.parent if self.place == "disk" else self.place
+        on_disk = self.place == "disk"
+        return self.computation.config.scratch_folder if on_disk else self.place
 
     def take(self, estimate: Estimate) -> None:
         """Form products as the planner says."""
         self.product_plan, self.place = estimate.plan, estimate.place
+        self.rest = estimate.after
 
     def resume_from(self, earlier: RunHeader) -> None:
         """Take over the counts and the plan of the run that left this header.
@@ -102,12 +106,29 @@ class Session:
         if self.world.rank == 0:
             print(text, file=sys.stderr, flush=True)
 
-    def bar(self, total: int | None, done: int, unit: str) -> tqdm:
-        """Progress, on the first rank, where stderr is a terminal."""
-        off = True if self.world.rank > 0 or self.quiet else None  # None: but for a terminal
-        return tqdm(
-            total=total, initial=done, desc=self.computation.command, unit=unit, disable=off
+    def stage(self, total: int | None, done: int, unit: str, rest: float = 0.0) -> Progress:
+        """Progress of what comes now, shown and noted on the first rank.
+
+        Args:
+            rest: seconds that the run will take after it.
+        """
+        is_first = self.world.rank == 0
+        self.progress = Progress(
+            self.computation.command,
+            total,
+            done,
+            unit,
+            rest=rest,
+            is_shown=is_first and not self.quiet,
+            note=self.lock.note if is_first else None,
         )
+        return self.progress
+
+    def _tell_saved(self, last: bool) -> None:
+        if self.world.rank == 0:
+            leave_progress(self.computation.progress)
+        if self.progress is not None:
+            self.progress.saved(last)
 
     # -- what is written -------------------------------------------------------------------------
 

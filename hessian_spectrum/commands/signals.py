@@ -1,10 +1,13 @@
-"""Requests to stop: SIGTERM or SIGUSR1 from a batch system, or Ctrl-C."""
+"""Requests to stop: SIGTERM or SIGUSR1 from a batch system, or Ctrl-C. Imports no torch."""
 
 from __future__ import annotations
 
+import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -28,22 +31,46 @@ class StopRequest:
 
     Inside ``deferred`` a signal only sets ``name``, for the computation to look at between steps.
     Outside there is nothing to save, and it raises ``Interrupted`` at once.
+
+    Args:
+        unbegun: called with the signal's name instead, until ``begin``; it ends the process.
+            Default: the work has begun.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, unbegun: Callable[[str], NoReturn] | None = None) -> None:
         self.name: str | None = None
         self._deferred = self._raised = False
+        self._unbegun = unbegun
+        self._before: dict[signal.Signals, signal._HANDLER] = {}
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
         """Handle the signals of STOP_SIGNALS; the previous handlers return at the end."""
         self._deferred = self._raised = False  # may be set by an earlier computation that failed
-        before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
         try:
             yield self
         finally:
-            for number, handler in before.items():
+            for number, handler in self._before.items():
                 signal.signal(number, handler)
+
+    def begin(self) -> None:
+        """From here on something may have been done that the user must be told of."""
+        self._unbegun = None
+
+    def keep_code(self, code: int) -> None:
+        """The work has ended: from here on, also after ``listening``, signals end with ``code``.
+
+        The interpreter takes a while to end.
+        """
+
+        def end(number: int, frame: object) -> NoReturn:
+            sys.stdout.flush()
+            os._exit(code)
+
+        for number in STOP_SIGNALS:
+            signal.signal(number, end)
+        self._before = {}
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
@@ -58,6 +85,8 @@ class StopRequest:
 
     def _note(self, number: int, _: object) -> None:
         self.name = signal.Signals(number).name
+        if self._unbegun:
+            self._unbegun(self.name)
         if not (self._deferred or self._raised):  # once: batch systems repeat signals
             self._raised = True
             raise Interrupted(self.name)

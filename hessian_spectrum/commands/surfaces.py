@@ -5,24 +5,26 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
 
 from hessian_spectrum._core.errors import Warned
+from hessian_spectrum._core.json_forms import Flag, Maybe, Real, Record, Whole
 from hessian_spectrum.analyses import interpolate as between
 from hessian_spectrum.analyses import trajectory
 from hessian_spectrum.analyses.corner_surfaces import corner_task
 from hessian_spectrum.analyses.curvature_map import COLUMNS
 from hessian_spectrum.commands import curvature_map as maps
 from hessian_spectrum.commands import plane_vectors, report
-from hessian_spectrum.commands.computation import ResultT
+from hessian_spectrum.commands.computation import Computation, ResultT
 from hessian_spectrum.commands.curve_search import CurveSearch
 from hessian_spectrum.commands.points_computation import PointsComputation
 from hessian_spectrum.commands.scheduler import TASKS, Job, Piece
 from hessian_spectrum.commands.session import Session
+from hessian_spectrum.commands.track_densities import TrackDensities
 from hessian_spectrum.config import (
     InterpolateConfig,
     SurfaceConfig,
@@ -43,11 +45,24 @@ from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.zoo import problem_loader
 
+GRADIENT = 3  # a loss and its gradient take as long as so many losses
+
+# How points are computed, as an unfinished run stores it: PointPlan, and a CurveSearch's numbers.
+POINT_PLAN = Record(
+    {
+        **{name: Whole(1) for name in ("chunk", "together")},
+        "batch_size": Maybe(Whole(1)),
+        **{name: Flag() for name in ("channels_last", "superposed", "folded")},
+    }
+)
+SEARCH = Record({"num_steps": Whole(), "loss": Real(finite=False)})
 ValuesT = TypeVar("ValuesT", bound=ValuesConfig)
 
 
 class ValuesComputation(PointsComputation[ValuesT, ResultT]):
     """Loss and accuracy at each point; a task is a chunk of points that share passes."""
+
+    plan_form = Record({"how": Record({"points": POINT_PLAN}, {"search": SEARCH})})
 
     def __init__(self, config: ValuesT, problem: Problem, world: World):
         super().__init__(config, problem, world)
@@ -56,11 +71,25 @@ class ValuesComputation(PointsComputation[ValuesT, ResultT]):
     def plan(self, task: PointTask, session: Session | None) -> str:
         plan, trials = _planned(self.config, self.mesh, self.evaluator, task, self.test)
         self.how = {"points": dataclasses.asdict(plan)}
-        groups = self.mesh.num_groups
-        return report.points_estimate(task.points, plan, trials, groups, self.evaluator)
+        pace = min((trial.seconds for trial in trials), default=None)
+        others = self.others(task, pace or 0.0, session)
+        groups, ev = self.mesh.num_groups, self.evaluator
+        if pace is not None:
+            samples = ev.num_samples + (self.test.num_samples if self.test else 0)
+            values = pace * len(task.points) * samples / groups / ev.world.size
+            self.expected_seconds = values + sum(others.values())
+        return report.points_estimate(task.points, plan, self.expected_seconds, groups, ev, others)
+
+    def others(self, task: PointTask, pace: float, session: Session | None) -> dict[str, float]:
+        """Seconds of what is computed beside the values at points, by its name.
+
+        Args:
+            pace: seconds for the loss of one sample at one point.
+        """
+        return {}
 
     def make_job(self, task: PointTask, session: Session) -> Job:
-        ev, test, plan = self.evaluator, self.test, PointPlan(**self.how["points"])
+        ev, test, plan = self.evaluator, self.test, _point_plan(self.how["points"])
         columns = tuple(evaluate(ev, task.points, 0, 0, plan=plan, test=test))
 
         def compute(indices: Sequence[int]) -> Iterator[Piece]:
@@ -98,18 +127,25 @@ class Track(ValuesComputation[TrackConfig, Trajectory]):
         super().__init__(config, problem, world)
 
     @classmethod
+    def chosen(cls, config: TrackConfig) -> type[Computation[TrackConfig, Trajectory]]:
+        return TrackDensities if config.density else cls
+
+    @classmethod
     def located(cls, config: TrackConfig) -> TrackConfig:
         return plane_vectors.located(config, config.checkpoints[-1])
 
     def make_task(self, computed: Tensor) -> PointTask:
         rows = plane_vectors.of_checkpoints(self.evaluator, self.config.checkpoints)
-        return trajectory.iterates_task(self.evaluator, rows)
+        steps, about = plane_vectors.steps_of(self.config.checkpoints)
+        return trajectory.iterates_task(self.evaluator, rows, steps, **about)
 
-    def plan(self, task: PointTask, session: Session | None) -> str:
-        text = super().plan(task, session)
-        if session and self.config.eigenvalues:
-            session.take(maps.planned(self.config, self.mesh, self.evaluator))
-        return text
+    def others(self, task: PointTask, pace: float, session: Session | None) -> dict[str, float]:
+        if not self.config.eigenvalues:
+            return {}
+        estimate = maps.planned(self.config, self.mesh, self.evaluator)
+        if session:
+            session.take(estimate)
+        return {"eigenvalues": estimate.seconds * len(task.points) / self.mesh.num_groups}
 
     def make_job(self, task: PointTask, session: Session) -> Job:
         """With eigenvalues: the same points, one at a time, with both extreme eigenvalues."""
@@ -161,6 +197,13 @@ class Interpolate(ValuesComputation[InterpolateConfig, Curve | Surface]):
         ends = (config.low, config.high)
         return between.linear_task(ev, corners[0], corners[1], num_points, window=ends)
 
+    def others(self, task: PointTask, pace: float, session: Session | None) -> dict[str, float]:
+        config, ev = self.config, self.evaluator
+        if config.curve == "straight":
+            return {}
+        passes = GRADIENT * config.num_steps * config.points_per_step
+        return {"search of the curve": passes * pace * ev.num_samples / self.world.size}
+
     def first_task(self) -> PointTask:
         if self.search is None:
             return self.task
@@ -198,6 +241,10 @@ class Interpolate(ValuesComputation[InterpolateConfig, Curve | Surface]):
 
     def report(self, result: Curve | Surface, values: dict[str, float]) -> str:
         return report.values(result, values)
+
+
+def _point_plan(stored: Mapping[str, Any]) -> PointPlan:
+    return PointPlan(**{name: stored[name] for name in POINT_PLAN.required})
 
 
 def _warn_of_statistics(problem: Problem) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
-from tqdm import tqdm
 
 from hessian_spectrum import zoo
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.commands.progress import Progress
 from hessian_spectrum.config import TrainConfig, to_dict
 from hessian_spectrum.loss import criteria
 from hessian_spectrum.storage import run_file
@@ -67,17 +67,17 @@ def _train(
     for path in stale:
         path.unlink()
 
-    with tqdm(total=config.epochs, desc="train", unit="epoch", disable=None) as bar:
+    with Progress("train", config.epochs, 0, "epoch") as progress:
 
         def on_epoch(
             result: EpochResult, model: nn.Module, optimizer: torch.optim.Optimizer
         ) -> None:
-            bar.update()
+            progress.update(1)
             if result.epoch % config.every == 0 or result.epoch == config.epochs:
                 path = config.out / f"epoch-{result.epoch:04d}.pt"
                 _save(path, model, optimizer, result.epoch, config)
                 held_out = "" if test is None else f" test accuracy {result.test_accuracy:.1%}"
-                bar.write(
+                progress.write(
                     f"{path}: during the epoch mean loss {result.loss:.4f}, training accuracy "
                     f"{result.accuracy:.1%}" + (held_out and f"; after it{held_out}")
                 )

@@ -1,8 +1,8 @@
 """One frozen dataclass a command: the same fields on the command line, in a file and in Python."""
 
 from hessian_spectrum.config.alignment import AlignmentConfig
-from hessian_spectrum.config.curvature import CurvatureConfig
-from hessian_spectrum.config.density import DensityConfig
+from hessian_spectrum.config.curvature import CurvatureConfig, KrylovConfig
+from hessian_spectrum.config.density import DensityConfig, DensityOptions
 from hessian_spectrum.config.eigenpairs import EigenpairsConfig
 from hessian_spectrum.config.files import to_dict
 from hessian_spectrum.config.landscape import (
@@ -25,8 +25,10 @@ __all__ = [
     "CurvatureConfig",
     "DemoConfig",
     "DensityConfig",
+    "DensityOptions",
     "EigenpairsConfig",
     "InterpolateConfig",
+    "KrylovConfig",
     "MapConfig",
     "OutputConfig",
     "PlaneConfig",

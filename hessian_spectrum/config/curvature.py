@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.validation import seeds, size_in_bytes
 from hessian_spectrum.config.output import ComputingConfig
 
@@ -45,3 +49,31 @@ class CurvatureConfig(ComputingConfig):
         seeds(self, "seed")
         if self.memory is not None:
             size_in_bytes(self.memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KrylovConfig(CurvatureConfig):
+    """As CurvatureConfig, of a command whose Krylov vectors may be too many for the memory."""
+
+    scratch: str | None = None
+    """Folder for Krylov vectors that are moved to a disk, such as '${SLURM_TMPDIR}' on a node's own
+    disk; variables are those of the node. Default: beside OUT."""
+
+    @property
+    def scratch_folder(self) -> Path:
+        """Of Krylov vectors on a disk.
+
+        Raises:
+            InputError: there is no such folder here, or the variable that names it is not set.
+        """
+        if self.scratch is None:
+            return self.out.parent
+        folder = Path(os.path.expandvars(self.scratch))
+        if "$" in str(folder):
+            raise InputError(f"--scratch {self.scratch}: this variable is not set here")
+        if not folder.is_dir():
+            raise InputError(
+                f"--scratch {self.scratch}: there is no folder {folder} on {socket.gethostname()}; "
+                "make it, or leave --scratch out"
+            )
+        return folder

@@ -1,4 +1,4 @@
-"""Options of the ``density`` command."""
+"""Options of a density, and of the ``density`` command."""
 
 from __future__ import annotations
 
@@ -9,22 +9,13 @@ from typing import Literal
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.validation import above_zero, positive
 from hessian_spectrum.algorithms.budget import Estimator
-from hessian_spectrum.config.curvature import CurvatureConfig
+from hessian_spectrum.config.curvature import KrylovConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class DensityConfig(CurvatureConfig):
-    """Estimate the eigenvalue density of the Hessian or another curvature matrix.
+class DensityOptions(KrylovConfig):
+    """How a density is estimated."""
 
-    Lanczos quadrature from random vectors needs only matrix-vector products. Writes OUT, an HDF5
-    file with the nodes and weights of the density, the smallest and the largest eigenvalue, the
-    configuration and the provenance of the run, and prints a summary with error estimates.
-
-        hessian-spectrum density --model mlp-64-20-10 --dataset digits --out density.h5
-    """
-
-    out: Path = Path("density.h5")
-    """Result file, HDF5."""
     estimator: Estimator = "block"
     """block: all random vectors share one Krylov space, so that resolved eigenvalues are counted
     exactly. slq: an independent recurrence for each vector. lean: block without
@@ -46,9 +37,6 @@ class DensityConfig(CurvatureConfig):
     """Also estimate how far the answers would vary with other data of the same kind and size
     (data_error), by a jackknife that leaves out each of this many random groups of samples. 8 to 20
     groups; doubles the number of products."""
-    keep_state: Literal["auto", "always", "never"] = "auto"
-    """Keep the Krylov vectors of a finished run in OUT.d, so that --resume with a larger NUM_STEPS
-    or NUM_PRODUCTS, or a smaller TARGET_ERROR, extends it. auto: if they take less than 2 GiB."""
 
     def check(self) -> None:
         """Raise InputError, naming the option, for a value that no run can use."""
@@ -62,3 +50,21 @@ class DensityConfig(CurvatureConfig):
                     "--data-groups with --estimator lean, which keeps no Krylov vectors; use block"
                 )
         above_zero(self, "target_error", "sigma2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DensityConfig(DensityOptions):
+    """Estimate the eigenvalue density of the Hessian or another curvature matrix.
+
+    Lanczos quadrature from random vectors needs only matrix-vector products. Writes OUT, an HDF5
+    file with the nodes and weights of the density, the smallest and the largest eigenvalue, the
+    configuration and the provenance of the run, and prints a summary with error estimates.
+
+        hessian-spectrum density --model mlp-64-20-10 --dataset digits --out density.h5
+    """
+
+    out: Path = Path("density.h5")
+    """Result file, HDF5."""
+    keep_state: Literal["auto", "always", "never"] = "auto"
+    """Keep the Krylov vectors of a finished run in OUT.d, so that --resume with a larger NUM_STEPS
+    or NUM_PRODUCTS, or a smaller TARGET_ERROR, extends it. auto: if they take less than 2 GiB."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -10,12 +10,14 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.validation import (
     above_zero,
     ascending,
+    dashed,
     positive,
     seeds,
     size_in_bytes,
     tolerance,
 )
 from hessian_spectrum.config.curvature import CurvatureConfig
+from hessian_spectrum.config.density import DensityOptions
 from hessian_spectrum.config.output import ComputingConfig
 
 
@@ -270,11 +272,13 @@ class MapConfig(PlaneConfig, CurvatureConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrackConfig(ValuesConfig):
+class TrackConfig(ValuesConfig, DensityOptions):
     """Follow a training run through its checkpoints: loss, distances and principal components.
 
-    Writes OUT, an HDF5 file with the values and distances at each checkpoint and the principal
-    components of the trajectory, and prints a summary.
+    With --density also the eigenvalue density at each checkpoint, one after another in one process,
+    labelled with the checkpoint's file name. Writes OUT, an HDF5 file with the values and distances
+    at each checkpoint and the principal components of the trajectory, and prints a summary. The
+    axis is the epoch that each checkpoint stores, or else its index.
 
         hessian-spectrum track --problem mine.py:make --checkpoints nets/*.pt --out track.h5
     """
@@ -283,13 +287,17 @@ class TrackConfig(ValuesConfig):
     """Result file, HDF5."""
     checkpoints: tuple[Path, ...] = ()
     """Three or more checkpoints in the order of training. State outside theta, such as running
-    statistics, comes from --checkpoint or else from the last of them."""
+    statistics, comes from --checkpoint or else from the last of them; with --density from each."""
     eigenvalues: bool = False
-    """Also compute the smallest and largest Hessian eigenvalue at each checkpoint."""
+    """Also compute the smallest and largest eigenvalue of OPERATOR at each checkpoint."""
     tol: float = 1e-5
     """With --eigenvalues: accept residuals of at most TOL times the largest |eigenvalue|."""
     max_products: int = 500
     """With --eigenvalues: products that may be spent on one checkpoint."""
+    density: bool = False
+    """Also estimate the eigenvalue density of OPERATOR at each checkpoint, with the options of the
+    density command. All ranks work on one checkpoint at a time; --resume continues after the last
+    one that was finished."""
 
     def check(self) -> None:
         """Raise InputError, naming the option, for a value that no run can use."""
@@ -301,3 +309,30 @@ class TrackConfig(ValuesConfig):
             )
         positive(self, "max_products")
         tolerance(self.tol)
+        self._require_use()
+
+    def _require_use(self) -> None:
+        """InputError for an option of products, or of densities, where none are computed."""
+        of_products = ("operator", "hvp", "hvp_dtype")
+        shared = {field.name for field in fields(CurvatureConfig)}
+        of_densities = {field.name for field in fields(DensityOptions)} - shared | {"seed"}
+        for field in fields(self):
+            name = field.name
+            if getattr(self, name) == field.default or self.density:
+                continue
+            if name in of_densities or (name in of_products and not self.eigenvalues):
+                wanted = "--density" if name in of_densities else "--eigenvalues or --density"
+                raise InputError(
+                    f"--{dashed(name)} {getattr(self, name)}: expected together with {wanted}; "
+                    "leave it out, or add that"
+                )
+        if self.sigma2 is not None and self.target_error is None:
+            raise InputError(
+                f"--sigma2 {self.sigma2} without --target-error: it is what the target refers to; "
+                "leave it out, since plot and query take their own"
+            )
+        if self.density and self.ranks_per_point != 1:
+            raise InputError(
+                f"--ranks-per-point {self.ranks_per_point} with --density: all ranks share each "
+                "checkpoint; leave --ranks-per-point out"
+            )

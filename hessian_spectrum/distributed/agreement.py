@@ -16,13 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.errors import InputError, of_exit
 from hessian_spectrum.distributed.world import World
 
 T = TypeVar("T")
 
 # Names of facts.
 CALL, DATA, MODELS = "call", "data", "models (parameters, buffers or their names)"
+
+
+# sys.exit in a model, a loss or data must not leave the other ranks waiting.
+CAUGHT = (Exception, SystemExit)
+
+
+def _of_code(error: Exception | SystemExit) -> Exception:
+    return of_exit(error) if isinstance(error, SystemExit) else error
 
 
 def together(world: World, action: Callable[[], T]) -> T:
@@ -37,8 +45,8 @@ def together(world: World, action: Callable[[], T]) -> T:
     result, error = None, None
     try:
         result = action()
-    except Exception as failed:
-        error = failed
+    except CAUGHT as failed:
+        error = _of_code(failed)
     world.raise_together(error)
     return result  # type: ignore[return-value]  # without an error it is the action's
 
@@ -69,10 +77,10 @@ class Failures:
         """
         try:
             return action()
-        except Exception as failed:
+        except CAUGHT as failed:
             if self._world.size == 1:
                 raise
-            error = failed
+            error = _of_code(failed)
         # The frames hold tensors: after an out-of-memory they are in the way of the reduction.
         traceback.clear_frames(error.__traceback__)
         self._error = self._error or error
@@ -123,8 +131,8 @@ def agreed(world: World, action: Callable[[], T], facts: Callable[[T], Facts]) -
     try:
         result = action()
         found = {n: v if isinstance(v, Digest) else str(v) for n, v in facts(result).items()}
-    except Exception as failed:
-        error = failed
+    except CAUGHT as failed:
+        error = _of_code(failed)
     answers = world.raise_together(error, found)
     for rank, other in enumerate(answers):
         if other != answers[0]:

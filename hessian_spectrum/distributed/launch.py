@@ -6,7 +6,6 @@ import ctypes
 import os
 import re
 import socket
-import subprocess
 import threading
 import time
 import zlib
@@ -18,7 +17,9 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.distributed.liveness import RankLost
+from hessian_spectrum.distributed.environment import node_names, number, tasks_per_node, text
+from hessian_spectrum.distributed.liveness import LISTEN, RankLost, answer_within
+from hessian_spectrum.distributed.slurm_step import is_typed_into_a_shell
 
 # What launchers say about the number of processes they started, whether or not we use them.
 SIZE_HINTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -65,16 +66,32 @@ def join(timeout: timedelta, give_up: Callable[[NotMet], None]) -> Seat:
         give_up: called in a thread, and must not return, if the wait is inside the MPI library.
 
     Raises:
-        InputError: the launcher started several processes that do not know of each other.
+        InputError: the launcher's variables are wrong, or it started several processes that do not
+            know of each other.
         NotMet: the process through which the ranks meet does not answer.
     """
     env, seat = os.environ, Seat()
     if "RANK" in env and "WORLD_SIZE" in env and "MASTER_ADDR" in env:
         return _join_torchrun(timeout)
+    tasks = number("SLURM_STEP_NUM_TASKS", 1, default=1) if "SLURM_PROCID" in env else 1
+    if tasks > 1 and is_typed_into_a_shell():
+        set_by_srun = " ".join(["SLURM_STEP_NUM_TASKS", *(h for h in MPI_HINTS if h in env)])
+        raise InputError(
+            f"SLURM_STEP_NUM_TASKS={tasks}, but the other tasks of this step are gone: this is the "
+            f"shell of one, as of srun --pty; to run in it alone: unset {set_by_srun}, or start "
+            "the shell with srun -n 1; to run on several ranks, use torchrun or mpirun in it, or "
+            "srun in the job itself"
+        )
     if any(hint in env for hint in MPI_HINTS):
         seat = _join_mpi(timeout, give_up)
-    elif "SLURM_PROCID" in env and int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+    elif tasks > 1:
         return _join_slurm(timeout)
+    elif "RANK" in env and number("WORLD_SIZE", 1, default=1) > 1:
+        raise InputError(
+            f"RANK={env['RANK']} and WORLD_SIZE={env['WORLD_SIZE']} are set, but not MASTER_ADDR: "
+            "set MASTER_ADDR and MASTER_PORT to the host of rank 0 and a free port there, as "
+            "torchrun does, or unset RANK and WORLD_SIZE to run in one process"
+        )
     _refuse_singletons(seat.size)
     return seat
 
@@ -86,18 +103,22 @@ def roll_call(seat: Seat, timeout: timedelta) -> None:
         NotMet: some ranks did not join in time; the message names them.
         RankLost: the rank that serves the store was lost.
     """
-    store, size = seat.store_for("roll"), seat.size
     try:
-        store.set(f"here/{seat.rank}", "yes")
-        if store.add("number", 1) == size:
-            store.set("all", "yes")
-        with suppress(dist.DistStoreError):  # timed out
-            store.wait(["all"], timeout)
-        missing = tuple(rank for rank in range(size) if not store.check([f"here/{rank}"]))
-    except RuntimeError as error:
+        missing = answer_within(timeout.total_seconds() + LISTEN, _missing, seat, timeout)
+    except (RuntimeError, TimeoutError) as error:
         raise RankLost(f"the ranks' store failed ({_line(error)})") from None
     if missing:
-        raise NotMet(_who(missing, size, timeout), seat, missing)
+        raise NotMet(_who(missing, seat.size, timeout), seat, missing)
+
+
+def _missing(seat: Seat, timeout: timedelta) -> tuple[int, ...]:
+    store, size = seat.store_for("roll"), seat.size
+    store.set(f"here/{seat.rank}", "yes")
+    if store.add("number", 1) == size:
+        store.set("all", "yes")
+    with suppress(dist.DistStoreError):  # timed out
+        store.wait(["all"], timeout)
+    return tuple(rank for rank in range(size) if not store.check([f"here/{rank}"]))
 
 
 def words(timeout: timedelta) -> str:
@@ -116,25 +137,32 @@ def _who(missing: tuple[int, ...], size: int, timeout: timedelta) -> str:
 
 def _store(host: str, port: int, seat: Seat, serves: bool, timeout: timedelta) -> dist.TCPStore:
     """The store at that address; ``seat`` says which rank serves it."""
+    deadline = time.monotonic() + timeout.total_seconds()
     try:
         if not serves:
             _await(host, port, timeout)
-        return dist.TCPStore(
-            host,
-            port,
-            seat.size,
-            serves,
-            timeout,
-            wait_for_workers=False,
-            multi_tenant=seat.launcher == "torchrun",  # an earlier job in this process may hold it
+        # A server that is no store may stay silent, and torch would wait for it for ever.
+        return answer_within(
+            max(1.0, deadline - time.monotonic()),
+            lambda: dist.TCPStore(
+                host,
+                port,
+                seat.size,
+                serves,
+                timeout,
+                wait_for_workers=False,
+                # An earlier job in this process may hold it.
+                multi_tenant=seat.launcher == "torchrun",
+            ),
         )
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:  # a TimeoutError is an OSError
         if serves:
             raise OSError(f"cannot serve the ranks at {host}:{port} ({_line(error)})") from None
         who = "torchrun" if seat.keeper is None else f"rank {seat.keeper} of {seat.size}"
         raise NotMet(
-            f"{who} does not answer at {host}:{port}, for {words(timeout)}: killed, never "
-            "started, or on a node that cannot be reached (see --timeout-minutes)",
+            f"{who} does not answer at {host}:{port}, for {words(timeout)} ({_line(error)}): "
+            "killed, never started, on a node that cannot be reached, or another program's port "
+            "(see --timeout-minutes)",
             seat,
             () if seat.keeper is None else (seat.keeper,),
         ) from None
@@ -159,7 +187,9 @@ def _await(host: str, port: int, timeout: timedelta) -> None:
 
 
 def _line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    """The first line of its text, without torch's source location."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return re.sub(r"^\[[^]]*\] ", "", lines[0])
 
 
 # -- launchers -----------------------------------------------------------------------------------
@@ -167,16 +197,18 @@ def _line(error: Exception) -> str:
 
 def _join_torchrun(timeout: timedelta) -> Seat:
     env = os.environ
-    rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
-    local = int(env.get("LOCAL_RANK", rank)), int(env.get("LOCAL_WORLD_SIZE", size))
+    size = number("WORLD_SIZE", 1)
+    rank, local_size = number("RANK", 0, size - 1), number("LOCAL_WORLD_SIZE", 1, size, size)
+    local = number("LOCAL_RANK", 0, local_size - 1, rank % local_size), local_size
     if size == 1:
         return Seat(rank, size, *local, "torchrun")
     # torchrun's own process may keep the store over restarts, with the addresses of the dead.
     keeper = None if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else 0
     seat = Seat(rank, size, *local, "torchrun", None, keeper)
-    host, port = env["MASTER_ADDR"], int(env["MASTER_PORT"])
+    host, port = text("MASTER_ADDR"), number("MASTER_PORT", 1, 65535)
+    restarts = number("TORCHELASTIC_RESTART_COUNT", 0, default=0)
     store = _store(host, port, seat, rank == keeper, timeout)
-    attempt = dist.PrefixStore(f"attempt-{env.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    attempt = dist.PrefixStore(f"attempt-{restarts}", store)
     return Seat(rank, size, *local, "torchrun", attempt, keeper)
 
 
@@ -204,10 +236,18 @@ def _world():
     MPI is initialized by ctypes, so that other threads run meanwhile: mpi4py's own initialization
     holds the interpreter lock.
     """
-    import mpi4py
+    try:
+        import mpi4py
 
-    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
-    from mpi4py import MPI
+        mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # a RuntimeError: it finds no library
+        hint = next(hint for hint in MPI_HINTS if hint in os.environ)
+        raise InputError(
+            f"{hint} is set, as by an MPI launcher, but mpi4py cannot be imported "
+            f"({_line(error)}): load or install the launcher's MPI library (pip install mpich), "
+            "or start with torchrun, or with srun --mpi=none"
+        ) from None
 
     if not MPI.Is_initialized():
         start = getattr(ctypes.CDLL(MPI.__file__), "MPI_Init_thread", None)
@@ -221,9 +261,9 @@ def _world():
 @contextmanager
 def _watched(timeout: timedelta, give_up: Callable[[NotMet], None]) -> Iterator[None]:
     """Call ``give_up`` after ``timeout``: MPI itself waits forever for an absent rank."""
-    size, rank = (
-        next((int(os.environ[h]) for h in hints if h in os.environ), 0)
-        for hints in (SIZE_HINTS, RANK_HINTS)
+    size = next((number(h, 1) for h in SIZE_HINTS if h in os.environ), 0)
+    rank = next(
+        (number(h, 0, size - 1 if size else None) for h in RANK_HINTS if h in os.environ), 0
     )
     seat = Seat(rank, size, launcher="mpi")
     said = (
@@ -241,16 +281,14 @@ def _watched(timeout: timedelta, give_up: Callable[[NotMet], None]) -> Iterator[
 
 def _join_slurm(timeout: timedelta) -> Seat:
     env = os.environ
-    nodes = env["SLURM_STEP_NODELIST"]
-    names = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True)
-    host = (names.stdout.split() or [nodes])[0]
-    reserved = env.get("SLURM_STEP_RESV_PORTS")
+    host = node_names(text("SLURM_STEP_NODELIST"))[0]
+    reserved = re.match(r"\d+", env.get("SLURM_STEP_RESV_PORTS", ""))
     job = f"{env.get('SLURM_JOB_ID')}.{env.get('SLURM_STEP_ID')}".encode()
-    port = int(reserved.split("-")[0]) if reserved else 20000 + zlib.crc32(job) % 20000
-    rank, size = int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
-    local_rank = int(env["SLURM_LOCALID"])
-    tasks = _tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", ""))
-    node = int(env["SLURM_NODEID"])
+    port = int(reserved[0]) if reserved else 20000 + zlib.crc32(job) % 20000
+    size = number("SLURM_STEP_NUM_TASKS", 1)
+    rank, local_rank = number("SLURM_PROCID", 0, size - 1), number("SLURM_LOCALID", 0, size - 1)
+    tasks = tasks_per_node(env.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    node = number("SLURM_NODEID", 0)
     local_size = tasks[node] if node < len(tasks) else local_rank + 1
     # Rank 0 may be on another node than the first of the list: the store lives on the first.
     serves = node == 0 and local_rank == 0
@@ -259,21 +297,16 @@ def _join_slurm(timeout: timedelta) -> Seat:
     if serves:
         store.set("keeper", str(rank))
     try:
-        keeper = int(store.get("keeper"))
-    except RuntimeError:
+        silence = timeout.total_seconds() + LISTEN
+        keeper = int(answer_within(silence, store.get, "keeper"))
+    except (RuntimeError, TimeoutError):
         raise NotMet(_who((0,), size, timeout), seat, (0,)) from None
     return Seat(rank, size, local_rank, local_size, "slurm", store, keeper)
 
 
-def _tasks_per_node(text: str) -> list[int]:
-    """SLURM's short form: "2(x3),1" -> [2, 2, 2, 1]."""
-    groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
-    return [int(tasks) for tasks, times in groups for _ in range(int(times or 1))]
-
-
 def _refuse_singletons(size: int) -> None:
     for hint in SIZE_HINTS:
-        started = int(os.environ.get(hint, 1))
+        started = number(hint, 1, default=1)
         if size == 1 and started > 1:
             raise InputError(
                 f"{hint}={started}, but this process is alone in its world: {started} copies "

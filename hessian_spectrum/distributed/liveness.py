@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 BEAT = 1.0  # seconds between heartbeats
 LISTEN = 3.5  # seconds without one: dead, frozen, or on a node that is lost
@@ -22,6 +24,30 @@ class RankLost(RuntimeError):
     """Another rank has died, hangs, or has left with an error of its own."""
 
     world: Any = None  # set for a rank that could not join: what is known of its job
+
+
+def answer_within(seconds: float, question: Callable[..., T], *words: Any) -> T:
+    """What ``question(*words)`` returns or raises; TimeoutError after so many seconds.
+
+    It is asked in a thread, which stays behind where no answer comes. For torch's stores, whose own
+    time-out does not work when the process that serves them is frozen or no store at all.
+    """
+    answers: queue.SimpleQueue = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put((question(*words), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {seconds:.3g} s") from None
+    if error is not None:
+        raise error
+    return answer
 
 
 class Presence:
@@ -88,30 +114,19 @@ class Presence:
     def _ask(self, question: Callable, *words: Any) -> Any:
         """The store's answer, with a time-out of our own.
 
-        torch's time-out does not work when the process that serves the store is frozen.
-
         Raises:
             RuntimeError: the store is lost, or has not answered for ``LISTEN`` seconds.
         """
-        answers: queue.SimpleQueue = queue.SimpleQueue()
-
-        def ask() -> None:
-            try:
-                answers.put((question(*words), None))
-            except RuntimeError as error:
-                answers.put((None, error))
-
         if self._is_lost:
             raise RuntimeError("the ranks' store is lost")
-        threading.Thread(target=ask, daemon=True).start()
         try:
-            answer, error = answers.get(timeout=LISTEN)
-        except queue.Empty:
-            answer, error = None, RuntimeError("the ranks' store does not answer")
-        if error:
+            return answer_within(LISTEN, question, *words)
+        except TimeoutError:
             self._is_lost = True
-            raise error
-        return answer
+            raise RuntimeError("the ranks' store does not answer") from None
+        except RuntimeError:
+            self._is_lost = True
+            raise
 
     def _beat(self) -> None:
         self._beats += 1

@@ -21,8 +21,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.environment import number
 from hessian_spectrum.distributed.launch import NotMet, Seat, join, roll_call
-from hessian_spectrum.distributed.liveness import Presence, RankLost
+from hessian_spectrum.distributed.liveness import LISTEN, Presence, RankLost, answer_within
+from hessian_spectrum.distributed.slurm_step import is_a_task
 
 TIMEOUT = timedelta(minutes=10)  # a rank that is silent for longer is considered dead
 PATIENCE = 1.0  # seconds for another rank to report first what this one would report too
@@ -51,8 +53,8 @@ class World:
         if not dist.is_initialized():
             return cls(device=resolve_device(None))
         rank, size = dist.get_rank(), dist.get_world_size()
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        local_rank = number("LOCAL_RANK", 0, default=0)
+        local_size = number("LOCAL_WORLD_SIZE", 1, default=size)
         # The code that created the group has chosen each rank's GPU.
         gpu = dist.get_backend() != "gloo" and torch.cuda.is_available()
         device = torch.device("cuda", torch.cuda.current_device()) if gpu else torch.device("cpu")
@@ -181,8 +183,9 @@ def start(
             MPI library, which raises nothing. Default: print the error and exit with code 75.
 
     Raises:
-        InputError: the launcher started several processes that do not know of each other
-            (they would all be rank 0 and write the same file), or more ranks than GPUs.
+        InputError: the launcher's variables are wrong, or it started several processes that do not
+            know of each other (they would all be rank 0 and write the same file), or more ranks
+            than GPUs.
         NotMet: some ranks did not join in time; the message names them where it can.
         RankLost: a rank was lost while the process group was made.
     """
@@ -197,9 +200,9 @@ def start(
     if seat.size == 1:
         place = resolve_device(device, seat.local_rank, seat.local_size)
         return World(seat.rank, 1, seat.local_rank, seat.launcher, place, seat.local_size)
-    presence = Presence(seat.store_for("presence"), seat.rank, seat.size, seat.keeper)
-    world = replace(_world_of(seat), presence=presence)
+    world = _world_of(seat)
     try:
+        world = replace(world, presence=_presence(seat, timeout))
         roll_call(seat, timeout)
         world = replace(world, device=resolve_device(device, seat.local_rank, seat.local_size))
         _make_group(world, seat.store_for("group"), timeout)
@@ -207,6 +210,15 @@ def start(
         lost.world = world
         raise
     return world
+
+
+def _presence(seat: Seat, timeout: timedelta) -> Presence:
+    store = seat.store_for("presence")
+    try:
+        silence = max(timeout.total_seconds(), LISTEN)
+        return answer_within(silence, Presence, store, seat.rank, seat.size, seat.keeper)
+    except (RuntimeError, TimeoutError) as error:
+        raise RankLost(f"the ranks' store failed ({error})") from None
 
 
 def _make_group(world: World, store: dist.Store, timeout: timedelta) -> None:
@@ -269,7 +281,8 @@ def leave(world: World, code: int, silent: Sequence[int] = ()) -> None:
 
         if MPI.Is_initialized():
             MPI.COMM_WORLD.Abort(code)
-    if world.launcher == "slurm" and silent:
+    # A step in whose shell a user works is not ours to end.
+    if world.launcher == "slurm" and silent and is_a_task():
         step = f"{os.environ['SLURM_JOB_ID']}.{os.environ['SLURM_STEP_ID']}"
         with suppress(OSError):
             subprocess.run(["scancel", "--signal=KILL", step], check=False)

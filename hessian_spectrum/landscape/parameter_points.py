@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.arrays import as_tensor
 from hessian_spectrum.loss.evaluator import Evaluator
 
 
@@ -52,7 +53,7 @@ class Points:
     def of(cls, thetas: Tensor | Sequence[Tensor]) -> Points:
         """Any parameter vectors (p, n) as points."""
         if not isinstance(thetas, Tensor):
-            thetas = torch.stack([torch.as_tensor(theta).detach() for theta in thetas])
+            thetas = torch.stack([as_tensor(theta) for theta in thetas])
         return cls(thetas.detach(), np.eye(len(thetas)))
 
     @classmethod

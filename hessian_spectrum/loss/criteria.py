@@ -156,6 +156,37 @@ def check_labels(loss_fn: Callable, shape: Sequence[int], batch: Any, index: int
         )
 
 
+def pairing(outputs: Any, targets: Any) -> str | None:
+    """In words, shapes of which an elementwise loss would pair each sample with every other.
+
+    Broadcasting aligns last dimensions: outputs (N, 1) and targets (N,) become (N, N).
+    """
+    if not (isinstance(outputs, Tensor) and isinstance(targets, Tensor)):
+        return None
+    if outputs.ndim == targets.ndim or not (outputs.ndim and targets.ndim):
+        return None
+    if not len(outputs) == len(targets) > 1:
+        return None
+    try:
+        both = torch.broadcast_shapes(outputs.shape, targets.shape)
+    except RuntimeError:
+        return None
+    return (
+        f"the model's outputs have the shape {tuple(outputs.shape)}, but the targets "
+        f"{tuple(targets.shape)}: their difference pairs each sample with every other, "
+        f"{tuple(both)}; pass targets of the shape {tuple(outputs.shape)}, as by "
+        f"y.view({', '.join(map(str, (-1, *outputs.shape[1:])))}), or let the model return "
+        f"{tuple(targets.shape)}"
+    )
+
+
+def check_shapes(loss_fn: Callable, outputs: Any, batch: Any) -> None:
+    """Refuse outputs and targets that one of torch's elementwise losses would broadcast."""
+    if isinstance(loss_fn, REDUCIBLE) or loss_fn in REDUCIBLE_FUNCTIONS:
+        if not takes_labels(loss_fn) and (found := pairing(outputs, batch[1])):
+            raise InputError(found)
+
+
 def is_sample_by_sample(loss_fn: Callable) -> bool:
     """One of torch's own losses that ``of_samples`` knows, whatever the batch."""
     return type(loss_fn) in REDUCIBLE or loss_fn in REDUCIBLE_FUNCTIONS

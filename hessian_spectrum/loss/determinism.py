@@ -33,7 +33,7 @@ def require_determinism(function: LossFunction, batch: Any) -> None:
                 "must not depend on how often it was evaluated: remove that update in eval mode"
             )
     # To rounding, not to the bit: a GPU may sum in a different order.
-    if not all(states) or not close(values[0], values[1], function.dtype):
+    if not all(states) or not close(values[0], values[1], function.rounding):
         raise InputError(
             "the loss is random: evaluating the first minibatch twice gives "
             f"{values[0].item():.9g} and {values[1].item():.9g}; "

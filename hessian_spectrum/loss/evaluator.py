@@ -37,6 +37,10 @@ class Evaluator:
     normalizes by. The model is never changed: every call restores parameters, buffers, mode,
     requires_grad and the random state.
 
+    Embeddings are plain lookups: ``sparse`` and ``scale_grad_by_freq`` change nothing, and the row
+    ``padding_idx`` is a constant of all derivatives, as in torch's own gradient, so that its rows
+    of a Hessian are zero; losses at other theta have the row of that theta.
+
     Args:
         model: the network, on any device, in any mode. Of DistributedDataParallel, DataParallel
             and torch.compile the module inside is used, with its names of parameters.
@@ -65,7 +69,9 @@ class Evaluator:
         data_is_local: ``data`` is this rank's share already.
 
     Raises:
-        InputError: the loss is random, not finite, not the ``reduction`` that was stated, or
+        InputError: the model has parameters without values (meta, lazy) or none to train, or
+            changes its weights in each evaluation (``max_norm``); samples cannot be stacked; the
+            loss is random, not finite, not the ``reduction`` that was stated, or
             depends on how samples are grouped; the data is empty or has labels out of range;
             ranks hold different models or data, or were given different options; the message
             names the rank and what differs.

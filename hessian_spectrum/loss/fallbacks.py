@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from hessian_spectrum.loss import cross_entropy as softmax
+from hessian_spectrum.loss import embeddings
 
 _ATTENTION = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
 
@@ -32,18 +33,19 @@ _said: set[str] = set()  # in this process
 
 
 class Watch(TorchFunctionMode):
-    """While active, records whether attention, cross entropy over many classes, or weight
-    normalization is called."""
+    """While active, records whether attention, cross entropy over many classes, weight
+    normalization, or a lookup whose derivatives are not those of the loss is called."""
 
     def __init__(self):
         super().__init__()
-        self.attention = self.large_softmax = self.weight_norm = False
+        self.attention = self.large_softmax = self.weight_norm = self.embeddings = False
 
     def __torch_function__(self, func, types, args=(), kwargs=None) -> Any:
         kwargs = kwargs or {}
         self.attention |= func in _ATTENTION
         self.weight_norm |= func is torch._weight_norm
         self.large_softmax |= func is F.cross_entropy and softmax.is_large(*args, **kwargs)
+        self.embeddings |= embeddings.needs(func, args, kwargs)
         return func(*args, **kwargs)
 
 

@@ -15,7 +15,7 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss import batch_norm as normalization
-from hessian_spectrum.loss import criteria, torch_state, wrappers
+from hessian_spectrum.loss import criteria, embeddings, models, torch_state, wrappers
 from hessian_spectrum.loss import dropout as frozen_dropout
 from hessian_spectrum.loss.attributes import Attributes
 from hessian_spectrum.loss.backends import (
@@ -24,6 +24,7 @@ from hessian_spectrum.loss.backends import (
     without_checkpointing,
 )
 from hessian_spectrum.loss.batching import leading_size, pieces, split
+from hessian_spectrum.loss.casts import Casts
 from hessian_spectrum.loss.cross_entropy import LeanCrossEntropy
 from hessian_spectrum.loss.weight_norm import DifferentiableWeightNorm
 
@@ -74,10 +75,13 @@ class LossFunction:
         self.is_pair = forward is None  # batches are pairs (inputs, targets)
         self.large_softmax = False  # use the cross entropy that keeps fewer copies of the logits
         self.weight_norm = False  # use the weight normalization that has second derivatives
+        self.constant_rows = embeddings.constant_rows(model)  # by name of parameter
         self._count = count or criteria.default_count(loss_fn, is_pair=self.is_pair)
         self.counts_samples = self._count is leading_size  # by default
         self._module = _Stages(model, forward or _outputs_of_pair, loss_fn, self.is_pair)
+        self.rounding = torch.finfo(self.dtype).eps  # of the lowest type that the loss casts to
         self._aliases = _aliases(self._module)
+        self.embeddings = embeddings.are_in(self._module)  # use lookups with right derivatives
         self._dropout_calls: dict[str, int] = {}
         self._attributes: Attributes | None = None  # in evaluation mode: as each evaluation starts
 
@@ -222,6 +226,13 @@ class LossFunction:
             if self._attributes is not None:
                 self._attributes.restore()
 
+    @contextmanager
+    def noting_casts(self) -> Iterator[None]:
+        """Around evaluations in the function's dtype: ``rounding`` becomes that of what occurs."""
+        with Casts(self.dtype) as casts:
+            yield
+        self.rounding = max(self.rounding, torch.finfo(casts.lowest).eps)
+
     # -- functions of the outputs ----------------------------------------------------------------
 
     def criterion(self, outputs: Any, batch: Any, constants: Constants) -> Tensor:
@@ -288,6 +299,8 @@ class LossFunction:
                     stack.enter_context(LeanCrossEntropy())
                 if self.weight_norm:
                     stack.enter_context(DifferentiableWeightNorm())
+                if self.embeddings:
+                    stack.enter_context(embeddings.DifferentiableEmbedding())
                 stack.enter_context(wrappers.bypassed(self._module))
                 stack.enter_context(unfused_recurrences(self.model))
                 stack.enter_context(without_checkpointing())
@@ -350,6 +363,8 @@ def _require_known(
     if not isinstance(model, nn.Module):
         kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise InputError(f"model is {kind}; expected a torch.nn.Module, such as nn.Linear(4, 3)")
+    models.refuse(model)
+    embeddings.refuse_renormalized(model)
     normalization.check(model, batch_norm)
     if dropout == "frozen" and not frozen_dropout.layers(model):
         raise InputError("dropout='frozen', but the model has no dropout layer; leave it out")

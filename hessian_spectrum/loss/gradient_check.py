@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.loss.batching import cast
 from hessian_spectrum.loss.difference_arithmetic import DifferenceArithmetic
 from hessian_spectrum.loss.functional import LossFunction
@@ -53,7 +52,7 @@ def check_gradient(
 def _check(
     function: LossFunction, pieces: tuple[Piece, ...], arithmetic: DifferenceArithmetic
 ) -> str | None:
-    move = MOVE * displacement(function.layout, function.theta)
+    move = MOVE * displacement(function, function.theta)
     held = require_own_weights(function, pieces, move)
     theta = function.theta.to(arithmetic.dtype)
     losses = _losses(function, pieces, arithmetic.dtype)
@@ -61,7 +60,7 @@ def _check(
     # Elsewhere too: at a minimum slopes are nothing but rounding.
     attempts = [(0, theta), (0, theta + away), (1, theta + away), (2, theta)]
     for number, (seed, at) in enumerate(attempts):
-        u = displacement(function.layout, theta, seed)
+        u = displacement(function, theta, seed)
         slopes = []
         for step in arithmetic.steps:
             slopes.append(Slope(losses, at, u, step))
@@ -178,17 +177,23 @@ def _value_and_gradient(losses: list[Sampled], theta: Tensor) -> tuple[float, Te
     return value, total
 
 
-def displacement(layout: Layout, theta: Tensor, seed: int = 0) -> Tensor:
+def displacement(function: LossFunction, theta: Tensor, seed: int = 0) -> Tensor:
     """A random u, shape (n,), the same everywhere: each parameter tensor by its own size.
 
     The root mean square of a tensor's entries of u is that of its entries of theta, and that of
-    all theta where the tensor is zero.
+    all theta where the tensor is zero. Rows that are constants in derivatives (``padding_idx``)
+    are zero: the loss changes with them, but its gradient does not say so.
     """
+    layout = function.layout
     generator = torch.Generator().manual_seed(seed)
     u = torch.randn(len(theta), generator=generator, dtype=torch.float64).to(theta.device)
     rms = theta.double().square().mean().sqrt().item() or 1.0
     for part, own in zip(u.split(layout.sizes), theta.double().split(layout.sizes)):
         part *= (own.square().mean().sqrt().item() if own.numel() else 0.0) or rms
+    parts = layout.unflatten(u)
+    for name, rows in function.constant_rows.items():
+        if name in parts:  # else it is not among the chosen parameters
+            parts[name][rows] = 0
     return u.to(theta.dtype)
 
 
@@ -196,7 +201,7 @@ def _concerned(
     function: LossFunction, losses: list[Sampled], theta: Tensor, arithmetic: DifferenceArithmetic
 ) -> str:
     """In words, the parameters along which the slopes differ."""
-    u = displacement(function.layout, theta)
+    u = displacement(function, theta)
     names = []
     for index, name in enumerate(function.layout.names):
         parts = [t if i == index else 0 * t for i, t in enumerate(u.split(function.layout.sizes))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -26,7 +27,7 @@ from torch.utils.data._utils.collate import default_collate
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.memory import available
 from hessian_spectrum.distributed.world import World
-from hessian_spectrum.loss import containers
+from hessian_spectrum.loss import collation, containers
 from hessian_spectrum.loss.batching import size_in_bytes
 
 READ_TWICE = 32  # samples; random flips of each pass unnoticed with probability 2^-32
@@ -172,8 +173,10 @@ def _tensor_reader(tensors: Sequence[Tensor], batch_size: int, dealer: _Dealer):
 def _dataset_reader(
     dataset: Any, batch_size: int, collate: Callable, dealer: _Dealer, workers: int = 0
 ):
+    collation.require_length(dataset)
     ranges = dealer.ranges(len(dataset), batch_size)
     _refuse_random_samples(dataset)
+    collate = collation.Collated(collate)
     batches = _Lists(ranges)
     loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers)
     return lambda: _iterate(loader) if ranges else iter(())
@@ -193,6 +196,9 @@ class _Lists(Sampler):
 
 
 def _stream_reader(loader: DataLoader, dealer: _Dealer):
+    if loader.collate_fn is default_collate:
+        loader = copy.copy(loader)
+        loader.collate_fn = collation.Collated(default_collate)
     first = [leaves(_first_batches(loader, seed)) for seed in (0, 1)]
     if not first[0]:
         raise InputError("the data is empty: 0 batches; expected at least one sample")

@@ -41,6 +41,11 @@ class Part:
         self._share = function.scale(batch) / total_weight
         self._structure: tuple[TreeSpec, list[Any], list[torch.Size]] | None = None
 
+    @property
+    def rounding(self) -> float:
+        """Relative, of the lowest type to which the loss casts by itself."""
+        return self.function.rounding
+
     def __call__(self, theta: Tensor) -> Tensor:
         """Shape (n,) -> ()."""
         return self.function.loss(theta, self.batch, self._constants) * self._share

@@ -74,7 +74,7 @@ def _agree(function: LossFunction, pieces: tuple[Piece, ...], move: Tensor) -> b
         by_theta = function.loss(theta, piece.batch, constants).detach().double()
         with _moved(function, theta):
             by_model = function.own_loss(piece.batch).detach().double()
-        if by_theta.isfinite() and not close(by_theta, by_model, function.dtype):
+        if by_theta.isfinite() and not close(by_theta, by_model, function.rounding):
             return False
     return True
 

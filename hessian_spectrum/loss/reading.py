@@ -79,6 +79,7 @@ def _read(
         with function.evaluation_mode():  # not no_grad: losses may hold derivatives
             found = validation.check(function, batches)
         function.large_softmax, function.weight_norm = found.large_softmax, found.weight_norm
+        function.embeddings |= found.embeddings
         with function.evaluation_mode():
             arithmetic = arithmetic_of(function, found.chosen)
             unverified = gradient_check.check_gradient(function, found.chosen, arithmetic)

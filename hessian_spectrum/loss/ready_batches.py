@@ -33,7 +33,7 @@ def refuse(function: LossFunction, data: Any) -> None:
     except RuntimeError:  # of different shapes
         together = None
     mean = sum(value for value in alone if value is not None) / len(alone)
-    if together is not None and close(together, torch.as_tensor(mean), function.dtype):
+    if together is not None and close(together, torch.as_tensor(mean), function.rounding):
         return
     x, y = items[0]
     raise InputError(
@@ -70,7 +70,8 @@ def _loss(function: LossFunction, batch: Any) -> Tensor | None:
     try:
         x, y = cast(batch, function.dtype)
         batch = (x.to(function.device), y.to(function.device))
-        value = function.loss(function.theta, batch, function.constants()).detach().double()
+        with function.noting_casts():
+            value = function.loss(function.theta, batch, function.constants()).detach().double()
         weight = function.weight(batch)
         return value * function.scale(batch) / weight if weight else None
     except Exception as error:

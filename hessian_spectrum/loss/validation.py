@@ -6,12 +6,11 @@ import math
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from hessian_spectrum._core.errors import InputError, in_one_line, is_out_of_memory
+from hessian_spectrum.distributed.arrays import as_tensor
 from hessian_spectrum.loss import criteria, fallbacks
 from hessian_spectrum.loss.additivity import require_mean, require_mean_of_two
 from hessian_spectrum.loss.batching import leading_size, split, tensors_of
@@ -23,16 +22,14 @@ from hessian_spectrum.loss.samples import Piece, Samples
 
 def vector_of(theta: Any) -> Tensor:
     """A tensor as it is; arrays and lists of numbers as a tensor, a copy."""
-    if isinstance(theta, Tensor):
-        return theta
     try:
-        array = np.array(theta)
-        return torch.from_numpy(array if array.dtype.kind == "f" else array.astype(np.float64))
-    except (TypeError, ValueError):
+        vector = as_tensor(theta)
+    except InputError:
         raise InputError(
             f"theta is a {type(theta).__name__}; expected a parameter vector, such as "
             "Evaluator.theta after zoo.load_checkpoint"
         ) from None
+    return vector if vector.is_floating_point() or isinstance(theta, Tensor) else vector.double()
 
 
 def checked_vector(theta: Any, n: int, many: bool = False) -> Tensor:
@@ -76,6 +73,7 @@ class Found(NamedTuple):
     attention: bool = False  # torch's own attention is called
     large_softmax: bool = False  # cross entropy has so many classes that ours takes less memory
     weight_norm: bool = False  # torch's own weight normalization is called
+    embeddings: bool = False  # lookups have options that change gradients only
     chosen: tuple[Piece, ...] = ()  # a few samples of the whole share
 
 
@@ -94,8 +92,10 @@ def check(function: LossFunction, batches: Minibatches) -> Found:
         _has_tensors(batch)
         _finite_leaves(batch, index)
         if function.is_pair and shape is None:
-            outputs = with_unchanged_inputs(batch, partial(_outputs, function))
+            with fallbacks.Watch():  # which refuses, with the cause, what fails elsewhere
+                outputs = with_unchanged_inputs(batch, partial(_outputs, function))
             shape = getattr(outputs, "shape", ())
+            criteria.check_shapes(function.loss_fn, outputs, batch)
         if shape:
             criteria.check_labels(function.loss_fn, shape, batch, index)
         weight = _weight(function, batch, index)
@@ -107,12 +107,13 @@ def check(function: LossFunction, batches: Minibatches) -> Found:
         )
         if not weight:  # every target is ignored: there is no mean
             continue
-        with fallbacks.Watch() as watch:
+        with fallbacks.Watch() as watch, function.noting_casts():
             value = with_unchanged_inputs(batch, partial(_value, function, index))
         found = found._replace(
             attention=found.attention or watch.attention,
             large_softmax=found.large_softmax or watch.large_softmax,
             weight_norm=found.weight_norm or watch.weight_norm,
+            embeddings=found.embeddings or watch.embeddings,
         )
         _shape_and_value(function, value, index)
         if not deterministic:
@@ -171,7 +172,7 @@ def _outputs(function: LossFunction, batch: Any) -> Any:
     try:
         return function.outputs(function.theta, batch, function.constants())
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, InputError):
             raise
         shape = tuple(getattr(batch[0], "shape", ()))
         raise InputError(
@@ -184,7 +185,7 @@ def _value(function: LossFunction, index: int, batch: Any) -> Any:
     try:
         return function.value(function.theta, batch, function.constants())
     except Exception as error:
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) or isinstance(error, InputError):
             raise
         raise InputError(
             f"the loss of minibatch {index} cannot be evaluated: {in_one_line(error)}"

@@ -13,6 +13,8 @@ from scipy.sparse.linalg import LinearOperator
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.agreement import CALL, agreed
+from hessian_spectrum.distributed.arrays import as_tensor
 from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.distributed.world import World
 
@@ -89,15 +91,15 @@ class SymmetricOperator(ABC):
         they fit the memory, and reuses them until ``forget``.
 
         Raises:
-            InputError: the vectors are not of the operator's size.
+            InputError: the vectors are not of the operator's size, or not alike on all ranks.
             Exception: on every rank, what was raised on one.
         """
-        whole = torch.as_tensor(vectors).detach()
-        if whole.ndim not in (1, 2) or len(whole) != self.n:
-            raise InputError(
-                f"cannot multiply an operator of shape {self.shape} by shape "
-                f"{tuple(whole.shape)}; expected ({self.n},) or ({self.n}, k)"
-            )
+        # Block products of different sizes on ranks end in an abort inside gloo.
+        whole = agreed(
+            self.layout.world,
+            lambda: self._whole(vectors),
+            lambda whole: {CALL: "a product with an operator", "shape": tuple(whole.shape)},
+        )
         rows = whole.reshape(self.n, -1).T.to(self.device, self.dtype)
         local = self.layout.local(rows).contiguous()
         self.expect_repeats()
@@ -108,6 +110,15 @@ class SymmetricOperator(ABC):
         if isinstance(vectors, Tensor):
             return result.to(vectors.device)
         return result.cpu().numpy()
+
+    def _whole(self, vectors: Matrix) -> Tensor:
+        whole = as_tensor(vectors)
+        if whole.ndim not in (1, 2) or len(whole) != self.n:
+            raise InputError(
+                f"cannot multiply an operator of shape {self.shape} by shape "
+                f"{tuple(whole.shape)}; expected ({self.n},) or ({self.n}, k)"
+            )
+        return whole
 
     def to_scipy(self) -> LinearOperator:
         """The same operator for scipy.sparse.linalg, in float64 or float32 as this one.

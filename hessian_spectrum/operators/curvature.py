@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.errors import InputError, is_out_of_memory
 from hessian_spectrum.distributed.agreement import CALL, Failures, agreed, digest_of, together
 from hessian_spectrum.loss import batch_norm, criteria
 from hessian_spectrum.loss.evaluator import Evaluator
@@ -21,6 +21,7 @@ from hessian_spectrum.operators.curvature_products import COVARIANCE, GAUSS_NEWT
 from hessian_spectrum.operators.derivative_check import (
     check_jacobian,
     check_second_derivatives,
+    no_second_derivatives,
 )
 from hessian_spectrum.operators.linearization import Linearization, ProductPlan
 from hessian_spectrum.operators.product_modes import Products
@@ -186,7 +187,8 @@ class GaussNewton(Curvature):
 
     Raises:
         InputError: loss_fn is linear in the network's outputs, so that the matrix is zero: a model
-            that returns its loss must be asked for its outputs instead.
+            that returns its loss must be asked for its outputs instead. Or loss_fn has no second
+            derivatives.
 
     Cost: as ``Hessian``, with products of 4/3 gradients instead of 2 by operation count.
     """
@@ -311,12 +313,18 @@ def _require_curved_criterion(part: Part, theta: Tensor) -> None:
             "the loss is linear in what the network returns, so its Gauss-Newton matrix is zero; "
             "let the model (or forward=) return its outputs and loss_fn compute the loss of them"
         )
+    try:
+        torch.autograd.grad(slope, at, torch.ones_like(slope), materialize_grads=True)
+    except (RuntimeError, NotImplementedError) as failed:
+        if is_out_of_memory(failed):
+            raise
+        raise InputError(no_second_derivatives("loss", failed)) from failed
     through = torch.zeros_like(theta)
     if outputs.requires_grad:
         through = torch.autograd.grad(outputs, leaf, slope.detach(), materialize_grads=True)[0]
     whole = gradient(part, theta)
     missing = (through - whole).norm().item()
-    if not missing <= torch.finfo(theta.dtype).eps ** 0.5 * max(whole.norm(), through.norm()):
+    if not missing <= part.rounding**0.5 * max(whole.norm(), through.norm()):
         raise InputError(
             "the loss depends on the parameters by another way than through the tensors that the "
             f"network returns (the gradient through them differs by {missing:.2g}), which the "
@@ -328,7 +336,7 @@ def _require_curved_criterion(part: Part, theta: Tensor) -> None:
 def _require_additive_samples(part: Part, theta: Tensor) -> None:
     with torch.no_grad():
         together, whole = part.sample_sum(theta), part(theta)
-    tolerance = torch.finfo(theta.dtype).eps ** 0.6 * max(abs(whole.item()), abs(together.item()))
+    tolerance = part.rounding**0.6 * max(abs(whole.item()), abs(together.item()))
     if not abs(whole.item() - together.item()) <= tolerance:
         raise InputError(
             f"the losses of a minibatch's samples add up to {together.item():.9g}, but its loss is "
@@ -337,7 +345,7 @@ def _require_additive_samples(part: Part, theta: Tensor) -> None:
     apart = part.first_sample_apart(theta)
     if apart is not None:
         alone, among = (loss.item() for loss in apart)
-        if not abs(alone - among) <= torch.finfo(theta.dtype).eps ** 0.6 * max(alone, among):
+        if not abs(alone - among) <= part.rounding**0.6 * max(alone, among):
             raise InputError(
                 f"the first sample's loss is {alone:.9g} alone and {among:.9g} in its minibatch: "
                 "loss_fn must return one row for each sample, the samples first"

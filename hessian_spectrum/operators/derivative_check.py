@@ -14,6 +14,7 @@ from torch import Tensor
 from hessian_spectrum._core.errors import InputError, is_out_of_memory
 from hessian_spectrum.distributed.agreement import together
 from hessian_spectrum.loss.batching import cast
+from hessian_spectrum.loss.casts import Casts
 from hessian_spectrum.loss.difference_arithmetic import DifferenceArithmetic
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.gradient import gradient
@@ -27,6 +28,13 @@ from hessian_spectrum.operators.not_finite import require_finite_product
 from hessian_spectrum.operators.product_modes import reverse
 
 LARGE = 1e4  # a product is linear: one that is clipped is not
+# By the names of torch's operations without second derivatives: what to write instead.
+_WITHOUT = {
+    "ctc_loss": "torch's CTC loss has none: write its forward recursion over time in the "
+    "log domain, with torch.logsumexp, in place of F.ctc_loss",
+    "_embedding_bag": "a bag of embeddings with mode='max' has none: write nn.Embedding, and the "
+    "maximum over each bag by amax",
+}
 NEARBY = 1e-3  # relative: where kinks are left, as of a ReLU at exactly 0
 
 
@@ -96,8 +104,8 @@ def _on_samples(
     """
     arithmetic = evaluator.verification.arithmetic
     theta = theta.to(arithmetic.dtype)
-    u = displacement(evaluator.layout, theta)
-    away = NEARBY * displacement(evaluator.layout, theta, seed=1)
+    u = displacement(evaluator.function, theta)
+    away = NEARBY * displacement(evaluator.function, theta, seed=1)
 
     def compared(pieces: tuple[Piece, ...]) -> bool:
         with evaluator.evaluation_mode():
@@ -126,11 +134,7 @@ def _compare_product(
     except (RuntimeError, NotImplementedError) as failed:
         if is_out_of_memory(failed):
             raise
-        raise InputError(
-            f"the model's second derivatives cannot be formed ({' '.join(str(failed).split())}); "
-            "replace the operation that has none, such as a custom autograd.Function without "
-            "double backward or a fused kernel"
-        ) from failed
+        raise InputError(no_second_derivatives("model", failed)) from failed
     require_finite_product(evaluator.layout, part, theta, u, product, piece.named)
 
     def difference(h: float) -> Difference:
@@ -147,15 +151,28 @@ def _compare_product(
     )
 
 
+def no_second_derivatives(of: str, failed: Exception) -> str:
+    """In words: torch has none for an operation of the model or of the loss; what to do."""
+    text = " ".join(str(failed).split())
+    known = next((advice for name, advice in _WITHOUT.items() if name in text), None)
+    return f"the {of}'s second derivatives cannot be formed ({text}); " + (
+        known
+        or "replace the operation that has none, such as a custom autograd.Function without double "
+        "backward or a fused kernel"
+    )
+
+
 def _compare_jacobian(
     part: Part, theta: Tensor, u: Tensor, arithmetic: DifferenceArithmetic, of: str
 ) -> bool:
     function = getattr(part, of)
-    with torch.enable_grad():
+    with torch.enable_grad(), Casts(theta.dtype) as casts:
         leaf = theta.detach().requires_grad_()
         value = function(leaf)
     if not value.requires_grad:
         return True
+    if casts.lowest == torch.float64:  # the loss casts, but the outputs come before
+        arithmetic = DifferenceArithmetic(torch.float64, torch.finfo(torch.float64).eps, None)
     try:
         pushed = push(value, leaf)(u)
     except RuntimeError as failed:  # this derivative does not exist: products will say so

@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from hessian_spectrum._core.errors import InputError, in_one_line, is_out_of_memory
+from hessian_spectrum._core.errors import (
+    InputError,
+    in_one_line,
+    is_out_of_memory,
+    require_whole,
+)
 from hessian_spectrum.distributed.memory import available
 from hessian_spectrum.loss.backends import PRECISIONS, check_precision
 from hessian_spectrum.loss.evaluator import Evaluator
@@ -37,6 +42,12 @@ class ProductPlan:
     def __post_init__(self):
         if self.mode not in MODES:
             raise InputError(f"product mode {self.mode!r}: expected one of {', '.join(MODES)}")
+        if self.precision is not None and self.precision not in PRECISIONS:
+            raise InputError(
+                f"precision {self.precision!r}: expected one of {', '.join(PRECISIONS)}"
+            )
+        sizes = {"chunk": self.chunk, "batch_size": self.batch_size}
+        require_whole(1, **{name: size for name, size in sizes.items() if size is not None})
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -153,8 +164,10 @@ class Linearization:
         A mode was tried on one minibatch. Others may take a branch that it cannot form.
         """
         mode = self.plan.mode
-        if mode == "reverse" or not self._falls_back:
+        if mode == "reverse":
             return MODES[mode](part, self.theta, self.form)
+        if not self._falls_back:
+            return _explained(self.evaluator, mode, MODES[mode], part, self.theta, self.form)
 
         def attempt(action: Callable[[], T]) -> T | None:
             try:
@@ -210,3 +223,48 @@ class Linearization:
     def _chunks(self, k: int) -> Iterator[slice]:
         size = self.plan.chunk or max(k, 1)
         return (slice(start, start + size) for start in range(0, k, size))
+
+
+def _explained(
+    evaluator: Evaluator, mode: str, make: Callable[..., Products], *arguments: Any
+) -> Products:
+    """The map by a mode that the user has chosen; where it fails, the cause and what to do."""
+
+    def explained(action: Callable[[], T]) -> T:
+        try:
+            return action()
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise
+            cause = _hooks(evaluator, error)
+            kind = InputError if cause else RuntimeError
+            raise kind(
+                f"products by {mode} cannot be formed: {cause or in_one_line(error)}; leave the "
+                "form of products to the program (no --hvp, no plan=), or use --hvp reverse, in "
+                "Python plan=hs.ProductPlan('reverse')"
+            ) from error
+
+    products = explained(lambda: make(*arguments))
+    return lambda vectors: explained(lambda: products(vectors))
+
+
+def _hooks(evaluator: Evaluator, error: Exception) -> str | None:
+    """In words: the hook on gradients that fails under torch.func, or may; None if it is none."""
+    text = in_one_line(error)
+    # torch's hooks on modules are an autograd.Function that torch.func does not take.
+    if "setup_context" not in text and "Batching rule" not in text:
+        return None
+    for name, module in evaluator.function.modules():
+        if module._backward_hooks or module._backward_pre_hooks:
+            where = name.removeprefix("model.") if name != "model" else "given as model"
+            return (
+                f"the module {where} ({type(module).__name__}) has a hook on gradients "
+                "(register_full_backward_hook), which torch.func does not support; remove it by "
+                "its handle, handle.remove()"
+            )
+    if "Batching rule" in text:
+        return (
+            f"{text} (does a hook on gradients, Tensor.register_hook, or a custom backward make "
+            "plain numbers or arrays of gradients?)"
+        )
+    return f"{text} (a custom autograd.Function of the model)"

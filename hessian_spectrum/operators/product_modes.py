@@ -19,6 +19,7 @@ from torch.func import functionalize, vmap
 from hessian_spectrum._core.errors import is_out_of_memory
 from hessian_spectrum.loss import torch_state
 from hessian_spectrum.loss.gradient import Loss
+from hessian_spectrum.loss.minibatch_loss import Part
 from hessian_spectrum.operators.curvature_products import HESSIAN, Form
 from hessian_spectrum.operators.graph_passes import Simplifier
 from hessian_spectrum.operators.tracing import record
@@ -67,6 +68,7 @@ def linearize(loss: Loss, theta: Tensor, form: Form = HESSIAN) -> Products:
     Raises:
         RuntimeError: it cannot be recorded, or the record's product differs.
     """
+    rounding = _rounding(loss, theta)
     single = linearized(loss, theta, form)
     if single is None:
         return torch.zeros_like
@@ -80,7 +82,7 @@ def linearize(loss: Loss, theta: Tensor, form: Form = HESSIAN) -> Products:
                 return ready[k](vectors)
             if len(ready) == KEPT_SIZES:
                 del ready[next(iter(ready))]
-            ready[k], out = _for_rows(single, vectors)
+            ready[k], out = _for_rows(single, vectors, rounding)
             return out
 
     return products
@@ -109,19 +111,27 @@ def linearized(
     graph.scale_kernels()
     graph.join_equal_constants()
     graph.widen_products()
-    return _checked(graph.function(), v, recorded.out)[0]
+    return _checked(graph.function(), v, recorded.out, rounding=_rounding(loss, theta))[0]
 
 
-def _for_rows(single: Callable[[Tensor], Tensor], vectors: Tensor) -> tuple[Products, Tensor]:
+def _rounding(loss: Loss, theta: Tensor) -> float:
+    """Of the lowest type in which the loss is computed: a part of a model may cast by itself."""
+    eps = torch.finfo(theta.dtype).eps
+    return max(eps, loss.rounding) if isinstance(loss, Part) else eps
+
+
+def _for_rows(
+    single: Callable[[Tensor], Tensor], vectors: Tensor, rounding: float
+) -> tuple[Products, Tensor]:
     """The map of this many rows, and its products with these.
 
     Recorded through vmap, so that calls do not pay for vmap itself.
     """
     if len(vectors) == 1:
-        module, out = _recorded_again(single, vectors[0])
+        module, out = _recorded_again(single, vectors[0], rounding)
         return lambda rows: module(rows[0])[None], out[None]
     try:
-        return _recorded_again(vmap(single), vectors)
+        return _recorded_again(vmap(single), vectors, rounding)
     except RuntimeError as error:  # an operation that vmap does not support
         if is_out_of_memory(error):
             raise
@@ -133,7 +143,7 @@ def _one_by_one(single: Callable[[Tensor], Tensor]) -> Products:
 
 
 def _recorded_again(
-    function: Callable[[Tensor], Tensor], v: Tensor
+    function: Callable[[Tensor], Tensor], v: Tensor, rounding: float
 ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     recorded = record(function, v)
     graph = Simplifier(recorded)
@@ -142,7 +152,7 @@ def _recorded_again(
     graph.add_into_products()
     graph.multiply_and_add()
     graph.reuse_memory()
-    return _checked(graph.function(), v, recorded.out, function)
+    return _checked(graph.function(), v, recorded.out, function, rounding)
 
 
 def _checked(
@@ -150,6 +160,7 @@ def _checked(
     v: Tensor,
     expected: Tensor,
     function: Callable[[Tensor], Tensor] | None = None,
+    rounding: float | None = None,
 ) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """The map and its product, after a check against the product it was recorded from.
 
@@ -158,11 +169,12 @@ def _checked(
     Args:
         function: what was recorded, to be asked along another direction: Krylov vectors come to
             lie in the null space of the matrix, where a product is nothing but rounding.
+        rounding: relative, of one operation. Default: eps of v's dtype.
     """
     with torch.no_grad():
         out = module(v)
     error, size = (out - expected).norm().item(), expected.norm().item()
-    tolerance = torch.finfo(v.dtype).eps ** 0.5
+    tolerance = (rounding or torch.finfo(v.dtype).eps) ** 0.5
     if function is not None and not error <= tolerance * size:
         generator = torch.Generator().manual_seed(0)
         other = torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v)

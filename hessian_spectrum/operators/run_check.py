@@ -79,7 +79,7 @@ class _Check:
         # A collective: not inside of ``run``, which may fail on one rank.
         statistics = self.evaluator.statistics(operator.theta)
         self.constants = self.evaluator.function.constants(arithmetic.dtype, statistics)
-        self.u = displacement(self.evaluator.layout, self.theta)
+        self.u = displacement(self.evaluator.function, self.theta)
         self.has_concluded = False  # about second derivatives
         self.moved = torch.zeros(len(self.theta), dtype=torch.bool, device=self.theta.device)
 

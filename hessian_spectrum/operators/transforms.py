@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.agreement import require_same_call
+from hessian_spectrum.distributed.arrays import as_tensor
 from hessian_spectrum.distributed.sharding import Layout, matches, require_matches
 from hessian_spectrum.operators.base import SymmetricOperator
 
@@ -142,7 +143,7 @@ class Deflated(Transform):
 
     def __init__(self, base: SymmetricOperator, vectors: Tensor):
         super().__init__(base)
-        rows = torch.as_tensor(vectors).detach()
+        rows = as_tensor(vectors)
         require_same_call(self.layout.world, "Deflated", vectors=rows)
         if rows.ndim != 2 or rows.shape[1] != self.n or not 0 < len(rows) <= self.n:
             raise InputError(
@@ -178,7 +179,7 @@ class Preconditioned(Transform):
 
     def __init__(self, base: SymmetricOperator, diagonal: Tensor):
         super().__init__(base)
-        diagonal = torch.as_tensor(diagonal).detach()
+        diagonal = as_tensor(diagonal)
         require_same_call(self.layout.world, "Preconditioned", diagonal=diagonal)
         if tuple(diagonal.shape) != (self.n,):
             raise InputError(f"diagonal of shape {tuple(diagonal.shape)}; expected ({self.n},)")

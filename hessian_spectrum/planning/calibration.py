@@ -148,6 +148,8 @@ class Use:
     peak: int  # bytes at the peak of forming and applying it
     kept: int  # bytes that it holds
     products: Products
+    build: float  # seconds to form it
+    apply: float  # seconds for each vector, once it is formed
 
 
 def use(bench: Bench, mode: str, count: int) -> Use | None:
@@ -160,15 +162,21 @@ def use(bench: Bench, mode: str, count: int) -> Use | None:
 
     def tried(part: Part, theta: Tensor) -> Use | None:
         vectors = bench.vectors(count)
+        clock = time.perf_counter()
         with PeakMemory(bench.evaluator.device) as used:
             products = bench.make(mode, part, theta)
             found = products(vectors)
             bench.synchronize()
+        first = time.perf_counter() - clock
         if mode != "reverse":
             expected = bench.make("reverse", part, theta)(vectors[:1])
             if not _error(found[:1], expected) <= bench.eps**0.5:
                 return None
-        return Use(used.peak, used.kept, products)
+        clock = time.perf_counter()
+        products(vectors)
+        bench.synchronize()
+        again = time.perf_counter() - clock
+        return Use(used.peak, used.kept, products, max(0.0, first - again), again / count)
 
     try:
         return bench.run(tried)

@@ -84,7 +84,7 @@ def choose(work: Workload, room: int) -> Choice:
             # seconds.
             cost = 5.0 + (40 + 4 * work.num_probes) * single
             if guess < RUN_OVER_CALIBRATION * min(cost, MAX_CALIBRATION):
-                return _default(work, bench, peak, count, guess, room)
+                return _default(work, bench, peak, count, room)
             # The other ranks wait for this one, and take it for dead after some minutes.
             share = math.ceil(cost / MAX_CALIBRATION) if can_be_cut else 1
             few = work.bench(math.ceil((batch_size or size) / share))
@@ -98,9 +98,7 @@ def choose(work: Workload, room: int) -> Choice:
         return _fastest(work, trials, refused, count, batch_size, room)
 
 
-def _default(
-    work: Workload, bench: Bench, peak: int, count: int, seconds: float, room: int
-) -> Choice:
+def _default(work: Workload, bench: Bench, peak: int, count: int, room: int) -> Choice:
     """For a run too short to be calibrated: a linearization, kept, where it fits.
 
     Decided without a clock, so that the same command takes the same plan.
@@ -108,7 +106,6 @@ def _default(
     Args:
         peak: bytes of a product by reverse over reverse.
         count: minibatches.
-        seconds: a guess for all products.
     """
     convolves = any(len(shape) == 4 for shape in work.evaluator.layout.shapes)
     candidates = [work.mode] if work.mode else ["reverse"]
@@ -127,6 +124,8 @@ def _default(
             together = chunk if chunk < work.num_probes and name != "reverse" else None
             plan = ProductPlan(name, together, bench.batch_size, keep, bench.precision)
             working = used.peak + keep * (count - 1) * used.kept
+            seconds = work.num_probes * work.num_steps * count * used.apply
+            seconds += used.build * count * (1 if keep else work.num_steps)
             return Choice(plan, working, seconds, first=used.products if keep else None)
     raise InputError(
         f"products by {work.mode} do not work for this model; leave --hvp out, or use reverse"

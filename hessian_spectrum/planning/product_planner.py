@@ -36,11 +36,20 @@ class Estimate:
     working: int  # bytes of vectors in flight and of the maps, at the peak, on the device
     budget: int  # bytes of the device that may be used
     seconds: float  # of the products
-    calibrated: bool  # False: a default, and a guess of the time
+    beside: float = field(default=0.0, kw_only=True)  # of all else in the steps
+    what_beside: str = field(default="orthogonalization and exchange", kw_only=True)
+    after: float = field(default=0.0, kw_only=True)  # after the last step
+    what_after: str = field(default="answers and their intervals", kw_only=True)
+    calibrated: bool  # False: a default, timed on one minibatch
     trials: tuple[Trial, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)  # modes left out, and why
     # The map of this rank's first minibatch, where the plan keeps it and it was formed already
     first: Products | None = field(default=None, compare=False)
+
+    @property
+    def total(self) -> float:
+        """Seconds of the run from here on."""
+        return self.seconds + self.beside + self.after
 
 
 def plan(

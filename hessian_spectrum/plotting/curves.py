@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,11 +11,11 @@ from matplotlib.figure import Figure
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.landscape.results import Array, Curve, Trajectory
-from hessian_spectrum.plotting.style import BLUE, GREY, ORANGE, tidy
+from hessian_spectrum.plotting.style import AXES, BLUE, COLORS, GREY, ORANGE, tidy
 from hessian_spectrum.plotting.value_scale import axis_name, described, is_wide
 
-COLORS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")  # Okabe and Ito
 DASHES = ("-", "--", ":", "-.")
+COLUMNS = 6  # of a trajectory's picture: one, two or three panels fill a row
 
 
 def curve_figure(
@@ -55,29 +56,96 @@ def curve_figure(
     return figure
 
 
-def trajectory_figure(found: Trajectory, title: str | None = None) -> Figure:
-    """Distances by step, the way beside the line from start to end, and explained variance."""
-    figure = Figure(figsize=(11, 3.6), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
-    left.plot(found.steps, found.distance_from_start, color=BLUE, label="from the start")
-    left.plot(found.steps, found.distance_to_end, "--", color=ORANGE, label="to the end")
-    left.set_xlabel("step")
-    left.set_ylabel("distance in parameter space")
-    left.legend(frameon=False, fontsize=9)
-    middle.plot(found.alpha, found.beta, "o-", color=BLUE, markersize=3)
-    middle.set_xlabel("alpha: place on the line from start to end")
-    middle.set_ylabel("beta: distance from the line")
-    shares = found.explained_variance[:10]
-    right.bar(np.arange(1, len(shares) + 1), shares, color=BLUE)
-    walk = 6 / (np.pi * np.arange(1, len(shares) + 1)) ** 2
-    right.plot(np.arange(1, len(shares) + 1), walk, "o--", color=ORANGE, label="a random walk's")
-    right.set_xlabel("principal component")
-    right.set_ylabel("share of the variance")
-    right.legend(frameon=False, fontsize=9)
-    for axes in (left, middle, right):
-        tidy(axes)
-    left.set_title(title or f"{len(found)} iterates", loc="left", fontsize=11)
+def trajectory_figure(
+    found: Trajectory, title: str | None = None, name: str | None = None
+) -> Figure:
+    """Values by epoch; below them distances, the way beside the line, and explained variance.
+
+    Args:
+        name: the only value that is drawn; default: the loss, the accuracy and the extreme
+            eigenvalues, each with its residual as a bar, as far as they were evaluated.
+
+    Raises:
+        InputError: there is no value of that name.
+    """
+    panels, axis = _value_panels(found, name), str(found.about.get("axis", "step"))
+    axis = AXES.get(axis, axis)
+    figure = Figure(figsize=(11, 7 if panels else 3.6), layout="constrained")
+    grid = figure.add_gridspec(1 + bool(panels), COLUMNS)
+    wide = COLUMNS // max(1, len(panels))
+    for i, (label, names) in enumerate(panels.items()):
+        axes = figure.add_subplot(grid[0, wide * i : wide * (i + 1)])
+        _draw_values(axes, found, label, names)
+        axes.set_xlabel(axis)
+    below = [figure.add_subplot(grid[-1, first : first + 2]) for first in range(0, COLUMNS, 2)]
+    _draw_distances(below[0], found, axis)
+    _draw_path(below[1], found)
+    _draw_variance(below[2], found)
+    figure.axes[0].set_title(title or f"{len(found)} iterates", loc="left", fontsize=11)
     return figure
+
+
+def _value_panels(found: Trajectory, name: str | None) -> dict[str, list[str]]:
+    """What is drawn in each panel, by its label."""
+    if name is not None:
+        found.values[name]  # refused by name
+        return {name.replace("_", " "): [name]}
+    panels = {
+        "loss": ["loss", "test_loss"],
+        "accuracy": ["accuracy", "test_accuracy"],
+        "extreme eigenvalues": ["largest", "smallest"],
+    }
+    held = {label: [n for n in names if n in found.values] for label, names in panels.items()}
+    return {label: names for label, names in held.items() if names}
+
+
+def _draw_values(axes: Axes, found: Trajectory, label: str, names: list[str]) -> None:
+    drawn = []
+    for name, color, dashes in zip(names, (BLUE, ORANGE), DASHES):
+        values = np.where(np.isfinite(found.values[name]), found.values[name], np.nan)
+        residual = f"{name}_residual"
+        bars = found.values[residual] if residual in found.values else None
+        style: dict[str, Any] = {
+            "color": color,
+            "linestyle": dashes,
+            "linewidth": 1.4,
+            "markersize": 3,
+        }
+        axes.errorbar(found.steps, values, bars, marker="o", label=name.replace("_", " "), **style)
+        drawn.append(values)
+    if label.endswith("loss") and is_wide(drawn):
+        axes.set_yscale("log")
+    axes.set_ylabel(label)
+    if len(names) > 1:
+        axes.legend(frameon=False, fontsize=9)
+    tidy(axes)
+
+
+def _draw_distances(axes: Axes, found: Trajectory, axis: str) -> None:
+    axes.plot(found.steps, found.distance_from_start, color=BLUE, label="from the start")
+    axes.plot(found.steps, found.distance_to_end, "--", color=ORANGE, label="to the end")
+    axes.set_xlabel(axis)
+    axes.set_ylabel("distance in parameter space")
+    axes.legend(frameon=False, fontsize=9)
+    tidy(axes)
+
+
+def _draw_path(axes: Axes, found: Trajectory) -> None:
+    axes.plot(found.alpha, found.beta, "o-", color=BLUE, markersize=3)
+    axes.set_xlabel("alpha: place on the line from start to end")
+    axes.set_ylabel("beta: distance from the line")
+    tidy(axes)
+
+
+def _draw_variance(axes: Axes, found: Trajectory) -> None:
+    shares = found.explained_variance[:10]
+    axes.bar(np.arange(1, len(shares) + 1), shares, color=BLUE)
+    walk = 6 / (np.pi * np.arange(1, len(shares) + 1)) ** 2
+    axes.plot(np.arange(1, len(shares) + 1), walk, "o--", color=ORANGE, label="a random walk's")
+    axes.set_xlabel("principal component")
+    axes.set_ylabel("share of the variance")
+    axes.legend(frameon=False, fontsize=9)
+    tidy(axes)
 
 
 def _draw_curves(

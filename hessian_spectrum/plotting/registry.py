@@ -1,4 +1,5 @@
-"""Choose and write the figure, page or VTK file of a curve, a surface or a trajectory."""
+"""Choose and write the figure, page or VTK file of a curve, a surface or a trajectory; or of
+several results."""
 
 from __future__ import annotations
 
@@ -10,8 +11,16 @@ from matplotlib.figure import Figure
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.landscape.results import Curve, Surface, Trajectory
-from hessian_spectrum.plotting import density, landscape, surface_export
+from hessian_spectrum.plotting import density, landscape, several, surface_export
+from hessian_spectrum.spectral.measure import SpectralMeasure
+from hessian_spectrum.storage.series import Series
 
+# What is drawn beside each other: in words, and its views.
+BESIDE: dict[type, tuple[str, tuple[str, ...]]] = {
+    Surface: ("a surface or a map", ("contour", "heat")),
+    Curve: ("a curve", ()),
+    SpectralMeasure: ("a density", ("density",)),
+}
 KINDS = ("surface", "curve", "trajectory")
 DRAWN = (Surface, Curve, Trajectory)
 VIEWS: dict[str, Callable[..., Figure]] = {
@@ -22,21 +31,77 @@ VIEWS: dict[str, Callable[..., Figure]] = {
 
 
 def save_beside(
-    results: Mapping[str, Any], out: Path, view: str | None = None, value: str | None = None
+    results: Mapping[str, Any],
+    out: Path,
+    view: str | None = None,
+    value: str | None = None,
+    sigma2: float | None = None,
 ) -> None:
-    """Draw several surfaces side by side; arguments and errors as for ``save``."""
-    for name, result in results.items():
-        if not isinstance(result, Surface):
-            kind = type(result).__name__.lower()
-            raise InputError(f"--beside: {name} holds a {kind}; expected a surface or a map")
+    """Draw several results of one kind: surfaces side by side, densities and curves on one axis.
+
+    Arguments and errors as for ``save``; ``sigma2`` is the variance of densities' smoothing.
+    """
     first = next(iter(results.values()))
-    value = value or ("ratio" if "ratio" in first.values else "loss")
-    view = view or ("heat" if value == "ratio" else "contour")
-    if view not in ("heat", "contour"):
-        raise InputError(f"--view {view} with --beside: expected contour or heat")
+    kind = next((kind for kind in BESIDE if isinstance(first, kind)), Surface)
+    for name, result in results.items():
+        if not isinstance(result, kind):
+            held, wanted = type(result).__name__.lower(), BESIDE[kind][0]
+            raise InputError(f"--beside: {name} holds a {held}; expected {wanted}")
     if out.suffix in (".html", ".vts"):
         raise InputError(f"{out} with --beside: expected a picture; leave --beside out")
-    figure = landscape.panels_figure(results, value, cells=view == "heat")
+    density.save_figure(_beside(kind, results, view, value, sigma2), out)
+
+
+def _beside(
+    kind: type,
+    results: Mapping[str, Any],
+    view: str | None,
+    value: str | None,
+    sigma2: float | None,
+) -> Figure:
+    views = BESIDE[kind][1]
+    if kind is Surface:
+        values = next(iter(results.values())).values
+        value = value or ("ratio" if "ratio" in values else "loss")
+        view = view or ("heat" if value == "ratio" else "contour")
+    if view is not None and view not in views:
+        expected = " or ".join(views) or "none"
+        raise InputError(f"--view {view} with --beside: expected {expected}")
+    if sigma2 is not None and kind is not SpectralMeasure:
+        raise InputError("--sigma2 is for densities; leave it out")
+    if value is not None and kind is SpectralMeasure:
+        raise InputError("--value is for surfaces and curves; leave it out")
+    if kind is SpectralMeasure:
+        return several.curves_figure(results, sigma2)
+    if kind is Curve:
+        return landscape.curve_figure(results, value or "loss")
+    return landscape.panels_figure(results, value or "loss", cells=view == "heat")
+
+
+def save_series(
+    found: Series,
+    out: Path,
+    view: str | None = None,
+    title: str | None = None,
+    sigma2: float | None = None,
+) -> None:
+    """Draw all labelled results of one kind over the epochs; errors as for ``save``."""
+    views: Mapping[str, Callable[..., Figure]] = several.VIEWS_OF.get(found.kind, {})
+    if not views:
+        raise InputError(
+            f"there are {len(found)} labelled results of the kind {found.kind}; choose one by "
+            f"--result: {', '.join(found.keys)}"
+        )
+    view = view or next(iter(views))
+    if view not in views:
+        raise InputError(
+            f"--view {view} of {len(found)} labelled results: expected {' or '.join(views)}; or "
+            f"choose one of them by --result, such as {found.keys[0]}"
+        )
+    if sigma2 is not None and found.kind != "density":
+        raise InputError("--sigma2 is for densities; leave it out")
+    options: dict[str, Any] = {} if sigma2 is None else {"sigma2": sigma2}
+    figure = views[view](found.results, found.places, found.axis, title=title, **options)
     density.save_figure(figure, out)
 
 
@@ -52,7 +117,7 @@ def save(
 
     Args:
         view: of a surface; default: contour, but heat of a map's ratio.
-        value: what of it; default: ratio where there is one, else loss.
+        value: what of it; default: ratio where there is one, else loss; of a trajectory all.
         path: drawn on contours, of a surface along its principal components.
 
     Raises:
@@ -69,7 +134,7 @@ def save(
     if view is not None and view not in VIEWS:
         raise InputError(f"--view {view} of a surface: expected one of {', '.join(VIEWS)}")
     if isinstance(result, Trajectory):
-        density.save_figure(landscape.trajectory_figure(result, title), out)
+        density.save_figure(landscape.trajectory_figure(result, title, value), out)
         return
     value = value or ("ratio" if "ratio" in result.values else "loss")
     result.values[value]  # refused by name

@@ -14,8 +14,10 @@ from hessian_spectrum.spectral.uncertainty import standard_error
 
 # Okabe and Ito (2008): distinct with every common colour blindness, and in grey.
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#5A5A5A"
+COLORS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LABELLED = 1e-6  # of |lambda|max: a symlog axis has room for six labelled decades a side
 ERROR = "± standard error ({} probes)"
+AXES = {"index": "index (epochs are not stored)"}  # of iterates, where a word says too little
 EIGENVALUE = "eigenvalue (of the mean loss)"  # of whichever matrix the title names
 
 

@@ -18,7 +18,7 @@ LABELS = {"ratio": "|smallest / largest eigenvalue|"}  # of values whose names d
 def described(result: Curve | Surface) -> str:
     """Samples, parameters, and what BatchNorm normalizes by: the title of a picture without one."""
     about, words = result.about, []
-    if "num_samples" in about:
+    if "num_samples" in about and "n" in about:
         words.append(f"{about['num_samples']:,} samples, n = {about['n']:,}")
     if about.get("batch_norm", "none") != "none":
         words.append(f"BatchNorm: {about['batch_norm']}")

@@ -307,6 +307,14 @@ _ROWS: tuple[MeasureQuery | PairsQuery, ...] = (
         answer=lambda pairs, sizes, k: _within(outliers.eigenvalue(pairs, _whole(k))),
     ),
     PairsQuery(
+        name="eigenvalues",
+        about="all eigenvalues that were computed, with their residuals",
+        answer=lambda pairs, sizes: {
+            "value": pairs.values.tolist(),
+            "residuals": pairs.residuals.tolist(),
+        },
+    ),
+    PairsQuery(
         name="smallest",
         about="the smallest eigenvalue, and its sign",
         answer=lambda pairs, sizes: _smallest(pairs),

@@ -13,16 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hessian_spectrum.krylov.dense_eigen import svd
 from hessian_spectrum.spectral.atoms import normalized_rows
 from hessian_spectrum.spectral.held_out_errors import HeldOutErrors, shared_error
+from hessian_spectrum.spectral.held_out_space import EQUAL, HeldOutSpace, equal_values
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.spectral.quadrature import Array, BlockRule
 
-RANK = 1e-10  # of |T|: a shorter direction is not a new one, even with exact products
 ALONE, GROUPS = 24, 12  # up to 24 probes are held out one by one, more in 12 groups
-EQUAL = 1e-5  # of |T|: nearer eigenvalues are equal in single precision, not in noisy products
-NOISE = 0.01  # of a direction's length
 # Probes are not independent, since each uses the others' Krylov space: the error of their mean is
 # 1.1 to 1.3 times what their scatter suggests on the spectra of benchmarks/coverage.py.
 SCATTER = 1.25
@@ -86,45 +83,49 @@ class _Split(NamedTuple):
 
     group: Array  # (g,), indices of probes
     probes: Array  # (g, N), unit rows
-    known: Array  # (r, N), orthonormal rows: the Krylov space of the others
-    left: Array  # (g, N), the group's probes without their parts in it
-    ends: list[int]  # how many of ``known`` each step has reached
+    unknown: Array  # (c, N), orthonormal rows: the complement of the Krylov space of the others
+    gained: list[Array]  # (r_k, N), orthonormal rows: what the last steps have added to that space
 
     def on(self, vectors: Array) -> _Split:
-        probes, known, left = (rows @ vectors for rows in (self.probes, self.known, self.left))
-        return self._replace(probes=probes, known=known, left=left)
+        probes, unknown, *gained = (
+            rows @ vectors for rows in (self.probes, self.unknown, *self.gained)
+        )
+        return self._replace(probes=probes, unknown=unknown, gained=gained)
 
-    def after(self, steps: int) -> _Split:
-        """The same, where the others know what they did after these steps."""
-        known, forgotten = np.split(self.known, [self.ends[: steps + 1][-1]])
-        left = self.left + (self.probes @ forgotten.T) @ forgotten
-        return self._replace(known=known, left=left)
+    def without(self, steps: int) -> _Split:
+        """The same, where the others have made so many steps less."""
+        kept = len(self.gained) - steps
+        unknown = np.concatenate([self.unknown, *self.gained[kept:]])
+        return self._replace(unknown=unknown, gained=self.gained[:kept])
+
+    def known(self) -> Array:
+        """(N,), how much of each unit vector lies in the Krylov space of the others."""
+        return np.clip(1 - np.square(self.unknown).sum(axis=0), 0.0, None)
 
     def rest(self, n: int) -> Array:
         """(g, N), of the weights what the probes themselves estimate."""
-        return normalized_rows(self.left**2) * (1 - len(self.known) / n)
+        left = (self.probes @ self.unknown.T) @ self.unknown
+        dimension = self.unknown.shape[1] - len(self.unknown)  # of what is known
+        return normalized_rows(left**2) * (1 - dimension / n)
 
 
 def _splits(rule: BlockRule) -> list[_Split]:
-    starts, space, found = rule.starts, _EigenSpace(rule), []
+    starts, space, found = rule.starts, HeldOutSpace(rule, MOST_BACK), []
     for group in _groups(len(starts)):
-        known, ends = space.krylov_basis(starts[np.setdiff1d(np.arange(len(starts)), group)])
-        probes = space.seen(starts[group])
-        left = probes - (probes @ known.T) @ known
-        found.append(_Split(group, probes, known, left, ends))
+        unknown, gained = space.unknown_to(starts[np.setdiff1d(np.arange(len(starts)), group)])
+        found.append(_Split(group, starts[group] @ rule.eigen[1], unknown, gained))
     return found
 
 
 def _weights(splits: Sequence[_Split], n: int) -> Array:
-    rows = [np.square(split.known).sum(axis=0) / n + split.rest(n) for split in splits]
+    rows = [split.known() / n + split.rest(n) for split in splits]
     return np.concatenate(rows)  # groups are in the probes' order
 
 
 def _fewer_known(rule: BlockRule, splits: Sequence[_Split], n: int) -> Array:
     """See ``HeldOutErrors.fewer_known``; no rows where nothing is truncated."""
     back = 0 if rule.is_exact else min(rule.num_steps // STEPS_FOR_ONE_BACK, MOST_BACK)
-    last = len(rule.ends) - 1  # step of the others
-    rows = [_weights([s.after(last - k) for s in splits], n) for k in range(1, back + 1)]
+    rows = [_weights([s.without(k) for s in splits], n) for k in range(1, back + 1)]
     return np.array(rows).reshape(-1, len(rule.starts), len(rule.t))
 
 
@@ -132,7 +133,7 @@ def _shared(splits: Sequence[_Split], measure: SpectralMeasure) -> Array:
     """See ``HeldOutErrors.shared``: a row for each eigenvalue with copies enough for all probes."""
     n, nodes, mean = measure.n, measure.nodes, measure.weights.mean(axis=0)
     rest = np.concatenate([split.rest(n) for split in splits]).mean(axis=0)
-    known = np.mean([np.square(split.known).sum(axis=0) for split in splits], axis=0)
+    known = np.mean([split.known() for split in splits], axis=0)
     held = max(len(split.group) for split in splits)
     rows = []
     for part in equal_values(nodes, EQUAL * np.abs(nodes).max()):
@@ -150,85 +151,5 @@ def _share(weights: Array) -> Array:
     return weights / (weights.sum() or 1.0)
 
 
-def equal_values(values: Array, within: float) -> list[Array]:
-    """Indices of ascending values in runs whose neighbours are this near."""
-    return np.split(np.arange(len(values)), np.flatnonzero(np.diff(values) > within) + 1)
-
-
 def _groups(b: int) -> Iterator[Array]:
     return iter(np.array_split(np.arange(b), b if b <= ALONE else GROUPS))
-
-
-class _EigenSpace:
-    """The Krylov space in the eigenbasis of T, where a component that is zero stays exactly zero.
-
-    For an eigenvalue of A whose multiplicity exceeds the number of probes, T has as many
-    eigenvectors as there are probes, and the other probes span all but one of them. In another
-    basis rounding along that one would grow in every step, as ghost eigenvalues do.
-    """
-
-    def __init__(self, rule: BlockRule):
-        self.rule = rule
-        self.values, self.vectors = rule.eigen
-        scale = np.abs(self.values).max()
-        self.shortest = max(rule.tolerance, RANK * scale)
-        equal = min(self.shortest, EQUAL * scale)
-        self.parts = equal_values(self.values, equal)
-
-    def seen(self, rows: Array) -> Array:
-        """Rows (k, N) in the eigenbasis."""
-        return rows @ self.vectors
-
-    def krylov_basis(self, starts: Array) -> tuple[Array, list[int]]:
-        """Orthonormal rows that span the Krylov space of these vectors inside that of all.
-
-        And how many of them span it after 0, 1, 2, ... steps.
-        """
-        starts, values, vectors = self.seen(starts), self.values.copy(), self.vectors.copy()
-        # More equal eigenvalues than starts: the starts span only part of that eigenspace. Its
-        # eigenvectors are rotated so that the starts span the first of them.
-        turns = []
-        for part in self.parts:
-            if len(part) > len(starts):
-                _, lengths, rotation = svd(starts[:, part])
-                starts[:, part] = starts[:, part] @ rotation.T
-                starts[:, part[np.sum(lengths > RANK) :]] = 0.0
-                vectors[:, part] = vectors[:, part] @ rotation.T
-                values[part] = values[part].mean()
-                turns.append((part, rotation))
-        basis, reached = self._grown(starts, values, vectors)
-        for part, rotation in turns:
-            basis[:, part] = basis[:, part] @ rotation
-        return basis, reached
-
-    def _grown(self, starts: Array, values: Array, vectors: Array) -> tuple[Array, list[int]]:
-        """Orthonormal rows, without noise, after one step less than T has (all if T is exact)."""
-        ends = self.rule.ends
-        steps = len(values) if self.rule.is_exact else len(ends) - 1
-        basis = np.empty((0, len(values)))
-        rows, short, reached = starts, RANK, [0]
-        for step in range(steps):
-            for _ in range(2):
-                rows = rows - (rows @ basis.T) @ basis
-            _, lengths, turned = svd(rows, full=False)
-            rows = turned[lengths > short][: len(values) - len(basis)]
-            # What was short is orthogonal to rounding only now.
-            rows = np.linalg.qr((rows - (rows @ basis.T) @ basis).T)[0].T
-            if step < len(ends) - 1:
-                # Krylov vectors of k steps lie in the first k blocks of T: the rest is noise.
-                rows = _clean(rows, rows @ vectors[ends[step] :].T)
-            basis = np.concatenate([basis, rows])
-            reached.append(len(basis))
-            if not len(rows):
-                break
-            rows, short = rows * values, self.shortest
-        return basis, reached
-
-
-def _clean(rows: Array, noise: Array) -> Array:
-    """Orthonormal combinations of ``rows`` in which the noise is shorter than ``NOISE``."""
-    if not len(rows) or np.linalg.norm(noise) < NOISE:
-        return rows
-    mixed, lengths, _ = svd(noise)
-    lengths = np.pad(lengths, (0, len(rows) - len(lengths)))
-    return (mixed.T @ rows)[lengths < NOISE]

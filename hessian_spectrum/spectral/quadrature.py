@@ -83,7 +83,7 @@ class BlockRule:
         """Whether the space is invariant under A: further steps would add nothing."""
         return not self.out.any()
 
-    @property
+    @cached_property
     def shorter(self) -> BlockRule | None:
         """The rule after one step less; None for one step. An exact rule returns itself."""
         if self.is_exact:
@@ -135,4 +135,6 @@ class BlockRule:
     def _before_last(self) -> tuple[Array, Array, float]:
         """Eigenvalues and -vectors of T without its last block, and the largest of T in size."""
         k = len(self.t) - len(self.out)
-        return *eigh(self.t[:k, :k]), max(np.abs(self.t).sum(axis=1).max(), 1e-300)
+        before = self.shorter
+        eigen = eigh(self.t[:k, :k]) if before is None else before.eigen
+        return *eigen, max(np.abs(self.t).sum(axis=1).max(), 1e-300)

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.json_forms import read_json
 
 KINDS_OF_NUMBERS = "biufcU"  # NumPy's letters for what HDF5 can hold: numbers and texts
 
@@ -60,10 +61,25 @@ def read_data(group: h5py.Group, name: str) -> Any:
 
 def value_of(data: h5py.Dataset) -> Any:
     if h5py.check_string_dtype(data.dtype):
-        value = data.asstr()[()]
-        return value if isinstance(value, str) else value.astype(str)
+        return _texts(data)
     value = data[()]
     return value if isinstance(value, np.ndarray) else value.item()
+
+
+def _texts(data: h5py.Dataset) -> Any:
+    """A text, or an array of them; InputError where they are more than the file can hold."""
+    texts = data.asstr()
+    if data.shape == ():
+        return texts[()]
+    # One by one: entries can refer to the same long text, as many times as there are entries.
+    left = data.file.id.get_filesize()
+    found = np.empty(data.shape, dtype=object)
+    for index in np.ndindex(data.shape):
+        found[index] = texts[index]
+        left -= len(found[index])
+        if left < 0:
+            raise InputError(f"is damaged: the texts of {data.name} are longer than the file")
+    return found.astype(str)
 
 
 def require_data(group: h5py.Group, name: str) -> h5py.Dataset:
@@ -95,7 +111,25 @@ def write_text(group: h5py.Group, name: str, text: str) -> h5py.Dataset:
 
 
 def read_text(group: h5py.Group, name: str) -> str:
-    return str(require_data(group, name).asstr()[()])
+    data = require_data(group, name)
+    if data.shape != () or h5py.check_string_dtype(data.dtype) is None:
+        raise InputError(f"is damaged: {data.name} is no text, but {data.shape} {data.dtype}")
+    return str(data.asstr()[()])
+
+
+def read_table(group: h5py.Group, name: str) -> dict[str, Any]:
+    """The JSON text ``name``, an object with named values; else InputError."""
+    text = read_text(group, name)
+    try:
+        table = read_json(text)
+    except InputError as error:
+        raise InputError(f"is damaged: {group.name.rstrip('/')}/{name}: {error}") from None
+    if not isinstance(table, dict):
+        raise InputError(
+            f"is damaged: {group.name.rstrip('/')}/{name} is a {type(table).__name__}; expected an "
+            "object with named values"
+        )
+    return table
 
 
 def to_json(name: str, value: object) -> str:

@@ -2,7 +2,7 @@
 
 ::
 
-    /                       attributes schema, schema_version, created (UTC), finished
+    /                       attributes schema, schema_version, created (UTC), finished, checksum
     /config, plan, provenance       JSON texts
     /density/LABEL          attributes n, scatter; nodes, weights, residuals, certified, probe
     /density/LABEL/without_groups   nodes, weights, shares without each group of samples, if any
@@ -20,7 +20,8 @@
 The fields of each result's dataclass describe its data sets, and result_groups.py writes and reads
 them. Axes are HDF5 dimension scales, such as "node", "probe", "eigenpair", "parameter" and
 "batch_size"; data sets carry ``description`` and, where they have them, ``units``. Arrays carry
-Fletcher-32 checksums.
+Fletcher-32 checksums, and ``checksum`` is one of everything but eigenvectors (hdf5_checksum.py);
+files of earlier versions have none.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ from hessian_spectrum.landscape.results import (
 from hessian_spectrum.spectral.drawn import DrawnDensity
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.measure import SpectralMeasure
+from hessian_spectrum.storage.hdf5_checksum import CHECKSUM, checksum, read_attribute
 from hessian_spectrum.storage.hdf5_data import require_name
+from hessian_spectrum.storage.hdf5_limits import require_own
 from hessian_spectrum.storage.result_groups import read_result, write_result
 from hessian_spectrum.storage.stored_vectors import MAX_VECTOR_BYTES as MAX_VECTOR_BYTES
 
@@ -140,14 +143,38 @@ def join_key(kind: str, label: str) -> str:
 
 def check_schema(file: h5py.File) -> None:
     """InputError unless the file was written by this package, in a version that can be read."""
-    if file.attrs.get("schema") != SCHEMA:
+    if "schema" not in file.attrs or read_attribute(file, "schema") != SCHEMA:
         raise InputError("is an HDF5 file, but was not written by hessian_spectrum")
-    version = int(file.attrs["schema_version"])
+    version = int(read_attribute(file, "schema_version"))
     if version > SCHEMA_VERSION:
         raise InputError(
             f"has schema version {version}, and this hessian_spectrum reads up to "
             f"{SCHEMA_VERSION}; update it"
         )
+
+
+def require_limits(file: h5py.File, size: int) -> None:
+    """InputError where the file of ``size`` bytes declares what it does not hold."""
+    require_own(file, size, (*TEXTS, *KINDS))
+
+
+def sign(file: h5py.File) -> None:
+    """Store the checksum of a file that is otherwise complete."""
+    file.attrs[CHECKSUM] = _checksum(file)
+
+
+def check_signature(file: h5py.File) -> None:
+    """InputError where the file has a checksum, and that of something else."""
+    if CHECKSUM in file.attrs and read_attribute(file, CHECKSUM) != _checksum(file):
+        raise InputError("is damaged: its checksum is not that of its content")
+
+
+def _checksum(file: h5py.File) -> str:
+    return checksum(file, (*TEXTS, *KINDS), _is_eigenvectors)
+
+
+def _is_eigenvectors(path: str) -> bool:
+    return path.startswith("/eigenpairs/") and path.endswith("/vectors")
 
 
 def write(file: h5py.File, key: str, result: Result, finished: bool) -> None:
@@ -176,7 +203,9 @@ def read(file: h5py.File) -> dict[str, Any]:
     found = {}
     for kind, made in KINDS.items():
         for label in sorted(file.get(kind, ()), key=lambda label: (label != DEFAULT_LABEL, label)):
-            group = file[kind][label]
+            group = file[kind][require_name(label)]
+            if not isinstance(group, h5py.Group):
+                raise InputError(f"is damaged: {group.name} is no group")
             result = read_result(group, made)
             if isinstance(result, EigenPairs):
                 _require_equal_counts(group, result)
@@ -192,7 +221,9 @@ def _require_equal_counts(group: h5py.Group, pairs: EigenPairs) -> None:
     shapes = {name: array.shape for name, array in arrays.items()}
     k = pairs.values.shape
     vectors_fit = pairs.vectors is None or pairs.vectors.shape[:1] == k
-    if len(k) != 1 or set(shapes.values()) != {k} or not vectors_fit:
+    lower_fits = pairs.num_lower is None or pairs.num_lower <= len(pairs.values)
+    if len(k) != 1 or set(shapes.values()) != {k} or not vectors_fit or not lower_fits:
         raise InputError(
             f"is damaged: {group.name} has shapes {shapes} that do not belong together"
+            f"{'' if lower_fits else f', and num_lower={pairs.num_lower}'}"
         )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.json_forms import Form
 from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.block_lanczos import BlockSpace
@@ -16,13 +17,13 @@ from hessian_spectrum.krylov.krylov_schur import RitzSpace
 from hessian_spectrum.krylov.lanczos import Recurrences
 from hessian_spectrum.krylov.state import Coefficients, KrylovState, StateArrays
 from hessian_spectrum.krylov.storage import Place, allocate
+from hessian_spectrum.storage.manifest_schema import num_entries, require_krylov
 from hessian_spectrum.storage.shards import ShardFolder
 
 # By the name that a manifest has under "kind".
 KINDS: dict[str, type[Recurrences] | type[BlockSpace] | type[RitzSpace]] = {
     kind.__name__: kind for kind in (Recurrences, BlockSpace, RitzSpace)
 }
-KEYS = {"kind", "coefficients", "scale", "noise", "basis"}  # what a manifest must have
 
 
 class RecurrenceStore:
@@ -38,18 +39,23 @@ class RecurrenceStore:
         self._rows = 0  # basis vectors, of each recurrence, that have been committed
         self._restarts = 0  # after which they were
 
-    def manifest(self, header: Iterable[str] = ()) -> dict[str, Any] | None:
+    def manifest(self, *header: Form) -> dict[str, Any] | None:
         """What was saved with the latest complete state, on every rank; None if there is none.
 
         Rank 0 reads it: file systems may show others an older one.
 
         Args:
-            header: keys that ``save`` was given; without them it is damaged.
+            header: what ``save`` was given must have these forms; else it is damaged.
         """
+
+        def require_forms(found: dict[str, Any]) -> None:
+            for form in header:
+                form.require(found, "")
+
         manifest, error = None, None
         if self.world.rank == 0:
             try:
-                manifest = self.shards.manifest(KEYS.union(header))
+                manifest = self.shards.manifest(require_krylov, require_forms)
             except Exception as failed:
                 error = failed
         self.world.raise_together(error)
@@ -102,7 +108,17 @@ class RecurrenceStore:
 
         Args:
             room: how many steps there must be room for, in all; in a RitzSpace, how many vectors.
+
+        Raises:
+            InputError: its vectors are of another length or type, or a shard is damaged.
         """
+        types = {name for entry in saved["basis"] for name in entry["dtypes"].values()}
+        wanted = str(dtype).removeprefix("torch.")
+        if num_entries(saved) not in (None, layout.n) or types - {wanted}:
+            raise InputError(
+                f"{self.shards.folder}: holds vectors of {num_entries(saved)} entries, "
+                f"{', '.join(sorted(types))}; expected {layout.n}, {wanted}"
+            )
         kind, table = KINDS[saved["kind"]], saved["coefficients"]
         metadata = {**table, "scale": saved["scale"], "noise": saved["noise"]}
         state = kind.from_arrays(StateArrays(torch.empty(1, 0, layout.n_local), table, metadata))

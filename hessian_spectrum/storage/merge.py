@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.json_forms import Record, Table
 from hessian_spectrum.storage import hdf5_schema, provenance, run_file
 from hessian_spectrum.storage.writer_lock import WriterLock
 
@@ -27,13 +28,12 @@ def merge(summary: Path, files: Sequence[Path], patience: float = PATIENCE) -> l
         InputError: a file is not finished, or was not written by hessian_spectrum; another process
             holds the summary for longer than ``patience`` seconds.
     """
-    names = [path.stem for path in files]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if not files or twice:
-        what = f"two files are called {twice[0]}" if twice else "no files to merge"
-        raise InputError(f"{what}; expected run files with names of their own")
+    if not files:
+        raise InputError("no files to merge; expected run files with names of their own")
+    names = labels_of(files)
+    run_file.check_output(summary, overwrite=True)
     with ExitStack() as stack:
-        runs = {path.stem: stack.enter_context(run_file.open(path)) for path in files}
+        runs = {name: stack.enter_context(run_file.open(p)) for name, p in zip(names, files)}
         for run in runs.values():
             if not run.finished:
                 raise InputError(f"{run.path} is not finished: its command with --resume goes on")
@@ -45,6 +45,8 @@ def merge(summary: Path, files: Sequence[Path], patience: float = PATIENCE) -> l
             if before.config.get("command") != "merge":
                 raise InputError(f"{summary} is not a summary; choose another name")
             held.update(before)
+            for record, name in ((before.config, "config"), (before.provenance, "provenance")):
+                Record({"of": Table(Record({}))}).require(record, f"{summary}: {name}")
             told = {"config": before.config["of"], "provenance": before.provenance["of"]}
         for name, run in runs.items():
             held.update({_key(key, name): result for key, result in run.items()})
@@ -57,6 +59,19 @@ def merge(summary: Path, files: Sequence[Path], patience: float = PATIENCE) -> l
             **held,
         )
     return list(held)
+
+
+def labels_of(files: Sequence[Path]) -> list[str]:
+    """The label that results of each file have in a file of many: its name without the suffix.
+
+    Raises:
+        InputError: two files have the same, or one that no label can have.
+    """
+    names = [hdf5_schema.split_key(f"density/{path.stem}")[1] for path in files]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InputError(f"two files are called {twice[0]}; expected files with names of their own")
+    return names
 
 
 def _key(key: str, name: str) -> str:

@@ -7,7 +7,6 @@ they are in the file. A dict of named numbers, texts and arrays is a result, too
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,10 +14,12 @@ import h5py
 import numpy as np
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.json_forms import Listing, Maybe, Real, Record, Text, Whole
 from hessian_spectrum._core.stored_fields import stored
+from hessian_spectrum.storage.hdf5_checksum import read_attribute
 from hessian_spectrum.storage.hdf5_data import (
     read_data,
-    read_text,
+    read_table,
     require_name,
     require_real,
     to_json,
@@ -34,6 +35,20 @@ ABSENT = object()
 NAMED_VALUE = stored("a value by name")
 JSON_FIELD = "about"  # what a result says of itself
 SHAPES = "shapes"
+# What readers use of what a result says of itself; all else is only shown.
+_RECIPES = Listing(Record({"kind": Text()}, {"normalize": Text()}))
+ABOUT = Record(
+    {},
+    {
+        "num_samples": Real(0),
+        "n": Whole(),
+        "batch_norm": Maybe(Text()),
+        "path": Text(),
+        "ends": Listing(Real(), length=2),
+        "directions": _RECIPES,
+        "recipes": _RECIPES,
+    },
+)
 
 
 def write_result(group: h5py.Group, result: Any) -> None:
@@ -79,7 +94,8 @@ def read_result(group: h5py.Group, made: type) -> Any:
         InputError: something is missing, or does not belong together.
     """
     if made is dict:
-        return {name: read_data(group, name) for name in group}
+        return {require_name(name): read_data(group, name) for name in group}
+    _require_shapes(group, made)
     found = {}
     for field in dataclasses.fields(made):
         value = _READERS[field.metadata["form"]](group, field.name, field.metadata)
@@ -119,14 +135,60 @@ def _name_axes(data: h5py.Dataset, labels: Sequence[str], scales: Scales) -> Non
 
 def _read_array(group: h5py.Group, name: str, about: About) -> Any:
     if name == JSON_FIELD:
-        return json.loads(read_text(group, name))
+        about_result = read_table(group, name)
+        ABOUT.require(about_result, f"is damaged: {group.name}/{name}")
+        return about_result
     if isinstance(group.get(name), h5py.Group):
-        return {inner: value_of(require_real(group[name], inner)) for inner in group[name]}
+        return {
+            require_name(inner): value_of(require_real(group[name], inner)) for inner in group[name]
+        }
     return value_of(require_real(group, name))
 
 
+def _require_shapes(group: h5py.Group, made: type) -> None:
+    """InputError unless the arrays have the axes that their fields declare, each of one length.
+
+    Reads no values.
+    """
+    lengths: dict[str, int] = {}
+    parts: list[tuple[str, int]] = []  # axes of which an array has a part, and how much
+    shapes: dict[str, tuple[int, ...]] = {}
+    fits = True
+    for field in dataclasses.fields(made):
+        about = field.metadata
+        if about["form"] not in ("data", "rows") or field.name not in group:
+            continue
+        if field.name == JSON_FIELD:
+            continue
+        item = group[field.name]
+        for data in item.values() if isinstance(item, h5py.Group) else [item]:
+            if not isinstance(data, h5py.Dataset):
+                raise InputError(f"is damaged: {data.name} is a group; expected a data set")
+            _require_type(data, field)
+            shapes[data.name.rpartition("/")[2]] = data.shape
+            fits &= len(data.shape) == len(about["axes"])
+            # An empty array stands for one that is not known, as a surface's positions.
+            for axis, length in zip(about["axes"], data.shape) if 0 not in data.shape else ():
+                if axis in about.get("part_of", ()):
+                    parts.append((axis, length))
+                else:
+                    fits &= lengths.setdefault(axis, length) == length
+    fits &= all(length <= lengths.get(axis, length) for axis, length in parts)
+    if not fits:
+        raise InputError(
+            f"is damaged: {group.name} has shapes {shapes} that do not belong together"
+        )
+
+
+def _require_type(data: h5py.Dataset, field: dataclasses.Field[Any]) -> None:
+    kinds = "O" if field.metadata.get("texts") else "b" if "bool" in str(field.type) else "biufc"
+    if data.dtype.kind not in kinds:  # "c" is refused by name when it is read
+        what = {"O": "texts", "b": "true or false"}.get(kinds, "numbers")
+        raise InputError(f"is damaged: {data.name} is of type {data.dtype}; expected {what}")
+
+
 def _read_flag(group: h5py.Group, name: str, about: About) -> Any:
-    value = group.attrs.get(name, ABSENT)
+    value = read_attribute(group, name) if name in group.attrs else ABSENT
     if value is not ABSENT and not isinstance(value, (bool, np.bool_)):
         raise InputError(f"is damaged: {group.name} has {name}={value!r}; expected true or false")
     return value if value is ABSENT else bool(value)
@@ -135,11 +197,12 @@ def _read_flag(group: h5py.Group, name: str, about: About) -> Any:
 def _read_attribute(group: h5py.Group, name: str, about: About) -> Any:
     if name not in group.attrs:
         return ABSENT
-    value, least = group.attrs[name], about["least"]
-    value = value.item() if isinstance(value, np.generic) else value
+    value, least = read_attribute(group, name), about["least"]
     is_real = isinstance(value, (int, float)) and not isinstance(value, bool)
     if least is None and not is_real:
         raise InputError(f"is damaged: {group.name} has {name}={value!r}; expected a real number")
+    if least is None and not value >= 0:
+        raise InputError(f"is damaged: {group.name} has {name}={value!r}; expected 0 or more")
     if least is not None and (not isinstance(value, int) or not is_real or value < least):
         raise InputError(
             f"is damaged: {group.name} has {name}={value!r}; expected a whole number, {least} or "
@@ -193,8 +256,10 @@ def _read_sequence(group: h5py.Group, name: str, about: About) -> Any:
     counts = [field.name for field in fields if field.metadata["form"] == "count"]
     arrays = [field for field in fields if field.name not in counts]
     data = {field.name: value_of(require_real(group, field.name)) for field in arrays}
+    rows = read_data(group, SHAPES)
+    _require_rows(group, rows, data, arrays, len(counts))
     items = []
-    for i, row in enumerate(read_data(group, SHAPES).tolist()):
+    for i, row in enumerate(rows.tolist()):
         columns = iter(row)
         found = {
             field.name: _unpadded(data[field.name][i], columns, field.metadata["square"])
@@ -202,6 +267,25 @@ def _read_sequence(group: h5py.Group, name: str, about: About) -> Any:
         }
         items.append(about["of"](**found, **dict(zip(counts, columns))))
     return tuple(items)
+
+
+def _require_rows(
+    group: h5py.Group,
+    rows: Any,
+    data: Mapping[str, Any],
+    arrays: Sequence[dataclasses.Field[Any]],
+    num_counts: int,
+) -> None:
+    """InputError unless ``shapes`` has a row for each item, with lengths that the arrays have."""
+    most: list[int] = []
+    for field in arrays:
+        shape = np.shape(data[field.name])
+        most.extend(shape[1:2] if field.metadata["square"] else shape[1:])
+    fits = getattr(rows, "ndim", 0) == 2 and rows.dtype.kind in "iu"
+    fits = fits and all(np.shape(values)[:1] == rows.shape[:1] for values in data.values())
+    fits = fits and rows.shape[1] == len(most) + num_counts
+    if not fits or (rows < 0).any() or (rows[:, : len(most)] > most).any():
+        raise InputError(f"is damaged: {group.name} has shapes that its arrays do not have")
 
 
 def _unpadded(value: Any, columns: Iterator[int], square: bool) -> Any:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
-import json
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -14,11 +13,19 @@ from typing import Any
 
 import h5py
 
-from hessian_spectrum._core.atomic import replacing
+from hessian_spectrum._core.atomic import replacing, temporary_of
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.storage import hdf5_schema
-from hessian_spectrum.storage.hdf5_data import one_line, read_text, to_json, write_text
+from hessian_spectrum.storage import file_seal, hdf5_schema
+from hessian_spectrum.storage.hdf5_checksum import read_attribute
+from hessian_spectrum.storage.hdf5_data import one_line, read_table, to_json, write_text
 from hessian_spectrum.storage.hdf5_schema import Result
+from hessian_spectrum.storage.writer_lock import LOCK
+
+# What HDF5, NumPy and the results themselves raise for content that nobody has foreseen.
+DAMAGE = (
+    *(OSError, LookupError, ValueError, TypeError),
+    *(AttributeError, RuntimeError, ArithmeticError),
+)
 
 
 def save(
@@ -66,7 +73,7 @@ def save(
 def _content(stored: Mapping[str, Result], texts: Mapping[str, str], finished: bool) -> memoryview:
     """The file's bytes, built in memory: on a full disk the HDF5 library crashes at exit."""
     content = io.BytesIO()
-    with h5py.File(content, "w") as file:
+    with h5py.File(content, "w", userblock_size=file_seal.SIZE) as file:
         file.attrs["schema"] = hdf5_schema.SCHEMA
         file.attrs["schema_version"] = hdf5_schema.SCHEMA_VERSION
         file.attrs["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -75,7 +82,10 @@ def _content(stored: Mapping[str, Result], texts: Mapping[str, str], finished: b
             write_text(file, name, text)
         for key, result in stored.items():
             hdf5_schema.write(file, key, result, finished)
-    return content.getbuffer()
+        hdf5_schema.sign(file)
+    found = content.getbuffer()
+    file_seal.seal(found)
+    return found
 
 
 def open(path: str | os.PathLike[str]) -> Run:
@@ -96,7 +106,10 @@ def open(path: str | os.PathLike[str]) -> Run:
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected a run file such as run.h5")
     try:
+        file_seal.require_intact(path)
         file = _opened(path)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     except OSError as error:
         reason = "is truncated or damaged" if _has_signature(path) else "is not an HDF5 file"
         raise InputError(f"{path}: {reason} ({one_line(error)})") from None
@@ -105,7 +118,7 @@ def open(path: str | os.PathLike[str]) -> Run:
     except InputError as error:
         file.close()
         raise InputError(f"{path}: {error}") from None
-    except (OSError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except DAMAGE as error:
         file.close()
         raise InputError(f"{path}: is damaged ({one_line(error)})") from None
 
@@ -130,12 +143,12 @@ class Run(Mapping[str, Any]):
         self.path = path
         self._file = file
         hdf5_schema.check_schema(file)
-        self.created = datetime.fromisoformat(file.attrs["created"])  # UTC
-        self.finished = bool(file.attrs["finished"])
-        self.config, self.plan, self.provenance = (
-            json.loads(read_text(file, n)) for n in hdf5_schema.TEXTS
-        )
+        hdf5_schema.require_limits(file, path.stat().st_size)
+        self.created = datetime.fromisoformat(read_attribute(file, "created"))  # UTC
+        self.finished = bool(read_attribute(file, "finished"))
+        self.config, self.plan, self.provenance = (read_table(file, n) for n in hdf5_schema.TEXTS)
         self._results = hdf5_schema.read(file)
+        hdf5_schema.check_signature(file)
 
     def __getitem__(self, key: str) -> Any:
         try:
@@ -175,11 +188,14 @@ def check_output(
             missing or not writable.
     """
     path = _check_place(path, overwrite=overwrite, resume=resume)
-    # Permission bits do not suffice: root ignores them, and file systems are mounted read-only.
-    probe = path.parent / f".{uuid.uuid4().hex[:12]}.tmp"
+    # Permission bits do not suffice: root ignores them, and file systems are mounted read-only. The
+    # name is the longest of all that are made of this one.
+    probe = temporary_of(path.with_name(f"{path.name}{LOCK}"))
     try:
         probe.write_bytes(b"probe")
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise _too_long(path) from None
         raise InputError(f"{path}: cannot write in {path.parent} ({error.strerror})") from None
     finally:
         with suppress(OSError):  # a disk that is read-only refuses that, too
@@ -188,8 +204,14 @@ def check_output(
 
 def _check_place(path: str | os.PathLike[str], *, overwrite: bool, resume: bool = False) -> Path:
     path = Path(os.path.realpath(path))
+    try:
+        path.exists()
+    except OSError as error:
+        raise _too_long(path) if error.errno == errno.ENAMETOOLONG else error from None
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected the name of a file, such as run.h5")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path}: is a device or a pipe; expected the name of a file")
     if path.exists() and not (overwrite or resume):
         raise InputError(
             f"{path}: exists already; choose another name, resume it or overwrite it (in Python: "
@@ -200,6 +222,14 @@ def _check_place(path: str | os.PathLike[str], *, overwrite: bool, resume: bool 
     return path
 
 
+def _too_long(path: Path) -> InputError:
+    return InputError(
+        f"{path.parent}: the name {path.name[:20]}... has {len(os.fsencode(path.name))} bytes, too "
+        "many for the temporary files beside it; choose a shorter one"
+    )
+
+
 def _has_signature(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(8) == b"\x89HDF\r\n\x1a\n"
+        start = file.read(file_seal.SIZE + 8)
+    return b"\x89HDF\r\n\x1a\n" in (start[:8], start[file_seal.SIZE :])

@@ -13,7 +13,7 @@ import os
 import re
 import uuid
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,24 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from hessian_spectrum._core.atomic import replacing, sync
+from hessian_spectrum._core.atomic import TEMPORARY, replacing, sync
 from hessian_spectrum._core.errors import InputError, Warned
+from hessian_spectrum._core.json_forms import Listing, Record, Text, Whole, read_json
+from hessian_spectrum.storage.manifest_schema import (
+    BOUNDS,
+    CHECKSUM,
+    SHARD,
+    SHARD_NAME,
+    checksum,
+    require_manifest,
+)
+from hessian_spectrum.storage.manifest_schema import shards as shards_of
 
 LATEST, PREVIOUS = "manifest.json", "manifest.previous.json"
 SUFFIX = ".safetensors"
+MARK = {"written_by": "hessian_spectrum"}  # in the metadata of each shard
+MOST_METADATA = 1 << 20  # bytes of a shard's header that are read to look for the mark
+MOST_BYTES = 1 << 30  # of a manifest
 
 
 class ShardFolder:
@@ -62,7 +75,7 @@ class ShardFolder:
         path = self.folder / f"{name}-{uuid.uuid4().hex[:12]}{SUFFIX}"
         with replacing(path) as temporary:
             try:
-                save_file(arrays, temporary)
+                save_file(arrays, temporary, MARK)
             except SafetensorError as error:  # a full disk, among others
                 raise _system_error(error, path) from None
             digest, size = _sha256(temporary), temporary.stat().st_size
@@ -82,14 +95,27 @@ class ShardFolder:
             InputError: the file is missing or its content is not what was written.
         """
         self.verify(entry)
-        return load_file(self.folder / entry["file"])
+        path = self.folder / entry["file"]
+        try:
+            arrays = load_file(path)
+        except (SafetensorError, LookupError, ValueError, TypeError) as error:
+            raise InputError(f"{path}: is no shard ({' '.join(str(error).split())})") from None
+        shapes = {key: list(value.shape) for key, value in arrays.items()}
+        dtypes = {key: value.dtype.name for key, value in arrays.items()}
+        if shapes != entry["shapes"] or dtypes != entry["dtypes"]:
+            raise InputError(
+                f"{path}: holds arrays of {shapes}, {dtypes}; expected {entry['shapes']}, "
+                f"{entry['dtypes']}"
+            )
+        return arrays
 
     def verify(self, entry: Mapping[str, Any]) -> None:
         """Raise InputError unless the shard is there with the checksum of its entry."""
         path = self.folder / entry["file"]
         if not path.is_file():
             raise InputError(f"{path}: this shard is missing; restore it or start again")
-        if _sha256(path) != entry["sha256"]:
+        # The size first: it is known without reading a file that may be of any length.
+        if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
             raise InputError(
                 f"{path}: this shard is damaged (its checksum differs from the manifest's); "
                 "restore it or start again"
@@ -102,7 +128,9 @@ class ShardFolder:
         stays, since another rank may be writing it for the next commit; ``sweep`` removes those
         of a killed run.
         """
-        text = json.dumps(manifest, indent=1)
+        text = json.dumps(
+            {**manifest, CHECKSUM: checksum(json.loads(json.dumps(manifest)))}, indent=1
+        )
         self._make()
         latest, previous = self._load(LATEST), self._load(PREVIOUS)
         dropped: dict[str, Any] | None
@@ -116,11 +144,13 @@ class ShardFolder:
         for file in _files(dropped) - _files(manifest) - _files(previous):
             (self.folder / file).unlink(missing_ok=True)
 
-    def manifest(self, required: Iterable[str] = ()) -> dict[str, Any] | None:
+    def manifest(self, *checks: Callable[[dict[str, Any]], None]) -> dict[str, Any] | None:
         """The latest manifest whose shards all exist with their checksums; None without a manifest.
 
-        A manifest without a ``required`` key counts as damaged. Warns when it is not the last one
-        written. Cost: reads every shard that it lists.
+        Warns when it is not the last one written. Cost: reads every shard that it lists.
+
+        Args:
+            checks: what else a manifest must fulfil; one for which they raise counts as damaged.
 
         Raises:
             InputError: all manifests, or shards that they list, are damaged.
@@ -130,16 +160,12 @@ class ShardFolder:
             if not (self.folder / name).exists():
                 continue
             try:
-                manifest = json.loads((self.folder / name).read_text())
-                missing = set(required) - set(_dict(manifest))
-                if missing:
-                    raise InputError(f"{', '.join(sorted(missing))} is missing")
-                entries = _entries(manifest)
-            except (OSError, ValueError) as error:  # InputError and JSON's are ValueErrors
+                manifest = self._read(name, *checks)
+            except (OSError, ValueError) as error:  # InputError is a ValueError
                 reasons.append(f"{name}: {error}")
                 continue
             try:
-                for entry in entries:
+                for entry in shards_of(manifest):
                     self.verify(entry)
             except (OSError, ValueError) as error:
                 culprit = "a shard"
@@ -157,22 +183,37 @@ class ShardFolder:
         return None
 
     def sweep(self) -> None:
-        """Delete the shards that no manifest lists. For the writer, while no rank is writing."""
+        """Delete what killed runs left: our temporary files, and our shards that no valid manifest
+        lists. For the writer, while no rank is writing.
+        """
         if not self.folder.is_dir():
             return
-        listed = _files(self._load(LATEST)) | _files(self._load(PREVIOUS))
+        manifests = {name: self._load(name) for name in (LATEST, PREVIOUS)}
+        # Nobody knows which shards a damaged manifest lists: they stay until it is replaced.
+        is_known = all(
+            found is not None or not (self.folder / name).exists()
+            for name, found in manifests.items()
+        )
+        listed = set().union(*map(_files, manifests.values()))
         for path in self.folder.iterdir():
-            if path.suffix == ".tmp" or (path.suffix == SUFFIX and path.name not in listed):
+            if _is_our_temporary(path) or (
+                is_known and path.name not in listed and _is_marked(path)
+            ):
                 path.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Delete what this class wrote, and the folder if nothing else is in it."""
+        """Delete what this class wrote, and the folder if nothing else is in it.
+
+        That is: shards that a valid manifest lists or that have our mark, our temporary files, and
+        the manifests themselves. What else is in the folder is the user's.
+        """
         if not self.folder.is_dir():
             return
+        listed = _files(self._load(LATEST)) | _files(self._load(PREVIOUS))
         for name in (LATEST, PREVIOUS):  # first: without its shards a manifest is damaged
             (self.folder / name).unlink(missing_ok=True)
         for path in self.folder.iterdir():
-            if path.suffix in (".tmp", SUFFIX):
+            if path.name in listed or _is_our_temporary(path) or _is_marked(path):
                 path.unlink(missing_ok=True)
         with suppress(OSError):  # the user has put other files there
             self.folder.rmdir()
@@ -186,14 +227,22 @@ class ShardFolder:
         with replacing(self.folder / name) as temporary:
             temporary.write_text(text)
 
+    def _read(self, name: str, *checks: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """A manifest that is valid by itself; InputError for anything else."""
+        path = self.folder / name
+        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+            raise InputError("is no manifest: it is no file, or too large for one")
+        return require_manifest(read_json(path.read_bytes()), checks)
+
     def _load(self, name: str) -> dict[str, Any] | None:
+        """As ``_read``; None where there is none that is valid."""
         try:
-            return json.loads((self.folder / name).read_text())
+            return self._read(name)
         except (OSError, ValueError):
             return None
 
     def _present(self, manifest: dict[str, Any]) -> bool:
-        paths = ((self.folder / entry["file"], entry["bytes"]) for entry in _entries(manifest))
+        paths = ((self.folder / entry["file"], entry["bytes"]) for entry in shards_of(manifest))
         return all(path.is_file() and path.stat().st_size == size for path, size in paths)
 
 
@@ -232,6 +281,16 @@ class LazyRows:
         return f"<{type(self).__name__} {self.shape}, {self.dtype}, on disk>"
 
 
+VECTORS = Record(
+    {
+        **SHARD.required,
+        "index": BOUNDS,
+        "shapes": Record({"vectors": Listing(Whole(), length=2)}),
+        "dtypes": Record({"vectors": Text(choices=("float32", "float64"))}),
+    }
+)
+
+
 class ShardedVectors(LazyRows):
     """Eigenvectors too large for the run file: each shard holds a range of entries of all rows.
 
@@ -244,6 +303,8 @@ class ShardedVectors(LazyRows):
 
     def __init__(self, folder: ShardFolder, entries: Sequence[Mapping[str, Any]]):
         self.folder = folder
+        for entry in entries:
+            VECTORS.require(entry, f"{folder.folder}: shard")
         self.entries = sorted((dict(entry) for entry in entries), key=lambda e: e["index"])
         end = 0
         for entry in self.entries:
@@ -284,26 +345,32 @@ def _system_error(error: SafetensorError, path: Path) -> OSError:
     return OSError(int(number[1]), os.strerror(int(number[1])), str(path))
 
 
-def _dict(manifest: object) -> dict[str, Any]:
-    if not isinstance(manifest, dict):
-        raise InputError(f"holds a {type(manifest).__name__}, so every key is missing")
-    return manifest
-
-
-def _entries(node: object) -> Iterator[dict[str, Any]]:
-    """Every shard entry in a manifest, at any depth."""
-    if isinstance(node, dict):
-        if "file" in node and "sha256" in node:
-            yield node
-        else:
-            node = list(node.values())
-    if isinstance(node, list):
-        for item in node:
-            yield from _entries(item)
-
-
 def _files(manifest: object) -> set[str]:
-    return {Path(entry["file"]).name for entry in _entries(manifest)}
+    """The shards of a valid manifest, or of none."""
+    return {entry["file"] for entry in shards_of(manifest)}
+
+
+def _is_our_temporary(path: Path) -> bool:
+    """Was this file left by a write to this folder that was killed?"""
+    names = rf"{SHARD_NAME}|{re.escape(LATEST)}|{re.escape(PREVIOUS)}"
+    return bool(re.fullmatch(rf"\.({names})\.{TEMPORARY}", path.name)) and _is_plain(path)
+
+
+def _is_marked(path: Path) -> bool:
+    """Does this file say in its header that it is a shard of ours? Reads the header only."""
+    if not re.fullmatch(SHARD_NAME, path.name) or not _is_plain(path):
+        return False
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = read_json(file.read(length)) if length <= MOST_METADATA else None
+    except (OSError, InputError):
+        return False
+    return isinstance(header, dict) and header.get("__metadata__") == MARK
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 def _sha256(path: Path) -> str:

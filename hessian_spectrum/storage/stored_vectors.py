@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.storage.hdf5_data import one_line, read_text, require_real, write_text
-from hessian_spectrum.storage.shards import LazyRows, ShardedVectors, ShardFolder
+from hessian_spectrum._core.json_forms import Listing, Record, Text
+from hessian_spectrum.storage.hdf5_data import one_line, read_table, require_real, write_text
+from hessian_spectrum.storage.shards import VECTORS, LazyRows, ShardedVectors, ShardFolder
 
 MAX_VECTOR_BYTES = 2 << 30  # above, replacing the file whole at every save would cost too much
+SHARDS = Record({"folder": Text(), "entries": Listing(VECTORS)})
 CHUNK_ENTRIES = 1 << 17  # of a row, that HDF5 reads and checks at once
 
 
@@ -73,6 +75,7 @@ def read_rows(group: h5py.Group, name: str) -> StoredVectors | ShardedVectors | 
         return StoredVectors(require_real(group, name))
     if f"{name}_shards" not in group:
         return None
-    shards = json.loads(read_text(group, f"{name}_shards"))
+    shards = read_table(group, f"{name}_shards")
+    SHARDS.require(shards, f"is damaged: {group.name}/{name}_shards")
     folder = Path(group.file.filename).parent / Path(shards["folder"]).name
     return ShardedVectors(ShardFolder(folder), shards["entries"])

@@ -5,7 +5,7 @@ The engine does not import the zoo; only the commands do. Each piece is an ordin
 imported only for its own models and data sets, and downloads only on request.
 """
 
-from hessian_spectrum.zoo.checkpoints import load_checkpoint, save_checkpoint
+from hessian_spectrum.zoo.checkpoints import load_checkpoint, save_checkpoint, stored_epoch
 from hessian_spectrum.zoo.datasets import load_dataset
 from hessian_spectrum.zoo.models import build_model, model_for
 from hessian_spectrum.zoo.trainer import train
@@ -16,5 +16,6 @@ __all__ = [
     "load_dataset",
     "model_for",
     "save_checkpoint",
+    "stored_epoch",
     "train",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from hessian_spectrum._core.atomic import replacing
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.loss.wrappers import unwrapped
-
-_WRAPPERS = ("module.", "_orig_mod.")  # DataParallel and its kin, torch.compile
-_SHOWN = 2  # keys that a message names; it counts the others
+from hessian_spectrum.zoo.state_dicts import few, renamed, state_dict_in
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:
@@ -25,16 +23,18 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     Args:
         model: changed in place, unless an error is raised; keeps its device and dtype.
         path: a ``.safetensors`` file, or else a file of ``torch.save`` that holds a
-            state_dict, alone or under the key "state_dict" or "model". A "module." (DataParallel)
-            or "_orig_mod." (torch.compile) before every key is dropped, in the file and in the
-            model.
+            state_dict, alone or under the key "state_dict", "model", "model_state_dict" or
+            "module". Names that wrappers of training have put before those of the model are
+            dropped ("module.", "_orig_mod.", "model."), with the count of an AveragedModel. A tied
+            tensor may be there under one of its names; BatchNorm's count of batches, which files
+            from before torch 0.4.1 lack, is zero then. Sparse tensors are made dense.
 
     Raises:
         InputError: no such file, not a checkpoint, the checkpoint of another model, or one whose
             numbers the model's real or whole numbers cannot hold.
     """
     path, model = Path(path).expanduser(), unwrapped(model)
-    state, own = _without_wrapper(_state_dict_in(_read(path), path), model), model.state_dict()
+    state, own = renamed(state_dict_in(_read(path), path), model, path), model.state_dict()
     _require_same_entries(state, own, path)
     _require_same_numbers(state, own, path)
     model.load_state_dict(state)
@@ -70,6 +70,20 @@ def save_checkpoint(
         torch.save(checkpoint, temporary)
 
 
+def stored_epoch(path: str | Path) -> int | None:
+    """The number of finished epochs that a checkpoint stores under "epoch"; None without one.
+
+    File names are not looked at.
+
+    Raises:
+        InputError: as ``load_checkpoint``, for a file that cannot be read.
+    """
+    content = _read(Path(path).expanduser())
+    epoch = content.get("epoch") if isinstance(content, Mapping) else None
+    is_whole = isinstance(epoch, int) and not isinstance(epoch, bool)
+    return epoch if is_whole else None
+
+
 def _read(path: Path) -> object:
     if not path.is_file():
         raise InputError(
@@ -97,49 +111,6 @@ def _reason(error: Exception) -> str:
     )
 
 
-def _state_dict_in(content: object, path: Path) -> dict[str, Tensor]:
-    found = content
-    for key in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
-            found = found[key]
-    if not isinstance(found, Mapping) or not found:
-        raise InputError(
-            f"{path} holds {_described(content)}, not a state_dict; save model.state_dict(), "
-            f'alone or under "state_dict" or "model"'
-        )
-    foreign = [key for key, value in found.items() if not isinstance(value, Tensor)]
-    if foreign:
-        raise InputError(
-            f"{path} holds entries that are not tensors ({_few(foreign)}); expected a state_dict; "
-            f'save model.state_dict(), alone or under "state_dict" or "model"'
-        )
-    return dict(found)
-
-
-def _described(content: object) -> str:
-    if isinstance(content, Mapping):
-        return f"a mapping with the keys {_few(list(content))}" if content else "an empty mapping"
-    return f"an object of type {type(content).__name__}"
-
-
-def _without_wrapper(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    own = model.state_dict()
-    while True:
-        # A model may have a child that is really called "module".
-        wrapper = next(
-            (
-                prefix
-                for prefix in _WRAPPERS
-                if all(key.startswith(prefix) for key in state)
-                and not all(key.startswith(prefix) for key in own)
-            ),
-            None,
-        )
-        if wrapper is None:
-            return state
-        state = {key.removeprefix(wrapper): value for key, value in state.items()}
-
-
 def _require_same_entries(
     state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: Path
 ) -> None:
@@ -151,7 +122,7 @@ def _require_same_entries(
         if key in state and state[key].shape != own[key].shape
     ]
     findings = {"missing": missing, "unexpected": unexpected, "of another shape": reshaped}
-    differences = "; ".join(f"{what}: {_few(keys)}" for what, keys in findings.items() if keys)
+    differences = "; ".join(f"{what}: {few(keys)}" for what, keys in findings.items() if keys)
     if differences:
         raise InputError(
             f"{path} belongs to another model ({differences}); build the model that was saved, "
@@ -182,8 +153,3 @@ def _require_same_numbers(
 
 def _type(t: Tensor) -> str:
     return str(t.dtype).removeprefix("torch.")
-
-
-def _few(keys: Sequence[object]) -> str:
-    shown = ", ".join(map(str, keys[:_SHOWN]))
-    return f"{shown} and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else shown

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.zoo.array_files import Declared, one_line, opened
 from hessian_spectrum.zoo.torchvision_compat import import_torchvision
 from hessian_spectrum.zoo.torchvision_names import PREFIX, load_pictures
 
@@ -22,6 +19,7 @@ DATASETS = ("digits", "mnist", "cifar10", "arrays")
 _SPLITS = ("train", "test")
 _DIGITS_FILE = Path(__file__).with_name("digits.npz")
 _DIGITS_TRAIN = 1500  # the first 1,500 are the training set, the other 297 the test set
+MOST_CLASSES = 1 << 31  # a label beyond is none
 _DIGITS_MAX = 16  # a pixel counts the dark pixels in a 4x4 cell of the scan
 _TORCHVISION = {  # class, and a file that must exist
     "mnist": ("MNIST", "MNIST/raw/{prefix}-images-idx3-ubyte"),
@@ -110,7 +108,7 @@ def _torchvision(
     # torchvision checks little before it parses, so damaged files raise nearly any exception.
     except Exception as error:
         raise InputError(
-            f"{name} data at {root} are incomplete or damaged ({_one_line(error)}); put all of "
+            f"{name} data at {root} are incomplete or damaged ({one_line(error)}); put all of "
             f"torchvision's unpacked {name} files there again (nothing is downloaded)"
         ) from error
     images = torch.as_tensor(data.data[:limit])
@@ -120,7 +118,7 @@ def _torchvision(
 
 
 def _arrays(path: Path, split: str, limit: int | None) -> TensorDataset:
-    with _opened(path) as arrays:
+    with opened(path) as arrays:
         inputs_name, labels_name = _pair_of(arrays, split, path)
         inputs, labels = arrays[inputs_name], arrays[labels_name]
         _require_samples(inputs, labels, f"{path}: {inputs_name} and {labels_name}")
@@ -129,39 +127,15 @@ def _arrays(path: Path, split: str, limit: int | None) -> TensorDataset:
     inputs = inputs[:, None] if inputs.ndim == 3 else inputs
     if scale == 1 and not np.isfinite(inputs).all():
         raise InputError(f"{path}: {inputs_name} has NaN or infinite values; remove those samples")
-    if labels.min() < 0:
+    if labels.min() < 0 or labels.max() > MOST_CLASSES:
+        wrong = labels.min() if labels.min() < 0 else labels.max()
         raise InputError(
-            f"{path}: {labels_name} has the label {labels.min()}; expected classes numbered from 0"
+            f"{path}: {labels_name} has the label {wrong}; expected classes numbered from 0"
         )
     return _dataset(torch.from_numpy(inputs.astype(np.float32)), labels.astype(np.int64), scale)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
-    """The file's arrays by name. Errors while they are read become an InputError with the path."""
-    if path.suffix not in (".npz", ".h5", ".hdf5") or not path.is_file():
-        found = "not a .npz or .h5 file" if path.exists() else "no such file"
-        raise InputError(f"{path}: {found}; give a .npz or .h5 file of arrays as data_root")
-    try:
-        if path.suffix == ".npz":
-            content = np.load(path, allow_pickle=False)
-            if isinstance(content, np.ndarray):
-                raise ValueError("it holds one array without a name, a .npy file")
-            with content as file:
-                yield file
-        else:
-            with h5py.File(path, "r") as file:
-                yield {key: item for key, item in file.items() if isinstance(item, h5py.Dataset)}
-    except InputError:
-        raise
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"{path} cannot be read ({_one_line(error)}); expected a whole {path.suffix} file of "
-            f"plain arrays, without pickled objects; write it again"
-        ) from error
-
-
-def _pair_of(arrays: Mapping[str, np.ndarray], split: str, path: Path) -> tuple[str, str]:
+def _pair_of(arrays: Mapping[str, Declared], split: str, path: Path) -> tuple[str, str]:
     whole = [("images", "labels"), ("inputs", "targets")]
     ours = [(f"{split}_{inputs}", f"{split}_{labels}") for inputs, labels in whole]
     # Arrays without a split are training data only; used as a test set they would look held out.
@@ -176,7 +150,7 @@ def _pair_of(arrays: Mapping[str, np.ndarray], split: str, path: Path) -> tuple[
     )
 
 
-def _require_samples(inputs: np.ndarray, labels: np.ndarray, where: str) -> None:
+def _require_samples(inputs: Declared, labels: Declared, where: str) -> None:
     """Check shapes and dtypes, which needs no values."""
     got = f"got {inputs.shape} {inputs.dtype} and {labels.shape} {labels.dtype}"
     if inputs.ndim not in (3, 4) or labels.shape != inputs.shape[:1]:
@@ -194,7 +168,3 @@ def _dataset(images: Tensor, labels: object, scale: float) -> TensorDataset:
     return TensorDataset(
         images.to(torch.float32).contiguous() / scale, torch.as_tensor(labels).to(torch.int64)
     )
-
-
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

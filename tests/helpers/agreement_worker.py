@@ -112,6 +112,16 @@ def different(world):
         "near": lambda: hs.eigenpairs_near(hessian, 0.3 + 0.1 * last),
         "solve": lambda: hs.solve(hs.GaussNewton(ev), v, damping=1.0),
         "alignment": lambda: hs.alignment(ev, (4,), 2, seed=int(last), operator=hessian),
+        "product": lambda: hessian @ torch.ones(n, 2 + last, dtype=torch.float64),
+        "product, unusable": lambda: hessian @ torch.ones(n - last, dtype=torch.float64),
+        "product, other call": lambda: (
+            hs.solve(hs.GaussNewton(ev), v, damping=1.0) if last else hessian @ v
+        ),
+        "distances": lambda: hs.functional_distances(ev, dict(zip("abcdefg", units[: 3 + last]))),
+        "functional path": lambda: hs.functional_path(ev, ev.theta, -ev.theta, 3 + last),
+        "asymmetry": lambda: hs.asymmetry(ev, units[: 1 + last], [0.1]),
+        "asymmetric": lambda: hs.find_asymmetric(ev, distance=[0.1, 0.2][: 1 + last], num_steps=1),
+        "averaging": lambda: hs.averaging_bias(ev, units[: 4 + last], ev.theta, units[:1]),
         "surface": lambda: hs.surface(ev, pair, 3),
         "line": lambda: hs.interpolate(ev, ev.theta, -ev.theta, 3 + last),
     }

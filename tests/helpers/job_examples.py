@@ -12,7 +12,8 @@ from locations import ROOT
 
 from hessian_spectrum.cli.main import main
 
-SETUP = "--setup 'source .venv/bin/activate  # or: module load python'"
+# Logs in the current folder: SLURM writes none into a folder that a user has yet to make.
+SETUP = "--logs . --python python --setup 'source .venv/bin/activate  # or: module load python'"
 
 DENSITY = "density --problem my_problem.py:make --out density.h5"
 
@@ -33,8 +34,18 @@ JOBS = {
 }
 
 
+def scripts_of(words):
+    """The scripts that ``submit --dry-run`` prints: of the job, and of the merge after an array."""
+    first, *rest = printed_for(words).split("\n\n\n#!")
+    return [f"{first}\n", *(f"#!{text}" for text in rest)] if rest else [first]
+
+
 def script_of(words):
-    """What ``submit --dry-run`` prints."""
+    """The job's script."""
+    return scripts_of(words)[0]
+
+
+def printed_for(words):
     words = shlex.split(words)
     cut = words.index("--")
     printed = io.StringIO()
@@ -46,3 +57,4 @@ def script_of(words):
 if __name__ == "__main__":
     for name, words in JOBS.items():
         Path(ROOT, "jobs", name).write_text(script_of(words))
+    Path(ROOT, "jobs", "merge.sbatch").write_text(scripts_of(JOBS["array.sbatch"])[1])

@@ -29,6 +29,7 @@ from pathlib import Path
 import numpy as np
 
 import hessian_spectrum as hs
+import hessian_spectrum.cli.dispatch
 import hessian_spectrum.commands.density
 import hessian_spectrum.commands.eigenpairs
 import hessian_spectrum.commands.surfaces  # all that a job imports, once

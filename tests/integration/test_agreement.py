@@ -49,6 +49,14 @@ CASES = {  # in words, "{last}" the last rank
     "near": "shift 0.3 on rank 0, 0.4 on rank {last}",
     "solve": "hold different b",
     "alignment": "seed 0 on rank 0, 1 on rank {last}",
+    "product": "shape ({n}, 2) on rank 0, ({n}, 3) on rank {last}",
+    "product, unusable": "rank {last} of {ranks}: cannot multiply an operator of shape",
+    "product, other call": "call a product with an operator on rank 0, GaussNewton on rank {last}",
+    "distances": "hold different networks",
+    "functional path": "hold different alpha",
+    "asymmetry": "hold different vectors",
+    "asymmetric": "hold different distance",
+    "averaging": "hold different iterates",
     "surface": "hold different vectors",
     "line": "hold different weights",
 }
@@ -68,7 +76,7 @@ def test_every_case_is_here(found):
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_rank_is_told_the_rank_and_the_difference(found, case):
-    said = CASES[case].format(last=found["ranks"] - 1, ranks=found["ranks"])
+    said = CASES[case].format(last=found["ranks"] - 1, ranks=found["ranks"], n=53)
     for heard, seconds in found["different"][case]:
         assert heard is not None
         kind, text = heard

@@ -161,7 +161,7 @@ def test_what_a_resume_and_eigenpairs_of_something_else_are_told(tmp_path):
     with pytest.raises(hs.InputError, match="exists already"):
         align(out)
     hs.save(out, pairs_of(problem()), config={"command": "density"}, overwrite=True)
-    with pytest.raises(hs.InputError, match="is no result of alignment"):
+    with pytest.raises(hs.InputError, match="is not what an interrupted alignment has left"):
         align(out, resume=True)
     align(out, overwrite=True, batch_sizes=("5",), k=0)
     assert np.isnan(found_in(out).captured).all()

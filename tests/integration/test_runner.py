@@ -1,5 +1,6 @@
 """Another command takes one file and one row; the runner does for it what it does for all."""
 
+import json
 import os
 import signal
 
@@ -54,18 +55,47 @@ def test_it_is_planned_stopped_and_resumed_to_the_bits_of_a_straight_run(
     with monkeypatch.context() as patch:
         patch.setattr(toy_command.Power, "step", stopped)
         assert main([*RUN, "--out", "run.h5"]) == 75
-    assert "stopped by SIGUSR1" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "power: saved at product 5 of 12\n" in said and "stopped by SIGUSR1" in said
     with hs.open("run.h5") as run:
         assert not run.finished and run["values/power"]["done"] == 5
     fails(capsys, [*RUN, "--out", "run.h5"], "run.h5: exists already")
     fails(
         capsys, [*replaced(RUN, "--limit", "29"), "--out", "run.h5", "--resume"], "--limit was 30"
     )
+    capsys.readouterr()
     assert main([*RUN, "--out", "run.h5", "--resume"]) == 0
+    assert "power: going on at product 6 of 12\n" in capsys.readouterr().err
     assert value_of("run.h5") == value_of("straight.h5")
     fails(capsys, [*RUN, "--out", "run.h5", "--resume"], "is finished: there is nothing to resume")
     assert main([*RUN, "--out", "run.h5", "--overwrite"]) == 0
     assert sorted(os.listdir()) == ["run.h5", "straight.h5"]
+
+
+def test_a_run_under_way_can_be_asked_how_far_it_is_before_it_saves(inside, capsys, monkeypatch):
+    step, asked, errors = toy_command.Power.step, [], []
+
+    def asking(computation, session):
+        if computation.done < 2:
+            assert main(["info", "run.h5"]) == 0
+            said = capsys.readouterr()
+            errors.append(said.err)
+            asked.append(said.out.splitlines()[0])
+            assert main(["info", "--json", "run.h5"]) == 0
+            asked.append(json.loads(capsys.readouterr().out)["running"])
+        step(computation, session)
+
+    monkeypatch.setattr(toy_command.Power, "step", asking)
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    assert main([*RUN, "--out", "run.h5", "--resume"]) == 0
+    assert "power: nothing to resume, starts from the beginning\n" in errors[0]
+    capsys.readouterr()
+    assert asked[0].startswith("run.h5: power (job 77, host ")
+    assert asked[0].endswith(f"process {os.getpid()}) at product 0 of 12; nothing saved yet")
+    assert asked[2].endswith("; saved at product 1")
+    assert asked[3]["status"]["total"] == 12 and asked[3]["owner"]["job"] == "77"
+    assert main(["info", "run.h5"]) == 0
+    assert "process" not in capsys.readouterr().out.splitlines()[0]  # it has ended
 
 
 def test_help_config_files_and_submission_know_it(inside, capsys):

@@ -15,7 +15,7 @@ from hessian_spectrum.landscape.results.values import Array
 class FunctionalDistances:
     """Pairwise distances between networks as functions of their inputs."""
 
-    names: Array = field(metadata=stored("names of the networks", ("network",)))
+    names: Array = field(metadata=stored("names of the networks", ("network",), texts=True))
     distance: Array = field(
         metadata=stored("root mean square distance of outputs", ("network", "network"))
     )

@@ -26,7 +26,12 @@ class Trajectory:
         metadata=stored("distance from the line through w0 and wT", ("iterate",), "theta")
     )
     coordinates: Array = field(
-        metadata=stored("along principal components, from wT", ("iterate", "component"), "theta")
+        metadata=stored(
+            "along principal components, from wT",
+            ("iterate", "component"),
+            "theta",
+            part_of=("component",),
+        )
     )
     explained_variance: Array = field(
         metadata=stored("share of the variance by principal component, descending", ("component",))

@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from hostile_files import unseal
 from image_networks import evaluator
 from landscape_results import results_of_all_analyses
 
@@ -64,12 +65,14 @@ def test_damaged_results_are_named(results, tmp_path):
     hs.save(path, results["curve"])
     with h5py.File(path, "a") as file:
         del file["curve/main/distance"]
+    unseal(path)
     with pytest.raises(hs.InputError, match="/curve/main/distance is missing"):
         hs.open(path)
     hs.save(path, results["surface"], overwrite=True)
     with h5py.File(path, "a") as file:
         del file["surface/main/a"]
         file["surface/main/a"] = np.zeros(7)
+    unseal(path)
     with pytest.raises(hs.InputError, match="is damaged: /surface/main"):
         hs.open(path)
 

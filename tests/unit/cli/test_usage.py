@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 
 import hessian_spectrum as hs
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.cli import main as cli
-from hessian_spectrum.cli import read_commands
-from hessian_spectrum.cli.main import main
+from hessian_spectrum.cli import dispatch, read_commands
+from hessian_spectrum.cli.main import RANK_HINTS, main
 from hessian_spectrum.cli.parsing import parse
 from hessian_spectrum.commands import runner
+from hessian_spectrum.commands.signals import Interrupted
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.zoo import problem_loader
 
@@ -42,7 +42,7 @@ def refused(capsys, argv, *words, code=2):
 
 
 def parsed(*argv):
-    return parse(argv, cli._commands(), "")
+    return parse(argv, dispatch._commands(), "")
 
 
 # -- options -------------------------------------------------------------------------------------
@@ -140,7 +140,7 @@ def test_help_says_what_happens_without_an_option_in_words(command, capsys, monk
     assert ("--config FILE" in text) == (command in ("demo", "train", "density"))
 
 
-@pytest.mark.parametrize("command, cls", [(name, cls) for name, cls, _ in cli._commands()])
+@pytest.mark.parametrize("command, cls", [(name, cls) for name, cls, _ in dispatch._commands()])
 def test_flags_that_switch_something_off_say_what_happens_then(command, cls, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit, match="0"):
@@ -155,7 +155,7 @@ def test_flags_that_switch_something_off_say_what_happens_then(command, cls, cap
         assert re.match(r"(removes|skips|stores|leaves) ", described[-1]), described[-1][:60]
 
 
-@pytest.mark.parametrize("command, cls", [(name, cls) for name, cls, _ in cli._commands()])
+@pytest.mark.parametrize("command, cls", [(name, cls) for name, cls, _ in dispatch._commands()])
 def test_each_command_describes_itself_with_an_example_and_its_exit_codes(command, cls, capsys):
     if command == "query":
         return  # described by the table of queries
@@ -300,11 +300,11 @@ def test_arguments_that_the_function_does_not_take_are_refused_with_those_it_doe
 # -- on many ranks, before they know each other --------------------------------------------------
 
 
-@pytest.mark.parametrize("rank, size", cli.RANK_HINTS)
+@pytest.mark.parametrize("rank, size", RANK_HINTS)
 @pytest.mark.parametrize("argv", [["density"], ["density", "--num-steps", "x"], ["densty"]])
 def test_only_the_first_rank_prints_a_usage_error(monkeypatch, capsys, rank, size, argv):
     said = {}
-    monkeypatch.setattr(cli, "PATIENCE", 0)
+    monkeypatch.setattr(dispatch, "PATIENCE", 0)
     monkeypatch.setenv(size, "3")
     for index in ("0", "1", "2"):
         monkeypatch.setenv(rank, index)
@@ -334,8 +334,8 @@ class OutOfMemoryError(RuntimeError):
     "error, words",
     [
         (OSError(errno.ENOSPC, "No space left on device", "run.h5"), ["run.h5", "make room"]),
-        (OSError(errno.EIO, "Input/output error"), ["Input/output error", "--resume"]),
-        (SafetensorError("I/O error: No space left (os error 28)"), ["os error 28", "--resume"]),
+        (OSError(errno.EIO, "Input/output error"), ["Input/output error"]),
+        (SafetensorError("I/O error: No space left (os error 28)"), ["os error 28"]),
         (MemoryError("Unable to allocate 9 TiB"), ["out of memory", "9 TiB", "--memory"]),
         (OutOfMemoryError("CUDA out of memory"), ["out of memory", "--num-probes"]),
         (RuntimeError("can't allocate memory: 9 bytes"), ["out of memory", "--batch-size"]),
@@ -350,6 +350,50 @@ def test_what_the_machine_cannot_do_is_one_line_and_exit_code_1(capsys, monkeypa
     if isinstance(error, (OSError, MemoryError)):
         monkeypatch.setattr(read_commands, "info", fail)
         refused(capsys, ["info", "run.h5"], words[0], code=1)
+
+
+ENDS = [OSError(errno.EIO, "Input/output error"), Interrupted("SIGTERM")]
+
+
+@pytest.mark.parametrize("error", ENDS, ids=["disk", "signal"])
+@pytest.mark.parametrize("earlier", [(), ("--overwrite",), ("--resume",)])
+@pytest.mark.parametrize("writes", ["density.h5", "density.h5.d/manifest.json", None])
+def test_that_something_is_saved_is_said_only_where_it_is(
+    inside, capsys, monkeypatch, error, earlier, writes
+):
+    def run(*_, **options):
+        if writes:
+            (inside / writes).write_text("of this run")
+        raise error
+
+    (inside / "density.h5.d").mkdir()
+    if earlier:  # the file of an earlier run
+        (inside / "density.h5").write_text("earlier")
+    monkeypatch.setattr(runner, "run", run)
+    assert main([*ZOO, *earlier]) == (75 if isinstance(error, Interrupted) else 1)
+    said = capsys.readouterr().err
+    is_saved = bool(writes) or earlier == ("--resume",)
+    assert ("the same command with --resume continues" in said) == is_saved
+
+
+@pytest.mark.parametrize("where", ["file", "model"])
+@pytest.mark.parametrize("raised", ["sys.exit(0)", "raise KeyboardInterrupt", "raise Own('x')"])
+def test_users_code_that_ends_the_process_is_one_line_and_no_success(inside, capsys, where, raised):
+    at = {"file": "pass", "model": "pass", where: raised}
+    (inside / "own.py").write_text(
+        "import sys, torch\nfrom torch import nn\n"
+        "class Own(BaseException): pass\n"
+        "class Model(nn.Linear):\n"
+        f"    def forward(self, x):\n        {at['model']}\n        return super().forward(x)\n"
+        f"def make():\n    {at['file']}\n"
+        "    return Model(2, 2), nn.CrossEntropyLoss(), (torch.ones(4, 2), torch.arange(4) % 2)\n"
+    )
+    code = main(["density", "--problem", "own.py:make", "--num-products", "4"])
+    said = capsys.readouterr().err.strip()
+    assert code == (2 if raised == "sys.exit(0)" else 1), said
+    assert "own.py" in said and said.count("\n") == 0
+    line = {"file": 9, "model": 6}[where]
+    assert f"own.py:{line}" in said or f"line {line}" in said
 
 
 def test_a_full_disk_while_training_is_one_line_and_leaves_no_folder(inside, capsys, monkeypatch):

@@ -59,7 +59,7 @@ def test_a_short_run_is_not_calibrated():
 
 def test_a_short_run_keeps_nothing_that_does_not_fit(monkeypatch):
     kept, peak = 1 << 20, 8 << 20
-    used = calibration.Use(peak, kept, torch.zeros_like)
+    used = calibration.Use(peak, kept, torch.zeros_like, 0.5, 0.01)
     monkeypatch.setattr(calibration, "use", lambda bench, mode, count: used)
     monkeypatch.setattr(calibration.Bench, "single", lambda bench: (0.0, peak))
     monkeypatch.setattr(calibration, "bytes_of_a_sample", lambda *_: 1.0)

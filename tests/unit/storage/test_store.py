@@ -10,6 +10,7 @@ import time
 import h5py
 import numpy as np
 import pytest
+from hostile_files import unseal
 from locks import content, dead_pid
 from safetensors import SafetensorError
 
@@ -313,6 +314,7 @@ def test_a_newer_schema_is_refused(path):
     run_file.save(path, some_measure())
     with h5py.File(path, "r+") as file:
         file.attrs["schema_version"] = hdf5_schema.SCHEMA_VERSION + 1
+    unseal(path)
     refused(f"{path}: has schema version 2, .*reads up to 1; update", run_file.open, path)
 
 
@@ -392,6 +394,7 @@ def test_damaged_content_is_refused(path, damage, reason):
     run_file.save(path, some_measure(), pairs, curve)
     with h5py.File(path, "r+") as file:
         damage(file)
+    unseal(path)
     refused(f"{path}: is damaged.*{reason}", run_file.open, path)
 
 
@@ -404,6 +407,7 @@ def test_a_flipped_bit_is_noticed(path, name):
     content = bytearray(path.read_bytes())
     content[offset + 9] ^= 1
     path.write_bytes(content)
+    unseal(path)  # as of a file too large to be read twice
     refused(f"{path}: is damaged", lambda: np.asarray(run_file.open(path)["eigenpairs"].vectors))
 
 
@@ -467,7 +471,7 @@ def test_commits_keep_the_last_two_and_what_was_never_listed(folder):
     assert folder.manifest()["step"] == 3
     assert [file.exists() for file in files] == [False, False, True, True]
     assert (folder.folder / early["file"]).exists()
-    (folder.folder / ".step-9.tmp").write_text("left by a killed writer")
+    (folder.folder / ".manifest.json.0123456789ab.tmp").write_text("left by a killed writer")
     folder.sweep()
     kept = {files[2].name, files[3].name, "manifest.json", "manifest.previous.json"}
     assert set(only(folder.folder)) == kept
@@ -531,7 +535,7 @@ def sharded(folder, rows, bounds):
 def test_removing_the_shards_leaves_what_others_put_into_the_folder(folder):
     commit(folder, 0)
     commit(folder, 1)
-    (folder.folder / ".step-9.tmp").write_text("left by a killed writer")
+    (folder.folder / ".manifest.json.0123456789ab.tmp").write_text("left by a killed writer")
     (folder.folder / "notes.txt").write_text("mine")
     (folder.folder / "pictures").mkdir()
     folder.remove()
@@ -540,7 +544,7 @@ def test_removing_the_shards_leaves_what_others_put_into_the_folder(folder):
 
 
 def test_a_full_disk_is_an_error_of_the_system_and_leaves_no_part_of_a_shard(folder, monkeypatch):
-    def full(arrays, path):
+    def full(arrays, path, metadata):
         path.write_bytes(b"the first half")
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
@@ -690,3 +694,65 @@ def test_the_slower_of_two_that_found_a_stale_lock_leaves_the_new_one_alone(path
 
 def test_a_lock_that_cannot_be_created_is_refused(tmp_path):
     refused("cannot create this lock file", take, tmp_path / "no" / "run.h5")
+
+
+# -- who is writing ------------------------------------------------------------------------------
+
+
+STATUS = {"stage": "density", "unit": "step", "total": 160, "seconds_left": 1.5, "saved": None}
+
+
+def test_a_lock_tells_how_far_the_run_is_and_stays_its_owners(path):
+    assert writer_lock.Writer.of(path) is None
+    with WriterLock(path) as lock:
+        assert writer_lock.Writer.of(path).status == {}
+        for done in (5, 1234, 6):  # a shorter note leaves nothing of a longer one
+            lock.note({**STATUS, "done": done})
+            writer = writer_lock.Writer.of(path)
+            assert writer.status == {**STATUS, "done": done} and lock.held
+            assert writer.owner["pid"] == os.getpid() and not writer.is_stale
+        lock.note({**STATUS, "stage": "x" * 10_000})  # more than there is room for
+        assert writer_lock.Writer.of(path).status["done"] == 6
+        lock.note({**STATUS, "done": "soon"})
+        assert writer_lock.Writer.of(path).status == {} and lock.held
+    assert writer_lock.Writer.of(path) is None
+
+
+def test_a_note_never_reaches_the_lock_of_another_process(path):
+    with WriterLock(path) as lock:
+        lock.path.rename(path.with_name("taken away"))
+        content(path)
+        theirs = lock.path.read_bytes()
+        lock.note({"done": 7})
+        assert lock.path.read_bytes() == theirs and not lock.held
+
+
+def test_a_writer_that_is_gone_is_known_as_such(path):
+    content(path, pid=dead_pid())
+    assert writer_lock.Writer.of(path).is_stale
+
+
+def test_a_damaged_file_is_refused_before_hdf5_reads_it(path, monkeypatch):
+    run_file.save(path, some_measure())
+    whole = path.read_bytes()
+    opened = []
+    monkeypatch.setattr(run_file, "_opened", lambda path: opened.append(path))
+    generator = np.random.default_rng(0)
+    for at in (*generator.integers(512, len(whole), 50), 512, len(whole) - 1):
+        content = bytearray(whole)
+        content[at] ^= 1 << generator.integers(8)
+        path.write_bytes(content)
+        refused(f"{path}: is truncated or damaged: its checksum", run_file.open, path)
+    assert not opened
+
+
+def test_other_programs_read_a_sealed_file_and_an_edited_one_is_read_without_its_seal(path):
+    run_file.save(path, {"loss": 0.5}, finished=False)
+    with h5py.File(path, "r+") as file:  # by a program that knows nothing of us
+        assert file.userblock_size == 512 and file["values/main/loss"][()] == 0.5
+        del file.attrs["checksum"]
+        file["values/main/loss"][...] = 0.75
+    refused("set the first 512 bytes to zero", run_file.open, path)
+    unseal(path)
+    with run_file.open(path) as run:
+        assert run["values"]["loss"] == 0.75
