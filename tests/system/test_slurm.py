@@ -98,7 +98,7 @@ def test_a_job_longer_than_its_limit_finishes_by_itself(tmp_path, launcher):
     shape = f"--launcher {launcher} --nodes 2 --ranks 1"
     # SLURM signals up to a minute early; ranks that have yet to start would save nothing.
     limits = "--minutes 2 --signal-seconds 30 --requeues 12"
-    logs = submitted(f"{shape} {limits}", slow(tmp_path, "run.h5", 0.7, quick=15), tmp_path, 800)
+    logs = submitted(f"{shape} {limits}", slow(tmp_path, "run.h5", 0.7), tmp_path, 800)
     starts = job_log(logs).count(", restart ")
     assert 3 <= starts <= 13, logs
     straight(tmp_path, ranks=2)
@@ -108,7 +108,7 @@ def test_a_job_longer_than_its_limit_finishes_by_itself(tmp_path, launcher):
 @pytest.mark.timeout(600)
 def test_requeues_end_at_the_cap(tmp_path):
     limits = "--minutes 2 --signal-seconds 60 --requeues 1"
-    logs = submitted(limits, slow(tmp_path, "run.h5", 3.0), tmp_path, 500)
+    logs = submitted(limits, slow(tmp_path, "run.h5", 1.0), tmp_path, 500)
     text = job_log(logs)
     assert text.count(", restart ") == 2 and "requeued 1 times already" in text
     assert not hs.open(tmp_path / "run.h5").finished if (tmp_path / "run.h5").exists() else True
