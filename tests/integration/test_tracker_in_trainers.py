@@ -107,7 +107,7 @@ def run(script, folder, *arguments):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "package, script", [("lightning", LIGHTNING), ("transformers", HUGGING_FACE)]
+    "package, script", [("lightning", LIGHTNING), ("accelerate", HUGGING_FACE)]
 )
 def test_killed_and_resumed_it_gives_the_file_of_one_run(tmp_path, package, script):
     if importlib.util.find_spec(package) is None:
