@@ -44,6 +44,8 @@ _HOME = {
     "SurfaceConfig": "config",
     "SymmetricOperator": "operators.base",
     "TrackConfig": "config",
+    "Track": "landscape.results",
+    "Tracker": "tracking.tracker",
     "Trajectory": "landscape.results",
     "World": "distributed.world",
     "alignment": "analyses.alignment",

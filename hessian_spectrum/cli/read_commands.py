@@ -36,6 +36,9 @@ View = Literal[
     "heat",
     "relief",
     "ridge",
+    "loss",
+    "critical",
+    "distance",
 ]
 
 
@@ -231,7 +234,7 @@ def _draw(config: PlotConfig, run: Any, out: Path) -> None:
     from hessian_spectrum.plotting import density as plotting
     from hessian_spectrum.plotting import registry
 
-    kinds = (*plotting.VIEWS_OF, *registry.KINDS)
+    kinds = ("track", *plotting.VIEWS_OF, *registry.KINDS)
     held = {key.partition("/")[0] for key in run}
     key = config.result or next((kind for kind in kinds if kind in held), kinds[0])
     several = _several(run, key)

@@ -10,8 +10,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.landscape.results import Curve, Surface, Trajectory
-from hessian_spectrum.plotting import density, landscape, several, surface_export
+from hessian_spectrum.landscape.results import Curve, Surface, Track, Trajectory
+from hessian_spectrum.plotting import density, landscape, several, surface_export, track_views
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.storage.series import Series
 
@@ -22,7 +22,7 @@ BESIDE: dict[type, tuple[str, tuple[str, ...]]] = {
     SpectralMeasure: ("a density", ("density",)),
 }
 KINDS = ("surface", "curve", "trajectory")
-DRAWN = (Surface, Curve, Trajectory)
+DRAWN = (Surface, Curve, Trajectory, Track)
 VIEWS: dict[str, Callable[..., Figure]] = {
     "contour": landscape.contour_figure,
     "heat": landscape.heat_figure,
@@ -106,7 +106,7 @@ def save_series(
 
 
 def save(
-    result: Curve | Surface | Trajectory,
+    result: Curve | Surface | Trajectory | Track,
     out: Path,
     view: str | None = None,
     value: str | None = None,
@@ -124,6 +124,9 @@ def save(
         InputError: a view or a kind of file that it does not have.
     """
     kind = type(result).__name__.lower()
+    if isinstance(result, Track):
+        density.save_figure(_track_figure(result, out, view, value, title), out)
+        return
     if isinstance(result, Surface) and result.shape[1] == 1:
         result = result.row()
     if not isinstance(result, Surface) and (view is not None or out.suffix in (".html", ".vts")):
@@ -149,3 +152,16 @@ def save(
         view = view or ("heat" if value == "ratio" or 1 in result.shape else "contour")
         options = {"path": path} if view == "contour" else {}
         density.save_figure(VIEWS[view](result, value, title=title, **options), out)
+
+
+def _track_figure(
+    track: Track, out: Path, view: str | None, value: str | None, title: str | None
+) -> Figure:
+    if value is not None or out.suffix in (".html", ".vts"):
+        raise InputError(
+            f"{f'--value {value}' if value else out} is for a surface, and this is a track; choose "
+            f"a --view: {', '.join(track_views.VIEWS)}"
+        )
+    if view is not None and view not in track_views.VIEWS:
+        raise InputError(f"--view {view} of a track: expected {', '.join(track_views.VIEWS)}")
+    return track_views.track_figure(track, title, view)

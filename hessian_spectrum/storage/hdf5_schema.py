@@ -13,7 +13,7 @@
                             vectors_shards: JSON)
     /alignment/LABEL        attributes num_samples, seed; alignment, gradient_norm, cosine, captured
                             of minibatches' gradients; batch_sizes, eigenvalues, residuals
-    /curve, surface, directions, trajectory, functional, asymmetry, averaging/LABEL
+    /curve, surface, directions, trajectory, track, functional, asymmetry, averaging/LABEL
                             a data set for each field of the result; about: JSON
     /values/LABEL           named numbers, texts and arrays: {"loss": 0.3, "accuracy": 0.9}
 
@@ -40,6 +40,7 @@ from hessian_spectrum.landscape.results import (
     DirectionVectors,
     FunctionalDistances,
     Surface,
+    Track,
     Trajectory,
 )
 from hessian_spectrum.spectral.drawn import DrawnDensity
@@ -64,6 +65,7 @@ Result = (
     | Surface
     | DirectionVectors
     | Trajectory
+    | Track
     | FunctionalDistances
     | Asymmetry
     | AveragingBias
@@ -78,6 +80,7 @@ KINDS: dict[str, type] = {
     "surface": Surface,
     "directions": DirectionVectors,
     "trajectory": Trajectory,
+    "track": Track,
     "functional": FunctionalDistances,
     "asymmetry": Asymmetry,
     "averaging": AveragingBias,

@@ -5,6 +5,7 @@ from hessian_spectrum.landscape.results.curve import Basin, Curve
 from hessian_spectrum.landscape.results.direction_vectors import DirectionVectors
 from hessian_spectrum.landscape.results.functional_distances import FunctionalDistances
 from hessian_spectrum.landscape.results.surface import Surface
+from hessian_spectrum.landscape.results.track import Track
 from hessian_spectrum.landscape.results.trajectory import Trajectory
 from hessian_spectrum.landscape.results.values import Array, Minimum, Values
 
@@ -18,6 +19,7 @@ __all__ = [
     "FunctionalDistances",
     "Minimum",
     "Surface",
+    "Track",
     "Trajectory",
     "Values",
 ]

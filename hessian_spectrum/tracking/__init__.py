@@ -1,0 +1,1 @@
+"""Curvature while a network trains."""

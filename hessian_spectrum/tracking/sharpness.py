@@ -1,0 +1,123 @@
+"""The eigenvalues at both ends, started from those of the record before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hessian_spectrum.algorithms.eigenpairs import eigenpairs
+from hessian_spectrum.algorithms.residual_check import arithmetic_error
+from hessian_spectrum.krylov.extremal import Extremes, extremes
+from hessian_spectrum.operators.base import SymmetricOperator
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Ends:
+    """Extreme eigenpairs, and how they were found."""
+
+    values: Array  # (k,), ascending
+    residuals: Array  # (k,), an eigenvalue lies within this of each
+    vectors: Tensor  # (k, n), whole, rows of unit norm
+    num_lower: int  # of the lower end
+    converged: bool
+
+    @property
+    def upper(self) -> Array:
+        return self.values[self.num_lower :]
+
+
+class EndsFinder:
+    """Finds the ends of matrices that change little from one call to the next.
+
+    Args:
+        tol: largest residual over the largest |eigenvalue|. An eigenvalue's own error is about the
+            square of that, where it is separated.
+        max_products: for one matrix; what has not converged by then is returned as it is.
+    """
+
+    def __init__(self, tol: float, max_products: int, seed: int):
+        self.tol, self.max_products, self.seed = tol, max_products, seed
+        self.vectors: Tensor | None = None  # (k, n), of the latest ends
+        self.values = np.empty(0)  # theirs
+        self.num_lower = 0
+        self._rounding: float | None = None  # of products, over the largest |eigenvalue|
+
+    def both(self, operator: SymmetricOperator) -> Ends:
+        """One pair of each end, with the fewest products."""
+        warm = None
+        if self.vectors is not None and self.num_lower == 1 and len(self.vectors) == 2:
+            rows = operator.layout.local(self.vectors.to(operator.device, operator.dtype))
+            warm = Extremes(self.values, np.zeros(2), rows, 0, True)
+        found = extremes(
+            operator, warm, tol=self.tol, max_products=self.max_products, seed=self.seed
+        )
+        whole = operator.layout.gather(found.vectors)
+        ends = Ends(found.values, found.residuals, whole, 1, found.converged)
+        return self._remembered(self._with_rounding(operator, ends, found.vectors))
+
+    def several(self, operator: SymmetricOperator, lower: int, upper: int) -> Ends:
+        """So many pairs of each end."""
+        start = self.vectors
+        found = eigenpairs(
+            operator,
+            (lower, upper),
+            "both",
+            self.tol,
+            seed=self.seed,
+            copies=False,
+            max_products=self.max_products,
+            start=start,
+        )
+        vectors = torch.as_tensor(np.asarray(found.vectors)).to(operator.device, operator.dtype)
+        converged = bool(found.converged.all())
+        return self._remembered(Ends(found.values, found.residuals, vectors, lower, converged))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "vectors": self.vectors,
+            "values": self.values.tolist(),
+            "num_lower": self.num_lower,
+            "rounding": self._rounding,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        vectors = state["vectors"]
+        self.vectors = None if vectors is None else vectors.to(device)
+        self.values = np.array(state["values"], dtype=np.float64)
+        self.num_lower, self._rounding = int(state["num_lower"]), state["rounding"]
+
+    def _remembered(self, ends: Ends) -> Ends:
+        self.vectors, self.values, self.num_lower = ends.vectors, ends.values, ends.num_lower
+        return ends
+
+    def _with_rounding(self, operator: SymmetricOperator, ends: Ends, rows: Tensor) -> Ends:
+        """In float32 residuals have the rounding of products, measured at the first matrix."""
+        if operator.dtype == torch.float64:
+            return ends
+        scale = np.abs(ends.values).max()
+        if self._rounding is None and scale:
+            self._rounding = float(arithmetic_error(operator, rows, seed=0) / scale)
+        return replace(ends, residuals=ends.residuals + (self._rounding or 0.0) * scale)
+
+
+def ends(
+    finder: EndsFinder, operator: SymmetricOperator, lower: int, upper: int, above: float
+) -> Ends:
+    """``lower`` and ``upper`` pairs, and more of the upper end until one is not above ``above``."""
+    most = operator.n - lower
+    upper = min(upper, most)
+    if lower == upper == 1 and operator.n > 1:
+        found = finder.both(operator)
+    else:
+        found = finder.several(operator, lower, upper)
+    while math.isfinite(above) and len(found.upper) < most and found.upper.min() > above:
+        found = finder.several(operator, lower, min(2 * len(found.upper) + 1, most))
+    return found

@@ -1,0 +1,316 @@
+"""A tracker's records, against their dense definitions, and its file over restarts."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, hessian
+
+import hessian_spectrum as hs
+
+
+class Training:
+    """A small network, its optimizer, and a tracker on data of its own."""
+
+    def __init__(self, path, make=None, seed=0, dtype=torch.float64, **options):
+        torch.manual_seed(seed)
+        self.model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).to(dtype)
+        generator = torch.Generator().manual_seed(1)
+        x = torch.randn(60, 4, dtype=torch.float64, generator=generator).to(dtype)
+        self.data = x, (x[:, :3] + 0.5 * x[:, 1:]).argmax(1)
+        self.probe = self.data[0][:40], self.data[1][:40]
+        make = make or (lambda p: torch.optim.SGD(p, lr=0.5))
+        self.optimizer = make(self.model.parameters())
+        self.loss_fn = nn.CrossEntropyLoss()
+        self.evaluator = hs.Evaluator(self.model, self.loss_fn, self.probe, batch_size=15)
+        options = {"every": 5, "at": (1,), "max_overhead": None, "tol": 1e-9, **options}
+        self.tracker = hs.Tracker(self.evaluator, path, **options)
+        self.theta, self.gradients, self.records = {}, {}, {}
+
+    def steps(self, first, last):
+        for step in range(first, last + 1):
+            generator = torch.Generator().manual_seed(100 + step)
+            chosen = torch.randint(60, (20,), generator=generator)
+            self.optimizer.zero_grad()
+            loss = self.loss_fn(self.model(self.data[0][chosen]), self.data[1][chosen])
+            loss.backward()
+            self.theta[step] = self.evaluator.theta
+            self.gradients[step] = torch.cat([p.grad.flatten() for p in self.model.parameters()])
+            self.tracker.before_step(step, self.optimizer)
+            self.optimizer.step()
+            record = self.tracker.after_step(step, loss)
+            if record is not None:
+                self.records[step] = record
+        self.theta[last + 1] = self.evaluator.theta
+        return self
+
+    def loss(self, theta):
+        names = dict(self.model.named_parameters())
+        parts = theta.split([p.numel() for p in names.values()])
+        own = {n: v.view_as(p) for (n, p), v in zip(names.items(), parts)}
+        outputs = functional_call(self.model, own, (self.probe[0],))
+        return self.loss_fn(outputs, self.probe[1])
+
+    def hessian(self, theta):
+        return hessian(self.loss)(theta)
+
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.5),
+    "momentum": lambda p: torch.optim.SGD(p, lr=0.2, momentum=0.9, weight_decay=0.1),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.02),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_quantity_is_its_dense_definition(tmp_path, name):
+    training = Training(tmp_path / "track.h5", OPTIMIZERS[name], largest=2)
+    previous = None
+    for step in range(1, 16):
+        training.steps(step, step)
+        record = training.records.get(step)
+        assert (record is not None) == (step == 1 or step % 5 == 0)
+        gradient = training.gradients[step]
+        if record is not None:
+            _compare(training, step, record, previous)
+        previous = gradient
+    with hs.open(tmp_path / "track.h5") as run:
+        track = run["track"]
+        assert track.steps.tolist() == [1, 5, 10, 15] and not run.finished
+        assert track["lambda_max"].tolist() == [
+            record["curvature/lambda_max"] for record in training.records.values()
+        ]
+
+
+def _compare(training, step, record, previous):
+    theta, after = training.theta[step], training.theta[step + 1]
+    h = training.hessian(theta)
+    values = torch.linalg.eigvalsh(h)
+    close = {"rel": 1e-9, "abs": 1e-12}
+    get = lambda name: record[f"curvature/{name}"]  # noqa: E731
+
+    assert get("loss") == pytest.approx(training.loss(theta).item(), **close)
+    gradient = torch.func.grad(training.loss)(theta)
+    assert get("gradient_norm") == pytest.approx(gradient.norm().item(), **close)
+    for key, exact in (("lambda_max", values[-1]), ("lambda_min", values[0])):
+        assert abs(get(key) - exact.item()) <= get(f"{key}_error") + 1e-12
+        assert get(f"{key}_error") <= 1e-8 * values.abs().max().item()
+    update = after - theta
+    assert get("step_length") == pytest.approx(update.norm().item(), **close)
+    assert get("distance") == pytest.approx((theta - training.theta[1]).norm().item(), **close)
+    if step > 1:
+        one, two = training.gradients[step], previous
+        assert get("cosine") == pytest.approx((one @ two / one.norm() / two.norm()).item(), **close)
+
+    optimizer, lr = training.optimizer, training.optimizer.param_groups[0]["lr"]
+    assert get("lr") == lr
+    seen, threshold = h, 2 / lr
+    states = [optimizer.state[p] for p in training.model.parameters()]
+    if isinstance(optimizer, torch.optim.Adam):
+        v = torch.cat([state["exp_avg_sq"].flatten() for state in states])
+        p = (1 - 0.9**step) * ((v / (1 - 0.999**step)).sqrt() + 1e-8)
+        seen, threshold = h / (p.sqrt()[:, None] * p.sqrt()), 2 * 1.9 / (0.1 * lr)
+    elif isinstance(optimizer, torch.optim.RMSprop):
+        p = torch.cat([state["square_avg"].flatten() for state in states]).sqrt() + 1e-8
+        seen = h / (p.sqrt()[:, None] * p.sqrt())
+    elif optimizer.param_groups[0]["momentum"]:
+        seen, threshold = h + 0.1 * torch.eye(len(h), dtype=h.dtype), 3.8 / lr
+    exact = torch.linalg.eigvalsh(seen)
+    assert abs(get("preconditioned") - exact[-1].item()) <= get("preconditioned_error") + 1e-9
+    assert get("preconditioned_error") <= 1e-7 * exact.abs().max().item()
+    assert get("threshold") == pytest.approx(threshold)
+    assert get("num_above") == (values > 1.5 / lr).sum().item()
+
+    if "curvature/critical" in record:
+        eta = 2 / get("critical") / lr  # in units of the step that was made
+        rises = [
+            (training.loss(theta + s * update) - training.loss(theta)).item()
+            for s in (0.5 * eta, 0.99 * eta, 1.01 * eta)
+        ]
+        assert rises[0] < 0 and rises[1] < 0 < rises[2]
+    else:
+        assert training.loss(theta + 1e-6 * update) > training.loss(theta)
+
+
+def test_on_a_quadratic_critical_sharpness_and_sharpness_are_the_curvature(tmp_path):
+    """f = sum of c theta^2 / 2 along one eigenvector: everything is known."""
+
+    class Quadratic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.theta = nn.Parameter(torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64))
+
+        def forward(self, x):
+            return x * self.theta
+
+    curvatures = torch.tensor([-0.5, 4.0, 1.0], dtype=torch.float64)
+    model = Quadratic()
+    loss_fn = lambda z, y: (curvatures * z.square()).sum(1).mean() / 2  # noqa: E731
+    data = torch.ones(8, 3, dtype=torch.float64), torch.zeros(8)
+    tracker = hs.Tracker(
+        hs.Evaluator(model, loss_fn, data), tmp_path / "t.h5", at=(), every=1, max_overhead=None
+    )
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    for step in (1, 2, 3):
+        before = model.theta[1].item()
+        model.theta.grad = curvatures * model.theta.detach()
+        tracker.before_step(step, optimizer)
+        optimizer.step()
+        found = tracker.after_step(step)
+        assert found["curvature/critical"] == pytest.approx(4.0, rel=1e-9)
+        assert found["curvature/lambda_max"] == pytest.approx(4.0, rel=1e-9)
+        assert found["curvature/lambda_min"] == pytest.approx(-0.5, rel=1e-9)
+        assert found["curvature/threshold"] == pytest.approx(2 / 0.3)
+        assert found["curvature/step_length"] == pytest.approx(abs(before) * 0.3 * 4.0)
+
+
+def test_eigenvalues_above_the_edge_are_all_recorded_as_they_rise(tmp_path):
+    training = Training(tmp_path / "track.h5", lambda p: torch.optim.SGD(p, lr=8.0), above=0.5)
+    training.steps(1, 10)
+    with hs.open(tmp_path / "track.h5") as run:
+        track = run["track"]
+    for i, step in enumerate(track.steps):
+        exact = torch.linalg.eigvalsh(training.hessian(training.theta[int(step)])).flip(0)
+        above = exact[exact > 0.5 / 8.0].numpy()
+        found = track.eigenvalues[i][~np.isnan(track.eigenvalues[i])]
+        assert len(found) >= len(above) == track["num_above"][i]
+        np.testing.assert_allclose(found[: len(above)], above, rtol=1e-7)
+    assert track["num_above"].max() >= 3
+
+
+def test_relative_critical_sharpness_follows_the_same_update_on_other_data(tmp_path):
+    training = Training(tmp_path / "a.h5")
+    same = hs.Evaluator(training.model, training.loss_fn, training.probe)
+    training.tracker = hs.Tracker(
+        training.evaluator, tmp_path / "b.h5", at=(1,), relative={"other": same}, max_overhead=None
+    )
+    found = training.steps(1, 1).records[1]
+    assert found["curvature/critical_other"] == pytest.approx(found["curvature/critical"], rel=1e-9)
+
+
+def test_a_density_is_stored_beside_the_records(tmp_path):
+    Training(tmp_path / "track.h5", density_every=10, num_products=30).steps(1, 20)
+    with hs.open(tmp_path / "track.h5") as run:
+        assert sorted(run) == ["density/step-000010", "density/step-000020", "track"]
+        exact = Training(tmp_path / "other.h5").steps(1, 10)
+        trace = exact.hessian(exact.theta[10]).trace().item()
+        low, high = run["density/step-000010"].interval("trace")
+        assert low - 0.2 * abs(trace) < trace < high + 0.2 * abs(trace)
+
+
+def test_the_overhead_is_bounded_and_skips_are_recorded(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    training = Training(tmp_path / "track.h5", every=1, at=(), max_overhead=0.1)
+    record = training.tracker._record
+
+    def slow(pending):
+        clock[0] += 5.0
+        return record(pending)
+
+    monkeypatch.setattr(training.tracker, "_record", slow)
+    for step in range(1, 201):
+        clock[0] += 1.0
+        training.steps(step, step)
+    spent = 5.0 * len(training.records)
+    assert 0.08 < spent / clock[0] <= 0.1 + 5.0 / clock[0]
+    with hs.open(tmp_path / "track.h5") as run:
+        track = run["track"]
+    assert set(track.skipped) | set(track.steps) >= set(range(1, int(track.steps[-1]) + 1))
+    assert not set(track.skipped) & set(track.steps)
+
+
+# -- over restarts -------------------------------------------------------------------------------
+
+
+def same_files(one, two):
+    with hs.open(one) as a, hs.open(two) as b:
+        assert sorted(a) == sorted(b)
+        x, y = a["track"], b["track"]
+        assert x.steps.tolist() == y.steps.tolist() and sorted(x.values) == sorted(y.values)
+        for name in set(x.values) - {"seconds"}:
+            np.testing.assert_array_equal(x[name], y[name], err_msg=name)
+        for name in ("eigenvalues", "residuals", "lowest", "lowest_residuals"):
+            np.testing.assert_array_equal(getattr(x, name), getattr(y, name), err_msg=name)
+
+
+@pytest.mark.parametrize("largest", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_restarted_training_goes_on_with_the_same_bits(tmp_path, dtype, largest):
+    options = {"largest": largest, "density_every": 10, "num_products": 20, "dtype": dtype}
+    options["tol"] = 1e-9 if dtype == torch.float64 else 1e-4
+    Training(tmp_path / "whole.h5", OPTIMIZERS["adam"], **options).steps(1, 20)
+
+    first = Training(tmp_path / "run.h5", OPTIMIZERS["adam"], **options).steps(1, 9)
+    torch.save(
+        {
+            "model": first.model.state_dict(),
+            "optimizer": first.optimizer.state_dict(),
+            "tracker": first.tracker.state_dict(),
+        },
+        tmp_path / "checkpoint.pt",
+    )
+    first.steps(10, 17)  # lost: the process is killed here
+    first.tracker.file._lock.__exit__()
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    again = Training(tmp_path / "run.h5", OPTIMIZERS["adam"], seed=9, **options)
+    again.model.load_state_dict(saved["model"])
+    again.optimizer.load_state_dict(saved["optimizer"])
+    again.tracker.load_state_dict(saved["tracker"])
+    again.steps(10, 20).tracker.close()
+    same_files(tmp_path / "whole.h5", tmp_path / "run.h5")
+    with hs.open(tmp_path / "run.h5") as run:
+        assert run.finished
+
+
+def test_wrong_use_is_told_in_one_line(tmp_path):
+    path = tmp_path / "track.h5"
+    training = Training(path).steps(1, 5)
+    tracker = training.tracker
+    with pytest.raises(hs.InputError, match=r"before_step\(5\): expected a step later than 5"):
+        tracker.before_step(5, training.optimizer)
+    other = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
+    with pytest.raises(hs.InputError, match=r"does not step 0.weight, 0.bias"):
+        tracker.before_step(10, other)
+    with pytest.raises(hs.InputError, match="exists already; restore the tracker"):
+        Training(path).steps(1, 1)
+    state = tracker.state_dict()
+    with pytest.raises(hs.InputError, match="call it before the first step"):
+        tracker.load_state_dict(state)
+    fresh = Training(tmp_path / "other.h5", seed=3).steps(1, 5).tracker
+    with pytest.raises(hs.InputError, match="is not the file of the run that is restored"):
+        Training(path).tracker.load_state_dict(fresh.state_dict())
+    with pytest.raises(hs.InputError, match="had made 3; restore the file"):
+        Training(path).tracker.load_state_dict({**state, "records": 3})
+    for options, message in (
+        ({"every": 0}, "every=0: expected a whole number, 1 or more"),
+        ({"above": -1.0}, "above=-1.0: expected a number above 0"),
+        ({"largest": 99}, "of 43 eigenvalues"),
+    ):
+        with pytest.raises(hs.InputError, match=message):
+            hs.Tracker(training.evaluator, tmp_path / "c.h5", **options)
+    with pytest.raises(hs.InputError, match=r"expected an hs\.Evaluator"):
+        hs.Tracker(training.model, path)
+
+
+def test_wrapped_models_and_accumulated_gradients_count_optimizer_steps(tmp_path):
+    """The evaluator looks at the eager module inside a compiled one."""
+    training = Training(tmp_path / "track.h5")
+    compiled = torch.compile(training.model, backend="eager")
+    tracker = hs.Tracker(
+        hs.Evaluator(compiled, training.loss_fn, training.probe),
+        tmp_path / "compiled.h5",
+        at=(1,),
+        max_overhead=None,
+        tol=1e-9,
+    )
+    for half in (slice(0, 10), slice(10, 20)):  # two minibatches, one step
+        loss = training.loss_fn(compiled(training.data[0][half]), training.data[1][half]) / 2
+        loss.backward()
+    theta = training.evaluator.theta
+    tracker.before_step(1, training.optimizer)
+    training.optimizer.step()
+    found = tracker.after_step(1)
+    exact = torch.linalg.eigvalsh(training.hessian(theta))[-1].item()
+    assert found["curvature/lambda_max"] == pytest.approx(exact, rel=1e-8)
