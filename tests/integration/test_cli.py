@@ -277,7 +277,13 @@ def _same_bits(path, other):
     return np.array_equal(a.nodes, b.nodes) and np.array_equal(a.weights, b.weights)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGTERM,
+        *[pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGUSR1, signal.SIGINT)],
+    ],
+)
 def test_a_signal_saves_the_state_and_resume_gives_the_same_bits(inside, straight, number, capsys):
     code, said = _interrupted(number, after="start")
     assert code == 75

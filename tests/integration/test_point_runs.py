@@ -339,6 +339,7 @@ def progress_or_none(out, after):
         return run.finished or run["values/progress"]["done"].sum() >= after
 
 
+@pytest.mark.slow
 def test_a_map_killed_on_three_ranks_and_resumed_on_two_is_the_map(alone, tmp_path):
     words = [*MAP, "--out", "run.h5", "--checkpoint-minutes", "0"]
     killed(words, tmp_path, 3, after=4)
