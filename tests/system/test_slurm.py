@@ -98,7 +98,7 @@ def test_a_job_longer_than_its_limit_finishes_by_itself(tmp_path, launcher):
     shape = f"--launcher {launcher} --nodes 2 --ranks 1"
     # SLURM signals up to a minute early; ranks that have yet to start would save nothing.
     limits = "--minutes 2 --signal-seconds 30 --requeues 12"
-    logs = submitted(f"{shape} {limits}", slow(tmp_path, "run.h5", 1.5), tmp_path, 800)
+    logs = submitted(f"{shape} {limits}", slow(tmp_path, "run.h5", 2.5), tmp_path, 800)
     starts = job_log(logs).count(", restart ")
     assert 3 <= starts <= 13, logs
     straight(tmp_path, ranks=2)
