@@ -29,6 +29,16 @@ class Ends:
     num_lower: int  # of the lower end
     converged: bool
 
+    @classmethod
+    def unknown(cls, lower: int, upper: int) -> Ends:
+        """Of a matrix that is not finite."""
+        nan = np.full(lower + upper, np.nan)
+        return cls(nan, nan, torch.empty(0), lower, False)
+
+    @property
+    def is_known(self) -> bool:
+        return bool(np.isfinite(self.values).all())
+
     @property
     def upper(self) -> Array:
         return self.values[self.num_lower :]
@@ -68,8 +78,8 @@ class EndsFinder:
         start = self.vectors
         found = eigenpairs(
             operator,
-            (lower, upper),
-            "both",
+            (lower, upper) if lower else upper,
+            "both" if lower else "largest",
             self.tol,
             seed=self.seed,
             copies=False,

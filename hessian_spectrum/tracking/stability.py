@@ -8,9 +8,9 @@ networks typically occurs at the edge of stability", section 2 and appendix B; C
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.optim import SGD, Adagrad, Adam, AdamW, Optimizer, RMSprop
 from hessian_spectrum._core.errors import InputError
 
 Group = Mapping[str, Any]
+States = Sequence[Mapping[str, Any]]  # the optimizer's, in the parameters' order
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ def stability(
     Adam        (2 + 2 b1) / ((1 - b1) lr)                 (1 - b1^t) (sqrt(v / (1 - b2^t)) + eps)
     AdamW       (2 - lr wd) (1 + b1) / ((1 - b1) lr)       as Adam's
     RMSprop     (2 + 2 momentum) / lr                      sqrt(v) + eps
-    Adagrad     2 (1 + (t - 1) lr_decay) / lr              sqrt(sum of squares) + eps
+    Adagrad     2 / lr                                     (1 + (t - 1) lr_decay) (sqrt(s) + eps)
     ==========  =========================================  =======================================
+
+    v and s are the running mean, and the sum, of squared gradients after t steps.
 
     Args:
         parameters: by name; all of them must be stepped by the optimizer.
@@ -59,7 +62,7 @@ def stability(
     Raises:
         InputError: the optimizer does not step some of the parameters.
     """
-    groups = _groups_of(optimizer, parameters)
+    groups = require_stepped(optimizer, parameters)
     first = groups[0]
     lr = _number(first["lr"])
     for other in groups[1:]:
@@ -75,98 +78,85 @@ def stability(
     states = [optimizer.state[parameter] for parameter in parameters.values()]
     if any(not state for state in states) and rule is not _sgd:
         return Stability(lr, why_not="the optimizer has not made a step")
-    return rule(groups, list(parameters.values()), states, weight_decay)
+    found = rule(first, lr, states)
+    is_decoupled = first["weight_decay"] and not found.decay
+    if is_decoupled and any(_number(group["lr"]) != lr for group in groups):
+        return Stability(lr, why_not="decoupled weight decay at several learning rates")
+    preconditioner = _by_rates(groups, list(parameters.values()), found.diagonals)
+    if preconditioner is not None and not (preconditioner > 0).all():  # nor is NaN
+        return Stability(lr, why_not="its preconditioner is not positive: add a small eps")
+    return Stability(lr, found.threshold, found.decay - weight_decay, preconditioner)
 
 
-def _sgd(
-    groups: Sequence[Group],
-    parameters: Sequence[nn.Parameter],
-    states: Sequence[Mapping[str, Any]],
-    weight_decay: float,
-) -> Stability:
-    group, lr = groups[0], _number(groups[0]["lr"])
-    b = group["momentum"]
-    threshold = (2 + 2 * b) / ((1 - group["dampening"] if b else 1.0) * lr)
+def require_stepped(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> list[Group]:
+    """The optimizer's groups that have some of the parameters.
+
+    Raises:
+        InputError: it does not step all of them.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise InputError(f"optimizer is a {type(optimizer).__name__}; expected a torch.optim one")
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, parameter in parameters.items() if id(parameter) not in stepped]
+    if missing:
+        raise InputError(
+            f"the optimizer does not step {', '.join(missing[:4])}"
+            f"{', ...' if len(missing) > 4 else ''} of the evaluator: give the tracker the "
+            "optimizer of this model, or choose what is trained by Evaluator(parameters=...)"
+        )
+    own = {id(p) for p in parameters.values()}
+    return [g for g in optimizer.param_groups if any(id(p) in own for p in g["params"])]
+
+
+# -- a rule for each optimizer: of a group's options, its learning rate, and the states ------------
+
+
+class _Rule(NamedTuple):
+    threshold: float
+    decay: float  # weight decay that is added to the gradient, and so to the matrix
+    diagonals: list[Tensor] | None = None  # P, by parameter; None: the identity
+
+
+def _sgd(group: Group, lr: float, states: States) -> _Rule:
+    b, decay = group["momentum"], group["weight_decay"]
     if group["nesterov"]:
-        threshold = (2 + 2 * b) / ((1 + 2 * b) * lr)
-    return Stability(
-        lr,
-        threshold,
-        shift=group["weight_decay"] - weight_decay,
-        preconditioner=_by_rates(groups, parameters, [torch.ones_like(p) for p in parameters]),
-    )
+        return _Rule((2 + 2 * b) / ((1 + 2 * b) * lr), decay)
+    return _Rule((2 + 2 * b) / ((1 - group["dampening"] if b else 1.0) * lr), decay)
 
 
-def _adam(
-    groups: Sequence[Group],
-    parameters: Sequence[nn.Parameter],
-    states: Sequence[Mapping[str, Any]],
-    weight_decay: float,
-) -> Stability:
-    group, lr = groups[0], _number(groups[0]["lr"])
+def _adam(group: Group, lr: float, states: States) -> _Rule:
     b1, b2 = group["betas"]
     diagonals = []
     for state in states:
-        t, v = _number(state["step"]), state["exp_avg_sq"]
-        if group["amsgrad"]:
-            v = state["max_exp_avg_sq"]
-        root = (v / (1 - b2**t)).sqrt() + group["eps"]
-        diagonals.append((1 - b1**t) * root)
-    decay = group["weight_decay"]
-    decoupled = group.get("decoupled_weight_decay", False)
-    kept = 1 - lr * decay if decoupled else 1.0  # of the parameters, in each step
-    return Stability(
-        lr,
-        (1 + kept) * (1 + b1) / ((1 - b1) * lr),
-        # What is decoupled is not in the matrix: a loss that has it is taken without.
-        shift=(0.0 if decoupled else decay) - weight_decay,
-        preconditioner=_by_rates(groups, parameters, diagonals),
-    )
+        t = _number(state["step"])
+        v = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+        diagonals.append((1 - b1**t) * ((v / (1 - b2**t)).sqrt() + group["eps"]))
+    if not group.get("decoupled_weight_decay", False):
+        return _Rule((2 + 2 * b1) / ((1 - b1) * lr), group["weight_decay"], diagonals)
+    kept = 1 - lr * group["weight_decay"]  # of the parameters, in each step
+    return _Rule((1 + kept) * (1 + b1) / ((1 - b1) * lr), 0.0, diagonals)
 
 
-def _adamw(groups: Sequence[Group], *rest: Any) -> Stability:
-    return _adam([{**group, "decoupled_weight_decay": True} for group in groups], *rest)
+def _adamw(group: Group, lr: float, states: States) -> _Rule:
+    return _adam({**group, "decoupled_weight_decay": True}, lr, states)
 
 
-def _rmsprop(
-    groups: Sequence[Group],
-    parameters: Sequence[nn.Parameter],
-    states: Sequence[Mapping[str, Any]],
-    weight_decay: float,
-) -> Stability:
-    group, lr = groups[0], _number(groups[0]["lr"])
+def _rmsprop(group: Group, lr: float, states: States) -> _Rule:
     diagonals = []
     for state in states:
         v = state["square_avg"]
         if group["centered"]:
             v = (v - state["grad_avg"].square()).clamp(min=0.0)
         diagonals.append(v.sqrt() + group["eps"])
-    return Stability(
-        lr,
-        (2 + 2 * group["momentum"]) / lr,
-        shift=group["weight_decay"] - weight_decay,
-        preconditioner=_by_rates(groups, parameters, diagonals),
-    )
+    return _Rule((2 + 2 * group["momentum"]) / lr, group["weight_decay"], diagonals)
 
 
-def _adagrad(
-    groups: Sequence[Group],
-    parameters: Sequence[nn.Parameter],
-    states: Sequence[Mapping[str, Any]],
-    weight_decay: float,
-) -> Stability:
-    group, lr = groups[0], _number(groups[0]["lr"])
-    steps = {_number(state["step"]) for state in states}
-    if len(steps) > 1:
-        return Stability(lr, why_not="parameters have made different numbers of steps")
-    slower = 1 + (steps.pop() - 1) * group["lr_decay"]
-    diagonals = [state["sum"].sqrt() + group["eps"] for state in states]
-    return Stability(
-        lr,
-        2 * slower / lr,
-        shift=group["weight_decay"] - weight_decay,
-        preconditioner=_by_rates(groups, parameters, diagonals),
-    )
+def _adagrad(group: Group, lr: float, states: States) -> _Rule:
+    diagonals = []
+    for state in states:
+        slower = 1 + (_number(state["step"]) - 1) * group["lr_decay"]
+        diagonals.append(slower * (state["sum"].sqrt() + group["eps"]))
+    return _Rule(2 / lr, group["weight_decay"], diagonals)
 
 
 _RULES = (
@@ -184,7 +174,7 @@ _SHARED = (
 
 
 def _by_rates(
-    groups: Sequence[Group], parameters: Sequence[nn.Parameter], diagonals: Iterable[Tensor]
+    groups: Sequence[Group], parameters: Sequence[nn.Parameter], diagonals: list[Tensor] | None
 ) -> Tensor | None:
     """P as one vector, divided by each group's learning rate over the first; None for the identity.
 
@@ -192,28 +182,15 @@ def _by_rates(
     """
     first = _number(groups[0]["lr"])
     rate = {id(p): _number(group["lr"]) for group in groups for p in group["params"]}
+    if diagonals is None:
+        if all(_number(group["lr"]) == first for group in groups):
+            return None
+        diagonals = [torch.ones_like(parameter) for parameter in parameters]
     parts = [
         diagonal.detach().reshape(-1).double() * (first / rate[id(parameter)])
         for parameter, diagonal in zip(parameters, diagonals)
     ]
-    whole = torch.cat(parts)
-    return None if bool((whole == 1.0).all()) else whole
-
-
-def _groups_of(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> list[Group]:
-    """The optimizer's groups that have some of the parameters."""
-    if not isinstance(optimizer, Optimizer):
-        raise InputError(f"optimizer is a {type(optimizer).__name__}; expected a torch.optim one")
-    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [name for name, parameter in parameters.items() if id(parameter) not in stepped]
-    if missing:
-        raise InputError(
-            f"the optimizer does not step {', '.join(missing[:4])}"
-            f"{', ...' if len(missing) > 4 else ''} of the evaluator: give the tracker the "
-            "optimizer of this model, or choose what is trained by Evaluator(parameters=...)"
-        )
-    own = {id(p) for p in parameters.values()}
-    return [g for g in optimizer.param_groups if any(id(p) in own for p in g["params"])]
+    return torch.cat(parts)
 
 
 def _number(value: Any) -> float:

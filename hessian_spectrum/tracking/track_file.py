@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,6 +59,8 @@ class TrackFile:
                 )
             run_file.check_output(self.path, overwrite=replaced)
             self._lock.__enter__()
+            # Also where the tracker is never closed: another node could not tell that we are gone.
+            atexit.register(self._lock.__exit__)
 
         on_first_rank(self.world, begin)
         self._has_begun = True
@@ -129,7 +132,7 @@ class TrackFile:
         if not self._has_begun:
             return
         self._write(finished=True)
-        on_first_rank(self.world, lambda: self._lock.__exit__(None, None, None))
+        on_first_rank(self.world, self._lock.__exit__)
         self._has_begun = False
 
     def _write(self, finished: bool) -> None:

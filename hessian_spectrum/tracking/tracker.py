@@ -6,6 +6,7 @@ import math
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from hessian_spectrum.operators.transforms import Preconditioned, Shifted
 from hessian_spectrum.planning import product_planner
 from hessian_spectrum.tracking.critical_step import critical_step
 from hessian_spectrum.tracking.sharpness import Ends, EndsFinder, ends
-from hessian_spectrum.tracking.stability import Stability, stability
+from hessian_spectrum.tracking.stability import Stability, require_stepped, stability
 from hessian_spectrum.tracking.track_file import TrackFile
 
 EXPECTED_PRODUCTS = 20  # of a record, for a plan
@@ -57,7 +58,8 @@ class Tracker:
 
     Everything is evaluated on the evaluator's own data, never on the minibatch, at the parameters
     that the step starts from, with the optimizer's state that the step uses. ``after_step`` returns
-    None, or at a recorded step a flat dict:
+    None, or at a recorded step a flat dict. Where training has diverged the record has NaN for what
+    is not finite, and the training goes on:
 
     ============================  ==============================================================
     curvature/loss                of the evaluator's data
@@ -175,7 +177,7 @@ class Tracker:
         gradient = None
         self._pending = None
         if self._is_due(step) and not self._is_skipped(step):
-            stability(optimizer, self._parameters())  # refuses that of another model
+            require_stepped(optimizer, self._parameters())
             gradient = self._gradient()
             self._pending = _Pending(
                 step, optimizer, self.evaluator.theta, self._cosine(step, gradient), began
@@ -197,7 +199,7 @@ class Tracker:
 
         Raises:
             InputError: ``before_step`` was not called for this step.
-            FloatingPointError: the loss, or a product, is not finite at these parameters.
+            OSError: the file cannot be written.
         """
         pending = self._pending
         if pending is None:
@@ -213,14 +215,14 @@ class Tracker:
         values, found = self._record(pending)
         if loss is not None:
             values["minibatch_loss"] = float(loss.detach() if isinstance(loss, Tensor) else loss)
-        seconds = pending.seconds + time.perf_counter() - began
-        values["seconds"] = seconds
         results = {}
-        if self.density_every and step % self.density_every == 0:
+        if self.density_every and step % self.density_every == 0 and found.is_known:
             operator = self._operator(pending.theta)
-            results[f"density/step-{step:06d}"] = spectral_density(
-                operator, num_products=self.num_products, seed=self.seed
-            )
+            with suppress(FloatingPointError):
+                results[f"density/step-{step:06d}"] = spectral_density(
+                    operator, num_products=self.num_products, seed=self.seed
+                )
+        values["seconds"] = pending.seconds + time.perf_counter() - began
         self.file.append(step, values, found, results)
         self._last_record = pending.seconds + time.perf_counter() - began
         self._spent += self._last_record
@@ -239,7 +241,7 @@ class Tracker:
         before = ev.counts.products
         operator = self._operator(theta)
         values = {
-            "loss": ev.loss(theta).item(),
+            "loss": ev.loss(theta[None]).item(),  # NaN and infinities are recorded
             "gradient_norm": ev.gradient(theta).norm().item(),
             "lr": rule.lr,
             "step_length": update.norm().item(),
@@ -247,11 +249,15 @@ class Tracker:
             "cosine": pending.cosine,
         }
         above = math.inf if self.above is None or not rule.lr else self.above / rule.lr
-        found = ends(self._finder, operator, self.smallest, self.largest, above)
+        found = Ends.unknown(self.smallest, self.largest)
+        if math.isfinite(values["loss"]):
+            # A product that is not finite is an outcome of training, like a loss that is not.
+            with suppress(FloatingPointError):
+                found = ends(self._finder, operator, self.smallest, self.largest, above)
+                values |= self._seen(operator, rule, found)
+            values |= self._critical_sharpness(theta, update, rule.lr, values["loss"])
         values |= _named(found, above)
-        values |= self._seen(operator, rule, found)
         values["threshold"] = math.nan if rule.threshold is None else rule.threshold
-        values |= self._critical_sharpness(theta, update, rule.lr, values["loss"])
         values["products"] = ev.counts.products - before
         operator.forget()
         self.file.note_rule(type(pending.optimizer).__name__, rule)
@@ -260,15 +266,11 @@ class Tracker:
     def _seen(self, operator: SymmetricOperator, rule: Stability, found: Ends) -> dict[str, float]:
         """The largest eigenvalue of the matrix that the optimizer sees."""
         if rule.threshold is None:
-            return {"preconditioned": math.nan, "preconditioned_error": math.nan}
+            return {}
         if rule.preconditioner is not None:
             base = Shifted(operator, rule.shift) if rule.shift else operator
             seen = Preconditioned(base, rule.preconditioner.to(operator.device))
-            top = (
-                self._seen_finder.both(seen)
-                if seen.n > 1
-                else self._seen_finder.several(seen, 0, 1)
-            )
+            top = ends(self._seen_finder, seen, min(1, seen.n - 1), 1, math.inf)
             return {
                 "preconditioned": float(top.values[-1]),
                 "preconditioned_error": float(top.residuals[-1]),
@@ -351,7 +353,7 @@ class Tracker:
             torch.zeros_like(p) if p.grad is None else p.grad.to_dense()
             for p in self._parameters().values()
         )
-        return self.evaluator.layout.flatten(parts).to(self.evaluator.theta)
+        return self.evaluator.layout.flatten(parts).to(self.evaluator.device, self.evaluator.dtype)
 
     def _cosine(self, step: int, gradient: Tensor) -> float:
         if self._previous is None or self._previous[0] != step - 1:
@@ -417,8 +419,10 @@ def _named(found: Ends, above: float) -> dict[str, float]:
     values = {
         "lambda_max": float(found.values[-1]),
         "lambda_max_error": float(found.residuals[-1]),
-        "num_above": float((found.upper > above).sum()) if math.isfinite(above) else math.nan,
+        "num_above": math.nan,
     }
+    if found.is_known and math.isfinite(above):
+        values["num_above"] = float((found.upper > above).sum())
     if found.num_lower:
         values["lambda_min"] = float(found.values[0])
         values["lambda_min_error"] = float(found.residuals[0])

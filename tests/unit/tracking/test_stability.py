@@ -98,17 +98,28 @@ def test_learning_rates_of_groups_go_into_the_preconditioner():
     )
 
 
+def after_a_step(optimizer):
+    optimizer.step()
+    return optimizer
+
+
 def test_what_has_no_known_threshold_says_why():
-    theta = torch.nn.Parameter(torch.ones(2))
-    theta.grad = torch.ones(2)
+    theta, second = (torch.nn.Parameter(torch.ones(2)) for _ in range(2))
+    theta.grad, second.grad = torch.tensor([0.0, 1.0]), torch.ones(2)
     named = {"theta": theta}
     for optimizer, why in (
         (torch.optim.Adadelta([theta]), "none is known for Adadelta"),
         (torch.optim.LBFGS([theta]), "none is known for LBFGS"),
         (Adam([theta]), "has not made a step"),
         (SGD([theta], lr=0.1, maximize=True), "maximizes"),
+        (after_a_step(Adam([theta], eps=0.0)), "its preconditioner is not positive"),
+        (
+            after_a_step(AdamW([{"params": [theta]}, {"params": [second], "lr": 0.1}])),
+            "decoupled weight decay at several learning rates",
+        ),
     ):
-        found = stability(optimizer, named)
+        several = {**named, "second": second} if len(optimizer.param_groups) > 1 else named
+        found = stability(optimizer, several)
         assert found.threshold is None and why in found.why_not
     other = torch.nn.Parameter(torch.ones(1))
     groups = [{"params": [theta], "momentum": 0.9}, {"params": [other], "momentum": 0.5}]

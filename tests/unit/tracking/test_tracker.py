@@ -221,6 +221,31 @@ def test_the_overhead_is_bounded_and_skips_are_recorded(tmp_path, monkeypatch):
     assert not set(track.skipped) & set(track.steps)
 
 
+def test_a_training_that_diverges_is_recorded_and_goes_on(tmp_path):
+    training = Training(tmp_path / "track.h5", every=1, at=(), density_every=1, num_products=6)
+    training.steps(1, 2)
+    with torch.no_grad():
+        training.model[0].weight.mul_(float("inf"))
+    training.steps(3, 4)
+    assert "curvature/lambda_max" not in training.records[3]
+    assert training.records[3]["curvature/threshold"] == 4.0
+    with hs.open(tmp_path / "track.h5") as run:
+        track = run["track"]
+        assert sorted(run) == ["density/step-000001", "density/step-000002", "track"]
+    assert track.steps.tolist() == [1, 2, 3, 4]
+    for name in ("loss", "lambda_max", "lambda_min", "preconditioned", "critical", "num_above"):
+        assert np.isfinite(track[name]).tolist() == [True, True, False, False], name
+
+
+@pytest.mark.parametrize("largest", [1, 3])
+def test_the_lower_end_may_be_left_out(tmp_path, largest):
+    training = Training(tmp_path / "track.h5", smallest=0, largest=largest).steps(1, 5)
+    assert "curvature/lambda_min" not in training.records[5]
+    exact = torch.linalg.eigvalsh(training.hessian(training.theta[5])).flip(0)[:largest]
+    with hs.open(tmp_path / "track.h5") as run:
+        np.testing.assert_allclose(run["track"].eigenvalues[1], exact.numpy(), rtol=1e-7)
+
+
 # -- over restarts -------------------------------------------------------------------------------
 
 
