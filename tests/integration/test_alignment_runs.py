@@ -10,13 +10,14 @@ import torch
 from command_line import fails, replaced
 from launching import TORCHRUN, launch
 from small_networks import data, mlp
+from stopping import StopOnceThere
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
 from hessian_spectrum.cli.main import main
 from hessian_spectrum.commands import alignment as command
 from hessian_spectrum.commands import runner
-from hessian_spectrum.commands.signals import Interrupted, StopRequest
+from hessian_spectrum.commands.signals import Interrupted
 from hessian_spectrum.config import AlignmentConfig
 from hessian_spectrum.loss.problem import Problem
 
@@ -54,22 +55,6 @@ def assert_same(a, b):
         np.testing.assert_array_equal(getattr(a, field.name), getattr(b, field.name))
 
 
-class StopIn(StopRequest):
-    """A signal that comes while the minibatches of the second size are computed."""
-
-    def __init__(self, out):
-        self.out = out
-        super().__init__()
-
-    @property
-    def name(self):
-        return "SIGTERM" if self.out.exists() else None
-
-    @name.setter
-    def name(self, value):
-        assert value is None
-
-
 def test_a_run_that_is_interrupted_or_extended_gives_the_bits_of_a_straight_one(tmp_path):
     stored = tmp_path / "pairs.h5"
     hs.save(stored, pairs_of(problem()))
@@ -81,7 +66,7 @@ def test_a_run_that_is_interrupted_or_extended_gives_the_bits_of_a_straight_one(
 
     out = tmp_path / "run.h5"
     with pytest.raises(Interrupted):
-        align(out, StopIn(out), eigenpairs=stored)
+        align(out, StopOnceThere(out), eigenpairs=stored)
     with hs.open(out) as run:  # the first size is there
         assert not run.finished
         assert run["alignment"].batch_sizes.tolist() == [3]
@@ -104,7 +89,7 @@ def test_a_run_that_is_interrupted_or_extended_gives_the_bits_of_a_straight_one(
 def test_the_top_eigenpairs_are_computed_first_and_once(tmp_path, monkeypatch):
     out = tmp_path / "run.h5"
     with pytest.raises(Interrupted):
-        align(out, StopIn(out), k=3)  # after the eigenpairs
+        align(out, StopOnceThere(out), k=3)  # after the eigenpairs
     with hs.open(out) as run:
         assert list(run) == ["eigenpairs", "values"] and not run.finished
         products = run.provenance["products"]

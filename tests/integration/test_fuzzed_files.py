@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from density_runs import problem
+from stopping import StopOnceThere
 
 import hessian_spectrum as hs
 from hessian_spectrum import zoo
@@ -37,22 +38,6 @@ from hessian_spectrum.storage.writer_lock import WriterLock
 MOST_MEMORY = 400 << 20  # bytes that all runs together may add to this process's peak
 MOST_SECONDS = 20  # of one run
 USERS = ("notes.txt", "weights.safetensors", "basis-000000-000004.safetensors", "mine.tmp")
-
-
-class StopOnceSaved(StopRequest):
-    """A signal that comes when there is something to resume."""
-
-    def __init__(self, out):
-        self.out = out
-        super().__init__()
-
-    @property
-    def name(self):
-        return "SIGTERM" if self.out.exists() else None
-
-    @name.setter
-    def name(self, value):
-        assert value is None
 
 
 # -- intact files ----------------------------------------------------------------------------------
@@ -106,7 +91,7 @@ def intact(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(point_planner, "plan", in_small_tasks)
         with pytest.raises(Interrupted):
-            surface(folder / "surface.h5", StopOnceSaved(folder / "surface.h5"))
+            surface(folder / "surface.h5", StopOnceThere(folder / "surface.h5"))
     t = np.linspace(0, 1, 5)
     curve = Curve(t, t, {"loss": t**2}, {"path": "linear", "ends": [0.0, 1.0]})
     with hs.open(folder / "density.h5") as one, hs.open(folder / "pairs.h5") as two:

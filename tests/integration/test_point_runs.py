@@ -15,6 +15,7 @@ import torch
 from dense_oracles import dense_hessian
 from launching import TORCHRUN, launch
 from small_networks import data, mlp
+from stopping import StopOnceThere
 from torch import nn
 from torch.nn import functional as F
 
@@ -83,22 +84,9 @@ def same(found, expected):
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
-class StopAfter(StopRequest):
+def after_points(out, count):
     """A signal as soon as that many points are in the file."""
-
-    def __init__(self, out, count):
-        self.out, self.count = out, count
-        super().__init__()
-
-    @property
-    def name(self):
-        if not self.out.exists():
-            return None
-        return "SIGTERM" if progress(self.out)["done"].sum() >= self.count else None
-
-    @name.setter
-    def name(self, value):
-        assert value is None
+    return StopOnceThere(out, lambda out: progress(out)["done"].sum() >= count)
 
 
 def progress(out):
@@ -177,7 +165,7 @@ def test_a_resumed_surface_is_the_straight_one(out, directions):
         config = surface(out, directions=directions, resume=stops > 0)
         before = progress(out)["done"].sum() if stops else 0
         try:
-            found = compute(config, StopAfter(out, before + 1))
+            found = compute(config, after_points(out, before + 1))
             break
         except Interrupted as stopped:
             assert stopped.agreed
@@ -195,7 +183,7 @@ def test_a_resumed_surface_is_the_straight_one(out, directions):
 def test_a_resumed_map_goes_on_with_the_next_point(out, monkeypatch):
     straight = compute(curvature_map(out.with_name("straight.h5")))
     with pytest.raises(Interrupted):
-        compute(curvature_map(out), StopAfter(out, 5))
+        compute(curvature_map(out), after_points(out, 5))
     done = progress(out)["done"]
     assert done.sum() == 5
     real, visited = maps.maps.along, []
@@ -219,7 +207,7 @@ def twice(outputs, y):
 
 def test_what_another_run_left_is_refused(out):
     with pytest.raises(Interrupted):
-        compute(surface(out), StopAfter(out, 1))
+        compute(surface(out), after_points(out, 1))
     before = out.read_bytes()
     for message, config, arguments in (
         ("--seed was 0 and is now 1", surface(out, seed=1), None),
@@ -246,7 +234,7 @@ def test_checkpoints_that_have_changed_are_refused(out, tmp_path):
         torch.save(mlp().state_dict(), name)
     config = InterpolateConfig(out=out, between=tuple(names), checkpoint_minutes=0.0)
     with pytest.raises(Interrupted):
-        compute(config, StopAfter(out, 1))
+        compute(config, after_points(out, 1))
     torch.save(mlp().state_dict(), names[1])
     with pytest.raises(hs.InputError, match="the points are not those of the interrupted run"):
         compute(dataclasses.replace(config, resume=True))
@@ -444,7 +432,7 @@ def test_networks_with_running_statistics_of_their_own_are_warned_of(tmp_path, c
 
 def test_the_picture_of_an_unfinished_surface_says_so(out, tmp_path, capsys):
     with pytest.raises(Interrupted):
-        compute(surface(out, seed=3), StopAfter(out, 8))
+        compute(surface(out, seed=3), after_points(out, 8))
     assert cli.main(["plot", str(out), "--out", str(tmp_path / "x.svg")]) == 0
     assert f"{out} is not finished" in capsys.readouterr().err
     assert cli.main([*SURFACE, "--out", str(tmp_path / "whole.h5")]) == 0

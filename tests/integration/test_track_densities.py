@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from small_networks import CLASSES, INPUTS, data, mlp
+from stopping import StopOnceThere
 from torch import nn
 from torch.nn import functional as F
 
@@ -87,23 +88,14 @@ def test_each_density_is_the_one_of_the_density_command(model, tmp_path):
         assert run["trajectory"].about["axis"] == "epoch"
 
 
-class StopAfter(StopRequest):
+def after_densities(out, count):
     """A signal once so many densities are in the file."""
 
-    def __init__(self, out, count):
-        self.out, self.count = out, count
-        super().__init__()
+    def enough(out):
+        with hs.open(out) as run:
+            return sum("density" in key for key in run) >= count
 
-    @property
-    def name(self):
-        if not self.out.exists():
-            return None
-        with hs.open(self.out) as run:
-            return "SIGTERM" if sum("density" in key for key in run) >= self.count else None
-
-    @name.setter
-    def name(self, value):
-        assert value is None
+    return StopOnceThere(out, enough)
 
 
 def compute(config, model, stop=None):
@@ -118,7 +110,7 @@ def test_a_resumed_run_computes_only_what_is_missing(model, tmp_path, monkeypatc
     compute(track(paths, tmp_path / "whole.h5", eigenvalues=True), model)
     config = track(paths, out, eigenvalues=True)
     with pytest.raises(Interrupted):
-        compute(config, model, StopAfter(out, 2))
+        compute(config, model, after_densities(out, 2))
     visited, step = [], TrackDensities._results
 
     def counted(self, session, index):
@@ -145,7 +137,7 @@ def test_other_buffers_are_another_run(tmp_path):
     model = normalized()
     paths, out = trained(model, tmp_path), tmp_path / "run.h5"
     with pytest.raises(Interrupted):
-        compute(track(paths, out), model, StopAfter(out, 1))
+        compute(track(paths, out), model, after_densities(out, 1))
     content = torch.load(paths[1], weights_only=True)
     content["model"]["1.running_mean"] += 1
     torch.save(content, paths[1])
