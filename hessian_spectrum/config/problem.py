@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum._core.validation import finite, positive, seeds
+from hessian_spectrum._core.validation import above_zero, finite, positive, seeds
 
-Activation = Literal["tanh", "relu"]
+if TYPE_CHECKING:
+    from hessian_spectrum.config.training import TrainConfig
+
+Activation = Literal["tanh", "relu", "sigmoid", "maxout"]
+Loss = Literal["cross-entropy", "mse"]
 
 
 # Fields that say nothing about a problem of one's own.
@@ -18,6 +22,9 @@ ZOO_FIELDS = (
     "activation",
     "shortcut",
     "batchnorm",
+    "width",
+    "dropout_rate",
+    "loss",
     "dataset",
     "data_root",
     "image_size",
@@ -38,12 +45,18 @@ class ProblemConfig:
     shortcut: bool = True
     """Identity connections of a resnet; --no-shortcut removes them, which gives a plain network."""
     batchnorm: bool = True
-    """BatchNorm layers of a resnet; --no-batchnorm removes them and gives the convolutions biases
-    instead."""
+    """BatchNorm layers of cnn and of a resnet; --no-batchnorm removes them and gives the
+    convolutions biases instead."""
+    width: float = 1.0
+    """Multiply the hidden units or channels of every layer by WIDTH, rounded, at least 1."""
+    dropout_rate: float | None = None
+    """Probability with which the model's dropout layers drop a unit. Default: the model's own."""
+    loss: Loss = "cross-entropy"
+    """cross-entropy, or mse: half the squared distance of a sample's outputs from its one-hot
+    label; the mean over the samples."""
     dataset: str | None = None
     """Zoo data set: digits (shipped with this package), mnist, cifar10, arrays, or a torchvision
-    data set with one class label per picture, such as torchvision:CIFAR100. The loss is cross
-    entropy."""
+    data set with one class label per picture, such as torchvision:CIFAR100."""
     data_root: Path | None = None
     """Folder of the data set, in torchvision's layout; for arrays, a .npz or .h5 file."""
     image_size: int | None = None
@@ -105,5 +118,15 @@ class ProblemConfig:
             if "=" not in text:
                 raise InputError(f"--problem-arg {text!r}: expected KEY=VALUE")
         positive(self, "limit", "batch_size", "image_size")
+        model_options(self)
         finite(self, "weight_decay")
         seeds(self, "init_seed", "dropout_seed")
+
+
+def model_options(config: ProblemConfig | TrainConfig) -> None:
+    """Raise InputError, naming the option, for a value that no zoo model can use."""
+    above_zero(config, "width")
+    if config.dropout_rate is not None and not 0 <= config.dropout_rate < 1:
+        raise InputError(
+            f"--dropout-rate {config.dropout_rate}: expected 0 or more, and less than 1"
+        )

@@ -8,7 +8,7 @@ from typing import Literal
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.validation import finite, positive, seeds
-from hessian_spectrum.config.problem import Activation
+from hessian_spectrum.config.problem import Activation, Loss, model_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,15 @@ class TrainConfig:
     shortcut: bool = True
     """Identity connections of a resnet; --no-shortcut removes them, which gives a plain network."""
     batchnorm: bool = True
-    """BatchNorm layers of a resnet; --no-batchnorm removes them and gives the convolutions biases
-    instead."""
+    """BatchNorm layers of cnn and of a resnet; --no-batchnorm removes them and gives the
+    convolutions biases instead."""
+    width: float = 1.0
+    """Multiply the hidden units or channels of every layer by WIDTH, rounded, at least 1."""
+    dropout_rate: float | None = None
+    """Probability with which the model's dropout layers drop a unit. Default: the model's own."""
+    loss: Loss = "cross-entropy"
+    """cross-entropy, or mse: half the squared distance of a sample's outputs from its one-hot
+    label; the mean over the samples."""
     dataset: str = "mnist"
     """Zoo data set: digits, mnist, cifar10, arrays, or torchvision:NAME such as
     torchvision:CIFAR100."""
@@ -68,6 +75,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raise InputError, naming the option, for a value that no run can use."""
         positive(self, "epochs", "batch_size", "every", "limit", "image_size")
+        model_options(self)
         finite(self, "lr", "weight_decay")
         if self.lr == 0:
             raise InputError("--lr 0: expected a learning rate above 0")

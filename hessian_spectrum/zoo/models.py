@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.zoo.resnet import resnet
+from hessian_spectrum.zoo.networks.cnn import cnn
+from hessian_spectrum.zoo.networks.layers import ACTIVATIONS
+from hessian_spectrum.zoo.networks.options import Options
+from hessian_spectrum.zoo.networks.perceptron import perceptron, sizes_in
+from hessian_spectrum.zoo.networks.resnet import resnet
 from hessian_spectrum.zoo.torchvision_names import PREFIX, build_classifier
 
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
-_MLP_NAME = re.compile(r"mlp(-[1-9]\d*){2,}")
-_RESNET_NAME = re.compile(r"resnet([1-9]\d*)")
-_VALID_NAMES = (
-    "mlp-A-B-...-C (layer sizes, as in mlp-784-20-10), cnn, resnet20 (32, 44, 56, 110), "
-    "torchvision:NAME"
+
+@dataclass(frozen=True)
+class Family:
+    """Networks whose names have one form."""
+
+    pattern: str  # of the whole name
+    names: str  # in words, for messages
+    build: Callable[[str, Options], nn.Module]
+    # The options that not every family has and that change nothing where it has not.
+    has_width: bool = True
+    has_dropout: bool = False
+    activations: Sequence[str] | None = None  # None: the family's own, whatever is asked for
+    sized: bool = False  # the name ends with the number of outputs
+
+
+FAMILIES = (
+    Family(
+        r"mlp(-[1-9]\d*){2,}",
+        "mlp-A-B-...-C (layer sizes, as in mlp-784-20-10)",
+        perceptron,
+        has_dropout=True,
+        activations=(*ACTIVATIONS, "maxout"),
+        sized=True,
+    ),
+    Family(r"cnn", "cnn", lambda _, options: cnn(options), activations=tuple(ACTIVATIONS)),
+    Family(r"resnet[1-9]\d*", "resnet20 (32, 44, 56, 110)", resnet),
+    Family(
+        re.escape(PREFIX) + ".*",
+        f"{PREFIX}NAME",
+        lambda name, options: build_classifier(name, options.num_classes),
+        has_width=False,
+    ),
 )
 
 
@@ -32,8 +62,10 @@ def build_model(
     activation: str = "tanh",
     shortcut: bool = True,
     batchnorm: bool = True,
+    width: float = 1.0,
+    dropout_rate: float | None = None,
 ) -> nn.Module:
-    """A freshly initialized classifier, float32: (N, C, H, W) -> (N, num_classes) logits.
+    """A freshly initialized network, float32: (N, *input_shape) -> (N, num_classes) logits.
 
     Seed torch before the call to reproduce the parameters.
 
@@ -45,94 +77,79 @@ def build_model(
             classifier of torchvision.models.
         num_classes: number of logits.
         input_shape: (C, H, W) of one sample.
-        activation: ``tanh`` or ``relu``, between the layers of ``mlp`` and ``cnn``.
-        shortcut: keep the identity connections of a ``resnet``; other models ignore it.
-        batchnorm: keep the BatchNorm layers of a ``resnet``; without them its convolutions have
-            biases. Other models ignore it.
+        activation: ``tanh``, ``relu`` or ``sigmoid``, between the layers of ``mlp`` and ``cnn``,
+            or ``maxout`` in ``mlp``. Other models have their own.
+        shortcut: keep the identity connections of a ``resnet``; other models have none.
+        batchnorm: keep the BatchNorm layers, where a model has them; without them its convolutions
+            have biases.
+        width: multiplies the units or channels of every hidden layer; each is rounded, and at
+            least 1.
+        dropout_rate: probability with which the model's dropout layers drop a unit; None for the
+            model's own, which is 0 for ``mlp``.
 
     Raises:
-        InputError: an unknown name or activation, or sizes that do not fit the data.
+        InputError: an unknown name, an option that the model does not have, or sizes that do not
+            fit the data.
     """
-    if activation not in _ACTIVATIONS:
-        raise InputError(
-            f"unknown activation {activation!r}; use one of: {', '.join(_ACTIVATIONS)}"
-        )
-    if _MLP_NAME.fullmatch(name):
-        sizes = [int(size) for size in name.split("-")[1:]]
-        _require_fitting(name, sizes, tuple(input_shape), num_classes)
-        return _mlp(sizes, _ACTIVATIONS[activation])
-    if name.startswith(PREFIX):
-        return build_classifier(name, num_classes)
-    if name == "cnn":
-        if len(input_shape) != 3:
-            raise InputError(
-                f"cnn takes images, but one sample has shape {tuple(input_shape)}; give "
-                f"input_shape as (C, H, W)"
-            )
-        return _cnn(input_shape[0], num_classes, _ACTIVATIONS[activation])
-    if found := _RESNET_NAME.fullmatch(name):
-        return resnet(
-            int(found[1]),
-            in_channels=input_shape[0],
+    family = _family(name)
+    _require_options(name, family, activation, width, dropout_rate)
+    return family.build(
+        name,
+        Options(
             num_classes=num_classes,
+            input_shape=tuple(input_shape),
+            activation=activation,
             shortcut=shortcut,
             batchnorm=batchnorm,
-        )
-    raise InputError(f"unknown model {name!r}; use one of: {_VALID_NAMES}")
+            width=width,
+            dropout_rate=dropout_rate,
+        ),
+    )
 
 
 def model_for(
-    data: TensorDataset, name: str, activation: str, seed: int, **options: bool
+    data: TensorDataset, name: str, activation: str, seed: int, **options: Any
 ) -> nn.Module:
     """``build_model`` for these samples, initialized from ``seed``.
 
     torch's global random state is not changed. The number of classes comes from the name of a
-    perceptron; for other models it is the largest label plus 1.
+    model that has it, such as a perceptron's; for other models it is the largest label plus 1.
+
+    Args:
+        options: ``shortcut``, ``batchnorm``, ``width``, ``dropout_rate``.
     """
     inputs, labels = data.tensors
-    named = _MLP_NAME.fullmatch(name)
+    num_classes = sizes_in(name)[-1] if _family(name).sized else int(labels.max()) + 1
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build_model(
             name,
             input_shape=tuple(inputs.shape[1:]),
-            num_classes=int(name.split("-")[-1]) if named else int(labels.max()) + 1,
+            num_classes=num_classes,
             activation=activation,
             **options,
         )
 
 
-def _require_fitting(
-    name: str, sizes: list[int], input_shape: tuple[int, ...], num_classes: int
+def _family(name: str) -> Family:
+    for family in FAMILIES:
+        if re.fullmatch(family.pattern, name):
+            return family
+    known = ", ".join(family.names for family in FAMILIES)
+    raise InputError(f"unknown model {name!r}; use one of: {known}")
+
+
+def _require_options(
+    name: str, family: Family, activation: str, width: float, dropout_rate: float | None
 ) -> None:
-    num_inputs = math.prod(input_shape)
-    if (sizes[0], sizes[-1]) == (num_inputs, num_classes):
-        return
-    fitting = "-".join(map(str, [num_inputs, *sizes[1:-1], num_classes]))
-    raise InputError(
-        f"{name} takes {sizes[0]} inputs and gives {sizes[-1]} classes, but the data have "
-        f"{num_inputs} inputs, shape {input_shape}, and {num_classes} classes; use mlp-{fitting}"
-    )
-
-
-def _mlp(sizes: list[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Flatten()]
-    for fan_in, fan_out in pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out), activation()]
-    return nn.Sequential(*layers[:-1])
-
-
-def _cnn(channels: int, num_classes: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
-    def convolution(fan_in: int, fan_out: int, stride: int) -> list[nn.Module]:
-        # No bias: BatchNorm would subtract it, and the loss would be exactly flat along it.
-        conv = nn.Conv2d(fan_in, fan_out, 3, stride, padding=1, bias=False)
-        return [conv, nn.BatchNorm2d(fan_out), activation()]
-
-    return nn.Sequential(
-        *convolution(channels, 16, stride=1),
-        *convolution(16, 32, stride=2),
-        *convolution(32, 32, stride=2),
-        nn.AdaptiveAvgPool2d(1),  # the mean over all pixels, deterministic on GPUs too
-        nn.Flatten(),
-        nn.Linear(32, num_classes),
-    )
+    known = family.activations or (*ACTIVATIONS, "maxout")
+    if activation not in known:
+        raise InputError(f"{name} has no activation {activation!r}; use one of: {', '.join(known)}")
+    if width != 1.0 and not family.has_width:
+        raise InputError(f"{name} has no width to multiply by {width}; leave the width out")
+    if dropout_rate is not None and not family.has_dropout:
+        having = ", ".join(other.names for other in FAMILIES if other.has_dropout)
+        raise InputError(
+            f"{name} has no dropout whose rate could be {dropout_rate}; leave the rate out, or "
+            f"use a model that has it: {having}"
+        )
