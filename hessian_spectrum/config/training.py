@@ -4,18 +4,44 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.validation import finite, positive, seeds
+from hessian_spectrum.config.output import OutputConfig
 from hessian_spectrum.config.problem import Activation, Loss, model_options
+from hessian_spectrum.config.schedule import Schedule, drop_of, switch_of
+
+Optimizer = Literal[
+    "sgd",
+    "momentum",
+    "nesterov",
+    "plain-sgd",
+    "adagrad",
+    "rmsprop",
+    "adadelta",
+    "adam",
+    "adamw",
+    "rk2-midpoint",
+    "rk2-heun",
+    "rk2-ralston",
+    "rk2-adam-midpoint",
+    "rk2-adam-heun",
+    "rk2-adam-ralston",
+]
+# What a resumed training may change: the steps stay those of the run that was interrupted.
+FREE_FIELDS = (
+    *("epochs", "every", "data_root", "download", "device"),
+    *("out", "resume", "overwrite", "checkpoint_minutes", "timeout_minutes"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Train a zoo model by minibatch gradient descent, in one process.
+class TrainConfig(OutputConfig):
+    """Train a zoo model by minibatch gradient descent, on any number of ranks.
 
-    Writes a checkpoint every EVERY epochs into the folder OUT, and prints a line for each.
+    Writes a checkpoint every EVERY epochs into the folder OUT, and prints a line for each. More
+    EPOCHS with --resume train on.
 
         hessian-spectrum train --model cnn --dataset mnist --data-root DATA --out nets
     """
@@ -52,17 +78,38 @@ class TrainConfig:
     epochs: int = 20
     """Passes over the training data."""
     batch_size: int = 64
-    """Samples per gradient step."""
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    """Update rule."""
+    """Samples per gradient step, of all ranks together. As many as there are, or more: steps of
+    gradient descent, in the order of the data."""
+    optimizer: Optimizer = "sgd"
+    """Update rule: torch's sgd, momentum (sgd that must have one), nesterov, plain-sgd (without
+    momentum), adagrad, rmsprop, adadelta, adam and adamw; rk2-METHOD and rk2-adam-METHOD, gradient
+    descent and Adam as Runge-Kutta methods of second order with two gradients a step."""
     lr: float = 0.1
     """Learning rate."""
+    lr_drop: tuple[str, ...] = ()
+    """EPOCH:FACTOR, as in 50:0.1 80:0.1: behind that epoch multiply the learning rate."""
+    switch: tuple[str, ...] = ()
+    """EPOCH:OPTIMIZER:LR, as in 50:adam:1e-4: behind that epoch go on with another optimizer."""
     momentum: float = 0.9
-    """Momentum of sgd; adam ignores it."""
+    """Momentum of sgd, momentum and nesterov; the others ignore it."""
     weight_decay: float = 0.0
     """The optimizer's weight decay."""
+    init: str = "torch"
+    """Starting weights: torch, as torch draws them; normal:MEAN:STD; uniform:LOW:HIGH; or
+    scaled:FACTOR, those of torch times FACTOR. Biases and normalization layers stay as they are."""
+    augment: Literal["flip-crop"] | None = None
+    """flip-crop: mirror each picture or not, and cut it out of a frame of 4 zeros, at random in
+    each step, from SEED."""
+    ema: float | None = None
+    """Keep an average of the parameters with this decay per step too, in epoch-0005-ema.pt and so
+    on."""
+    swa: int | None = None
+    """Keep the mean of the parameters at the end of each epoch behind this one too, in
+    epoch-0005-swa.pt and so on."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Floating-point type of parameters and data."""
     seed: int = 0
-    """Seed of the initialization and of the sample order."""
+    """Seed of the initialization, of the sample order, of dropout and of augmentation."""
     device: str = "cpu"
     """cpu or cuda."""
     every: int = 5
@@ -70,11 +117,23 @@ class TrainConfig:
     out: Path = Path("checkpoints")
     """Folder for the checkpoints, epoch-0005.pt and so on."""
     overwrite: bool = False
-    """Delete the checkpoints that OUT already holds and write new ones."""
+    """Delete the checkpoints of an earlier training that OUT holds and write new ones."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """Which optimizer trains in which epoch; InputError for texts of another form."""
+        names = get_args(Optimizer)
+        drops = tuple(drop_of(text) for text in self.lr_drop)
+        switches = tuple(switch_of(text, names) for text in self.switch)
+        return Schedule(self.optimizer, self.lr, drops, switches)
 
     def check(self) -> None:
         """Raise InputError, naming the option, for a value that no run can use."""
-        positive(self, "epochs", "batch_size", "every", "limit", "image_size")
+        OutputConfig.check(self)
+        positive(self, "epochs", "batch_size", "every", "limit", "image_size", "swa")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise InputError(f"--ema {self.ema}: expected a number between 0 and 1")
+        _ = self.schedule
         model_options(self)
         finite(self, "lr", "weight_decay")
         if self.lr == 0:

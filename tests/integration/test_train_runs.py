@@ -1,0 +1,204 @@
+"""The train command: interrupted anywhere and resumed, its files, and the same on several ranks."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from command_line import fails
+from launching import TORCHRUN, launch
+from locations import ROOT
+from stopping import StopOnceThere
+
+from hessian_spectrum import zoo
+from hessian_spectrum.cli.main import main
+from hessian_spectrum.commands.signals import Interrupted
+from hessian_spectrum.commands.train import train
+from hessian_spectrum.config import TrainConfig
+
+CNN = ["train", "--model", "cnn", "--dataset", "digits", "--limit", "60", "--lr", "0.02"]
+CNN += [
+    "--batch-size",
+    "7",
+    "--optimizer",
+    "nesterov",
+    "--every",
+    "2",
+    "--ema",
+    "0.9",
+    "--swa",
+    "1",
+]
+CNN += ["--augment", "flip-crop", "--switch", "3:rk2-adam-heun:1e-3", "--lr-drop", "1:0.5"]
+
+
+def content(path):
+    return torch.load(path, weights_only=True)
+
+
+def equal(a, b):
+    """Are two trees of tensors and numbers the same, bit for bit?"""
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
+def same_training(a, b):
+    """Two folders with the same checkpoints, apart from the options of the runs."""
+    names = sorted(os.listdir(a))
+    assert names == sorted(os.listdir(b)) and len(names) >= 6
+    for name in names:
+        one, other = content(a / name), content(b / name)
+        one.pop("config"), other.pop("config")
+        assert equal(one, other), name
+    return True
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The folder of a training that nothing interrupted."""
+    out = tmp_path_factory.mktemp("straight") / "nets"
+    assert main([*CNN, "--epochs", "5", "--out", str(out)]) == 0
+    return out
+
+
+def test_a_training_leaves_checkpoints_and_averages(straight):
+    epochs = ("0002", "0004", "0005")
+    expected = {f"epoch-{epoch}{kind}.pt" for epoch in epochs for kind in ("", "-ema", "-swa")}
+    assert set(os.listdir(straight)) == expected
+    model = zoo.model_for(zoo.load_dataset("digits"), "cnn", "tanh", 0)
+    parameters = []
+    for name in sorted(expected):
+        zoo.load_checkpoint(model, straight / name)
+        parameters.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        assert zoo.stored_epoch(straight / name) == int(name[6:10])
+        assert zoo.stored_step(straight / name) == 9 * int(name[6:10])
+    # The mean over the ends of one epoch is the end of epoch 2.
+    assert len({tuple(p.tolist()) for p in parameters}) == len(expected) - 1
+
+
+@pytest.mark.parametrize("step", [1, 13, 20, 27, 30])  # of 9 an epoch; 27 is between two
+def test_a_signal_saves_and_a_resumed_training_is_the_straight_one(straight, tmp_path, step):
+    config = dict(
+        model="cnn", dataset="digits", limit=60, lr=0.02, batch_size=7, optimizer="nesterov",
+        every=2, ema=0.9, swa=1, augment="flip-crop", switch=("3:rk2-adam-heun:1e-3",),
+        lr_drop=("1:0.5",), epochs=5, out=tmp_path / "nets", checkpoint_minutes=0.0,
+    )  # fmt: skip
+    state = tmp_path / "nets" / "training.pt"
+    stop = StopOnceThere(state, lambda path: content(path)["step"] >= step)
+    with pytest.raises(Interrupted):
+        train(TrainConfig(**config), stop=stop)
+    assert content(state)["step"] in (step, step + 1)
+    train(TrainConfig(**config, resume=True))
+    assert same_training(straight, tmp_path / "nets")
+
+
+def started(words, log):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "hessian_spectrum", *words]
+    return subprocess.Popen(command, env=environment, stderr=log, stdout=log)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_training_is_resumed_bit_for_bit(straight, inside, number):
+    words = [*CNN, "--epochs", "5", "--out", "nets", "--checkpoint-minutes", "0"]
+    with open("log", "w") as log:
+        process = started(words, log)
+        deadline = time.monotonic() + 120
+        while not os.path.exists("nets/epoch-0002.pt") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)  # into the next epoch
+        process.send_signal(number)
+        code = process.wait(60)
+    assert code == (75 if number == signal.SIGTERM else -number)
+    assert os.path.exists("nets/training.pt")
+    assert main([*words, "--resume"]) == 0
+    assert same_training(straight, inside / "nets")
+
+
+def test_a_finished_training_can_go_on_for_more_epochs(straight, inside, capsys):
+    words = [*CNN, "--out", "nets"]
+    assert main([*words, "--epochs", "3"]) == 0
+    assert main([*words, "--epochs", "3", "--resume"]) == 0
+    assert "finished already" in capsys.readouterr().err
+    assert main([*words, "--epochs", "5", "--resume"]) == 0
+    assert "going on at step 28" in capsys.readouterr().err
+    os.remove("nets/epoch-0003.pt")
+    os.remove("nets/epoch-0003-ema.pt"), os.remove("nets/epoch-0003-swa.pt")
+    assert same_training(straight, inside / "nets")
+    fails(capsys, [*words, "--epochs", "4", "--resume"], "has reached epoch 5; give that many")
+
+
+def test_resume_without_a_state_starts_and_other_options_are_refused(inside, capsys):
+    words = [*CNN[:-2], "--epochs", "1", "--out", "nets", "--resume"]
+    assert main(words) == 0
+    assert "nothing to resume" in capsys.readouterr().err
+    words[words.index("--batch-size") + 1] = "8"
+    fails(capsys, words, "with other options: --batch-size 8 (then 7); give the same ones")
+
+
+SMALL = ["train", "--model", "mlp-64-4-10", "--dataset", "digits", "--limit", "30", "--out", "nets"]
+
+
+def test_overwrite_deletes_what_train_wrote_and_nothing_else(inside, capsys):
+    assert main([*SMALL, "--epochs", "2", "--every", "1"]) == 0
+    torch.save({"model": {}}, "nets/epoch-100.pt")  # three digits: not a name of ours
+    (inside / "nets" / "notes.txt").write_text("mine")
+    fails(capsys, [*SMALL, "--epochs", "1"], "holds 2 checkpoints already")
+    assert main([*SMALL, "--epochs", "1", "--overwrite"]) == 0
+    assert sorted(os.listdir("nets")) == ["epoch-0001.pt", "epoch-100.pt", "notes.txt"]
+    torch.save({"model": {}}, "nets/epoch-0007.pt")
+    fails(capsys, [*SMALL, "--epochs", "1", "--overwrite"], "epoch-0007.pt is no checkpoint of")
+    assert sorted(os.listdir("nets"))[:2] == ["epoch-0001.pt", "epoch-0007.pt"]
+
+
+def test_a_checkpoint_of_an_earlier_version_is_overwritten_but_not_resumed(inside, capsys):
+    model = zoo.build_model("mlp-64-4-10", input_shape=(1, 8, 8))
+    (inside / "nets").mkdir()
+    path = inside / "nets" / "epoch-0009.pt"
+    zoo.save_checkpoint(path, model, torch.optim.SGD(model.parameters(), 0.1), 9, {"lr": 0.1})
+    fails(capsys, [*SMALL, "--epochs", "1", "--resume"], "does not hold the state of a training")
+    assert main([*SMALL, "--epochs", "1", "--overwrite"]) == 0
+    assert os.listdir("nets") == ["epoch-0001.pt"]
+
+
+def test_what_cannot_be_trained_is_refused(inside, capsys):
+    fails(capsys, [*SMALL, "--init", "he"], "--init he: expected torch, or one of")
+    fails(capsys, [*SMALL, "--lr-drop", "5"], "--lr-drop 5: expected EPOCH:FACTOR")
+    fails(capsys, [*SMALL, "--switch", "5:lbfgs:1"], "--switch 5:lbfgs:1: expected")
+    fails(capsys, [*SMALL, "--ema", "1"], "--ema 1.0: expected")
+    fails(capsys, [*SMALL, "--optimizer", "nesterov", "--momentum", "0"], "nesterov with momentum")
+    assert os.listdir(".") == []
+
+
+# -- several ranks ---------------------------------------------------------------------------------
+
+# Minibatches of 7 are uneven, and the last of 50 samples has one: one rank has none.
+ON_RANKS = ["train", "--model", "cnn", "--dataset", "digits", "--limit", "50", "--lr", "0.05"]
+ON_RANKS += ["--batch-size", "7", "--epochs", "2", "--every", "1", "--ema", "0.9"]
+
+
+def largest_difference(a, b):
+    numbers = [(x, y) for x, y in zip(a.values(), b.values()) if x.is_floating_point()]
+    return max(((x - y).abs().max() / y.abs().max()).item() for x, y in numbers)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", pytest.param("rk2-heun", marks=pytest.mark.slow)])
+def test_ranks_give_the_parameters_of_one_process(inside, optimizer):
+    for dtype, bound in (("float64", 1e-10), ("float32", 1e-4)):
+        words = [*ON_RANKS, "--dtype", dtype, "--optimizer", optimizer, "--augment", "flip-crop"]
+        assert main([*words, "--out", f"one-{dtype}"]) == 0
+        launch([*TORCHRUN, "2", "-m", "hessian_spectrum", *words, "--out", f"two-{dtype}"], inside)
+        names = sorted(os.listdir(f"one-{dtype}"))
+        assert names == sorted(os.listdir(f"two-{dtype}")) and len(names) == 4
+        for name in names:
+            one, two = (content(f"{many}-{dtype}/{name}")["model"] for many in ("one", "two"))
+            # Parameters, and BatchNorm's running statistics.
+            assert largest_difference(two, one) < bound
