@@ -15,6 +15,7 @@ from hessian_spectrum.algorithms.eigenpairs import eigenpairs
 from hessian_spectrum.algorithms.residual_check import arithmetic_error
 from hessian_spectrum.krylov.extremal import Extremes, extremes
 from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
 Array = np.ndarray
 
@@ -42,6 +43,15 @@ class Ends:
     @property
     def upper(self) -> Array:
         return self.values[self.num_lower :]
+
+    def pairs(self) -> EigenPairs:
+        return EigenPairs(
+            self.values,
+            self.residuals,
+            np.full(len(self.values), self.converged),
+            self.vectors,
+            self.num_lower,
+        )
 
 
 class EndsFinder:
