@@ -124,7 +124,7 @@ class Recorder:
         if rule.preconditioner is not None:
             base = Shifted(operator, rule.shift) if rule.shift else operator
             seen = Preconditioned(base, rule.preconditioner.to(operator.device))
-            top = ends(self._seen_finder, seen, min(1, seen.n - 1), 1, math.inf)
+            top = ends(self._seen_finder, seen, 0, 1, math.inf)
             return {
                 "preconditioned": float(top.values[-1]),
                 "preconditioned_error": float(top.residuals[-1]),

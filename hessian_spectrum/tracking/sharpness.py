@@ -70,17 +70,23 @@ class EndsFinder:
         self.num_lower = 0
         self._rounding: float | None = None  # of products, over the largest |eigenvalue|
 
-    def both(self, operator: SymmetricOperator) -> Ends:
-        """One pair of each end, with the fewest products."""
+    def outermost(self, operator: SymmetricOperator, lower: int) -> Ends:
+        """One pair of the upper end, and of the lower one where ``lower``; the fewest products."""
         warm = None
-        if self.vectors is not None and self.num_lower == 1 and len(self.vectors) == 2:
+        count = 1 + lower
+        if self.vectors is not None and len(self.vectors) == count and self.num_lower == lower:
             rows = operator.layout.local(self.vectors.to(operator.device, operator.dtype))
-            warm = Extremes(self.values, np.zeros(2), rows, 0, True)
+            warm = Extremes(self.values, np.zeros(count), rows, 0, True)
         found = extremes(
-            operator, warm, tol=self.tol, max_products=self.max_products, seed=self.seed
+            operator,
+            warm,
+            tol=self.tol,
+            max_products=self.max_products,
+            seed=self.seed,
+            largest_only=not lower,
         )
         whole = operator.layout.gather(found.vectors)
-        ends = Ends(found.values, found.residuals, whole, 1, found.converged)
+        ends = Ends(found.values, found.residuals, whole, lower, found.converged)
         return self._remembered(self._with_rounding(operator, ends, found.vectors))
 
     def several(self, operator: SymmetricOperator, lower: int, upper: int) -> Ends:
@@ -134,8 +140,8 @@ def ends(
     """``lower`` and ``upper`` pairs, and more of the upper end until one is not above ``above``."""
     most = operator.n - lower
     upper = min(upper, most)
-    if lower == upper == 1 and operator.n > 1:
-        found = finder.both(operator)
+    if upper == 1 and lower <= 1 and operator.n > 1:
+        found = finder.outermost(operator, lower)
     else:
         found = finder.several(operator, lower, upper)
     while math.isfinite(above) and len(found.upper) < most and found.upper.min() > above:
