@@ -38,19 +38,22 @@ class ProblemConfig:
     """A model, its parameters, a loss and data: from the zoo by name, or from your own file."""
 
     model: str | None = None
-    """Zoo model: mlp-784-20-10 (any layer sizes), cnn, resnet20 (or 32, 44, 56, 110), or a
-    torchvision classifier such as torchvision:resnet18."""
+    """Zoo model: mlp-784-20-10 (any layer sizes), cnn, resnet20 (or 32, 44, 56, 110), vgg11,
+    vgg16, nin, wrn-16-4 (depth, widening), densenet-40-12 (depth, growth), convmaxout-mnist,
+    convmaxout-cifar10, or a torchvision classifier such as torchvision:resnet18."""
     activation: Activation = "tanh"
-    """Activation function of mlp and cnn."""
+    """Activation function of mlp and cnn; maxout, the largest of five linear functions, of mlp."""
     shortcut: bool = True
-    """Identity connections of a resnet; --no-shortcut removes them, which gives a plain network."""
+    """Shortcuts of resnet, wrn and densenet; --no-shortcut removes them, which gives a plain
+    network."""
     batchnorm: bool = True
-    """BatchNorm layers of cnn and of a resnet; --no-batchnorm removes them and gives the
-    convolutions biases instead."""
+    """BatchNorm layers of cnn, resnet, vgg, nin, wrn and densenet; --no-batchnorm removes them and
+    gives the convolutions biases instead."""
     width: float = 1.0
     """Multiply the hidden units or channels of every layer by WIDTH, rounded, at least 1."""
     dropout_rate: float | None = None
-    """Probability with which the model's dropout layers drop a unit. Default: the model's own."""
+    """Probability with which dropout layers of mlp, vgg, nin, wrn, densenet and convmaxout drop a
+    unit. Default: 0.5 for nin and convmaxout, else 0."""
     loss: Loss = "cross-entropy"
     """cross-entropy, or mse: half the squared distance of a sample's outputs from its one-hot
     label; the mean over the samples."""

@@ -13,10 +13,16 @@ from torch.utils.data import TensorDataset
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.zoo.networks.cnn import cnn
+from hessian_spectrum.zoo.networks.conv_maxout import FORMS, conv_maxout
+from hessian_spectrum.zoo.networks.densenet import densenet
 from hessian_spectrum.zoo.networks.layers import ACTIVATIONS
+from hessian_spectrum.zoo.networks.nin import nin
 from hessian_spectrum.zoo.networks.options import Options
 from hessian_spectrum.zoo.networks.perceptron import perceptron, sizes_in
 from hessian_spectrum.zoo.networks.resnet import resnet
+from hessian_spectrum.zoo.networks.vgg import STAGES as VGGS
+from hessian_spectrum.zoo.networks.vgg import vgg
+from hessian_spectrum.zoo.networks.wide_resnet import wide_resnet
 from hessian_spectrum.zoo.torchvision_names import PREFIX, build_classifier
 
 
@@ -45,6 +51,13 @@ FAMILIES = (
     ),
     Family(r"cnn", "cnn", lambda _, options: cnn(options), activations=tuple(ACTIVATIONS)),
     Family(r"resnet[1-9]\d*", "resnet20 (32, 44, 56, 110)", resnet),
+    Family("|".join(VGGS), ", ".join(VGGS), vgg, has_dropout=True),
+    Family(r"nin", "nin", nin, has_dropout=True),
+    Family(r"wrn-[1-9]\d*-[1-9]\d*", "wrn-16-4 (depth, widening)", wide_resnet, has_dropout=True),
+    Family(
+        r"densenet-[1-9]\d*-[1-9]\d*", "densenet-40-12 (depth, growth)", densenet, has_dropout=True
+    ),
+    Family("|".join(FORMS), ", ".join(FORMS), conv_maxout, has_dropout=True),
     Family(
         re.escape(PREFIX) + ".*",
         f"{PREFIX}NAME",
@@ -73,19 +86,23 @@ def build_model(
         name: ``mlp-A-B-...-C``, a perceptron of these layer sizes with biases
             (``mlp-784-20-10`` has 15,910 parameters); ``cnn``, three convolutions with
             BatchNorm for images of any size (14,458 parameters for gray images, 10 classes);
-            ``resnet20``, 32, 44, 56 or 110, always with ReLU; or ``torchvision:NAME``, a
-            classifier of torchvision.models.
+            ``resnet20``, 32, 44, 56 or 110; ``vgg11``, ``vgg16`` for images of 32x32 or more;
+            ``nin``, Network in Network; ``wrn-D-K``, a wide residual network of depth D, K times
+            as wide; ``densenet-L-K``, of depth L and growth K; ``convmaxout-mnist`` and
+            ``convmaxout-cifar10``; or ``torchvision:NAME``, a classifier of torchvision.models.
+            Modules of ``zoo.networks`` name the sources.
         num_classes: number of logits.
         input_shape: (C, H, W) of one sample.
         activation: ``tanh``, ``relu`` or ``sigmoid``, between the layers of ``mlp`` and ``cnn``,
             or ``maxout`` in ``mlp``. Other models have their own.
-        shortcut: keep the identity connections of a ``resnet``; other models have none.
-        batchnorm: keep the BatchNorm layers, where a model has them; without them its convolutions
-            have biases.
+        shortcut: keep the shortcuts of ``resnet``, ``wrn`` and ``densenet``; other models have
+            none.
+        batchnorm: keep the BatchNorm layers of ``cnn``, ``resnet``, ``vgg``, ``nin``, ``wrn`` and
+            ``densenet``; without them the convolutions have biases. Other models have none.
         width: multiplies the units or channels of every hidden layer; each is rounded, and at
             least 1.
         dropout_rate: probability with which the model's dropout layers drop a unit; None for the
-            model's own, which is 0 for ``mlp``.
+            model's own: 0.5 for ``nin`` and ``convmaxout``, and else 0.
 
     Raises:
         InputError: an unknown name, an option that the model does not have, or sizes that do not
