@@ -8,6 +8,7 @@ imported only for its own models and data sets, and downloads only on request.
 from hessian_spectrum.zoo.checkpoints import load_checkpoint, save_checkpoint, stored_epoch
 from hessian_spectrum.zoo.datasets import load_dataset
 from hessian_spectrum.zoo.models import build_model, model_for
+from hessian_spectrum.zoo.objectives import objective_for, samples_for
 from hessian_spectrum.zoo.trainer import train
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "load_checkpoint",
     "load_dataset",
     "model_for",
+    "objective_for",
+    "samples_for",
     "save_checkpoint",
     "stored_epoch",
     "train",
