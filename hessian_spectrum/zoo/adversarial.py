@@ -34,6 +34,7 @@ def outputs_of_both(model: Callable[[Tensor], Tensor], batch: Any) -> Tensor:
     def loss(x: Tensor) -> Tensor:
         return F.cross_entropy(model(x), labels, reduction="sum")  # each sample's own gradient
 
+    # Detached: a derivative that is 0 need not be formed.
     direction = torch.func.grad(loss)(inputs).detach().sign()
     return torch.stack([model(inputs), model(inputs + EPSILON * direction)], 1)
 

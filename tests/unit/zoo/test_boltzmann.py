@@ -11,6 +11,7 @@ import hessian_spectrum as hs
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.config import ProblemConfig
 from hessian_spectrum.zoo import build_model, load_dataset, model_for, problem_loader, samples_for
+from hessian_spectrum.zoo.networks import boltzmann
 from hessian_spectrum.zoo.networks.boltzmann import STEPS
 from hessian_spectrum.zoo.objectives import objective_for
 
@@ -59,6 +60,18 @@ def test_inference_ends_where_the_mean_field_equations_hold():
     again_v = h1 @ w1 + model.visible_bias
     again_y = h2 @ w3.T + model.classes.bias
     assert torch.allclose(logits, torch.cat([again_v, again_y], 1), atol=1e-6)
+
+
+def test_the_first_step_starts_from_units_of_which_nothing_is_known(monkeypatch):
+    monkeypatch.setattr(boltzmann, "STEPS", 1)
+    model = machine()
+    inputs = samples_for(NAME, load_dataset("digits", limit=6)).tensors[0].double()
+    values, mask = inputs[:, :, :64].unbind(1)
+    v = torch.where(mask == 1, values, 0.5)
+    half = torch.full((6, 4), 0.5, dtype=torch.float64)
+    h1 = (model.first(v) + half @ model.second.weight).sigmoid()
+    logits = torch.cat([h1 @ model.first.weight + model.visible_bias, model.classes(half)], 1)
+    assert torch.allclose(model(inputs), logits, atol=1e-12)
 
 
 def test_observed_variables_alone_decide_the_predictions():

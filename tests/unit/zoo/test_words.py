@@ -99,6 +99,12 @@ def test_the_small_network_of_zaremba_et_al_has_its_number_of_parameters():
     assert count == embedding + 2 * (lstm + second_bias) + scores == 4_653_200
 
 
+def test_parameters_start_between_plus_and_minus_a_tenth():
+    model = build_model("lstm", num_classes=300, input_shape=(WINDOW,), width=0.1)
+    for parameter in model.parameters():  # torch's own: up to 1 / sqrt(20), or normal
+        assert 0.07 < parameter.abs().max() <= 0.1
+
+
 def test_it_predicts_from_earlier_words_alone_and_windows_are_independent(tmp_path):
     data = load_dataset("ptb", data_root=written(tmp_path, train=TRAIN))
     model = model_for(data, "lstm", "tanh", 0, width=0.05).eval()
