@@ -47,27 +47,35 @@ class TrainConfig(OutputConfig):
     """
 
     model: str = "mlp-784-20-10"
-    """Zoo model: mlp-784-20-10 (any layer sizes), cnn, resnet20 (or 32, 44, 56, 110), or a
-    torchvision classifier such as torchvision:resnet18."""
+    """Zoo model: mlp-784-20-10 (any layer sizes), cnn, resnet20 (or 32, 44, 56, 110), vgg11,
+    vgg16, nin, wrn-16-4 (depth, widening), densenet-40-12 (depth, growth), convmaxout-mnist,
+    convmaxout-cifar10, dlinear-784-20-10 (a deep linear network), autoencoder-784-20-784 (a linear
+    one, with --loss mse), lstm (with --dataset ptb), mpdbm-784-500-1000-10 (a multi-prediction
+    Boltzmann machine, with --loss multi-prediction), or a torchvision classifier such as
+    torchvision:resnet18."""
     activation: Activation = "tanh"
-    """Activation function of mlp and cnn."""
+    """Activation function of mlp and cnn; maxout, the largest of five linear functions, of mlp."""
     shortcut: bool = True
-    """Identity connections of a resnet; --no-shortcut removes them, which gives a plain network."""
+    """Shortcuts of resnet, wrn and densenet; --no-shortcut removes them, which gives a plain
+    network."""
     batchnorm: bool = True
-    """BatchNorm layers of cnn and of a resnet; --no-batchnorm removes them and gives the
-    convolutions biases instead."""
+    """BatchNorm layers of cnn, resnet, vgg, nin, wrn and densenet; --no-batchnorm removes them and
+    gives the convolutions biases instead."""
     width: float = 1.0
     """Multiply the hidden units or channels of every layer by WIDTH, rounded, at least 1."""
     dropout_rate: float | None = None
-    """Probability with which the model's dropout layers drop a unit. Default: the model's own."""
+    """Probability with which dropout layers of mlp, vgg, nin, wrn, densenet, convmaxout and lstm
+    drop a unit. Default: 0.5 for nin and convmaxout, else 0."""
     loss: Loss = "cross-entropy"
-    """cross-entropy, or mse: half the squared distance of a sample's outputs from its one-hot
-    label; the mean over the samples."""
+    """The mean over the samples of: cross-entropy; mse, half the squared distance of the outputs
+    from the one-hot label; fast-gradient-sign, half the cross entropy and half that of the sample's
+    adversarial example (Goodfellow et al. 2015); multi-prediction, of mpdbm."""
     dataset: str = "mnist"
-    """Zoo data set: digits, mnist, cifar10, arrays, or torchvision:NAME such as
+    """Zoo data set: digits, mnist, cifar10, arrays, ptb, or torchvision:NAME such as
     torchvision:CIFAR100."""
     data_root: Path | None = None
-    """Folder of the data set, in torchvision's layout; for arrays, a .npz or .h5 file."""
+    """Folder of the data set, in torchvision's layout; for arrays, a .npz or .h5 file; for ptb,
+    the folder of ptb.train.txt, or of ptb.valid.txt, and ptb.test.txt."""
     image_size: int | None = None
     """Resize the shorter side of torchvision:NAME pictures to this many pixels and crop the middle
     square."""

@@ -1,4 +1,4 @@
-"""The zoo's losses by name."""
+"""The zoo's losses of outputs and targets by name; ``objectives`` has those of whole models."""
 
 from __future__ import annotations
 

@@ -12,11 +12,24 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.zoo.networks.boltzmann import boltzmann_machine, masked
 from hessian_spectrum.zoo.networks.cnn import cnn
+from hessian_spectrum.zoo.networks.conv_maxout import FORMS, conv_maxout
+from hessian_spectrum.zoo.networks.densenet import densenet
 from hessian_spectrum.zoo.networks.layers import ACTIVATIONS
+from hessian_spectrum.zoo.networks.linear import (
+    inputs_as_targets,
+    linear_autoencoder,
+    linear_network,
+)
+from hessian_spectrum.zoo.networks.lstm import lstm
+from hessian_spectrum.zoo.networks.nin import nin
 from hessian_spectrum.zoo.networks.options import Options
 from hessian_spectrum.zoo.networks.perceptron import perceptron, sizes_in
 from hessian_spectrum.zoo.networks.resnet import resnet
+from hessian_spectrum.zoo.networks.vgg import STAGES as VGGS
+from hessian_spectrum.zoo.networks.vgg import vgg
+from hessian_spectrum.zoo.networks.wide_resnet import wide_resnet
 from hessian_spectrum.zoo.torchvision_names import PREFIX, build_classifier
 
 
@@ -32,6 +45,9 @@ class Family:
     has_dropout: bool = False
     activations: Sequence[str] | None = None  # None: the family's own, whatever is asked for
     sized: bool = False  # the name ends with the number of outputs
+    losses: tuple[str, ...] = ("cross-entropy", "mse", "fast-gradient-sign")
+    # The data set as model and loss take it; None: as it is.
+    samples: Callable[[str, TensorDataset], TensorDataset] | None = None
 
 
 FAMILIES = (
@@ -45,6 +61,36 @@ FAMILIES = (
     ),
     Family(r"cnn", "cnn", lambda _, options: cnn(options), activations=tuple(ACTIVATIONS)),
     Family(r"resnet[1-9]\d*", "resnet20 (32, 44, 56, 110)", resnet),
+    Family("|".join(VGGS), ", ".join(VGGS), vgg, has_dropout=True),
+    Family(r"nin", "nin", nin, has_dropout=True),
+    Family(r"wrn-[1-9]\d*-[1-9]\d*", "wrn-16-4 (depth, widening)", wide_resnet, has_dropout=True),
+    Family(
+        r"densenet-[1-9]\d*-[1-9]\d*", "densenet-40-12 (depth, growth)", densenet, has_dropout=True
+    ),
+    Family("|".join(FORMS), ", ".join(FORMS), conv_maxout, has_dropout=True),
+    Family(
+        r"dlinear(-[1-9]\d*){2,}",
+        "dlinear-A-B-...-C (sizes of a deep linear network)",
+        linear_network,
+        sized=True,
+    ),
+    Family(
+        r"autoencoder(-[1-9]\d*){2,}",
+        "autoencoder-A-B-...-A (a linear one)",
+        linear_autoencoder,
+        sized=True,
+        losses=("mse",),
+        samples=inputs_as_targets,
+    ),
+    Family(r"lstm", "lstm", lstm, has_dropout=True, losses=("cross-entropy",)),
+    Family(
+        r"mpdbm(-[1-9]\d*){4}",
+        "mpdbm-D-A-B-K (visible units, hidden ones, classes)",
+        boltzmann_machine,
+        sized=True,
+        losses=("multi-prediction",),
+        samples=masked,
+    ),
     Family(
         re.escape(PREFIX) + ".*",
         f"{PREFIX}NAME",
@@ -52,6 +98,15 @@ FAMILIES = (
         has_width=False,
     ),
 )
+
+
+def family_of(name: str) -> Family:
+    """Raises InputError for a name that no family has."""
+    for family in FAMILIES:
+        if re.fullmatch(family.pattern, name):
+            return family
+    known = ", ".join(family.names for family in FAMILIES)
+    raise InputError(f"unknown model {name!r}; use one of: {known}")
 
 
 def build_model(
@@ -73,25 +128,32 @@ def build_model(
         name: ``mlp-A-B-...-C``, a perceptron of these layer sizes with biases
             (``mlp-784-20-10`` has 15,910 parameters); ``cnn``, three convolutions with
             BatchNorm for images of any size (14,458 parameters for gray images, 10 classes);
-            ``resnet20``, 32, 44, 56 or 110, always with ReLU; or ``torchvision:NAME``, a
-            classifier of torchvision.models.
+            ``resnet20``, 32, 44, 56 or 110; ``vgg11``, ``vgg16`` for images of 32x32 or more;
+            ``nin``, Network in Network; ``wrn-D-K``, a wide residual network of depth D, K times
+            as wide; ``densenet-L-K``, of depth L and growth K; ``convmaxout-mnist`` and
+            ``convmaxout-cifar10``; ``dlinear-A-B-...-C``, a product of matrices, and
+            ``autoencoder-A-B-...-A``, one whose targets are its inputs; ``lstm``, a language model;
+            ``mpdbm-D-A-B-K``, a multi-prediction deep Boltzmann machine; or ``torchvision:NAME``,
+            a classifier of torchvision.models. Modules of ``zoo.networks`` name the sources, and
+            ``zoo.objectives`` has the data and losses that models take.
         num_classes: number of logits.
         input_shape: (C, H, W) of one sample.
         activation: ``tanh``, ``relu`` or ``sigmoid``, between the layers of ``mlp`` and ``cnn``,
             or ``maxout`` in ``mlp``. Other models have their own.
-        shortcut: keep the identity connections of a ``resnet``; other models have none.
-        batchnorm: keep the BatchNorm layers, where a model has them; without them its convolutions
-            have biases.
+        shortcut: keep the shortcuts of ``resnet``, ``wrn`` and ``densenet``; other models have
+            none.
+        batchnorm: keep the BatchNorm layers of ``cnn``, ``resnet``, ``vgg``, ``nin``, ``wrn`` and
+            ``densenet``; without them the convolutions have biases. Other models have none.
         width: multiplies the units or channels of every hidden layer; each is rounded, and at
             least 1.
         dropout_rate: probability with which the model's dropout layers drop a unit; None for the
-            model's own, which is 0 for ``mlp``.
+            model's own: 0.5 for ``nin`` and ``convmaxout``, and else 0.
 
     Raises:
         InputError: an unknown name, an option that the model does not have, or sizes that do not
             fit the data.
     """
-    family = _family(name)
+    family = family_of(name)
     _require_options(name, family, activation, width, dropout_rate)
     return family.build(
         name,
@@ -113,13 +175,18 @@ def model_for(
     """``build_model`` for these samples, initialized from ``seed``.
 
     torch's global random state is not changed. The number of classes comes from the name of a
-    model that has it, such as a perceptron's; for other models it is the largest label plus 1.
+    model that has it, such as a perceptron's, or from the data, such as a vocabulary; for others
+    it is the largest label plus 1.
 
     Args:
+        data: as ``load_dataset`` returns them.
         options: ``shortcut``, ``batchnorm``, ``width``, ``dropout_rate``.
     """
     inputs, labels = data.tensors
-    num_classes = sizes_in(name)[-1] if _family(name).sized else int(labels.max()) + 1
+    if family_of(name).sized:
+        num_classes = sizes_in(name)[-1]
+    else:
+        num_classes = getattr(data, "num_classes", int(labels.max()) + 1)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build_model(
@@ -129,14 +196,6 @@ def model_for(
             activation=activation,
             **options,
         )
-
-
-def _family(name: str) -> Family:
-    for family in FAMILIES:
-        if re.fullmatch(family.pattern, name):
-            return family
-    known = ", ".join(family.names for family in FAMILIES)
-    raise InputError(f"unknown model {name!r}; use one of: {known}")
 
 
 def _require_options(

@@ -23,7 +23,7 @@ from hessian_spectrum import zoo
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.config import ProblemConfig
 from hessian_spectrum.loss.problem import Problem
-from hessian_spectrum.zoo.losses import loss_named
+from hessian_spectrum.zoo.objectives import problem_for
 
 REQUIRED = ("model", "loss_fn", "data")
 # What a problem may set: all arguments of Evaluator but the ranks.
@@ -108,7 +108,7 @@ def _from_zoo(config: ProblemConfig) -> Problem:
         width=config.width,
         dropout_rate=config.dropout_rate,
     )
-    return Problem(model=model, loss_fn=loss_named(config.loss), data=data.tensors)
+    return problem_for(config.model, config.loss, model, data)
 
 
 def _from_file(problem: str, problem_arg: tuple[str, ...]) -> Problem:

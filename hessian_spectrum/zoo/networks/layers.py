@@ -52,3 +52,16 @@ def convolution(
     """
     conv = nn.Conv2d(fan_in, fan_out, size, stride, padding, bias=not batchnorm)
     return [conv, nn.BatchNorm2d(fan_out)] if batchnorm else [conv]
+
+
+def he_normal(network: nn.Sequential) -> nn.Sequential:
+    """``network`` with the weights of its convolutions drawn as for ReLU behind them.
+
+    He, Zhang, Ren and Sun (2015), "Delving deep into rectifiers", equation 14. With torch's own,
+    smaller weights the signal of a deep network without BatchNorm vanishes. Biases stay torch's
+    own: at 0, units whose inputs are all 0 would lie on the kink of ReLU.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return network

@@ -1,11 +1,13 @@
 """The table of models: each family's size, its options, and a density of its Hessian."""
 
+import math
 import re
 
 import pytest
 import torch
 from torch import nn
 
+import hessian_spectrum as hs
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.config import ProblemConfig, TrainConfig
 from hessian_spectrum.loss.squared_error import SquaredError
@@ -125,3 +127,153 @@ def test_width_of_a_resnet_multiplies_every_stage():
     convolutions = [m.out_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
     assert convolutions == [8] * 7 + [16] * 6 + [32] * 6
     assert model(torch.rand(2, *CIFAR)).shape == (2, 10)
+
+
+# Trainable numbers in the network that the source describes, and where that number is from.
+PUBLISHED = {
+    # (3, 3) convolutions of table 1, column A and D, and a linear layer 512 -> 10.
+    "vgg11": (9_220_480 + 5_130, {"batchnorm": False}),
+    "vgg16": (14_714_688 + 5_130, {"batchnorm": False}),
+    # The layers of the authors' configuration for CIFAR-10, each weights and biases.
+    "nin": (966_986, {"batchnorm": False}),
+    # "0.27M, 0.46M, 0.66M, 0.85M, 1.7M" of He et al., table 6.
+    "resnet20": (269_722, {}),
+    "resnet32": (464_154, {}),
+    "resnet44": (658_586, {}),
+    "resnet56": (853_018, {}),
+    "resnet110": (1_727_962, {}),
+    # "36.5M" of Zagoruyko and Komodakis, table 4.
+    "wrn-28-10": (36_479_194, {}),
+    "wrn-16-4": (2_748_890, {}),
+    # "1.0M" of Huang et al., table 2.
+    "densenet-40-12": (1_019_722, {}),
+    # Stage by stage: pieces * channels * (inputs * size^2 + 1), and the linear layers.
+    "convmaxout-mnist": (
+        96 * (64 + 1) + 96 * (48 * 64 + 1) + 96 * (48 * 25 + 1) + 10 * (24 * 3 * 3 + 1),
+        {"input_shape": (1, 28, 28)},
+    ),
+    "convmaxout-cifar10": (
+        192 * (3 * 64 + 1)
+        + 384 * (96 * 64 + 1)
+        + 384 * (192 * 25 + 1)
+        + 2500 * (192 * 5 * 5 + 1)
+        + 10 * (500 + 1),
+        {},
+    ),
+    "mlp-784-240-240-10": (
+        1200 * 785 + 1200 * 241 + 10 * 241,
+        {"input_shape": (1, 28, 28), "activation": "maxout"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_at_full_width_a_network_has_the_published_number_of_parameters(name):
+    expected, options = PUBLISHED[name]
+    with torch.device("meta"):  # sizes alone
+        model = build_model(name, **{"input_shape": CIFAR, **options})
+    assert num_parameters(model) == expected
+
+
+SLIM = {
+    "resnet8": {"width": 0.25},
+    "vgg11": {"width": 1 / 64},
+    "vgg16": {"width": 1 / 64},
+    "nin": {"width": 1 / 48},
+    "wrn-10-1": {"width": 0.25},
+    "densenet-10-2": {"width": 0.5},
+    "convmaxout-mnist": {"width": 1 / 24},
+    "convmaxout-cifar10": {"width": 1 / 96},
+}
+HAVE_BATCH_NORM = {"resnet8", "vgg11", "vgg16", "nin", "wrn-10-1", "densenet-10-2"}
+HAVE_SHORTCUTS = {"resnet8", "wrn-10-1", "densenet-10-2"}
+HAVE_DROPOUT = set(SLIM) - {"resnet8"}
+
+
+def pictures(size=6, shape=CIFAR):
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(size, *shape, generator=generator), torch.arange(size) % 10
+
+
+def evaluator(model, data, loss="cross-entropy", **options):
+    return hs.Evaluator(model, loss_named(loss), data, dtype=torch.float64, **options)
+
+
+def has_a_density(ev, seed=0):
+    """Is a measure of few products finite, and its density?"""
+    measure = hs.spectral_density(hs.Hessian(ev), num_probes=2, num_steps=3, seed=seed)
+    nodes = torch.as_tensor(measure.density(torch.linspace(-1, 1, 9).numpy(), sigma2=1e-2))
+    return bool(nodes.isfinite().all()) and math.isfinite(measure.trace)
+
+
+@pytest.mark.parametrize("name", SLIM)
+def test_a_slim_form_has_a_finite_density(name):
+    torch.manual_seed(0)
+    model = build_model(name, input_shape=CIFAR, **SLIM[name])
+    assert num_parameters(model) < 10_000
+    x, y = pictures()
+    assert model(x).shape == (6, 10)
+    ev = evaluator(model, (x, y), batch_size=4)
+    v = torch.randn(ev.n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert has_a_density(ev)
+    # H v is the derivative of the gradient, which autograd forms without second derivatives.
+    v, h = v / v.norm(), 1e-7  # so short that none of the 10^5 units crosses its kink
+    difference = (ev.gradient(ev.theta + h * v) - ev.gradient(ev.theta - h * v)) / (2 * h)
+    product = torch.as_tensor(hs.Hessian(ev) @ v)
+    assert product.norm() > 0
+    assert (product - difference).norm() <= 1e-5 * product.norm()
+
+
+@pytest.mark.parametrize("name", SLIM)
+def test_parts_that_a_family_has_can_be_left_out(name):
+    def built(**options):
+        return build_model(name, input_shape=CIFAR, **SLIM[name], **options)
+
+    norms = (nn.BatchNorm2d,)
+    assert any(isinstance(m, norms) for m in built().modules()) == (name in HAVE_BATCH_NORM)
+    plain = built(batchnorm=False)
+    assert not any(isinstance(m, norms) for m in plain.modules())
+    assert all(m.bias is not None for m in plain.modules() if isinstance(m, nn.Conv2d))
+    if name in HAVE_DROPOUT:
+        rates = [
+            {m.p for m in built(dropout_rate=r).modules() if isinstance(m, nn.Dropout)}
+            for r in (0.25, 0.0)
+        ]
+        assert 0.25 in rates[0] and rates[1] <= {0.0}
+    x, torch_seed = pictures()[0], 3
+    outputs = []
+    for shortcut in (True, False):
+        torch.manual_seed(torch_seed)
+        outputs.append(built(shortcut=shortcut).eval()(x))
+    assert torch.equal(*outputs) == (name not in HAVE_SHORTCUTS)
+
+
+def test_a_wide_block_with_a_zero_body_is_its_shortcut():
+    model = build_model("wrn-10-1", input_shape=CIFAR).eval()
+    first, second = model[1], model[2]  # the same shape, and twice the channels at half the size
+    x = torch.rand(2, 16, 8, 8)
+    for block in (first, second):
+        torch.nn.init.zeros_(block.body[-1].weight)
+    assert torch.equal(first(x), x)
+    assert torch.equal(second(x), second.projection(second.activated(x)))
+
+
+def test_dense_layers_keep_what_came_in():
+    model = build_model("densenet-10-2", input_shape=CIFAR).eval()
+    x = torch.rand(2, 16, 8, 8)
+    assert torch.equal(model[1](x)[:, :16], x) and model[1](x).shape[1] == 18
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("wrn-17-4", "wrn-17-4: expected a depth of 6 b + 4"),
+        ("densenet-41-12", "densenet-41-12: expected a depth of 3 b + 4"),
+        ("vgg11", "images of at least 32 x 32"),
+        ("convmaxout-mnist", "too small"),
+        ("vgg13", "unknown model 'vgg13'"),
+    ],
+)
+def test_sizes_that_do_not_exist_or_fit_are_refused(name, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        build_model(name, input_shape=(3, 9, 9))
