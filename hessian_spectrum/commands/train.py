@@ -1,49 +1,42 @@
 """The ``train`` command: train a zoo model on a data set and write checkpoints.
 
 ``epoch-0005.pt`` holds the whole state of the training behind epoch 5: "model", "optimizer",
-"epoch" (finished), "step" (made), "training" and "config". ``epoch-0005-ema.pt`` and ``-swa.pt``
-hold averages under "model". ``training.pt`` is the state between checkpoints; it is deleted when
-the training ends.
+"epoch" (finished), "step" (made), "training" and "config". ``ema-0005.pt`` and ``swa-0005.pt``
+hold averages under "model". ``step-000012.pt`` is an iterate that --keep-steps or --keep-epochs
+names: theta after 12 steps, as "model", with its "step" and "epoch"; ``step-000000.pt`` is where
+the training starts. ``training.pt`` is the state between checkpoints; it is deleted when the
+training ends.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.data import TensorDataset
 
-from hessian_spectrum import zoo
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.validation import dashed
+from hessian_spectrum.commands import kept_iterates, training_input
 from hessian_spectrum.commands.checkpointing import Checkpoints
+from hessian_spectrum.commands.kept_iterates import KeptIterates
 from hessian_spectrum.commands.output import writing
 from hessian_spectrum.commands.progress import Progress
 from hessian_spectrum.commands.progress_file import leave_progress
 from hessian_spectrum.commands.signals import StopRequest
-from hessian_spectrum.commands.training_folder import TrainingFolder, folder
+from hessian_spectrum.commands.training_folder import STATE, TrainingFolder, folder
+from hessian_spectrum.commands.training_input import TrainingInput
 from hessian_spectrum.config import TrainConfig, to_dict
 from hessian_spectrum.distributed.agreement import on_first_rank, require_same_call, together
 from hessian_spectrum.distributed.world import World, resolve_device
-from hessian_spectrum.loss import criteria
 from hessian_spectrum.storage import run_file
+from hessian_spectrum.tracking.tracker import Tracker
 from hessian_spectrum.zoo.averages import Averages
-from hessian_spectrum.zoo.initialization import initialize
-from hessian_spectrum.zoo.losses import loss_named
-from hessian_spectrum.zoo.trainer import (
-    EpochResult,
-    Loss,
-    Recipe,
-    Training,
-    accuracy,
-    on_device,
-    with_test,
-)
+from hessian_spectrum.zoo.trainer import EpochResult, Recipe, Training, on_device, with_test
 
 
 def train(config: TrainConfig, world: World | None = None, stop: StopRequest | None = None) -> Path:
@@ -65,41 +58,45 @@ def train(config: TrainConfig, world: World | None = None, stop: StopRequest | N
     _require_same_options(config, world)
     on_first_rank(world, files.check)
     if config.download:  # once, before the others look
-        on_first_rank(world, lambda: _load(config))
-    model, data, test = together(world, lambda: _load(config))
+        on_first_rank(world, lambda: training_input.load(config))
+    given = together(world, lambda: training_input.load(config))
     with ExitStack() as stack:
         stop = stop or stack.enter_context(StopRequest().listening())
         on_first_rank(world, lambda: stack.enter_context(folder(config.out)))
         lock = stack.enter_context(writing(config.out, world, stop, files.check))
-        run = _Run(config, world, files, Checkpoints(world, stop, config.checkpoint_minutes))
-        run.prepare(model, data, test)
-        note = lock.note if world.rank == 0 else None
-        return run.carry_out(note)
+        run = _Run(given, world, files, Checkpoints(world, stop, config.checkpoint_minutes))
+        run.prepare()
+        with run.tracker or nullcontext():
+            return run.carry_out(lock.note if world.rank == 0 else None)
 
 
 class _Run:
     """One run of the command, on every rank; rank 0 writes."""
 
     def __init__(
-        self, config: TrainConfig, world: World, files: TrainingFolder, checkpoints: Checkpoints
+        self, given: TrainingInput, world: World, files: TrainingFolder, checkpoints: Checkpoints
     ):
-        self.config, self.world, self.files, self.checkpoints = config, world, files, checkpoints
+        self.given, self.config = given, given.config
+        self.world, self.files, self.checkpoints = world, files, checkpoints
+        self.tracker: Tracker | None = None
+        self._loss: torch.Tensor | None = None  # of the latest minibatch
 
-    def prepare(self, model: nn.Module, data: TensorDataset, test: TensorDataset | None) -> None:
+    def prepare(self) -> None:
         """The training where it begins, or where the run that is resumed has left it."""
-        config, world = self.config, self.world
-        last = config.out / self._name(config.epochs)
+        config, world, given = self.config, self.world, self.given
+        last = config.out / self._name("epoch", config.epochs)
         on_first_rank(world, lambda: run_file.check_output(last, overwrite=True))
         on_first_rank(world, self.files.clear)
         latest = together(world, self.files.latest) if config.resume else None
         if latest is not None:
             # Another number of threads may add in another order.
             torch.set_num_threads(int(latest["threads"]))
-        self.test = None if test is None else on_device(test, world)
+        self.test = None if given.test is None else on_device(given.test, world)
+        model, objective = given.model.to(world.device), given.objective
         self.training = Training(
-            model.to(world.device),
-            loss_named(config.loss),
-            on_device(data, world),
+            model,
+            objective.loss,
+            on_device(given.data, world),
             Recipe(
                 schedule=config.schedule,
                 batch_size=config.batch_size,
@@ -108,15 +105,40 @@ class _Run:
                 seed=config.seed,
                 augment=config.augment,
             ),
-            metric=None if data.tensors[1].is_floating_point() else accuracy,
+            outputs=objective.outputs,
+            hits=objective.hits,
             world=world,
             averages=Averages(model, config.ema, config.swa),
+            before_step=self._before_step,
             flags=self.checkpoints.flags,
         )
+        self.kept = KeptIterates.chosen(config, self.training.steps_in_epoch)
+        if config.track is not None:
+            self.tracker = self._new_tracker(config.track, latest)
         if latest is not None:
             self._go_on(latest)
         elif config.resume:
             self._say("nothing to resume, starts from the beginning")
+
+    def _new_tracker(self, path: Path, latest: dict[str, Any] | None) -> Tracker:
+        """Raises InputError where the file is of another run."""
+        config, world = self.config, self.world
+        goes_on = latest is not None and "tracker" in latest
+        replaced = config.overwrite or goes_on
+        on_first_rank(world, lambda: run_file.check_output(path, overwrite=replaced))
+        tracker = Tracker(
+            self.given.probe(config.track_probe).evaluator(world),
+            path,
+            every=config.track_every,
+            largest=config.track_largest,
+            density_every=config.track_density_every,
+            max_overhead=config.track_overhead if config.track_overhead < 1 else None,
+            seed=config.seed,
+            overwrite=config.overwrite,
+        )
+        if latest is not None and goes_on:
+            tracker.load_state_dict(latest["tracker"])
+        return tracker
 
     def _go_on(self, latest: dict[str, Any]) -> None:
         epoch, step = int(latest["epoch"]), int(latest["step"])
@@ -136,20 +158,40 @@ class _Run:
         heard = self.checkpoints.flags if self.world.size > 1 else None
         is_first = self.world.rank == 0
         done = training.step_number
+        if self.tracker is not None and not done:
+            self._save_between()  # a file of records without a state could not be gone on with
+        self._keep_iterate()
         with Progress("train", self.total, done, "step", is_shown=is_first, note=note) as progress:
             self.checkpoints.on_save = lambda last: self._saved(progress, last)
             while training.epoch < config.epochs:
-                result = training.step()
+                result = self._step()
                 progress.update(1)
                 if result is not None:
                     self._after_epoch(result, progress)
                 if training.epoch < config.epochs:
                     self.checkpoints.after_step(self._save_between, heard)
-        last = config.out / self._name(config.epochs)
+        last = config.out / self._name("epoch", config.epochs)
         if self.world.from_first(not last.exists()):  # stopped behind the last step
-            self._write(last.name, training.state_dict())
+            self._write(last.name, self._state())
         on_first_rank(self.world, self.files.drop_state)
         return last
+
+    def _step(self) -> EpochResult | None:
+        result = self.training.step()
+        if self.tracker is not None:
+            self.tracker.after_step(self.training.step_number, self._loss)
+        self._keep_iterate()
+        return result
+
+    def _before_step(self, step: int, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+        self._loss = loss
+        if self.tracker is not None:
+            self.tracker.before_step(step, optimizer)
+
+    def _keep_iterate(self) -> None:
+        step = self.training.step_number
+        if self.kept.has(step):
+            self._write(kept_iterates.name_of(step), {"model": self.training.model.state_dict()})
 
     def _after_epoch(self, result: EpochResult, progress: Progress) -> None:
         progress.tell(_brief(result))
@@ -157,16 +199,21 @@ class _Run:
             return
         result = with_test(result, self.training, self.test)
         for name, averaged in self.training.averaged_models().items():
-            self._write(self._name(result.epoch, name), {"model": averaged.state_dict()})
-        path = self._write(self._name(result.epoch), self.training.state_dict())
+            self._write(self._name(name, result.epoch), {"model": averaged.state_dict()})
+        path = self._write(self._name("epoch", result.epoch), self._state())
         self.checkpoints.was_saved()
         if self.world.rank == 0:
-            progress.write(f"{path}: {_described(result)}")
+            progress.write(f"{path}: {_described(result, self.given.objective.score)}")
 
     def _save_between(self) -> None:
-        self._write("training.pt", self.training.state_dict())
+        self._write(STATE, self._state())
 
-    def _write(self, name: str, state: dict[str, object]) -> Path:
+    def _state(self) -> dict[str, Any]:
+        """All that a resumption needs; collective."""
+        tracker = {} if self.tracker is None else {"tracker": self.tracker.state_dict()}
+        return {**self.training.state_dict(), **tracker}
+
+    def _write(self, name: str, state: dict[str, Any]) -> Path:
         training = self.training
         about = {"epoch": training.epoch, "step": training.step_number}
         about["threads"] = torch.get_num_threads()
@@ -178,8 +225,8 @@ class _Run:
             leave_progress((self.total, self.training.step_number, "step"))
         progress.saved(last)
 
-    def _name(self, epoch: int, average: str = "") -> str:
-        return f"epoch-{epoch:04d}{average and f'-{average}'}.pt"
+    def _name(self, kind: str, epoch: int) -> str:
+        return f"{kind}-{epoch:04d}.pt"
 
     def _say(self, text: str) -> None:
         if self.world.rank == 0:
@@ -194,85 +241,26 @@ def _brief(result: EpochResult) -> str:
     return f"epoch {result.epoch}: loss {result.loss:.4f}{right}"
 
 
-def _described(result: EpochResult) -> str:
+def _described(result: EpochResult, score: str) -> str:
     text = f"during the epoch mean loss {result.loss:.4f}"
-    if result.accuracy is not None:
+    if score == "perplexity":
+        text += f", perplexity {_perplexity(result.loss)}"
+    elif result.accuracy is not None:
         text += f", training accuracy {result.accuracy:.1%}"
+    if result.test_loss is None:
+        return text
+    if score == "perplexity":
+        return f"{text}; after it test perplexity {_perplexity(result.test_loss)}"
     if result.test_accuracy is not None:
-        text += f"; after it test accuracy {result.test_accuracy:.1%}"
-    elif result.test_loss is not None:
-        text += f"; after it test loss {result.test_loss:.4f}"
-    return text
+        return f"{text}; after it test accuracy {result.test_accuracy:.1%}"
+    return f"{text}; after it test loss {result.test_loss:.4f}"
 
 
-# -- model and data ------------------------------------------------------------------------------
+def _perplexity(loss: float) -> str:
+    return f"{math.exp(min(loss, 700.0)):.1f}"
 
 
 def _require_same_options(config: TrainConfig, world: World) -> None:
     own = ("device", "data_root")  # may differ from machine to machine
     options = {f"--{dashed(k)}": v for k, v in to_dict(config).items() if k not in own}
     require_same_call(world, "train", **options)
-
-
-def _load(config: TrainConfig) -> tuple[nn.Module, TensorDataset, TensorDataset | None]:
-    """The model where it starts, and the data, of the chosen dtype."""
-    data = zoo.load_dataset(
-        config.dataset,
-        data_root=config.data_root,
-        split="train",
-        limit=config.limit,
-        image_size=config.image_size,
-        download=config.download,
-    )
-    test = _test_set(config)
-    model = zoo.model_for(
-        data,
-        config.model,
-        config.activation,
-        config.seed,
-        shortcut=config.shortcut,
-        batchnorm=config.batchnorm,
-        width=config.width,
-        dropout_rate=config.dropout_rate,
-    )
-    initialize(model, config.init, config.seed)
-    dtype: torch.dtype = getattr(torch, config.dtype)
-    model = model.to(dtype)
-    data, test = _of_dtype(data, dtype), None if test is None else _of_dtype(test, dtype)
-    for part in (data, test) if test else (data,):
-        _require_fitting(model, part, loss_named(config.loss))
-    return model, data, test
-
-
-def _of_dtype(data: TensorDataset, dtype: torch.dtype) -> TensorDataset:
-    return TensorDataset(*(t.to(dtype) if t.is_floating_point() else t for t in data.tensors))
-
-
-def _test_set(config: TrainConfig) -> TensorDataset | None:
-    """The test split; None for a user's own arrays without one."""
-    try:
-        return zoo.load_dataset(
-            config.dataset,
-            data_root=config.data_root,
-            split="test",
-            image_size=config.image_size,
-            download=config.download,
-        )
-    except InputError:
-        if config.dataset == "arrays":
-            return None
-        raise
-
-
-def _require_fitting(model: nn.Module, data: TensorDataset, loss_fn: Loss) -> None:
-    """InputError for inputs that the model cannot evaluate, or labels without an output."""
-    inputs, labels = data.tensors
-    try:
-        with torch.no_grad():
-            outputs = model.eval()(inputs[:1])
-    except Exception as error:
-        raise InputError(
-            f"the model cannot evaluate inputs of shape {tuple(inputs.shape[1:])}: "
-            f"{type(error).__name__}: {error}; choose a model or data that fit"
-        ) from error
-    criteria.check_labels(loss_fn, outputs.shape, (inputs, labels), 0)

@@ -18,12 +18,12 @@ from hessian_spectrum.zoo.checkpoints import read_state, save_state
 
 STATE = "training.pt"  # of a training under way, between checkpoints
 MARK = "train"  # config["command"] of what this command wrote
-_NAME = r"(epoch-\d{4,}(-ema|-swa)?|step-\d{6,}|training)\.pt"
+_NAME = r"((epoch|ema|swa)-\d{4,}|step-\d{6,}|training)\.pt"
 _WITHOUT_MARK = {"model", "optimizer", "epoch", "config"}  # keys before there was one
 
 
 class TrainingFolder:
-    """Files ``epoch-0005.pt``, ``epoch-0005-ema.pt``, ``step-000012.pt`` and ``training.pt``.
+    """Files ``epoch-0005.pt``, ``ema-0005.pt``, ``step-000012.pt`` and ``training.pt``.
 
     Each holds the model's state_dict under "model", and "epoch", "step" and "config". The
     first and the last kind hold the whole state of the training.

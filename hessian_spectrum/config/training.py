@@ -31,7 +31,9 @@ Optimizer = Literal[
 ]
 # What a resumed training may change: the steps stay those of the run that was interrupted.
 FREE_FIELDS = (
-    *("epochs", "every", "data_root", "download", "device"),
+    *("epochs", "every", "keep_steps", "keep_epochs", "data_root", "download", "device"),
+    *("track", "track_every", "track_probe", "track_largest", "track_density_every"),
+    "track_overhead",
     *("out", "resume", "overwrite", "checkpoint_minutes", "timeout_minutes"),
 )
 
@@ -109,11 +111,10 @@ class TrainConfig(OutputConfig):
     """flip-crop: mirror each picture or not, and cut it out of a frame of 4 zeros, at random in
     each step, from SEED."""
     ema: float | None = None
-    """Keep an average of the parameters with this decay per step too, in epoch-0005-ema.pt and so
-    on."""
+    """Keep an average of the parameters with this decay per step too, in ema-0005.pt and so on."""
     swa: int | None = None
     """Keep the mean of the parameters at the end of each epoch behind this one too, in
-    epoch-0005-swa.pt and so on."""
+    swa-0005.pt and so on."""
     dtype: Literal["float32", "float64"] = "float32"
     """Floating-point type of parameters and data."""
     seed: int = 0
@@ -122,6 +123,24 @@ class TrainConfig(OutputConfig):
     """cpu or cuda."""
     every: int = 5
     """Write a checkpoint every EVERY epochs, and after the last one."""
+    keep_steps: tuple[str, ...] = ()
+    """FIRST:LAST, as in 1:40: keep the parameters after each of these steps, and those that the
+    first one starts from, in step-000000.pt and so on."""
+    keep_epochs: tuple[int, ...] = ()
+    """Keep those of all steps of these epochs, from 1."""
+    track: Path | None = None
+    """Record curvature while the network trains in this result file, HDF5: eigenvalues, sharpness
+    and the optimizer's threshold, on the first samples of the training data."""
+    track_every: int = 100
+    """Record steps that TRACK_EVERY divides, and steps 1 and 10."""
+    track_probe: int = 512
+    """Samples on which curvature is looked at."""
+    track_largest: int = 1
+    """The largest eigenvalues that are recorded; those above 1.5 / lr are in any case."""
+    track_density_every: int | None = None
+    """Of the recorded steps, those that TRACK_DENSITY_EVERY divides get a density, too."""
+    track_overhead: float = 0.05
+    """The share of the time that records may take; others are skipped. 1: record all."""
     out: Path = Path("checkpoints")
     """Folder for the checkpoints, epoch-0005.pt and so on."""
     overwrite: bool = False
@@ -135,13 +154,25 @@ class TrainConfig(OutputConfig):
         switches = tuple(switch_of(text, names) for text in self.switch)
         return Schedule(self.optimizer, self.lr, drops, switches)
 
+    @property
+    def kept_steps(self) -> tuple[tuple[int, int], ...]:
+        """--keep-steps as numbers; InputError for texts of another form."""
+        return tuple(_window(text) for text in self.keep_steps)
+
     def check(self) -> None:
         """Raise InputError, naming the option, for a value that no run can use."""
         OutputConfig.check(self)
         positive(self, "epochs", "batch_size", "every", "limit", "image_size", "swa")
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"--ema {self.ema}: expected a number between 0 and 1")
-        _ = self.schedule
+        positive(self, "track_every", "track_probe", "track_largest", "track_density_every")
+        if not 0 < self.track_overhead <= 1:
+            raise InputError(
+                f"--track-overhead {self.track_overhead}: expected a share, above 0 and at most 1"
+            )
+        if any(epoch < 1 for epoch in self.keep_epochs):
+            raise InputError(f"--keep-epochs {min(self.keep_epochs)}: epochs count from 1")
+        _ = self.schedule, self.kept_steps
         model_options(self)
         finite(self, "lr", "weight_decay")
         if self.lr == 0:
@@ -149,6 +180,16 @@ class TrainConfig(OutputConfig):
         if not 0 <= self.momentum < 1:
             raise InputError(f"--momentum {self.momentum}: expected 0 or more, and less than 1")
         seeds(self, "seed")
+
+
+def _window(text: str) -> tuple[int, int]:
+    try:
+        first, last = map(int, text.split(":"))
+    except ValueError:
+        first, last = 0, 0
+    if not 1 <= first <= last:
+        raise InputError(f"--keep-steps {text}: expected FIRST:LAST, steps from 1, as in 1:40")
+    return first, last
 
 
 @dataclass(frozen=True, kw_only=True)

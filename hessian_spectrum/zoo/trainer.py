@@ -19,6 +19,7 @@ from hessian_spectrum.config.schedule import Phase, Schedule
 from hessian_spectrum.distributed.world import Flags, World
 from hessian_spectrum.zoo import augmentation
 from hessian_spectrum.zoo.averages import Averages
+from hessian_spectrum.zoo.objectives import are_hits, outputs_of_inputs
 from hessian_spectrum.zoo.optimizers import optimizer_named
 from hessian_spectrum.zoo.synchronized_batchnorm import Share, synchronized
 
@@ -27,7 +28,8 @@ DROPOUT, AUGMENTATION = 1, 2  # what random numbers of a step are for
 
 Data = tuple[Tensor, Tensor]  # inputs and targets, samples first
 Loss = Callable[[Any, Tensor], Tensor]  # of outputs and targets: the mean over samples
-Metric = Callable[[Any, Tensor], Tensor]  # of outputs and targets: a sum over samples
+Outputs = Callable[[Any, Any], Any]  # of the model and a batch, inputs and targets
+Hits = Callable[[Any, Tensor], Tensor]  # of outputs and targets: a boolean for each prediction
 BeforeStep = Callable[[int, torch.optim.Optimizer, Tensor], object]
 
 
@@ -37,7 +39,7 @@ class EpochResult:
 
     epoch: int  # from 1
     loss: float  # mean per sample, without weight decay
-    accuracy: float | None  # fraction of right training labels, 0 to 1; None without a metric
+    accuracy: float | None  # share of hits, 0 to 1; None where nothing can be hit
     test_accuracy: float | None  # after the epoch, in eval mode; None without test data
     test_loss: float | None = None
 
@@ -52,12 +54,6 @@ class Recipe:
     weight_decay: float = 0.0  # the optimizer's
     seed: int = 0  # of the sample order, dropout and augmentation
     augment: str | None = None  # one of zoo.augmentation.AUGMENTATIONS
-
-
-def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The number of right labels, for outputs (N, C) or (N, C, T); of T labels the fraction."""
-    right = (outputs.argmax(1) == targets).double()
-    return right.flatten(1).mean(1).sum() if right.dim() > 1 else right.sum()
 
 
 class Training:
@@ -76,7 +72,8 @@ class Training:
         model: moved to the world's device; in eval mode between epochs.
         loss_fn: (outputs, targets) -> the mean over the samples.
         data: inputs (N, ...) and targets (N, ...), moved to that device.
-        metric: (outputs, targets) -> a sum over the samples; its mean is reported as accuracy.
+        outputs: (model, (inputs, targets)) -> outputs.
+        hits: (outputs, targets) -> is each prediction right? Their mean is the accuracy.
         averages: of this model, to be updated.
         before_step: called with (step, optimizer, loss of the minibatch), with the gradients in
             place and the parameters those that the step starts from.
@@ -94,7 +91,8 @@ class Training:
         data: Data,
         recipe: Recipe,
         *,
-        metric: Metric | None = None,
+        outputs: Outputs = outputs_of_inputs,
+        hits: Hits | None = are_hits,
         world: World | None = None,
         averages: Averages | None = None,
         before_step: BeforeStep | None = None,
@@ -103,7 +101,11 @@ class Training:
         self.world = world or World()
         self.model, self.loss_fn, self.recipe = model.to(self.world.device), loss_fn, recipe
         self.data = _on_device(data, self.world.device)
-        self.metric, self.averages = metric, averages or Averages(model, None, None)
+        self.outputs, self.hits, self.averages = (
+            outputs,
+            hits,
+            averages or Averages(model, None, None),
+        )
         _require_valid(recipe, len(self.data[1]))
         if recipe.augment is not None:
             augmentation.require_pictures(self.data[0])
@@ -162,7 +164,7 @@ class Training:
         # Dropout has the same mask at all stages of a step.
         self._seed_dropout()
         with synchronized(self.model, self.world, share):
-            outputs = self.model(x)
+            outputs = self.outputs(self.model, (x, y))
             loss = self.loss_fn(outputs, y) * share.weight
             self.optimizer.zero_grad()
             loss.backward()
@@ -170,8 +172,8 @@ class Training:
         if is_measured:
             # Sums stay on the device: reading them at each step would synchronize.
             self._sums[0] += detached.double() * share.total
-            if self.metric is not None and share.counts:
-                self._sums[1] += self.metric(outputs.detach(), y)
+            if self.hits is not None and share.counts:
+                self._count(self._sums, self.hits(outputs.detach(), y))
         return self._summed(detached)
 
     def _seed_dropout(self) -> None:
@@ -237,9 +239,9 @@ class Training:
         self.model.eval()
         self.epoch += 1
         self.averages.after_epoch(self.epoch)
-        loss, right = (self._total() / len(self.data[1])).tolist()
+        loss, share = _means(self._total(), len(self.data[1]))
         _require_finite(loss, self.model, self.epoch, self._phase.lr)
-        return EpochResult(self.epoch, loss, None if self.metric is None else right, None)
+        return EpochResult(self.epoch, loss, share, None)
 
     def _new_optimizer(self, phase: Phase) -> torch.optim.Optimizer:
         recipe = self.recipe
@@ -252,17 +254,22 @@ class Training:
         )
 
     def _zeros(self) -> Tensor:
-        return torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        """Sums of the loss, of hits and of predictions."""
+        return torch.zeros(3, dtype=torch.float64, device=self.world.device)
+
+    def _count(self, sums: Tensor, hits: Tensor) -> None:
+        sums[1] += hits.sum()
+        sums[2] += hits.numel()
 
     def _total(self) -> Tensor:
-        """Sums of loss and metric over this epoch's samples of all ranks."""
+        """Sums over this epoch's samples of all ranks."""
         return self.world.sum(self._sums.clone()).cpu()
 
     # -- measurements --------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluated(self, data: Data) -> tuple[float, float | None]:
-        """Mean loss and metric of the model as it is, in eval mode; collective."""
+        """Mean loss and share of hits of the model as it is, in eval mode; collective."""
         was_training = self.model.training
         self.model.eval()
         sums, n = self._zeros(), len(data[1])
@@ -271,13 +278,12 @@ class Training:
             low, high = (total * (self.world.rank + i) // self.world.size for i in (0, 1))
             if high > low:
                 x, y = (t[start + low : start + high] for t in data)
-                outputs = self.model(x)
+                outputs = self.outputs(self.model, (x, y))
                 sums[0] += self.loss_fn(outputs, y).double() * len(y)
-                if self.metric is not None:
-                    sums[1] += self.metric(outputs, y)
+                if self.hits is not None:
+                    self._count(sums, self.hits(outputs, y))
         self.model.train(was_training)
-        loss, right = (self.world.sum(sums).cpu() / n).tolist()
-        return loss, None if self.metric is None else right
+        return _means(self.world.sum(sums).cpu(), n)
 
     def averaged_models(self) -> dict[str, nn.Module]:
         """Averages by name, with BatchNorm's statistics of all the data recomputed; collective."""
@@ -386,9 +392,7 @@ def train(
     )
     inputs, labels = dataset.tensors
     world = World(device=torch.device(device))
-    training = Training(
-        model, cross_entropy, (inputs, labels), recipe, metric=accuracy, world=world
-    )
+    training = Training(model, cross_entropy, (inputs, labels), recipe, world=world)
     test_data = None if test is None else on_device(test, world)
     results = []
     while training.epoch < epochs:
@@ -413,6 +417,11 @@ def with_test(result: EpochResult, training: Training, test: Data | None) -> Epo
 def on_device(dataset: TensorDataset, world: World) -> Data:
     inputs, targets = dataset.tensors
     return _on_device((inputs, targets), world.device)
+
+
+def _means(sums: Tensor, num_samples: int) -> tuple[float, float | None]:
+    loss, hits, predictions = sums.tolist()
+    return loss / num_samples, hits / predictions if predictions else None
 
 
 def _on_device(data: Data, device: torch.device) -> Data:

@@ -71,15 +71,15 @@ def straight(tmp_path_factory):
 
 def test_a_training_leaves_checkpoints_and_averages(straight):
     epochs = ("0002", "0004", "0005")
-    expected = {f"epoch-{epoch}{kind}.pt" for epoch in epochs for kind in ("", "-ema", "-swa")}
+    expected = {f"{kind}-{epoch}.pt" for epoch in epochs for kind in ("epoch", "ema", "swa")}
     assert set(os.listdir(straight)) == expected
     model = zoo.model_for(zoo.load_dataset("digits"), "cnn", "tanh", 0)
     parameters = []
     for name in sorted(expected):
         zoo.load_checkpoint(model, straight / name)
         parameters.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
-        assert zoo.stored_epoch(straight / name) == int(name[6:10])
-        assert zoo.stored_step(straight / name) == 9 * int(name[6:10])
+        assert zoo.stored_epoch(straight / name) == int(name[-7:-3])
+        assert zoo.stored_step(straight / name) == 9 * int(name[-7:-3])
     # The mean over the ends of one epoch is the end of epoch 2.
     assert len({tuple(p.tolist()) for p in parameters}) == len(expected) - 1
 
@@ -130,8 +130,8 @@ def test_a_finished_training_can_go_on_for_more_epochs(straight, inside, capsys)
     assert "finished already" in capsys.readouterr().err
     assert main([*words, "--epochs", "5", "--resume"]) == 0
     assert "going on at step 28" in capsys.readouterr().err
-    os.remove("nets/epoch-0003.pt")
-    os.remove("nets/epoch-0003-ema.pt"), os.remove("nets/epoch-0003-swa.pt")
+    for kind in ("epoch", "ema", "swa"):
+        os.remove(f"nets/{kind}-0003.pt")
     assert same_training(straight, inside / "nets")
     fails(capsys, [*words, "--epochs", "4", "--resume"], "has reached epoch 5; give that many")
 

@@ -12,12 +12,13 @@ from torch.nn import functional as F
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.config.schedule import Phase, Schedule, drop_of, switch_of
 from hessian_spectrum.config.training import Optimizer
+from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss.squared_error import SquaredError
 from hessian_spectrum.zoo import augmentation, build_model, load_dataset
 from hessian_spectrum.zoo.averages import Averages
 from hessian_spectrum.zoo.initialization import initialize
 from hessian_spectrum.zoo.optimizers import OPTIMIZERS
-from hessian_spectrum.zoo.trainer import Recipe, Training, accuracy
+from hessian_spectrum.zoo.trainer import Recipe, Training
 
 DIGITS = load_dataset("digits", limit=50).tensors
 
@@ -38,7 +39,7 @@ def training(schedule=None, *, model=None, data=DIGITS, loss=F.cross_entropy, **
     recipe = Recipe(schedule=schedule or Schedule("sgd", 0.05), **options)
     model = model or network()
     return Training(
-        model, loss, data, recipe, metric=accuracy,
+        model, loss, data, recipe,
         averages=Averages(model, *averages) if averages else None,
     )  # fmt: skip
 
@@ -244,17 +245,39 @@ def test_an_autoencoder_is_trained_by_the_same_trainer():
     x = torch.randn(40, 3, dtype=torch.float64) @ torch.randn(3, 6, dtype=torch.float64)
     model = nn.Sequential(nn.Linear(6, 3, bias=False), nn.Linear(3, 6, bias=False)).double()
     recipe = Recipe(schedule=Schedule("adam", 0.02), batch_size=40)
-    run = Training(model, SquaredError(), (x, x), recipe)
+    run = Training(model, SquaredError(), (x, x), recipe, hits=None)
     results = steps(run, 1500)
     assert results[0].accuracy is None
     # Three components hold all of the data (Baldi and Hornik 1989). Measured 2e-32.
     assert results[-1].loss < 1e-6 * results[0].loss
 
 
-def test_labels_of_a_sequence_count_by_their_fraction():
-    outputs = F.one_hot(torch.tensor([[0, 1, 2, 3], [3, 3, 3, 3]]), 5).movedim(2, 1).float()
+def test_each_label_of_a_sequence_counts():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return F.one_hot(x, 5).movedim(2, 1).float() * self.scale
+
+    words = torch.tensor([[0, 1, 2, 3], [3, 3, 3, 3]])
     targets = torch.tensor([[0, 1, 2, 0], [3, 3, 0, 0]])
-    assert accuracy(outputs, targets).item() == 3 / 4 + 2 / 4
+    run = Training(
+        Fixed(), F.cross_entropy, (words, targets), Recipe(schedule=Schedule("sgd", 1e-9))
+    )
+    assert run.step().accuracy == 5 / 8
+    assert run.evaluated((words[:1], targets[:1]))[1] == 3 / 4
+
+
+def test_dropout_on_several_ranks_is_refused():
+    recipe, world = Recipe(schedule=Schedule("sgd", 0.1)), World(rank=0, size=2)
+    with pytest.raises(InputError, match=r"4 \(Dropout\) drops units at random"):
+        Training(network(), F.cross_entropy, DIGITS, recipe, world=world)
+    Training(network(dropout=0.0), F.cross_entropy, DIGITS, recipe, world=world)
+    lstm = nn.LSTM(3, 3, num_layers=2, dropout=0.5)
+    with pytest.raises(InputError, match="the model \\(LSTM\\)"):
+        Training(lstm, F.cross_entropy, DIGITS, recipe, world=world)
 
 
 def test_what_comes_before_a_step_sees_its_gradient_and_its_start():
