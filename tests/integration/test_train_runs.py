@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 from command_line import fails
@@ -13,6 +14,7 @@ from launching import TORCHRUN, launch
 from locations import ROOT
 from stopping import StopOnceThere
 
+import hessian_spectrum as hs
 from hessian_spectrum import zoo
 from hessian_spectrum.cli.main import main
 from hessian_spectrum.commands.signals import Interrupted
@@ -202,3 +204,90 @@ def test_ranks_give_the_parameters_of_one_process(inside, optimizer):
             one, two = (content(f"{many}-{dtype}/{name}")["model"] for many in ("one", "two"))
             # Parameters, and BatchNorm's running statistics.
             assert largest_difference(two, one) < bound
+
+
+# -- iterates and curvature ------------------------------------------------------------------------
+
+
+def test_iterates_are_kept_of_windows_with_where_they_start(inside, capsys):
+    words = [*SMALL, "--batch-size", "10", "--epochs", "4", "--every", "4"]  # 3 steps an epoch
+    assert main([*words, "--keep-steps", "2:3", "--keep-epochs", "4"]) == 0
+    names = [f"step-{step:06d}.pt" for step in (1, 2, 3, 9, 10, 11, 12)]
+    assert sorted(os.listdir("nets")) == ["epoch-0004.pt", *names]
+    model = zoo.build_model("mlp-64-4-10", input_shape=(1, 8, 8))
+    for name in names:
+        path, step = inside / "nets" / name, int(name[5:11])
+        assert (zoo.stored_step(path), zoo.stored_epoch(path)) == (step, step // 3)
+        zoo.load_checkpoint(model, path)
+    end = content("nets/epoch-0004.pt")
+    assert equal(content("nets/step-000012.pt")["model"], end["model"])
+    # One step of gradient descent with momentum leads from one to the next.
+    before, after = (content(f"nets/step-{step:06d}.pt")["model"] for step in (11, 12))
+    momentum = end["optimizer"]["state"][0]["momentum_buffer"]
+    assert torch.allclose(before["1.weight"] - 0.1 * momentum, after["1.weight"], atol=1e-7)
+    track = ["track", "--model", "mlp-64-4-10", "--dataset", "digits", "--limit", "30"]
+    assert main([*track, "--checkpoints", *(f"nets/{name}" for name in names)]) == 0
+    with hs.open("track.h5") as run:
+        assert run["trajectory"].steps.tolist() == [1, 2, 3, 9, 10, 11, 12]
+        assert run["trajectory"].about["axis"] == "step"
+    words[words.index("--epochs") + 1] = "1"
+    assert main([*words, "--overwrite", "--keep-steps", "1:1"]) == 0
+    kept = ["step-000000.pt", "step-000001.pt"]
+    assert sorted(os.listdir("nets")) == ["epoch-0001.pt", *kept]
+    start = zoo.model_for(zoo.load_dataset("digits", limit=30), "mlp-64-4-10", "tanh", 0)
+    assert equal(dict(content("nets/step-000000.pt")["model"]), dict(start.state_dict()))
+    fails(capsys, [*words, "--keep-steps", "3:2"], "--keep-steps 3:2: expected FIRST:LAST")
+    fails(capsys, [*words, "--keep-epochs", "0"], "--keep-epochs 0: epochs count from 1")
+
+
+TRACKED = [*CNN, "--epochs", "2", "--checkpoint-minutes", "0"]
+TRACKED += ["--track", "track.h5", "--track-every", "5", "--track-probe", "20"]
+TRACKED += ["--track-overhead", "1", "--track-density-every", "10"]
+
+
+def assert_same_track(one, other):
+    with hs.open(one) as a, hs.open(other) as b:
+        assert sorted(a) == sorted(b) and a.finished and b.finished
+        assert a["track"].steps.tolist() == b["track"].steps.tolist() == [1, 5, 10, 15]
+        assert set(a["track"].values) == set(b["track"].values)
+        for name in set(a["track"].values) - {"seconds"}:
+            np.testing.assert_array_equal(a["track"][name], b["track"][name], err_msg=name)
+        np.testing.assert_array_equal(a["track"].eigenvalues, b["track"].eigenvalues)
+
+
+def reached(step):
+    state = "killed/training.pt"
+    return os.path.exists(state) and content(state)["step"] >= step
+
+
+def test_a_tracked_training_is_the_training_and_is_resumed_with_its_file(inside):
+    plain = [*CNN, "--epochs", "2"]
+    assert main([*plain, "--out", "plain"]) == 0
+    assert main([*TRACKED, "--out", "nets"]) == 0
+    os.rename("track.h5", "straight.h5")
+    a, b = (content(f"{folder}/epoch-0002.pt") for folder in ("plain", "nets"))
+    assert equal(dict(a["model"]), dict(b["model"]))
+    with hs.open("straight.h5") as run:
+        assert "density/step-000010" in run
+        track, first = run["track"], content("nets/epoch-0002.pt")
+        assert first["tracker"]["records"] == 4
+        # Nesterov's rule, at the learning rate of each epoch.
+        lr = np.where(track.steps <= 9, 0.02, 0.01)
+        np.testing.assert_allclose(track["threshold"], (2 + 2 * 0.9) / ((1 + 2 * 0.9) * lr))
+    with open("log", "w") as log:
+        process = started([*TRACKED, "--out", "killed"], log)
+        deadline = time.monotonic() + 120
+        while not reached(11) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+        process.wait(60)
+    assert content("killed/training.pt")["step"] < 18
+    assert main([*TRACKED, "--out", "killed", "--resume"]) == 0
+    assert_same_track("straight.h5", "track.h5")
+
+
+def test_a_track_of_another_run_is_left_alone(inside, capsys):
+    words = [*SMALL, "--epochs", "1", "--track", "there.h5"]
+    (inside / "there.h5").write_text("mine")
+    fails(capsys, words, "there.h5")
+    assert (inside / "there.h5").read_text() == "mine" and not os.path.exists("nets")
