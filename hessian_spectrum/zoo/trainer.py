@@ -28,6 +28,7 @@ DROPOUT, AUGMENTATION = 1, 2  # what random numbers of a step are for
 
 Data = tuple[Tensor, Tensor]  # inputs and targets, samples first
 Loss = Callable[[Any, Tensor], Tensor]  # of outputs and targets: the mean over samples
+Batch = Tensor | slice  # the samples' numbers; all of them
 Outputs = Callable[[Any, Any], Any]  # of the model and a batch, inputs and targets
 Hits = Callable[[Any, Tensor], Tensor]  # of outputs and targets: a boolean for each prediction
 BeforeStep = Callable[[int, torch.optim.Optimizer, Tensor], object]
@@ -118,7 +119,7 @@ class Training:
         self.optimizer = self._new_optimizer(self._phase)
         self._shuffle = torch.Generator().manual_seed(recipe.seed)
         self._before_epoch = self._shuffle.get_state()
-        self._batches: list[Tensor] = []  # that are left of this epoch
+        self._batches: list[Batch] = []  # that are left of this epoch
         self._sums = self._zeros()
 
     @property
@@ -199,15 +200,15 @@ class Training:
             self._flags.hear(total[-len(parts[-1]) :])
         return loss[0]
 
-    def _slice(self, batch: Tensor) -> tuple[Share, Tensor, Tensor]:
+    def _slice(self, batch: Batch) -> tuple[Share, Tensor, Tensor]:
         """This rank's part of a minibatch."""
         (inputs, targets), (rank, size) = self.data, (self.world.rank, self.world.size)
-        n = len(batch)
+        n = len(inputs) if isinstance(batch, slice) else len(batch)
         low, high = n * rank // size, n * (rank + 1) // size
         share = Share(max(1, high - low), n, counts=high > low)
         own = slice(low, high) if share.counts else slice(0, 1)
-        whole = len(inputs) == n == share.rows
-        x, y = (inputs, targets) if whole else (inputs[batch[own]], targets[batch[own]])
+        rows = own if isinstance(batch, slice) else batch[own]
+        x, y = inputs[rows], targets[rows]
         if self.recipe.augment is not None:
             seed = _seed(self.recipe.seed, AUGMENTATION, self.step_number)
             drawn = augmentation.draw(n, torch.Generator().manual_seed(seed))
@@ -228,11 +229,11 @@ class Training:
         self._sums = self._zeros()
         self.model.train()
 
-    def _order(self) -> list[Tensor]:
+    def _order(self) -> list[Batch]:
         n, size = len(self.data[1]), self.recipe.batch_size
         order = torch.randperm(n, generator=self._shuffle)
         if size >= n:
-            order = torch.arange(n)  # steps of gradient descent: without the rounding of an order
+            return [slice(n)]  # steps of gradient descent: no copy, and no rounding of an order
         return list(order.to(self.world.device).split(size))
 
     def _end_epoch(self) -> EpochResult:

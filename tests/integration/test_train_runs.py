@@ -1,6 +1,7 @@
 """The train command: interrupted anywhere and resumed, its files, and the same on several ranks."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from hessian_spectrum.cli.main import main
 from hessian_spectrum.commands.signals import Interrupted
 from hessian_spectrum.commands.train import train
 from hessian_spectrum.config import TrainConfig
+from hessian_spectrum.zoo.trainer import Training
 
 CNN = ["train", "--model", "cnn", "--dataset", "digits", "--limit", "60", "--lr", "0.02"]
 CNN += [
@@ -260,10 +262,10 @@ TRACKED += ["--track", "track.h5", "--track-every", "5", "--track-probe", "20"]
 TRACKED += ["--track-overhead", "1", "--track-density-every", "10"]
 
 
-def assert_same_track(one, other):
+def assert_same_track(one, other, steps):
     with hs.open(one) as a, hs.open(other) as b:
         assert sorted(a) == sorted(b) and a.finished and b.finished
-        assert a["track"].steps.tolist() == b["track"].steps.tolist() == [1, 5, 10, 15]
+        assert a["track"].steps.tolist() == b["track"].steps.tolist() == steps
         assert set(a["track"].values) == set(b["track"].values)
         for name in set(a["track"].values) - {"seconds"}:
             np.testing.assert_array_equal(a["track"][name], b["track"][name], err_msg=name)
@@ -298,7 +300,30 @@ def test_a_tracked_training_is_the_training_and_is_resumed_with_its_file(inside)
         process.wait(60)
     assert content("killed/training.pt")["step"] < 18
     assert main([*TRACKED, "--out", "killed", "--resume"]) == 0
-    assert_same_track("straight.h5", "track.h5")
+    assert_same_track("straight.h5", "track.h5", [1, 5, 10, 15])
+
+
+def test_a_tracked_training_that_ends_before_its_first_save_is_resumed(inside, monkeypatch):
+    words = [*SMALL, "--epochs", "3", "--every", "3", "--batch-size", "10", "--track", "track.h5"]
+    words += ["--track-overhead", "1", "--track-every", "3", "--track-probe", "20"]
+    assert main(words) == 0
+    os.rename("track.h5", "straight.h5")
+    shutil.rmtree("nets")
+    step = Training.step
+
+    def killed(training):
+        if training.step_number == 5:
+            raise RuntimeError("the end")
+        return step(training)
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="the end"):
+        patched.setattr(Training, "step", killed)
+        main(words)
+    with hs.open("track.h5") as run:
+        assert run["track"].steps.tolist() == [1, 3]
+    assert content("nets/training.pt")["step"] == 0
+    assert main([*words, "--resume"]) == 0
+    assert_same_track("straight.h5", "track.h5", [1, 3, 6, 9])
 
 
 def test_a_track_of_another_run_is_left_alone(inside, capsys):
