@@ -44,7 +44,7 @@ COMMANDS = [
     Command(
         "train",
         config.TrainConfig,
-        ".train:train",
+        ".training_grid:trainings",
         "train a zoo model and write checkpoints",
         "by itself",
     ),

@@ -90,6 +90,12 @@ class TrainingFolder:
         self._require_same_options(state["config"])
         return state
 
+    def is_finished(self) -> bool:
+        """Has a training with these options ended?"""
+        latest = self.latest()
+        ended = latest is not None and int(latest["epoch"]) == self.config.epochs
+        return ended and not self._present(STATE)
+
     def write(self, name: str, state: Mapping[str, Any]) -> Path:
         """Replace a file whole."""
         path = self.path / name

@@ -11,6 +11,7 @@ from hessian_spectrum._core.validation import finite, positive, seeds
 from hessian_spectrum.config.output import OutputConfig
 from hessian_spectrum.config.problem import Activation, Loss, model_options
 from hessian_spectrum.config.schedule import Schedule, drop_of, switch_of
+from hessian_spectrum.config.training_grid import members
 
 Optimizer = Literal[
     "sgd",
@@ -32,7 +33,15 @@ Optimizer = Literal[
 # What a resumed training may change: the steps stay those of the run that was interrupted.
 FREE_FIELDS = (
     *("epochs", "every", "keep_steps", "keep_epochs", "data_root", "download", "device"),
-    *("track", "track_every", "track_probe", "track_largest", "track_density_every"),
+    *(
+        "grid",
+        "grid_member",
+        "track",
+        "track_every",
+        "track_probe",
+        "track_largest",
+        "track_density_every",
+    ),
     "track_overhead",
     *("out", "resume", "overwrite", "checkpoint_minutes", "timeout_minutes"),
 )
@@ -141,6 +150,12 @@ class TrainConfig(OutputConfig):
     """Of the recorded steps, those that TRACK_DENSITY_EVERY divides get a density, too."""
     track_overhead: float = 0.05
     """The share of the time that records may take; others are skipped. 1: record all."""
+    grid: tuple[str, ...] = ()
+    """OPTION=VALUE,VALUE,..., as in optimizer=sgd:0.1,adam:0.001,rk2-heun:0.1 seed=0,1,2: train a
+    network for each combination, in folders of OUT such as OUT/adam-seed2. Behind an optimizer its
+    learning rate."""
+    grid_member: int | None = None
+    """Train this one of the grid alone, from 0, for a job array; the last option changes first."""
     out: Path = Path("checkpoints")
     """Folder for the checkpoints, epoch-0005.pt and so on."""
     overwrite: bool = False
@@ -173,6 +188,7 @@ class TrainConfig(OutputConfig):
         if any(epoch < 1 for epoch in self.keep_epochs):
             raise InputError(f"--keep-epochs {min(self.keep_epochs)}: epochs count from 1")
         _ = self.schedule, self.kept_steps
+        self._check_grid()
         model_options(self)
         finite(self, "lr", "weight_decay")
         if self.lr == 0:
@@ -180,6 +196,14 @@ class TrainConfig(OutputConfig):
         if not 0 <= self.momentum < 1:
             raise InputError(f"--momentum {self.momentum}: expected 0 or more, and less than 1")
         seeds(self, "seed")
+
+    def _check_grid(self) -> None:
+        found = members(self) if self.grid else {}
+        for member in found.values():
+            member.check()
+        number = self.grid_member
+        if number is not None and not 0 <= number < len(found):
+            raise InputError(f"--grid-member {number}: the grid has {len(found)}, counted from 0")
 
 
 def _window(text: str) -> tuple[int, int]:

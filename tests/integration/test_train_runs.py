@@ -331,3 +331,57 @@ def test_a_track_of_another_run_is_left_alone(inside, capsys):
     (inside / "there.h5").write_text("mine")
     fails(capsys, words, "there.h5")
     assert (inside / "there.h5").read_text() == "mine" and not os.path.exists("nets")
+
+
+# -- a table of trainings --------------------------------------------------------------------------
+
+GRID = [*SMALL[:-2], "--epochs", "2", "--every", "2", "--out", "table"]
+GRID += ["--grid", "optimizers=plain-sgd:0.1,adam:0.01", "seeds=0,3"]
+NAMES = ["plain-sgd-seed0", "plain-sgd-seed3", "adam-seed0", "adam-seed3"]
+
+
+def test_a_grid_fills_a_folder_and_is_resumed(inside, capsys):
+    assert main([*GRID, "--grid-member", "3"]) == 0  # as a task of a job array
+    assert os.listdir("table") == ["adam-seed3"]
+    alone = [*SMALL[:-2], "--epochs", "2", "--every", "2", "--optimizer", "adam", "--lr", "0.01"]
+    assert main([*alone, "--seed", "3", "--out", "alone"]) == 0
+    a, b = (content(f"{where}/epoch-0002.pt") for where in ("alone", "table/adam-seed3"))
+    assert equal(dict(a["model"]), dict(b["model"]))
+    capsys.readouterr()
+    assert main([*GRID, "--resume"]) == 0
+    said = capsys.readouterr()
+    assert sorted(os.listdir("table")) == sorted(NAMES)
+    assert "table/adam-seed0:" in said.out and "table/adam-seed3" not in said.out
+    models = [content(f"table/{name}/epoch-0002.pt")["model"]["3.weight"] for name in NAMES]
+    assert len({tuple(w.flatten().tolist()) for w in models}) == 4
+    fails(capsys, GRID, "plain-sgd-seed0 holds 1 checkpoints already")
+    (inside / "grid.toml").write_text('grid = ["seed=1,2"]\n')
+    assert main(["train", "--config", "grid.toml", *alone[1:], "--out", "other"]) == 0
+    assert sorted(os.listdir("other")) == ["seed1", "seed2"]
+
+
+def test_what_diverges_in_a_grid_leaves_the_others(inside, capsys):
+    words = [*SMALL[:-2], "--activation", "relu", "--epochs", "1", "--out", "table"]
+    words += ["--batch-size", "10", "--grid", "lr=1e38,0.1"]
+    assert main(words) == 1
+    assert "1 of 2: lr1e38 (training diverged" in capsys.readouterr().err
+    assert sorted(os.listdir("table")) == ["lr0.1"]
+
+
+@pytest.mark.parametrize(
+    "grid, words",
+    [
+        (["optimizer"], "--grid optimizer: expected OPTION=VALUE,VALUE"),
+        (["colour=red"], "--grid colour=red: expected OPTION=VALUE,VALUE"),
+        (["out=a,b"], "--grid out=a,b: expected OPTION=VALUE"),
+        (["optimizer=lbfgs"], "--grid optimizer=lbfgs: optimizer is 'lbfgs'; expected 'sgd' or"),
+        (["seed=a"], "--grid seed=a: seed is 'a'; expected a whole number"),
+        (["seed=-1"], "--seed -1: expected 0 or more"),
+        (["optimizer=sgd:0"], "--lr 0: expected a learning rate above 0"),
+        (["seed=1,1"], "--grid seed=1,1: gives seed1 twice"),
+        (["seed=1", "--grid-member", "1"], "--grid-member 1: the grid has 1"),
+    ],
+)
+def test_a_grid_of_another_form_is_refused(inside, capsys, grid, words):
+    fails(capsys, [*SMALL, "--grid", *grid], words)
+    assert os.listdir(".") == []
