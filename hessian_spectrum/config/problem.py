@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.validation import above_zero, finite, positive, seeds
-
-if TYPE_CHECKING:
-    from hessian_spectrum.config.training import TrainConfig
 
 Activation = Literal["tanh", "relu", "sigmoid", "maxout"]
 Loss = Literal["cross-entropy", "mse", "fast-gradient-sign", "multi-prediction"]
@@ -131,7 +128,7 @@ class ProblemConfig:
         seeds(self, "init_seed", "dropout_seed")
 
 
-def model_options(config: ProblemConfig | TrainConfig) -> None:
+def model_options(config: Any) -> None:
     """Raise InputError, naming the option, for a value that no zoo model can use."""
     above_zero(config, "width")
     if config.dropout_rate is not None and not 0 <= config.dropout_rate < 1:

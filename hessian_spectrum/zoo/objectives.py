@@ -91,11 +91,22 @@ def problem_for(name: str, loss: str, model: nn.Module, data: TensorDataset) -> 
         return Problem(model=model, loss_fn=objective.loss, data=samples, reduction="none")
     return Problem(
         model=model,
-        loss_fn=lambda outputs, batch: objective.loss(outputs, batch[1]),
+        loss_fn=_OfBatch(objective.loss),
         data=samples,
         forward=objective.outputs,
         reduction="none",
     )
+
+
+class _OfBatch(nn.Module):
+    """A loss of outputs and targets as one of outputs and the batch."""
+
+    def __init__(self, loss: nn.Module):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, outputs: Any, batch: Any) -> Tensor:
+        return self.loss(outputs, batch[1])
 
 
 def _hidden_hits(outputs: Tensor, targets: Tensor, classes: int) -> Tensor:

@@ -13,6 +13,8 @@ from hessian_spectrum.config import ProblemConfig, TrainConfig
 from hessian_spectrum.loss.squared_error import SquaredError
 from hessian_spectrum.zoo import build_model, problem_loader
 from hessian_spectrum.zoo.losses import loss_named
+from hessian_spectrum.zoo.networks.layers import Maxout
+from hessian_spectrum.zoo.torchvision_compat import import_torchvision
 
 CIFAR = (3, 32, 32)
 
@@ -246,6 +248,52 @@ def test_parts_that_a_family_has_can_be_left_out(name):
         torch.manual_seed(torch_seed)
         outputs.append(built(shortcut=shortcut).eval()(x))
     assert torch.equal(*outputs) == (name not in HAVE_SHORTCUTS)
+
+
+@pytest.mark.parametrize("batchnorm", [True, False])
+@pytest.mark.parametrize("name", ["vgg11", "vgg16"])
+def test_the_convolutions_of_vgg_are_those_of_torchvision(name, batchnorm):
+    torch.manual_seed(0)
+    model = build_model(name, input_shape=CIFAR, batchnorm=batchnorm).eval()
+    models = import_torchvision().models
+    theirs = models.get_model(name + ("_bn" if batchnorm else ""), weights=None).features.eval()
+    ours = model[: len(theirs)]
+    for mine, other in zip(ours, theirs):
+        if isinstance(other, nn.Conv2d) and batchnorm:  # ours has no biases there
+            nn.init.zeros_(other.bias)
+        other.load_state_dict(mine.state_dict(), strict=not batchnorm)
+    x = pictures(2)[0]
+    assert torch.equal(ours(x), theirs(x))
+    assert torch.equal(model(x), model[-1](theirs(x).flatten(1)))
+
+
+LETTERS = {
+    **{nn.Conv2d: "C", nn.BatchNorm2d: "B", nn.ReLU: "R", Maxout: "X", nn.Linear: "L"},
+    **{nn.MaxPool2d: "M", nn.AvgPool2d: "A", nn.AdaptiveAvgPool2d: "a", nn.Dropout: "d"},
+}
+
+
+def layers_of(model) -> str:
+    return "".join(LETTERS.get(type(module), "") for module in model.modules())
+
+
+def test_layers_follow_each_other_as_in_the_sources():
+    def built(name, **options):
+        return build_model(name, input_shape=CIFAR, width=1 / 16, **options)
+
+    nin = built("nin", batchnorm=False)
+    assert layers_of(nin) == "CRCRCRMd" + "CRCRCRAd" + "CRCRCRa"
+    assert layers_of(built("nin")) == "CBRCBRCBRMd" + "CBRCBRCBRAd" + "CBRCBRCRa"
+    maxout = built("convmaxout-cifar10")
+    assert layers_of(maxout) == "d" + "CXMd" * 3 + "LXdL"
+    assert layers_of(built("convmaxout-mnist")) == "d" + "CXMd" * 3 + "L"
+    rates = [[m.p for m in model if isinstance(m, nn.Dropout)] for model in (nin, maxout)]
+    assert rates == [[0.5, 0.5], [0.2, 0.5, 0.5, 0.5, 0.5]]
+    wide = built("wrn-16-4")
+    assert [layers_of(block) for block in wide[1:7]] == ["BRCBRdCC", "BRCBRdC"] * 3
+    assert layers_of(wide)[-4:] == "BRaL"
+    dense = built("densenet-10-12", dropout_rate=0.2)
+    assert layers_of(dense) == "C" + "BRCd" * 2 + ("BRCdA" + "BRCd" * 2) * 2 + "BRaL"
 
 
 def test_a_wide_block_with_a_zero_body_is_its_shortcut():
