@@ -140,6 +140,19 @@ def test_a_finished_training_can_go_on_for_more_epochs(straight, inside, capsys)
     fails(capsys, [*words, "--epochs", "4", "--resume"], "has reached epoch 5; give that many")
 
 
+def test_a_training_that_was_stopped_at_its_new_end_has_a_checkpoint(tmp_path):
+    config = dict(model="mlp-64-4-10", dataset="digits", limit=30, batch_size=10, every=9)
+    config |= dict(out=tmp_path / "nets", checkpoint_minutes=0.0)
+    state = tmp_path / "nets" / "training.pt"
+    stop = StopOnceThere(state, lambda path: content(path)["step"] >= 5)  # of 3 an epoch
+    with pytest.raises(Interrupted):
+        train(TrainConfig(**config, epochs=4), stop=stop)
+    assert content(state)["step"] == 6
+    last = train(TrainConfig(**config, epochs=2, resume=True))
+    assert last.name == "epoch-0002.pt" and zoo.stored_step(last) == 6
+    assert os.listdir(tmp_path / "nets") == ["epoch-0002.pt"]
+
+
 def test_resume_without_a_state_starts_and_other_options_are_refused(inside, capsys):
     words = [*CNN[:-2], "--epochs", "1", "--out", "nets", "--resume"]
     assert main(words) == 0
