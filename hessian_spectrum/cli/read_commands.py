@@ -39,6 +39,8 @@ View = Literal[
     "loss",
     "critical",
     "distance",
+    "heights",
+    "cosine",
 ]
 
 
@@ -76,7 +78,7 @@ class QueryConfig:
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """Draw a result: a density, eigenpairs, an alignment, a surface, a curve or a trajectory.
+    """Draw a result: density, eigenpairs, alignment, surface, curve, trajectory or barriers.
 
     Of a file with several labelled densities or eigenpairs, as merge and track --density write it:
     all of them over the epochs. Writes one picture and prints its path.
@@ -90,15 +92,16 @@ class PlotConfig:
     """Picture to write: .png, .pdf or .svg; for a surface also .html, an interactive page, or .vts
     for ParaView. Default: FILE with the suffix .png."""
     result: str | None = None
-    """Result to draw: density, eigenpairs, alignment, surface, curve, trajectory, or a labelled
-    one, as listed by info. Default: the first of these that FILE holds. Of a kind whose results
-    are all labelled: all of them."""
+    """Result to draw: density, eigenpairs, alignment, surface, curve, trajectory, barriers, or
+    a labelled one, as listed by info. Default: the first of these that FILE holds. Of a kind whose
+    results are all labelled: all of them."""
     view: View | None = None
     """For a density: density, smoothed; log, eigenvalues per decade of |lambda|, by sign;
     cumulative, the number of eigenvalues up to t; certified, individually resolved eigenvalues as
     bars over the density of the rest. For eigenpairs: eigenvalues with their residuals;
     participation, the share of each layer in the eigenvectors. For a surface: contour; heat, one
-    cell per point; relief, in three dimensions. For several densities: heat, colours on a log
+    cell per point; relief, in three dimensions. For barriers: loss between
+    iterates; heights; cosine of consecutive updates. For several densities: heat, colours on a log
     scale; ridge, one curve above the other. Default: the first, or heat for a map's ratio."""
     beside: tuple[Path, ...] = ()
     """Further result files, whose results are drawn beside that of FILE: surfaces side by side on
@@ -187,13 +190,13 @@ def _say_axis(several: Series) -> None:
 
 
 def _answer(config: QueryConfig, query: str, run: Any, key: str) -> dict[str, Any]:
-    from hessian_spectrum.landscape.results import Curve, Surface, Trajectory
+    from hessian_spectrum.landscape.results import Barriers, Curve, Surface, Trajectory
     from hessian_spectrum.spectral import queries
     from hessian_spectrum.spectral.eigenpairs import EigenPairs
     from hessian_spectrum.spectral.measure import SpectralMeasure
 
     result = _stored(run, key)
-    if isinstance(result, (Curve, Surface, Trajectory)) and config.sigma2 is None:
+    if isinstance(result, (Curve, Surface, Trajectory, Barriers)) and config.sigma2 is None:
         return value_queries.ask(result, query, config.numbers, config.value or "loss")
     if config.value is not None:
         raise InputError(

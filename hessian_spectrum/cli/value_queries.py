@@ -1,29 +1,23 @@
-"""The table of queries on stored curves, surfaces and trajectories, and those of all kinds.
+"""The table of queries on stored curves, surfaces, trajectories and barriers, and of all kinds.
 
 NumPy only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.landscape.results import Array, Curve, Surface, Trajectory
+from hessian_spectrum.cli.barrier_queries import OF_BARRIERS
+from hessian_spectrum.cli.value_query import ValueQuery, best
+from hessian_spectrum.landscape.results import Array, Barriers, Curve, Surface, Trajectory
 from hessian_spectrum.landscape.results.values import Values
 from hessian_spectrum.spectral import functionals
 from hessian_spectrum.spectral.functionals import Answer, Query
 from hessian_spectrum.spectral.queries import row_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValueQuery(Query):
-    """A query on a curve, a surface or a trajectory: what answers, and what is told of that."""
-
-    answer: Callable[..., Answer]  # of the result, the numbers, and name=, which of its values
 
 
 def _minimum(result: Curve | Surface, name: str) -> Answer:
@@ -57,7 +51,7 @@ def _share_below(surface: Surface, level: float, name: str) -> Answer:
 GEOMETRY = ("distance_from_start", "distance_to_end", "step_length", "alpha", "beta")
 
 
-def quantities(result: Curve | Surface | Trajectory) -> Mapping[str, Array]:
+def quantities(result: Curve | Surface | Trajectory | Barriers) -> Mapping[str, Array]:
     """What a query can be about, by name; of a trajectory, distances and projections too."""
     if not isinstance(result, Trajectory):
         return result.values
@@ -71,18 +65,11 @@ def _at_step(track: Trajectory, index: int, name: str) -> Answer:
 
 
 def _least(track: Trajectory, name: str) -> Answer:
-    return _at_step(track, _best(quantities(track)[name], name), name)
+    return _at_step(track, best(quantities(track)[name], name), name)
 
 
 def _greatest(track: Trajectory, name: str) -> Answer:
-    return _at_step(track, _best(-quantities(track)[name], name), name)
-
-
-def _best(values: Array, name: str) -> int:
-    """The index of the smallest value that is a number."""
-    if np.isnan(values).all():
-        raise InputError(f"{name}: no value is a number")
-    return int(np.nanargmin(values))
+    return _at_step(track, best(-quantities(track)[name], name), name)
 
 
 def _of_step(track: Trajectory, step: float, name: str) -> Answer:
@@ -148,7 +135,12 @@ OF_TRAJECTORY = {
     )
 }
 
-OF_LANDSCAPE = {"curve": OF_CURVE, "surface": OF_SURFACE, "trajectory": OF_TRAJECTORY}
+OF_LANDSCAPE = {
+    "curve": OF_CURVE,
+    "surface": OF_SURFACE,
+    "trajectory": OF_TRAJECTORY,
+    "barriers": OF_BARRIERS,
+}
 TABLES: dict[str, Mapping[str, Query]] = {
     "density": functionals.OF_MEASURE,
     "eigenpairs": functionals.OF_PAIRS,
@@ -203,7 +195,7 @@ def questions(run: Mapping[str, Any]) -> str:
 
 
 def ask(
-    result: Curve | Surface | Trajectory,
+    result: Curve | Surface | Trajectory | Barriers,
     query: str,
     numbers: tuple[float, ...],
     name: str = "loss",
@@ -211,17 +203,18 @@ def ask(
     """``{"query", "arguments", "of", "value", ...}``; what more there is depends on the query.
 
     minimum has its "place", barrier its "ends", basin "left", "right" and "bounded". Of a
-    trajectory each has the "place" on its "axis", such as epoch.
+    trajectory each has the "place" on its "axis", such as epoch; of barriers count has "segments",
+    and "unknown", those with a loss that is not finite.
 
     Args:
-        query: a name in ``OF_CURVE``, ``OF_SURFACE`` or ``OF_TRAJECTORY``.
+        query: a name in the kind's table of ``OF_LANDSCAPE``.
         name: of which values.
 
     Raises:
         InputError: a query that does not exist, numbers that it does not take, no such values.
     """
     kind = type(result).__name__.lower()
-    row = row_of(OF_LANDSCAPE[kind], query, f"a {kind}")
+    row = row_of(OF_LANDSCAPE[kind], query, kind if kind == "barriers" else f"a {kind}")
     args = row.typed(numbers)
     quantities(result)[name]  # refused by name
     given = [x for x in args if x is not None]
@@ -233,6 +226,9 @@ def sentence(answer: dict[str, Any]) -> str:
     arguments = " ".join(f"{number:g}" for number in answer["arguments"])
     words = " ".join(filter(None, (answer["query"], arguments)))
     text = f"{words} of the {answer['of'].replace('_', ' ')} = {answer['value']:.8g}"
+    if "segments" in answer:
+        unknown = f", {answer['unknown']} more unknown" if answer["unknown"] else ""
+        return f"{text} barriers on {answer['segments']} segments{unknown}"
     if "axis" in answer:
         return f"{text} at {answer['axis']} {answer['place'][0]:g}"
     if "place" in answer:

@@ -123,7 +123,7 @@ class Track(ValuesComputation[TrackConfig, Trajectory]):
     result_kinds = (Trajectory,)
 
     def __init__(self, config: TrackConfig, problem: Problem, world: World):
-        _warn_of_statistics(problem)
+        warn_of_statistics(problem)
         super().__init__(config, problem, world)
 
     @classmethod
@@ -173,7 +173,7 @@ class Interpolate(ValuesComputation[InterpolateConfig, Curve | Surface]):
     search: CurveSearch | None = None  # the search that is not finished
 
     def __init__(self, config: InterpolateConfig, problem: Problem, world: World):
-        _warn_of_statistics(problem)
+        warn_of_statistics(problem)
         super().__init__(config, problem, world)
 
     @classmethod
@@ -247,7 +247,8 @@ def _point_plan(stored: Mapping[str, Any]) -> PointPlan:
     return PointPlan(**{name: stored[name] for name in POINT_PLAN.required})
 
 
-def _warn_of_statistics(problem: Problem) -> None:
+def warn_of_statistics(problem: Problem) -> None:
+    """Say what BatchNorm does at points between networks, where it does not recompute it."""
     if problem.batch_norm in (None, "eval") and _is_normalized(problem.model):
         warnings.warn(
             "at every point BatchNorm normalizes by the running statistics of one network; "

@@ -128,6 +128,38 @@ class InterpolateConfig(ValuesConfig):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class BarriersConfig(ValuesConfig):
+    """Evaluate the loss of all data between consecutive iterates of a training run.
+
+    Writes OUT, an HDF5 file with the values at POINTS points of each segment and at its ends, and
+    prints the number of barriers by epoch, the iterates' height above the floor of the valley and
+    the cosines of consecutive updates (Xing et al. 2018). The steps and epochs that the files store
+    tell which of them are consecutive; all iterates are held in memory.
+
+        hessian-spectrum barriers --problem mine.py:make --checkpoints nets/step-*.pt
+    """
+
+    out: Path = Path("barriers.h5")
+    """Result file, HDF5."""
+    checkpoints: tuple[Path, ...] = ()
+    """Two or more iterates in the order of training, as train --keep-steps writes them. Files whose
+    stored steps are farther apart than the closest ones begin another window. State outside theta,
+    such as running statistics, comes from --checkpoint or else from the first of them."""
+    points: int = 10
+    """Points between two iterates, evenly spaced."""
+
+    def check(self) -> None:
+        """Raise InputError, naming the option, for a value that no run can use."""
+        super().check()
+        positive(self, "points")
+        if len(self.checkpoints) < 2:
+            raise InputError(
+                f"--checkpoints names {len(self.checkpoints)}; expected two or more, in the order "
+                "of training: --checkpoints nets/step-*.pt"
+            )
+
+
 WINDOW = (-1.0, 1.0)  # coordinates along a direction
 
 

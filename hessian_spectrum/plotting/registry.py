@@ -1,5 +1,5 @@
-"""Choose and write the figure, page or VTK file of a curve, a surface or a trajectory; or of
-several results."""
+"""Choose and write the figure, page or VTK file of a curve, a surface, a trajectory or others; or
+of several results."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.landscape.results import Curve, Surface, Track, Trajectory
-from hessian_spectrum.plotting import density, landscape, several, surface_export, track_views
+from hessian_spectrum.landscape.results import Barriers, Curve, Surface, Track, Trajectory
+from hessian_spectrum.plotting import (
+    barrier_views,
+    density,
+    landscape,
+    several,
+    surface_export,
+    track_views,
+)
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.storage.series import Series
 
@@ -21,8 +28,13 @@ BESIDE: dict[type, tuple[str, tuple[str, ...]]] = {
     Curve: ("a curve", ()),
     SpectralMeasure: ("a density", ("density",)),
 }
-KINDS = ("surface", "curve", "trajectory")
-DRAWN = (Surface, Curve, Trajectory, Track)
+KINDS = ("surface", "curve", "trajectory", "barriers")
+DRAWN = (Surface, Curve, Trajectory, Track, Barriers)
+# Results that are drawn in panels: their picture, and its panels by the names of views.
+PANELS: dict[type, tuple[Callable[..., Figure], Mapping[str, object]]] = {
+    Track: (track_views.track_figure, track_views.VIEWS),
+    Barriers: (barrier_views.barriers_figure, barrier_views.VIEWS),
+}
 VIEWS: dict[str, Callable[..., Figure]] = {
     "contour": landscape.contour_figure,
     "heat": landscape.heat_figure,
@@ -106,7 +118,7 @@ def save_series(
 
 
 def save(
-    result: Curve | Surface | Trajectory | Track,
+    result: Curve | Surface | Trajectory | Track | Barriers,
     out: Path,
     view: str | None = None,
     value: str | None = None,
@@ -124,8 +136,8 @@ def save(
         InputError: a view or a kind of file that it does not have.
     """
     kind = type(result).__name__.lower()
-    if isinstance(result, Track):
-        density.save_figure(_track_figure(result, out, view, value, title), out)
+    if isinstance(result, (Track, Barriers)):
+        density.save_figure(_panels(result, out, view, value, title), out)
         return
     if isinstance(result, Surface) and result.shape[1] == 1:
         result = result.row()
@@ -154,14 +166,17 @@ def save(
         density.save_figure(VIEWS[view](result, value, title=title, **options), out)
 
 
-def _track_figure(
-    track: Track, out: Path, view: str | None, value: str | None, title: str | None
+def _panels(
+    result: Track | Barriers, out: Path, view: str | None, value: str | None, title: str | None
 ) -> Figure:
+    draw, views = PANELS[type(result)]
+    kind = type(result).__name__.lower()
+    what = kind if kind == "barriers" else f"a {kind}"
     if value is not None or out.suffix in (".html", ".vts"):
         raise InputError(
-            f"{f'--value {value}' if value else out} is for a surface, and this is a track; choose "
-            f"a --view: {', '.join(track_views.VIEWS)}"
+            f"{f'--value {value}' if value else out} is for a surface, and this is {what}; choose "
+            f"a --view: {', '.join(views)}"
         )
-    if view is not None and view not in track_views.VIEWS:
-        raise InputError(f"--view {view} of a track: expected {', '.join(track_views.VIEWS)}")
-    return track_views.track_figure(track, title, view)
+    if view is not None and view not in views:
+        raise InputError(f"--view {view} of {what}: expected {', '.join(views)}")
+    return draw(result, title, view)
