@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -14,7 +15,9 @@ from hessian_spectrum.plotting.style import BLUE, GREY, ORANGE, tidy
 from hessian_spectrum.plotting.value_scale import is_wide
 
 MOST_WINDOWS = 4  # side by side; more are drawn in one panel, with gaps
-MOST_DOTS = 100  # segments in a panel whose floors and iterates are marked one by one
+MOST_LINES = 150  # iterates in a panel that are marked by lines
+# Of a legend: a long run leaves no room among its values.
+ABOVE: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 4}
 AXES = {"index": "index of the iterate"}
 
 
@@ -34,7 +37,6 @@ def barriers_figure(found: Barriers, title: str | None = None, view: str | None 
         len(views),
         len(windows),
         sharex="col",
-        sharey="row",
         squeeze=False,
         height_ratios=ratios,
     )
@@ -43,9 +45,9 @@ def barriers_figure(found: Barriers, title: str | None = None, view: str | None 
             draw(axes, found, window)
             tidy(axes)
         row[0].set_ylabel(LABELS[name])
-        row[0].legend(frameon=False, fontsize=8, loc="best")
-    if "loss" in views and is_wide([found.loss.ravel()]):
-        grid[0, 0].set_yscale("log")  # shared by the row
+        # Its height is left free by a title; its width, which may be more than a column's, is not.
+        row[0].set_title(" ", fontsize=9)
+        row[0].legend(frameon=False, fontsize=8, **ABOVE).set_in_layout(False)
     axis = str(found.about.get("axis", "step"))
     for axes in grid[-1]:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=8 // len(windows) + 1, integer=True))
@@ -64,41 +66,34 @@ def _windows(found: Barriers) -> list[Array]:
 
 
 def _loss(axes: Axes, found: Barriers, window: Array) -> None:
-    few = len(window) <= MOST_DOTS
+    few = len(window) < MOST_LINES
     start, stop = found.start[window], found.stop[window]
-    iterates = np.union1d(start, stop)
-    axes.vlines(
-        iterates,
-        *(0, 1),
-        transform=axes.get_xaxis_transform(),
-        color=GREY,
-        linewidth=0.5 if few else 0.2,
-        alpha=0.5,
-        label="iterates",
-    )
+    if few:
+        style: dict[str, Any] = {"color": GREY, "linewidth": 0.5, "alpha": 0.5}
+        iterates, across = np.union1d(start, stop), axes.get_xaxis_transform()
+        axes.vlines(iterates, 0, 1, transform=across, label="iterates", **style)
     x, y = _chained(found, window)
-    axes.plot(x, y, color=BLUE, linewidth=1.2, label="loss of all data")
+    axes.plot(x, y, color=BLUE, linewidth=1.2 if few else 0.5, label="loss of all data")
     at = start + found.floor_at[window] * (stop - start)
-    size = 3.0 if few else 1.0
+    size = 3.0 if few else 1.5
     axes.plot(at, found.floor[window], ".", color="black", markersize=2 * size, label="floor")
     over = window[found.is_barrier[window]]
     highest = found.loss[over, 1:-1].argmax(axis=1)
     peak = found.start[over] + found.t[1 + highest] * (found.stop[over] - found.start[over])
     top = found.loss[over, 1 + highest]
-    axes.plot(peak, top, "v", color=ORANGE, markersize=2 * size, label="barriers")
+    label = "barriers" if found.is_barrier.any() else None
+    axes.plot(peak, top, "v", color=ORANGE, markersize=2 * size, label=label)
+    if is_wide([found.loss[window].ravel()]):
+        axes.set_yscale("log")
 
 
 def _heights(axes: Axes, found: Barriers, window: Array) -> None:
-    middle = (found.start[window] + found.stop[window]) / 2
-    height = found.height_above_floor[window]
-    axes.plot(
-        middle, height, ".-", color=BLUE, linewidth=0.8, label="of the iterates, above the floor"
-    )
+    middle = (found.start + found.stop) / 2
+    heights, label = found.height_above_floor[window], "of the iterates, above the floor"
+    axes.plot(middle[window], heights, ".-", color=BLUE, linewidth=0.8, label=label)
     over = window[found.is_barrier[window]]
-    places = (found.start[over] + found.stop[over]) / 2
-    axes.plot(
-        places, found.rise[over], "v", color=ORANGE, label="of barriers, above the higher end"
-    )
+    label = "of barriers, above the higher end" if found.is_barrier.any() else None
+    axes.plot(middle[over], found.rise[over], "v", color=ORANGE, label=label)
 
 
 def _cosine(axes: Axes, found: Barriers, window: Array) -> None:
