@@ -233,6 +233,26 @@ def barriers(result: Barriers, center: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def of_each(found: Mapping[str, Any], searched: bool) -> list[str]:
+    """How many results of each kind there are.
+
+    Args:
+        found: by key.
+        searched: the eigenpairs are those of a search, which has a limit, not Ritz values.
+    """
+    kinds = {"density": "densities", "eigenpairs": "eigenpairs", "alignment": "alignments"}
+    lines = []
+    for kind, name in kinds.items():
+        results = [result for key, result in found.items() if key.partition("/")[0] == kind]
+        if results:
+            lines.append(f"{name:<24} {len(results)}, one a checkpoint")
+    pairs = [result for result in found.values() if isinstance(result, EigenPairs)]
+    open_ = sum(not result.converged.all() for result in pairs)
+    if open_ and searched:
+        lines.append(f"not converged            at {open_} checkpoints: more --max-products")
+    return lines
+
+
 def density(
     measure: SpectralMeasure,
     extremes: EigenPairs,

@@ -24,7 +24,7 @@ from hessian_spectrum.commands.curve_search import CurveSearch
 from hessian_spectrum.commands.points_computation import PointsComputation
 from hessian_spectrum.commands.scheduler import TASKS, Job, Piece
 from hessian_spectrum.commands.session import Session
-from hessian_spectrum.commands.track_densities import TrackDensities
+from hessian_spectrum.commands.track_curvature import TrackCurvature
 from hessian_spectrum.config import (
     InterpolateConfig,
     SurfaceConfig,
@@ -128,7 +128,7 @@ class Track(ValuesComputation[TrackConfig, Trajectory]):
 
     @classmethod
     def chosen(cls, config: TrackConfig) -> type[Computation[TrackConfig, Trajectory]]:
-        return TrackDensities if config.density else cls
+        return TrackCurvature if config.has_results_of_each else cls
 
     @classmethod
     def located(cls, config: TrackConfig) -> TrackConfig:
