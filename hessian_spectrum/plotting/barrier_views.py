@@ -81,8 +81,8 @@ def _loss(axes: Axes, found: Barriers, window: Array) -> None:
     highest = found.loss[over, 1:-1].argmax(axis=1)
     peak = found.start[over] + found.t[1 + highest] * (found.stop[over] - found.start[over])
     top = found.loss[over, 1 + highest]
-    label = "barriers" if found.is_barrier.any() else None
-    axes.plot(peak, top, "v", color=ORANGE, markersize=2 * size, label=label)
+    named = "barriers" if found.is_barrier.any() else None
+    axes.plot(peak, top, "v", color=ORANGE, markersize=2 * size, label=named)
     if is_wide([found.loss[window].ravel()]):
         axes.set_yscale("log")
 
@@ -92,8 +92,8 @@ def _heights(axes: Axes, found: Barriers, window: Array) -> None:
     heights, label = found.height_above_floor[window], "of the iterates, above the floor"
     axes.plot(middle[window], heights, ".-", color=BLUE, linewidth=0.8, label=label)
     over = window[found.is_barrier[window]]
-    label = "of barriers, above the higher end" if found.is_barrier.any() else None
-    axes.plot(middle[over], found.rise[over], "v", color=ORANGE, label=label)
+    named = "of barriers, above the higher end" if found.is_barrier.any() else None
+    axes.plot(middle[over], found.rise[over], "v", color=ORANGE, label=named)
 
 
 def _cosine(axes: Axes, found: Barriers, window: Array) -> None:

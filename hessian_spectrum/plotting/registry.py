@@ -13,6 +13,7 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.landscape.results import Barriers, Curve, Surface, Track, Trajectory
 from hessian_spectrum.plotting import (
     barrier_views,
+    curves,
     density,
     landscape,
     several,
@@ -30,6 +31,14 @@ BESIDE: dict[type, tuple[str, tuple[str, ...]]] = {
 }
 KINDS = ("surface", "curve", "trajectory", "barriers")
 DRAWN = (Surface, Curve, Trajectory, Track, Barriers)
+# Of the results that are drawn here by kind, the views that they have; of others see density.py and
+# several.py.
+VIEWS_BY_KIND: dict[str, tuple[str, ...]] = {
+    "track": tuple(track_views.VIEWS),
+    "surface": ("contour", "heat", "relief"),
+    "trajectory": tuple(curves.TRAJECTORY_VIEWS),
+    "barriers": tuple(barrier_views.VIEWS),
+}
 # Results that are drawn in panels: their picture, and its panels by the names of views.
 PANELS: dict[type, tuple[Callable[..., Figure], Mapping[str, object]]] = {
     Track: (track_views.track_figure, track_views.VIEWS),
@@ -40,6 +49,21 @@ VIEWS: dict[str, Callable[..., Figure]] = {
     "heat": landscape.heat_figure,
     "relief": landscape.relief_figure,
 }
+
+
+def kind_of_view(view: str | None, held: Mapping[str, bool]) -> str | None:
+    """Which kind of result a view is of, of those that a file holds; None where it is of none.
+
+    Args:
+        view: None: the kind that is drawn by default.
+        held: by kind, in the order of preference: are there several results, all labelled?
+    """
+    for kind, is_several in held.items():
+        table = several.VIEWS_OF if is_several else density.VIEWS_OF
+        views = VIEWS_BY_KIND.get(kind, ()) if kind in VIEWS_BY_KIND else table.get(kind, ())
+        if view is None or view in views:
+            return kind
+    return None
 
 
 def save_beside(
@@ -141,6 +165,10 @@ def save(
         return
     if isinstance(result, Surface) and result.shape[1] == 1:
         result = result.row()
+    if isinstance(result, Trajectory) and view in curves.TRAJECTORY_VIEWS and value is None:
+        if out.suffix not in (".html", ".vts"):
+            density.save_figure(curves.trajectory_figure(result, title, view=view), out)
+            return
     if not isinstance(result, Surface) and (view is not None or out.suffix in (".html", ".vts")):
         raise InputError(
             f"{f'--view {view}' if view else out} is for a surface, and this is a {kind}"

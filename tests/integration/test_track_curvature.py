@@ -20,6 +20,7 @@ from hessian_spectrum.commands.surfaces import Track
 from hessian_spectrum.commands.track_curvature import TrackCurvature
 from hessian_spectrum.config import AlignmentConfig, DensityConfig, EigenpairsConfig, TrackConfig
 from hessian_spectrum.loss.problem import Problem
+from hessian_spectrum.plotting import density as plotting
 from hessian_spectrum.storage.merge import merge
 
 EPOCHS = (1, 3, 7)
@@ -167,6 +168,40 @@ def test_the_ratio_of_outliers_by_epoch(paths, tmp_path, capsys):
             values = run[f"eigenpairs/{path.stem}"].values
             assert line.split()[:2] == [str(epoch), path.stem]
             assert float(line.split()[2]) == pytest.approx(values[-1] / values[-10], rel=1e-7)
+
+
+def test_each_view_of_a_track_of_checkpoints(paths, tmp_path, monkeypatch, capsys):
+    out = str(tmp_path / "all.h5")
+    more = {"density": True, "num_probes": 2, "num_steps": 4, "alignment": True}
+    hs.run(track(paths, out, eigenvalues=True, **more, **ENDS, **MINIBATCHES), **problem(mlp()))
+    saved = []
+    monkeypatch.setattr(plotting, "save_figure", lambda figure, out: saved.append(figure))
+    with hs.open(out) as run:
+        pairs = [run[f"eigenpairs/{path.stem}"] for path in paths]
+        aligned = [run[f"alignment/{path.stem}"] for path in paths]
+        way = run["trajectory"]
+    expected = {
+        "loss": {"loss": way.values["loss"]},
+        "distance": {"from the start": way.distance_from_start},
+        "zeta": {"_child1": [p.values[-1] / p.values[-10] for p in pairs]},
+        "alignment": {"3 samples": [a.mean()[0] for a in aligned]},
+    }
+    for view in ("density", "ridge", "eigenvalues", *expected):
+        assert cli.main(["plot", out, "--view", view, "--overwrite"]) == 0, view
+        axes = saved[-1].axes[0]
+        lines = {line.get_label(): line for line in axes.get_lines()}
+        for label, values in expected.get(view, {}).items():
+            drawn = lines.get(label, axes.get_lines()[0])
+            assert np.asarray(drawn.get_ydata()) == pytest.approx(values, rel=1e-12), view
+            assert drawn.get_xdata().tolist() == list(EPOCHS)
+    # Without eigenpairs the view shows the extremes that are in the trajectory.
+    only = str(tmp_path / "only.h5")
+    hs.save(only, way)
+    assert cli.main(["plot", only, "--view", "eigenvalues"]) == 0
+    (largest, *_) = saved[-1].axes[0].get_lines()
+    assert largest.get_ydata() == pytest.approx(way.values["largest"])
+    assert cli.main(["plot", only, "--view", "zeta"]) == 2
+    assert "this is a trajectory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
