@@ -78,6 +78,8 @@ def with_ten(tenths, **more):
 
 def test_zeta_is_the_first_over_the_tenth_eigenvalue_within_the_residuals(tmp_path, capsys):
     track = with_ten([5.0, np.nan, 4.0, -1.0])
+    assert [len(pairs) for pairs in track.pairs] == [10, 9, 10, 10]
+    assert track.pairs[1].values[-1] == 20.0
     axes = track_views.track_figure(track, view="zeta").axes[0]
     (line,) = axes.get_lines()
     assert line.get_ydata() == pytest.approx([4.0, np.nan, 5.0, np.nan], nan_ok=True)
@@ -131,6 +133,7 @@ def test_a_tracker_s_file_is_asked_by_step(tmp_path, capsys):
         **{"query": "mean", "arguments": [2, 4], "of": "zeta", "value": 7.5, "records": 2},
         "deviation": pytest.approx(12.5**0.5),
     }
+    assert asked("mean", "1", "3", "--value", "zeta")["value"] == 4.5
     assert asked("mean", "--value", "over_threshold")["value"] == 1.25
     assert main(["query", path, "mean", "--value", "zeta"]) == 0
     said = capsys.readouterr().out
