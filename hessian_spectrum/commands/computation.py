@@ -169,7 +169,7 @@ class CurvatureComputation(Computation[CurvatureT, ResultT]):
         return self._cost(estimate, first_order(self.evaluator))
 
     def look(self) -> dict[str, float]:
-        return {**first_order(self.evaluator), **stored_epoch(self.config.checkpoint)}
+        return {**first_order(self.evaluator), **stored_age(self.config.checkpoint)}
 
     def prepare(self, session: Session) -> None:
         operator, formed = OPERATORS[self.config.operator](self.evaluator), None
@@ -195,7 +195,9 @@ def first_order(evaluator: Evaluator) -> dict[str, float]:
     }
 
 
-def stored_epoch(checkpoint: Path | None) -> dict[str, float]:
-    """{"epoch": ...} where the checkpoint stores one; nothing else says when it was."""
-    epoch = None if checkpoint is None else zoo.stored_epoch(checkpoint)
-    return {} if epoch is None else {"epoch": float(epoch)}
+def stored_age(checkpoint: Path | None) -> dict[str, float]:
+    """{"epoch": ..., "step": ...}, those that the checkpoint stores; nothing else says when it was."""
+    if checkpoint is None:
+        return {}
+    found = {"epoch": zoo.stored_epoch(checkpoint), "step": zoo.stored_step(checkpoint)}
+    return {name: float(number) for name, number in found.items() if number is not None}

@@ -25,7 +25,7 @@ from hessian_spectrum.analyses.alignment import alignment, sizes_of
 from hessian_spectrum.analyses.alignment_result import Alignment
 from hessian_spectrum.analyses.curvature_map import COLUMNS, along
 from hessian_spectrum.commands import density, plane_vectors, report
-from hessian_spectrum.commands.computation import OPERATORS, Computation, first_order, stored_epoch
+from hessian_spectrum.commands.computation import OPERATORS, Computation, first_order, stored_age
 from hessian_spectrum.commands.header import RunHeader
 from hessian_spectrum.commands.output import reopened
 from hessian_spectrum.commands.points_computation import PROGRESS, saved_array
@@ -234,7 +234,7 @@ class TrackCurvature(Computation[TrackConfig, Trajectory]):
         if config.eigenvalues:
             self.rows[index, len(values) :] = self._ends(session, point)
         looked = {**first_order(ev), "index": float(index)}
-        looked |= stored_epoch(config.checkpoints[index])
+        looked |= stored_age(config.checkpoints[index])
         operator = OPERATORS[config.operator](ev, None, session.product_plan)
         found: dict[str, Result] = {}
         if config.density:

@@ -34,8 +34,8 @@ def of(run: Mapping[str, Any], kind: str) -> Series:
 
     An epoch is what a label's ``values`` say, who have it from the checkpoint. Labels of a
     tracker's file are of its steps; no other label's text is read as a number. Where a label has
-    none, or two have the same, the axis is the index: in the order of a track's checkpoints where
-    it is stored, else as the file lists them.
+    none, or two have the same, the axis is the step that ``values`` say, and without it the index:
+    in the order of a track's checkpoints where it is stored, else as the file lists them.
     """
     keys = [key for key in run if hdf5_schema.split_key(key)[0] == kind]
     results = {hdf5_schema.split_key(key)[1]: run[key] for key in keys}
@@ -43,11 +43,11 @@ def of(run: Mapping[str, Any], kind: str) -> Series:
     if "track" in run and None not in steps.values():
         known_steps = tuple(sorted(float(step) for step in steps.values() if step is not None))
         return _series(kind, results, steps.__getitem__, known_steps, "step")
-    for name in ("epoch", "index"):
+    for name in ("epoch", "step", "index"):
         found = {label: _value(run, label, name) for label in results}
         known = {label: value for label, value in found.items() if value is not None}
         if len(set(known.values())) == len(results):
-            places = sorted(known.values()) if name == "epoch" else range(len(results))
+            places = range(len(results)) if name == "index" else sorted(known.values())
             return _series(kind, results, known.__getitem__, tuple(places), name)
     order = list(results).index
     return _series(kind, results, order, tuple(range(len(results))), "index")

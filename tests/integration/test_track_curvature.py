@@ -205,6 +205,19 @@ def test_each_view_of_a_track_of_checkpoints(paths, tmp_path, monkeypatch, capsy
     assert "this is a trajectory" in capsys.readouterr().err
 
 
+def test_iterates_of_one_epoch_stand_at_their_steps(paths, tmp_path, capsys):
+    for path, step in zip(paths, (40, 41, 107)):
+        content = torch.load(path, weights_only=True)
+        torch.save({**content, "epoch": 2, "step": step}, path)
+    out = str(tmp_path / "all.h5")
+    hs.run(track(paths, out, largest=2), **problem(mlp()))
+    capsys.readouterr()
+    assert cli.main(["query", out, "outlier_ratio", "2"]) == 0
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()] == ["step", "40", "41", "107"]
+    assert "do not say of which epochs" not in said.err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
