@@ -196,7 +196,7 @@ def first_order(evaluator: Evaluator) -> dict[str, float]:
 
 
 def stored_age(checkpoint: Path | None) -> dict[str, float]:
-    """{"epoch": ..., "step": ...}, those that the checkpoint stores; nothing else says when it was."""
+    """{"epoch": ..., "step": ...} as the checkpoint stores them; nothing else says when it was."""
     if checkpoint is None:
         return {}
     found = {"epoch": zoo.stored_epoch(checkpoint), "step": zoo.stored_step(checkpoint)}
