@@ -13,6 +13,8 @@ from hessian_spectrum._core.version import __version__
 _HOME = {
     "Asymmetry": "landscape.results",
     "AveragingBias": "landscape.results",
+    "Barriers": "landscape.results",
+    "BarriersConfig": "config",
     "Curve": "landscape.results",
     "Alignment": "analyses.alignment_result",
     "AlignmentConfig": "config",
@@ -55,6 +57,7 @@ _HOME = {
     "along_trajectory": "analyses.trajectory",
     "asymmetry": "analyses.asymmetric_valleys",
     "averaging_bias": "analyses.asymmetric_valleys",
+    "barriers": "analyses.barriers",
     "barycentric": "analyses.corner_surfaces",
     "bilinear": "analyses.corner_surfaces",
     "by_distance": "analyses.interpolate",

@@ -66,6 +66,12 @@ COMMANDS = [
         "loss between checkpoints: on a line, a curve or a grid",
     ),
     Command(
+        "barriers",
+        config.BarriersConfig,
+        ".barriers:BarriersRun",
+        "loss between consecutive iterates of a training run, and its barriers",
+    ),
+    Command(
         "surface",
         config.SurfaceConfig,
         ".surfaces:SurfaceRun",

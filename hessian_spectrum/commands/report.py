@@ -11,7 +11,7 @@ import numpy as np
 
 from hessian_spectrum.analyses.alignment_result import Alignment
 from hessian_spectrum.config.problem import ZOO_FIELDS
-from hessian_spectrum.landscape.results import Curve, Surface, Trajectory
+from hessian_spectrum.landscape.results import Barriers, Curve, Surface, Trajectory
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.measure import SpectralMeasure
 
@@ -201,6 +201,56 @@ def values(result: Curve | Surface | Trajectory, center: dict[str, float]) -> st
             f"principal components     {shares} of the variance",
         ]
     return "\n".join(lines)
+
+
+def barriers(result: Barriers, center: dict[str, float]) -> str:
+    """The segments between iterates in a few lines, and one line for each of the first epochs."""
+    lines = [f"loss at the parameters   {center['loss']:.6g}"]
+    count = result.count()
+    points = len(result.t) - 2
+    lines.append(f"segments                 {len(result)}, with {points} points between their ends")
+    told = f"{count.barriers} of {count.segments}"
+    if count.barriers:
+        best = int(np.nanargmax(np.where(result.is_barrier, result.rise, np.nan)))
+        axis = result.about.get("axis", "step")
+        told += f"   (highest {result.rise[best]:.6g}, after {axis} {result.start[best]:g})"
+    lines.append(f"barriers                 {told}")
+    epochs = result.epochs
+    for epoch in epochs[:LONG] if len(epochs) > 1 else ():
+        found = result.count(epoch)
+        lines.append(f"  in epoch {epoch:<14g} {found.barriers} of {found.segments}")
+    if count.unknown:
+        lines.append(f"not finite               {count.unknown} segments")
+    for name, array in (
+        ("height above the floor", result.height_above_floor),
+        ("cosine of updates", result.cosine),
+    ):
+        known = array[np.isfinite(array)]
+        if known.size:
+            lines.append(
+                f"{name:<24} {known.min():.6g} to {known.max():.6g}   (mean {known.mean():.4g})"
+            )
+    return "\n".join(lines)
+
+
+def of_each(found: Mapping[str, Any], searched: bool) -> list[str]:
+    """How many results of each kind there are.
+
+    Args:
+        found: by key.
+        searched: the eigenpairs are those of a search, which has a limit, not Ritz values.
+    """
+    kinds = {"density": "densities", "eigenpairs": "eigenpairs", "alignment": "alignments"}
+    lines = []
+    for kind, name in kinds.items():
+        results = [result for key, result in found.items() if key.partition("/")[0] == kind]
+        if results:
+            lines.append(f"{name:<24} {len(results)}, one a checkpoint")
+    pairs = [result for result in found.values() if isinstance(result, EigenPairs)]
+    open_ = sum(not result.converged.all() for result in pairs)
+    if open_ and searched:
+        lines.append(f"not converged            at {open_} checkpoints: more --max-products")
+    return lines
 
 
 def density(

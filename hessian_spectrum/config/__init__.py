@@ -6,6 +6,7 @@ from hessian_spectrum.config.density import DensityConfig, DensityOptions
 from hessian_spectrum.config.eigenpairs import EigenpairsConfig
 from hessian_spectrum.config.files import to_dict
 from hessian_spectrum.config.landscape import (
+    BarriersConfig,
     InterpolateConfig,
     MapConfig,
     PlaneConfig,
@@ -21,6 +22,7 @@ from hessian_spectrum.config.training import DemoConfig, TrainConfig
 
 __all__ = [
     "AlignmentConfig",
+    "BarriersConfig",
     "ComputingConfig",
     "CurvatureConfig",
     "DemoConfig",

@@ -13,8 +13,8 @@
                             vectors_shards: JSON)
     /alignment/LABEL        attributes num_samples, seed; alignment, gradient_norm, cosine, captured
                             of minibatches' gradients; batch_sizes, eigenvalues, residuals
-    /curve, surface, directions, trajectory, track, functional, asymmetry, averaging/LABEL
-                            a data set for each field of the result; about: JSON
+    /curve, surface, directions, trajectory, track, functional, asymmetry, averaging,
+     barriers/LABEL         a data set for each field of the result; about: JSON
     /values/LABEL           named numbers, texts and arrays: {"loss": 0.3, "accuracy": 0.9}
 
 The fields of each result's dataclass describe its data sets, and result_groups.py writes and reads
@@ -36,6 +36,7 @@ from hessian_spectrum.analyses.alignment_result import Alignment
 from hessian_spectrum.landscape.results import (
     Asymmetry,
     AveragingBias,
+    Barriers,
     Curve,
     DirectionVectors,
     FunctionalDistances,
@@ -69,6 +70,7 @@ Result = (
     | FunctionalDistances
     | Asymmetry
     | AveragingBias
+    | Barriers
     | Mapping[str, Any]
 )
 KINDS: dict[str, type] = {
@@ -84,6 +86,7 @@ KINDS: dict[str, type] = {
     "functional": FunctionalDistances,
     "asymmetry": Asymmetry,
     "averaging": AveragingBias,
+    "barriers": Barriers,
 }
 
 

@@ -5,7 +5,12 @@ The engine does not import the zoo; only the commands do. Each piece is an ordin
 imported only for its own models and data sets, and downloads only on request.
 """
 
-from hessian_spectrum.zoo.checkpoints import load_checkpoint, save_checkpoint, stored_epoch
+from hessian_spectrum.zoo.checkpoints import (
+    load_checkpoint,
+    save_checkpoint,
+    stored_epoch,
+    stored_step,
+)
 from hessian_spectrum.zoo.datasets import load_dataset
 from hessian_spectrum.zoo.models import build_model, model_for
 from hessian_spectrum.zoo.trainer import train
@@ -17,5 +22,6 @@ __all__ = [
     "model_for",
     "save_checkpoint",
     "stored_epoch",
+    "stored_step",
     "train",
 ]

@@ -78,10 +78,22 @@ def stored_epoch(path: str | Path) -> int | None:
     Raises:
         InputError: as ``load_checkpoint``, for a file that cannot be read.
     """
+    return _stored_whole(path, "epoch")
+
+
+def stored_step(path: str | Path) -> int | None:
+    """The number of optimizer steps that a checkpoint stores under "step"; None without one.
+
+    Raises:
+        InputError: as ``load_checkpoint``, for a file that cannot be read.
+    """
+    return _stored_whole(path, "step")
+
+
+def _stored_whole(path: str | Path, name: str) -> int | None:
     content = _read(Path(path).expanduser())
-    epoch = content.get("epoch") if isinstance(content, Mapping) else None
-    is_whole = isinstance(epoch, int) and not isinstance(epoch, bool)
-    return epoch if is_whole else None
+    value = content.get(name) if isinstance(content, Mapping) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _read(path: Path) -> object:

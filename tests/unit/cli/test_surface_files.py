@@ -33,7 +33,7 @@ def equal(found, expected):
         elif field.name == "about":
             assert a == b
         else:
-            assert np.array_equal(a, b), field.name
+            np.testing.assert_array_equal(a, b, err_msg=field.name)
 
 
 def test_every_kind_is_read_as_it_was_written(results, tmp_path):
