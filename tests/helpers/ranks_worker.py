@@ -134,6 +134,9 @@ def of_operators(samples, world):
         "gauss-newton": (gauss_newton @ v).tolist(),
         # Centred, the covariance of one sample is zero.
         "covariance": (hs.GradientCovariance(ev, centered=samples > 1) @ v).tolist(),
+        "residual": (hs.GaussNewtonResidual(ev) @ v).tolist(),
+        "likelihood": (hs.LikelihoodCurvature(ev) @ v).tolist(),
+        "outer product": (hs.GradientOuterProduct(ev) @ v).tolist(),
         "block": (block @ v[: block.n]).tolist(),
         "shifted": (hs.Shifted(hessian_, 0.3) @ v).tolist(),
         "deflated": (hs.Deflated(hessian_, deflated) @ v).tolist(),
