@@ -1,4 +1,4 @@
-"""H = G + R, and H = C + g g^T + (1/N) sum_i (dL_i/dp_i) d2p_i: each term by itself, and the sums."""
+"""H = G + R, and H = C + g g^T + (1/N) sum_i (dL_i/dp_i) d2p_i: each term, and the sums."""
 
 import math
 
