@@ -195,7 +195,7 @@ def of_noise(source, world):
     """Gradients and eigenvectors of two matrices; signs of eigenvectors are no property of them."""
     torch.manual_seed(0)
     ev = hs.Evaluator(NETWORKS["mlp"](), F.cross_entropy, source, batch_size=3, world=world)
-    found = hs.noise(ev, (1, 2, "classes"), (1, 4, "full"), 3, at_once=2)
+    found = hs.noise(ev, (1, "classes", 3), (1, 4, "full"), 3, at_once=2)
     known = torch.from_numpy(found.gradient_norm).isfinite().numpy()
     return {
         "norm": found.gradient_norm[known].tolist(),
