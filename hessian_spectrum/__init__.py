@@ -36,6 +36,7 @@ _HOME = {
     "LikelihoodCurvature": "operators.hessian_parts",
     "MapConfig": "config",
     "Noise": "analyses.noise_result",
+    "NoiseConfig": "config",
     "PointPlan": "landscape.point_passes",
     "Points": "landscape.parameter_points",
     "Preconditioned": "operators.transforms",

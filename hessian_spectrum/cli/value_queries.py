@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.cli import noise_queries
 from hessian_spectrum.landscape.results import Array, Curve, Surface, Trajectory
 from hessian_spectrum.landscape.results.values import Values
 from hessian_spectrum.spectral import functionals
@@ -152,6 +153,7 @@ OF_LANDSCAPE = {"curve": OF_CURVE, "surface": OF_SURFACE, "trajectory": OF_TRAJE
 TABLES: dict[str, Mapping[str, Query]] = {
     "density": functionals.OF_MEASURE,
     "eigenpairs": functionals.OF_PAIRS,
+    "noise": noise_queries.OF_NOISE,
     **OF_LANDSCAPE,
 }
 NAMES = tuple(dict.fromkeys(name for table in TABLES.values() for name in table))
