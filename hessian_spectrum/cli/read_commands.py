@@ -77,7 +77,7 @@ class QueryConfig:
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """Draw a result: a density, eigenpairs, an alignment, noise, a surface, a curve or a trajectory.
+    """Draw a result: a density, eigenpairs, alignment, noise, a surface, a curve or a trajectory.
 
     Of a file with several labelled densities or eigenpairs, as merge and track --density write it:
     all of them over the epochs. Writes one picture and prints its path.

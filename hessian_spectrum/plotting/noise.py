@@ -26,17 +26,19 @@ def noise_figure(found: Noise, title: str | None = None) -> Figure:
 def _draw_shares(axes: Axes, found: Noise) -> None:
     """For each batch size the mean share against the dimension, with standard errors."""
     k = np.arange(1, len(found.eigenvalues) + 1)
-    means = np.array([found.mean_gradient_share(i) for i in k])
-    errors = np.array([found.gradient_share_error(i) for i in k])
+    means = np.array([found.mean_gradient_share(i) for i in k.tolist()])
+    errors = np.array([found.gradient_share_error(i) for i in k.tolist()])
     for i, size in enumerate(found.batch_sizes):
         label = f"{size:,} samples" if size != found.num_samples else "all the data"
-        style: dict[str, Any] = {
-            "color": COLORS[i % len(COLORS)],
-            "marker": "o",
-            "markersize": 4,
-            "capsize": 3,
-        }
-        axes.errorbar(k, means[:, i], np.nan_to_num(errors[:, i]), label=label, **style)
+        style: dict[str, Any] = {"marker": "o", "markersize": 4, "capsize": 3}
+        axes.errorbar(
+            k,
+            means[:, i],
+            np.nan_to_num(errors[:, i]),
+            label=label,
+            color=COLORS[i % len(COLORS)],
+            **style,
+        )
     axes.plot(k, k / found.num_parameters, ":", color=GREY, label="random direction")
     axes.set_ylim(0, 1)
     axes.set_xlabel("top eigenvectors of H")
