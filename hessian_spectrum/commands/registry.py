@@ -60,6 +60,12 @@ COMMANDS = [
         "curvature along minibatch gradients",
     ),
     Command(
+        "noise",
+        config.NoiseConfig,
+        ".noise:NoiseRun",
+        "gradients and their covariance in the top eigenvectors of a Hessian",
+    ),
+    Command(
         "interpolate",
         config.InterpolateConfig,
         ".surfaces:Interpolate",

@@ -41,7 +41,9 @@ class Extremes:
     @property
     def combined(self) -> Tensor:
         """(1, n_local), a start for all of them."""
-        weights = torch.ones(len(self.values), 1, dtype=self.vectors.dtype, device=self.vectors.device)
+        weights = torch.ones(
+            len(self.values), 1, dtype=self.vectors.dtype, device=self.vectors.device
+        )
         if len(weights) == 2:
             weights[int(np.abs(self.values).argmin())] = INNER_WEIGHT
         return (weights * self.vectors).sum(0, keepdim=True)
