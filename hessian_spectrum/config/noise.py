@@ -36,7 +36,7 @@ class NoiseConfig(CurvatureConfig):
     """Minibatches of each size, drawn from SEED without replacement."""
     centered: bool = True
     """Subtract g g^T, g the gradient of all the data, from the second moment of the gradients of
-    single samples; --no-centered keeps it."""
+    single samples; --no-centered leaves it in."""
     parts: bool = True
     """The spectra of G and R, too, with --operator hessian; --no-parts leaves them out."""
     num_products: int = 180
