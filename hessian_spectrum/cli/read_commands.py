@@ -103,9 +103,11 @@ class PlotConfig:
     cumulative, the number of eigenvalues up to t; certified, individually resolved eigenvalues as
     bars over the density of the rest. For eigenpairs: eigenvalues with their residuals;
     participation, the share of each layer in the eigenvectors. For a surface: contour; heat, one
-    cell per point; relief, in three dimensions. For barriers: loss between
-    iterates; heights; cosine of consecutive updates. For several densities: heat, colours on a log
-    scale; ridge, one curve above the other. Default: the first, or heat for a map's ratio."""
+    cell per point; relief, in three dimensions. For several densities: heat, colours on a log
+    scale; ridge, one curve above the other. Along a training run: eigenvalues; density; zeta, the
+    largest eigenvalue over the tenth; alignment; loss; distance; of a tracker's file also critical.
+    For barriers: loss between iterates; heights; cosine of consecutive updates. Default: the first,
+    or heat for a map's ratio."""
     beside: tuple[Path, ...] = ()
     """Further result files, whose results are drawn beside that of FILE: surfaces side by side on
     one colour scale, densities and curves on one axis. Each is titled with its file's name, or

@@ -86,9 +86,13 @@ def _critical(axes: Axes, found: Track) -> None:
 
 
 def _distance(axes: Axes, found: Track) -> None:
-    axes.plot(found.steps, found["distance"], color=BLUE, label="from the start")
-    axes.plot(found.steps, found["step_length"], color=ORANGE, label="of a step")
-    axes.set_yscale("log" if (found["step_length"] > 0).all() else "linear")
+    log = bool((found["step_length"] > 0).all())
+    names = {"distance": "from the start", "step_length": "of a step"}
+    for (name, label), color in zip(names.items(), (BLUE, ORANGE)):
+        # On a log axis the first distance, which is 0, would be a line without end.
+        values = np.where(found[name] > 0, found[name], np.nan) if log else found[name]
+        axes.plot(found.steps, values, color=color, label=label)
+    axes.set_yscale("log" if log else "linear")
     axes.set_ylabel("distance in parameter space")
     axes.legend(frameon=False, fontsize=8)
 

@@ -138,6 +138,8 @@ def test_every_command_returns_its_result(tmp_path):
             (hs.InterpolateConfig(**line), hs.Curve),
             (hs.InterpolateConfig(**line, curve="bezier", num_steps=2), hs.Curve),
             (hs.TrackConfig(checkpoints=tuple(files)), hs.Trajectory),
+            (hs.TrackConfig(checkpoints=tuple(files), largest=2), hs.Trajectory),
+            (hs.BarriersConfig(checkpoints=tuple(files), points=2), hs.Barriers),
         )
     ):
         made = dataclasses.replace(made, out=str(tmp_path / f"{number}.h5"))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from dense_oracles import dense_hessian
+from launching import TORCHRUN, launch
 from small_networks import data, mlp
 from stopping import StopOnceThere
 from torch.nn import functional as F
@@ -217,3 +218,30 @@ def test_each_view_of_a_track_of_checkpoints(paths, tmp_path, monkeypatch, capsy
 def test_options_without_use_are_refused(options, said, paths):
     with pytest.raises(InputError, match=said):
         TrackConfig(model="mlp-4-3", dataset="digits", checkpoints=paths, **options).check()
+
+
+MODEL = ["--model", "mlp-64-4-10", "--dataset", "digits", "--limit", "50", "--dtype", "float64"]
+
+
+def test_on_ranks_the_results_are_those_of_one_process(tmp_path):
+    samples = zoo.load_dataset("digits", limit=50)
+    names = []
+    for i in range(3):
+        names.append(str(tmp_path / f"{i}.pt"))
+        torch.save(zoo.model_for(samples, "mlp-64-4-10", "tanh", i).state_dict(), names[-1])
+    words = ["track", *MODEL, "--checkpoints", *names, "--hvp", "reverse", "--tol", "1e-9"]
+    words += ["--largest", "3", "--smallest", "1", "--alignment", "--batch-sizes", "7", "full"]
+    words += ["--num-batches", "3", "--density", "--num-probes", "2", "--num-steps", "4", "--out"]
+    assert cli.main([*words, str(tmp_path / "alone.h5")]) == 0
+    launch([*TORCHRUN, "3", "-m", "hessian_spectrum", *words, "ranks.h5"], tmp_path)
+    with hs.open(tmp_path / "alone.h5") as alone, hs.open(tmp_path / "ranks.h5") as ranks:
+        assert set(alone) == set(ranks)
+        for i in range(3):
+            a, b = alone[f"eigenpairs/{i}"], ranks[f"eigenpairs/{i}"]
+            scale = a.values[-1]
+            np.testing.assert_allclose(b.values, a.values, atol=1e-10 * scale)
+            a, b = alone[f"alignment/{i}"], ranks[f"alignment/{i}"]
+            np.testing.assert_allclose(b.alignment, a.alignment, atol=1e-10 * scale)
+            np.testing.assert_allclose(b.captured, a.captured, atol=1e-6)
+            a, b = alone[f"density/{i}"], ranks[f"density/{i}"]
+            np.testing.assert_allclose(b.nodes, a.nodes, atol=1e-9 * scale)

@@ -51,6 +51,18 @@ def test_the_error_is_a_band_within_which_an_eigenvalue_lies():
         assert (at.min(), at.max()) == pytest.approx((step - 0.1, step + 0.1))
 
 
+def test_the_start_which_is_at_distance_0_has_no_place_on_a_log_axis():
+    track = some_track()
+    track.values["distance"][0] = 0.0
+    axes = track_views.track_figure(track, view="distance").axes[0]
+    assert axes.get_yscale() == "log"
+    assert np.isnan(lines(axes)["from the start"]).tolist() == [True, *4 * [False]]
+    track.values["step_length"][1] = 0.0
+    axes = track_views.track_figure(track, view="distance").axes[0]
+    assert axes.get_yscale() == "linear"
+    assert lines(axes)["from the start"][0] == 0.0
+
+
 def with_ten(tenths, **more):
     """Records whose largest eigenvalue is 20, with these tenth ones; NaN: nine were found."""
     track = Track.empty({"run": "x", "threshold": {}})
