@@ -7,6 +7,8 @@ networks whose loss surfaces Li et al. (2018) draw.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,6 +24,7 @@ def resnet(
     num_classes: int = 10,
     shortcut: bool = True,
     batchnorm: bool = True,
+    channels: Sequence[int] = CHANNELS,
 ) -> nn.Sequential:
     """(N, C, H, W) -> (N, num_classes) logits; ResNet-20 has 269,722 parameters on CIFAR-10.
 
@@ -29,6 +32,7 @@ def resnet(
         depth: 6 b + 2 with b >= 1.
         shortcut: keep the identity connections.
         batchnorm: keep the BatchNorm layers; without them the convolutions have biases.
+        channels: of the three stages.
 
     Raises:
         InputError: another depth.
@@ -36,14 +40,14 @@ def resnet(
     blocks, rest = divmod(depth - 2, 6)
     if rest or blocks < 1:
         raise InputError(f"resnet{depth}: expected a depth of 6 b + 2, such as 20, 32, 44, 56, 110")
-    layers: list[nn.Module] = [*_convolution(in_channels, CHANNELS[0], 1, batchnorm), nn.ReLU()]
-    channels = CHANNELS[0]
-    for width in CHANNELS:
+    before = channels[0]
+    layers: list[nn.Module] = [*_convolution(in_channels, before, 1, batchnorm), nn.ReLU()]
+    for stage, width in enumerate(channels):
         for index in range(blocks):
-            stride = 2 if index == 0 and width != CHANNELS[0] else 1
-            layers.append(BasicBlock(channels, width, stride, shortcut, batchnorm))
-            channels = width
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)]
+            stride = 2 if index == 0 and stage else 1
+            layers.append(BasicBlock(before, width, stride, shortcut, batchnorm))
+            before = width
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, num_classes)]
     network = nn.Sequential(*layers, *head)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
