@@ -45,7 +45,6 @@ from torch.utils.data import TensorDataset
 import hessian_spectrum as hs
 from hessian_spectrum import zoo
 from hessian_spectrum.analyses.noise_result import variance_factor
-from hessian_spectrum.zoo.resnet import resnet
 
 K = 10
 PLAN = hs.ProductPlan(keep=True)  # reverse over reverse: the same products on every machine
@@ -97,14 +96,8 @@ def pictures(args: argparse.Namespace) -> TensorDataset:
 
 
 def network(data: TensorDataset, args: argparse.Namespace, batchnorm: bool) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(args.seed)
-        return resnet(
-            args.depth,
-            in_channels=data.tensors[0].shape[1],
-            channels=args.channels,
-            batchnorm=batchnorm,
-        )
+    options = {"batchnorm": batchnorm, "width": args.width}
+    return zoo.model_for(data, f"resnet{args.depth}", "relu", args.seed, **options)
 
 
 def checkpoints(
@@ -281,7 +274,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--pixels", type=int, default=16, help="side of a picture; divides 32")
     parser.add_argument("--depth", type=int, default=8, help="6 b + 2")
-    parser.add_argument("--channels", type=int, nargs=3, default=(8, 16, 32))
+    parser.add_argument("--width", type=float, default=0.5, help="of 16, 32 and 64 channels")
     parser.add_argument("--epochs", type=int, nargs="+", default=[3, 20])
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--train-batch", type=int, default=50)
@@ -294,7 +287,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="digits and a tiny network")
     args = parser.parse_args()
     if args.quick:
-        args.channels, args.epochs, args.num_batches = (2, 3, 4), [1], 3
+        args.width, args.epochs, args.num_batches = 0.125, [1], 3
         args.batch_size, args.minibatch = 100, 50
     return args
 

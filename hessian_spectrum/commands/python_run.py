@@ -26,7 +26,7 @@ ConfigT = TypeVar("ConfigT", bound=ComputingConfig)
 
 # Options that make a problem by name, of which Python has its own.
 NAMING = (
-    *("model", "activation", "shortcut", "batchnorm", "init_seed"),
+    *("model", "activation", "shortcut", "batchnorm", "width", "dropout_rate", "loss", "init_seed"),
     *("dataset", "data_root", "image_size", "download", "split", "problem", "problem_arg"),
 )
 # Options that are also arguments of a Problem: they are set in one of both places.

@@ -48,6 +48,8 @@ def train(config: TrainConfig) -> Path:
         config.seed,
         shortcut=config.shortcut,
         batchnorm=config.batchnorm,
+        width=config.width,
+        dropout_rate=config.dropout_rate,
     )
     for part in (data, test) if test else (data,):
         _require_fitting(model, part)

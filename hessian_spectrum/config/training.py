@@ -8,7 +8,7 @@ from typing import Literal
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.validation import finite, positive, seeds
-from hessian_spectrum.config.problem import Activation
+from hessian_spectrum.config.problem import Activation, Loss, model_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,20 +21,35 @@ class TrainConfig:
     """
 
     model: str = "mlp-784-20-10"
-    """Zoo model: mlp-784-20-10 (any layer sizes), cnn, resnet20 (or 32, 44, 56, 110), or a
-    torchvision classifier such as torchvision:resnet18."""
+    """Zoo model: mlp-784-20-10 (any layer sizes), cnn, resnet20 (or 32, 44, 56, 110), vgg11,
+    vgg16, nin, wrn-16-4 (depth, widening), densenet-40-12 (depth, growth), convmaxout-mnist,
+    convmaxout-cifar10, dlinear-784-20-10 (a deep linear network), autoencoder-784-20-784 (a linear
+    one, with --loss mse), lstm (with --dataset ptb), mpdbm-784-500-1000-10 (a multi-prediction
+    Boltzmann machine, with --loss multi-prediction), or a torchvision classifier such as
+    torchvision:resnet18."""
     activation: Activation = "tanh"
-    """Activation function of mlp and cnn."""
+    """Activation function of mlp and cnn; maxout, the largest of five linear functions, of mlp."""
     shortcut: bool = True
-    """Identity connections of a resnet; --no-shortcut removes them, which gives a plain network."""
+    """Shortcuts of resnet, wrn and densenet; --no-shortcut removes them, which gives a plain
+    network."""
     batchnorm: bool = True
-    """BatchNorm layers of a resnet; --no-batchnorm removes them and gives the convolutions biases
-    instead."""
+    """BatchNorm layers of cnn, resnet, vgg, nin, wrn and densenet; --no-batchnorm removes them and
+    gives the convolutions biases instead."""
+    width: float = 1.0
+    """Multiply the hidden units or channels of every layer by WIDTH, rounded, at least 1."""
+    dropout_rate: float | None = None
+    """Probability with which dropout layers of mlp, vgg, nin, wrn, densenet, convmaxout and lstm
+    drop a unit. Default: 0.5 for nin and convmaxout, else 0."""
+    loss: Loss = "cross-entropy"
+    """The mean over the samples of: cross-entropy; mse, half the squared distance of the outputs
+    from the one-hot label; fast-gradient-sign, half the cross entropy and half that of the sample's
+    adversarial example (Goodfellow et al. 2015); multi-prediction, of mpdbm."""
     dataset: str = "mnist"
-    """Zoo data set: digits, mnist, cifar10, arrays, or torchvision:NAME such as
+    """Zoo data set: digits, mnist, cifar10, arrays, ptb, or torchvision:NAME such as
     torchvision:CIFAR100."""
     data_root: Path | None = None
-    """Folder of the data set, in torchvision's layout; for arrays, a .npz or .h5 file."""
+    """Folder of the data set, in torchvision's layout; for arrays, a .npz or .h5 file; for ptb,
+    the folder of ptb.train.txt, or of ptb.valid.txt, and ptb.test.txt."""
     image_size: int | None = None
     """Resize the shorter side of torchvision:NAME pictures to this many pixels and crop the middle
     square."""
@@ -68,6 +83,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raise InputError, naming the option, for a value that no run can use."""
         positive(self, "epochs", "batch_size", "every", "limit", "image_size")
+        model_options(self)
         finite(self, "lr", "weight_decay")
         if self.lr == 0:
             raise InputError("--lr 0: expected a learning rate above 0")

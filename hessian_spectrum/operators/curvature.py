@@ -235,7 +235,8 @@ class Fisher(GaussNewton):
         if not ev.function.is_pair or not criteria.is_negative_log_likelihood(ev.loss_fn):
             raise InputError(
                 "the Fisher matrix is known for nn.CrossEntropyLoss, nn.BCEWithLogitsLoss, "
-                "nn.PoissonNLLLoss and nn.MSELoss without weights, on batches (inputs, targets); "
+                "nn.PoissonNLLLoss and squared errors without weights, on batches (inputs, "
+                "targets); "
                 "for another loss use GaussNewton, or GradientCovariance(evaluator, "
                 "centered=False)"
             )
