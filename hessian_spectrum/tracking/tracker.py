@@ -341,6 +341,8 @@ class Tracker:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             self.close()
+        else:
+            self.file.leave()
 
 
 def _check(
