@@ -169,6 +169,9 @@ def _carry_out(
             )
         implementation(config)
         return
+    if row.runs == "by itself":
+        implementation(config, world, stop)
+        return
     from hessian_spectrum.commands import runner
 
     computation = implementation.chosen(config)
@@ -182,7 +185,7 @@ def _submit(config: SubmitConfig, command: list[str]) -> None:
             "--minutes 60 -- density --problem my.py:make --out run.h5"
         )
     submitted = _parsed(command)
-    if isinstance(submitted, SubmitConfig) or _row_of(submitted).runs != "on ranks":
+    if isinstance(submitted, SubmitConfig) or not hasattr(submitted, "resume"):
         raise InputError(
             f"{command[0]} cannot be resumed by a job; submit density, eigenpairs or another "
             "command that has --resume"
@@ -194,7 +197,7 @@ def _submit(config: SubmitConfig, command: list[str]) -> None:
 _DESCRIPTION = (
     "Hessian eigenvalues and loss surfaces of PyTorch models. Each run writes one HDF5 file. "
     "hessian-spectrum COMMAND --help describes a command, with an example and its exit codes. "
-    "Commands that compute run in one process or, except demo and train, under torchrun, mpirun "
+    "Commands that compute run in one process or, except demo, under torchrun, mpirun "
     "or srun. They also take --config FILE: the same options in a .toml or .json file, or those "
     "stored in an earlier result (.h5); options on the command line win."
 )

@@ -14,7 +14,7 @@ import tyro
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.json_forms import Table, Whole
-from hessian_spectrum.cli import answers, value_queries
+from hessian_spectrum.cli import answers, noise_queries, value_queries
 from hessian_spectrum.cli.exit_status import say
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ View = Literal[
     "eigenvalues",
     "participation",
     "alignment",
+    "noise",
     "contour",
     "heat",
     "relief",
@@ -80,7 +81,7 @@ class QueryConfig:
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """Draw a result: density, eigenpairs, alignment, surface, curve, trajectory or barriers.
+    """Draw a result: density, eigenpairs, alignment, noise, surface, curve, trajectory or barriers.
 
     Of a file with several labelled densities or eigenpairs, as merge and track --density write it:
     all of them over the epochs. Writes one picture and prints its path.
@@ -94,9 +95,9 @@ class PlotConfig:
     """Picture to write: .png, .pdf or .svg; for a surface also .html, an interactive page, or .vts
     for ParaView. Default: FILE with the suffix .png."""
     result: str | None = None
-    """Result to draw: density, eigenpairs, alignment, surface, curve, trajectory, barriers, or
-    a labelled one, as listed by info. Default: the first of these that FILE holds. Of a kind whose
-    results are all labelled: all of them."""
+    """Result to draw: noise, density, eigenpairs, alignment, surface, curve, trajectory, barriers,
+    or a labelled one, as listed by info. Default: the first of these that FILE holds. Of a kind
+    whose results are all labelled: all of them."""
     view: View | None = None
     """For a density: density, smoothed; log, eigenvalues per decade of |lambda|, by sign;
     cumulative, the number of eigenvalues up to t; certified, individually resolved eigenvalues as
@@ -194,6 +195,7 @@ def _say_axis(several: Series) -> None:
 
 
 def _answer(config: QueryConfig, query: str, run: Any, key: str) -> dict[str, Any]:
+    from hessian_spectrum.analyses.noise_result import Noise
     from hessian_spectrum.landscape.results import Barriers, Curve, Surface, Track, Trajectory
     from hessian_spectrum.spectral import queries
     from hessian_spectrum.spectral.eigenpairs import EigenPairs
@@ -214,9 +216,11 @@ def _answer(config: QueryConfig, query: str, run: Any, key: str) -> dict[str, An
         measure = _density_of(run, key, config.density)
         sizes = _sizes(run) if "sizes" in run.plan else None
         return queries.ask_pairs(result, query, config.numbers, sizes, measure)
+    if isinstance(result, Noise) and config.sigma2 is None:
+        return noise_queries.ask(result, query, config.numbers)
     what = "--sigma2 is for a density" if config.sigma2 else "has no queries"
     raise InputError(
-        f"{key}: {what}; expected a density, eigenpairs, a curve, a surface, a trajectory"
+        f"{key}: {what}; expected a density, eigenpairs, a noise, a curve, a surface, a trajectory"
     )
 
 
@@ -277,7 +281,7 @@ def _of_all(key: str) -> str:
 
 
 def _figure(config: PlotConfig, run: Any, key: str, result: Any) -> Any:
-    """Of one density, eigenpairs or alignment."""
+    """Of one density, eigenpairs, alignment or noise."""
     from hessian_spectrum.plotting import density as plotting
     from hessian_spectrum.storage import hdf5_schema
 

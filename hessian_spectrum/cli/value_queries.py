@@ -9,7 +9,7 @@ from collections.abc import Container, Mapping
 from typing import Any
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.cli import track_queries
+from hessian_spectrum.cli import noise_queries, track_queries
 from hessian_spectrum.cli.barrier_queries import OF_BARRIERS
 from hessian_spectrum.cli.value_query import ValueQuery
 from hessian_spectrum.landscape.results import Array, Barriers, Curve, Surface, Track, Trajectory
@@ -94,6 +94,7 @@ OF_LANDSCAPE = {
 TABLES: dict[str, Mapping[str, Query]] = {
     "density": functionals.OF_MEASURE,
     "eigenpairs": functionals.OF_PAIRS,
+    "noise": noise_queries.OF_NOISE,
     **OF_LANDSCAPE,
 }
 NAMES = tuple(dict.fromkeys(name for table in TABLES.values() for name in table))

@@ -23,6 +23,7 @@ from hessian_spectrum.operators.curvature import (
     GradientCovariance,
     Hessian,
 )
+from hessian_spectrum.operators.hessian_parts import GaussNewtonResidual, LikelihoodCurvature
 from hessian_spectrum.operators.run_check import check_on_all_data
 from hessian_spectrum.planning.product_planner import Estimate
 
@@ -32,6 +33,8 @@ OPERATORS: dict[str, Callable[..., Curvature]] = {  # of an evaluator, theta and
     "fisher": Fisher,
     "gradient-covariance": GradientCovariance,
     "gradient-second-moment": partial(GradientCovariance, centered=False),
+    "gauss-newton-residual": GaussNewtonResidual,
+    "likelihood-curvature": LikelihoodCurvature,
 }
 
 ConfigT = TypeVar("ConfigT", bound=ComputingConfig)

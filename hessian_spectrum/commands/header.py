@@ -11,6 +11,7 @@ import torch
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.json_forms import Record
+from hessian_spectrum.config import ProblemConfig
 from hessian_spectrum.operators.linearization import ProductPlan
 from hessian_spectrum.storage.manifest_schema import DIGESTS, HEADER, PLAN, WORK
 from hessian_spectrum.storage.run_file import Run
@@ -28,10 +29,12 @@ FREE_FIELDS = frozenset(
 # sizes and values then decide alone whether it is the same.
 NAMES = frozenset(
     {
-        *("model", "activation", "shortcut", "batchnorm", "init_seed", "checkpoint"),
+        *("model", "activation", "shortcut", "batchnorm", "width", "dropout_rate", "loss"),
+        *("init_seed", "checkpoint"),
         *("dataset", "data_root", "image_size", "split", "limit", "problem", "problem_arg"),
     }
 )
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(ProblemConfig)}
 
 
 @dataclass(frozen=True)
@@ -134,11 +137,12 @@ class RunHeader:
         before, options = self.config, now.config
         ignored = {*free_fields, *(NAMES if _is_nameless(before) or _is_nameless(options) else ())}
         for name in sorted({*before, *options} - ignored):
-            if before.get(name) != options.get(name):
+            # An option that is not stored is younger than the run, which had its default.
+            was, now_is = (config.get(name, DEFAULTS.get(name)) for config in (before, options))
+            if was != now_is:
                 raise InputError(
-                    f"cannot resume: --{name.replace('_', '-')} was {before.get(name)!r} and is "
-                    f"now {options.get(name)!r}; use the same options, or --overwrite to start "
-                    "again"
+                    f"cannot resume: --{name.replace('_', '-')} was {was!r} and is now "
+                    f"{now_is!r}; use the same options, or --overwrite to start again"
                 )
         absent = sorted(set(now.digests) - set(self.digests))
         if absent:

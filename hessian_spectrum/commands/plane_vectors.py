@@ -77,18 +77,27 @@ def of_checkpoints(ev: Evaluator, paths: Sequence[Path]) -> Tensor:
 
 
 def steps_of(paths: Sequence[Path]) -> tuple[list[int], dict[str, str]]:
-    """A number for each checkpoint, and what it is: {"axis": "epoch"} or {"axis": "index"}.
+    """A number for each checkpoint, and what it is: {"axis": "epoch"}, "step" or "index".
 
-    The epochs that the files store, where all do and they ascend. File names are not looked at.
+    The epochs that the files store, or the steps, where all do and they ascend. File names are not
+    looked at.
     """
     found = [zoo.stored_epoch(path) for path in paths]
-    epochs = [epoch for epoch in found if epoch is not None]
-    if len(epochs) == len(paths) and all(a < b for a, b in pairwise(epochs)):
+    if epochs := _ascending(found):
         return epochs, {"axis": "epoch"}
+    if steps := _ascending([zoo.stored_step(path) for path in paths]):
+        return steps, {"axis": "step"}
     without = [path.name for path, epoch in zip(paths, found) if epoch is None]
     why = f"{without[0]} stores no epoch" if without else "the stored epochs do not ascend"
     warnings.warn(f"checkpoints are numbered 0, 1, ...: {why}", Warned, stacklevel=2)
     return list(range(len(paths))), {"axis": "index"}
+
+
+def _ascending(numbers: Sequence[int | None]) -> list[int]:
+    """The numbers, if none is missing and they ascend; otherwise none."""
+    known = [number for number in numbers if number is not None]
+    ascend = len(known) == len(numbers) and all(a < b for a, b in pairwise(known))
+    return known if ascend else []
 
 
 def plane(

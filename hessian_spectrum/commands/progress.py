@@ -48,6 +48,7 @@ class Progress:
         self._bar = tqdm(total=total, initial=done, desc=what, unit=unit, disable=hidden)
         self._is_shown, self._note = is_shown, note
         self._saved: int | None = None
+        self._told = ""
         self._last_line = self._last_note = self._last_saved_line = time.monotonic()
         self._pace = deque([(done, self._last_line)], maxlen=REMEMBERED)
         self._tell()
@@ -69,7 +70,8 @@ class Progress:
         if self._is_log and now - self._last_line >= LINE_SECONDS:
             self._last_line = now
             left = self.seconds_left
-            self._line(f"{self.position}" + ("" if left is None else f", {duration(left)} left"))
+            line = f"{self.position}" + ("" if left is None else f", {duration(left)} left")
+            self._line(line + (f"; {self._told}" if self._told else ""))
         if now - self._last_note >= NOTE_SECONDS:
             self._tell()
 
@@ -80,6 +82,11 @@ class Progress:
             self._last_saved_line = now
             self._line(f"saved at {self.position}")
         self._tell()
+
+    def tell(self, text: str) -> None:
+        """What the latest of them said; shown beside the bar, and in the lines of a log."""
+        self._told = text
+        self._bar.set_postfix_str(text, refresh=False)
 
     def write(self, text: str) -> None:
         """Print a result to stdout, above the bar."""

@@ -26,7 +26,7 @@ ConfigT = TypeVar("ConfigT", bound=ComputingConfig)
 
 # Options that make a problem by name, of which Python has its own.
 NAMING = (
-    *("model", "activation", "shortcut", "batchnorm", "init_seed"),
+    *("model", "activation", "shortcut", "batchnorm", "width", "dropout_rate", "loss", "init_seed"),
     *("dataset", "data_root", "image_size", "download", "split", "problem", "problem_arg"),
 )
 # Options that are also arguments of a Problem: they are set in one of both places.
@@ -54,18 +54,18 @@ def run(
 
     Args:
         config: what is computed and where it is written: DensityConfig, EigenpairsConfig,
-            AlignmentConfig, InterpolateConfig, BarriersConfig, SurfaceConfig, MapConfig or
-            TrackConfig. Options that make a problem by name (model, dataset, problem, ...) stay at
-            their defaults; with ``checkpoint``, parameters are read from that file for the
-            duration of the run. Paths may be strings.
+            AlignmentConfig, NoiseConfig, InterpolateConfig, BarriersConfig, SurfaceConfig,
+            MapConfig or TrackConfig. Options that make a problem by name (model, dataset, problem,
+            ...) stay at their defaults; with ``checkpoint``, parameters are read from that file for
+            the duration of the run. Paths may be strings.
         model, loss_fn, data: as for ``hs.Evaluator``. The model is left as it was.
         verbose: print the plan and the report, and show progress, as the command does.
         **options: the other arguments of ``hs.Evaluator``, except for ``world``.
 
     Returns:
         What the command computes, on every rank: a SpectralMeasure (density), EigenPairs
-        (eigenpairs), an Alignment (alignment), a Curve or a Surface (interpolate), Barriers
-        (barriers), a Surface (surface, map), a Trajectory (track). None with
+        (eigenpairs), an Alignment (alignment), a Noise (noise), a Curve or a Surface (interpolate),
+        Barriers (barriers), a Surface (surface, map), a Trajectory (track). None with
         ``dry_run=True``, which prints the plan.
 
     Raises:

@@ -21,9 +21,11 @@ class Command:
     where: str  # MODULE:NAME of what carries it out; a relative module is one of this package
     help: str  # one line
     # ranks: a Computation, carried out by the runner on every rank of the job.
+    # by itself: a function of its configuration, the world and the request to stop, called on
+    # every rank.
     # one process: a function of its configuration, refused on several ranks.
     # at once: such a function, called without a look at how the process was launched.
-    runs: Literal["on ranks", "in one process", "at once"] = "on ranks"
+    runs: Literal["on ranks", "by itself", "in one process", "at once"] = "on ranks"
 
     def implementation(self) -> Any:
         """What ``where`` names; imported here, and not before."""
@@ -42,9 +44,9 @@ COMMANDS = [
     Command(
         "train",
         config.TrainConfig,
-        ".train:train",
+        ".training_grid:trainings",
         "train a zoo model and write checkpoints",
-        "in one process",
+        "by itself",
     ),
     Command("density", config.DensityConfig, ".density:Density", "eigenvalue density of a Hessian"),
     Command(
@@ -58,6 +60,12 @@ COMMANDS = [
         config.AlignmentConfig,
         ".alignment:AlignmentRun",
         "curvature along minibatch gradients",
+    ),
+    Command(
+        "noise",
+        config.NoiseConfig,
+        ".noise:NoiseRun",
+        "gradients and their covariance in the top eigenvectors of a Hessian",
     ),
     Command(
         "interpolate",

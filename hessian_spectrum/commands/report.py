@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessian_spectrum.analyses.alignment_result import Alignment
+from hessian_spectrum.analyses.noise_result import Noise
 from hessian_spectrum.config.problem import ZOO_FIELDS
 from hessian_spectrum.landscape.results import Barriers, Curve, Surface, Trajectory
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
@@ -346,9 +347,64 @@ def alignment(found: Alignment, values: dict[str, float]) -> str:
             f"loss                    {values['loss']:.6g}",
             f"gradient norm           {values['gradient_norm']:.3g}",
             f"alignment g^T H g / |g|^2 of minibatches' gradients g{known}",
-            *("  ".join(cells) for cells in zip(*map(_right, columns, columns.values()))),
+            *_table(columns),
         ]
     )
+
+
+def noise(found: Noise, values: dict[str, float], pairs: Mapping[str, EigenPairs]) -> str:
+    """Spectra, shares of gradients by batch size, and overlaps by dimension, each in a table.
+
+    Args:
+        pairs: of H, under "", and of the other matrices, by their labels.
+    """
+    spectra = {
+        "matrix": ["H" if not label else label.replace("-", " ") for label in pairs],
+        "smallest": [
+            _or_dash(x.values[0] if x.num_lower else math.nan, ".6g") for x in pairs.values()
+        ],
+        **{
+            f"lambda_{k}": [f"{x.values[-k]:.6g}" for x in pairs.values()]
+            for k in found.dimensions.tolist()
+        },
+    }
+    shares = {"batch size": [f"{size:,}" for size in found.batch_sizes]}
+    for k in found.dimensions.tolist():
+        means, errors = found.mean_gradient_share(k), found.gradient_share_error(k)
+        # Of all the data there is one gradient, without error.
+        texts = [f" +- {_or_dash(error, '.1%')}" if error else "" for error in errors]
+        shares[f"top {k}"] = [f"{mean:.1%}{text}" for mean, text in zip(means, texts)]
+    overlaps = {
+        "top": [f"{k}" for k in found.dimensions],
+        "overlap": [f"{found.subspace_overlap(k):.3f}" for k in found.dimensions],
+        "largest angle": [
+            f"{math.degrees(found.principal_angles(k)[0]):.1f} deg" for k in found.dimensions
+        ],
+        "v^T C v / tr C": [_or_dash(found.noise_share(k), ".1%") for k in found.dimensions],
+        "u^T H u / tr H": [_or_dash(found.curvature_share(k), ".1%") for k in found.dimensions],
+    }
+    return "\n".join(
+        [
+            f"loss                    {values['loss']:.6g}",
+            f"gradient norm           {values['gradient_norm']:.3g}",
+            f"tr H                    {_with_error(found.trace, found.trace_error)}",
+            f"tr C                    {_with_error(found.noise_trace, found.noise_trace_error)}",
+            *_table(spectra),
+            "share of |g|^2 in the top eigenvectors of H, mean over minibatches +- standard error",
+            *_table(shares),
+            "top subspaces of H (vectors v) and C (vectors u): |P_H P_C|^2 / k, angles, shares",
+            *_table(overlaps),
+        ]
+    )
+
+
+def _table(columns: Mapping[str, list[str]]) -> list[str]:
+    """One line a row, under the titles."""
+    return ["  ".join(cells) for cells in zip(*map(_right, columns, columns.values()))]
+
+
+def _with_error(value: float, error: float) -> str:
+    return "unknown" if math.isnan(value) else f"{value:.6g} +- {_or_dash(error, '.2g')}"
 
 
 def _right(title: str, cells: list[str]) -> list[str]:
@@ -460,7 +516,7 @@ def info(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _shape(result: SpectralMeasure | EigenPairs | Alignment | dict) -> Any:
+def _shape(result: SpectralMeasure | EigenPairs | Alignment | Noise | dict) -> Any:
     if isinstance(result, SpectralMeasure):
         low, high = result.support
         return (
@@ -470,6 +526,9 @@ def _shape(result: SpectralMeasure | EigenPairs | Alignment | dict) -> Any:
     if isinstance(result, Alignment):
         sizes = ", ".join(map(str, result.batch_sizes))
         return f"batch sizes {sizes}, at most {result.num_batches} minibatches of each"
+    if isinstance(result, Noise):
+        dimensions = ", ".join(map(str, result.dimensions))
+        return f"batch sizes {', '.join(map(str, result.batch_sizes))}, dimensions {dimensions}"
     if isinstance(result, EigenPairs):
         return f"{len(result)} eigenvalues, {int(result.converged.sum())} converged"
     if not isinstance(result, Mapping):

@@ -15,6 +15,7 @@ from hessian_spectrum.config.landscape import (
     TrackConfig,
     ValuesConfig,
 )
+from hessian_spectrum.config.noise import NoiseConfig
 from hessian_spectrum.config.output import ComputingConfig, OutputConfig
 from hessian_spectrum.config.problem import ProblemConfig
 from hessian_spectrum.config.submission import Resources, SubmitConfig
@@ -32,6 +33,7 @@ __all__ = [
     "InterpolateConfig",
     "KrylovConfig",
     "MapConfig",
+    "NoiseConfig",
     "OutputConfig",
     "PlaneConfig",
     "PointsConfig",

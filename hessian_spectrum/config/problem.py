@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum._core.validation import finite, positive, seeds
+from hessian_spectrum._core.validation import above_zero, finite, positive, seeds
 
-Activation = Literal["tanh", "relu"]
+Activation = Literal["tanh", "relu", "sigmoid", "maxout"]
+Loss = Literal["cross-entropy", "mse", "fast-gradient-sign", "multi-prediction"]
 
 
 # Fields that say nothing about a problem of one's own.
@@ -18,6 +19,9 @@ ZOO_FIELDS = (
     "activation",
     "shortcut",
     "batchnorm",
+    "width",
+    "dropout_rate",
+    "loss",
     "dataset",
     "data_root",
     "image_size",
@@ -31,21 +35,35 @@ class ProblemConfig:
     """A model, its parameters, a loss and data: from the zoo by name, or from your own file."""
 
     model: str | None = None
-    """Zoo model: mlp-784-20-10 (any layer sizes), cnn, resnet20 (or 32, 44, 56, 110), or a
-    torchvision classifier such as torchvision:resnet18."""
+    """Zoo model: mlp-784-20-10 (any layer sizes), cnn, resnet20 (or 32, 44, 56, 110), vgg11,
+    vgg16, nin, wrn-16-4 (depth, widening), densenet-40-12 (depth, growth), convmaxout-mnist,
+    convmaxout-cifar10, dlinear-784-20-10 (a deep linear network), autoencoder-784-20-784 (a linear
+    one, with --loss mse), lstm (with --dataset ptb), mpdbm-784-500-1000-10 (a multi-prediction
+    Boltzmann machine, with --loss multi-prediction), or a torchvision classifier such as
+    torchvision:resnet18."""
     activation: Activation = "tanh"
-    """Activation function of mlp and cnn."""
+    """Activation function of mlp and cnn; maxout, the largest of five linear functions, of mlp."""
     shortcut: bool = True
-    """Identity connections of a resnet; --no-shortcut removes them, which gives a plain network."""
+    """Shortcuts of resnet, wrn and densenet; --no-shortcut removes them, which gives a plain
+    network."""
     batchnorm: bool = True
-    """BatchNorm layers of a resnet; --no-batchnorm removes them and gives the convolutions biases
-    instead."""
+    """BatchNorm layers of cnn, resnet, vgg, nin, wrn and densenet; --no-batchnorm removes them and
+    gives the convolutions biases instead."""
+    width: float = 1.0
+    """Multiply the hidden units or channels of every layer by WIDTH, rounded, at least 1."""
+    dropout_rate: float | None = None
+    """Probability with which dropout layers of mlp, vgg, nin, wrn, densenet, convmaxout and lstm
+    drop a unit. Default: 0.5 for nin and convmaxout, else 0."""
+    loss: Loss = "cross-entropy"
+    """The mean over the samples of: cross-entropy; mse, half the squared distance of the outputs
+    from the one-hot label; fast-gradient-sign, half the cross entropy and half that of the sample's
+    adversarial example (Goodfellow et al. 2015); multi-prediction, of mpdbm."""
     dataset: str | None = None
-    """Zoo data set: digits (shipped with this package), mnist, cifar10, arrays, or a torchvision
-    data set with one class label per picture, such as torchvision:CIFAR100. The loss is cross
-    entropy."""
+    """Zoo data set: digits (shipped with this package), mnist, cifar10, arrays, ptb, or a
+    torchvision data set with one class label per picture, such as torchvision:CIFAR100."""
     data_root: Path | None = None
-    """Folder of the data set, in torchvision's layout; for arrays, a .npz or .h5 file."""
+    """Folder of the data set, in torchvision's layout; for arrays, a .npz or .h5 file; for ptb,
+    the folder of ptb.train.txt, or of ptb.valid.txt, and ptb.test.txt."""
     image_size: int | None = None
     """Resize the shorter side of torchvision:NAME pictures to this many pixels and crop the middle
     square."""
@@ -105,5 +123,15 @@ class ProblemConfig:
             if "=" not in text:
                 raise InputError(f"--problem-arg {text!r}: expected KEY=VALUE")
         positive(self, "limit", "batch_size", "image_size")
+        model_options(self)
         finite(self, "weight_decay")
         seeds(self, "init_seed", "dropout_seed")
+
+
+def model_options(config: Any) -> None:
+    """Raise InputError, naming the option, for a value that no zoo model can use."""
+    above_zero(config, "width")
+    if config.dropout_rate is not None and not 0 <= config.dropout_rate < 1:
+        raise InputError(
+            f"--dropout-rate {config.dropout_rate}: expected 0 or more, and less than 1"
+        )

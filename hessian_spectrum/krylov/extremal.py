@@ -1,4 +1,5 @@
-"""Smallest and largest eigenvalue from one Krylov space, with warm starts from a nearby matrix."""
+"""The largest eigenvalue, or the smallest and the largest, from one Krylov space started from the
+eigenvectors of a nearby matrix."""
 
 from __future__ import annotations
 
@@ -25,23 +26,26 @@ STEPS = 80  # before a space is restarted from its two Ritz vectors
 
 @dataclass(frozen=True)
 class Extremes:
-    """The smallest and the largest eigenvalue, as Ritz pairs of a space that has grown to them.
+    """The ends of a spectrum, as Ritz pairs of a space that has grown to them.
 
     An eigenvalue lies within ``residuals`` of each value. That none lies further out holds unless
     the random part of the start is nearly orthogonal to its eigenvector.
     """
 
-    values: Array  # (2,), smallest, largest
-    residuals: Array  # (2,), |A v - lambda v|, in units of the eigenvalues
-    vectors: Tensor  # (2, n_local), unit norm
+    values: Array  # (2,), smallest, largest; or (1,), the largest
+    residuals: Array  # (2,) or (1,), |A v - lambda v|, in units of the eigenvalues
+    vectors: Tensor  # (2, n_local) or (1, n_local), unit norm
     products: int
     converged: bool
 
     @property
     def combined(self) -> Tensor:
-        """(1, n_local), a start for both ends."""
-        weights = torch.ones(2, 1, dtype=self.vectors.dtype, device=self.vectors.device)
-        weights[int(np.abs(self.values).argmin())] = INNER_WEIGHT
+        """(1, n_local), a start for all of them."""
+        weights = torch.ones(
+            len(self.values), 1, dtype=self.vectors.dtype, device=self.vectors.device
+        )
+        if len(weights) == 2:
+            weights[int(np.abs(self.values).argmin())] = INNER_WEIGHT
         return (weights * self.vectors).sum(0, keepdim=True)
 
 
@@ -53,10 +57,11 @@ def extremes(
     max_products: int = 500,
     max_steps: int = STEPS,
     seed: int = 0,
+    largest_only: bool = False,
 ) -> Extremes:
-    """Lanczos from one vector until both ends have converged.
+    """Lanczos from one vector until both ends have converged, or the upper one.
 
-    The start is one vector, the sum of both eigenvectors where they are known: a block of two would
+    The start is one vector, the sum of the eigenvectors where they are known: a block of two would
     reach half the degree with the same number of products. Tried on maps, and no better: other
     weights of the two or of the random part; more Ritz vectors of the neighbour; extrapolation
     over two or three neighbours, of eigenvectors or of the matrices' low-rank parts; Davidson's
@@ -68,6 +73,7 @@ def extremes(
             at most what rounding allows.
         max_products: an end that has not converged by then is returned as it is.
         max_steps: products before a restart; memory is (max_steps + 1) n_local entries.
+        largest_only: look for the largest eigenvalue alone; its scale is that of both.
 
     Raises:
         FloatingPointError: a product is not finite.
@@ -93,6 +99,8 @@ def extremes(
             spent += 1
             values, coordinates, residuals = _ends(space)
             scale = np.abs(values).max()
+            if largest_only:
+                values, coordinates, residuals = values[1:], coordinates[:, 1:], residuals[1:]
             met = bool((residuals <= max(tol, floor) * scale).all())
             done = space.is_finished or (met and spent > 1)
             if done:

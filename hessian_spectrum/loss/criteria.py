@@ -14,8 +14,9 @@ from torch.nn import functional as F
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.loss.batching import leading_size
 from hessian_spectrum.loss.loaders import Minibatches
+from hessian_spectrum.loss.squared_error import SquaredError
 
-LABELLED = (nn.CrossEntropyLoss, nn.NLLLoss)  # targets are class indices
+LABELLED = (nn.CrossEntropyLoss, nn.NLLLoss, SquaredError)  # targets can be class indices
 LABELLED_FUNCTIONS = (F.cross_entropy, F.nll_loss)
 # Whose mean is that of the entries of reduction="none", but for labels' own weights.
 REDUCIBLE = (
@@ -117,7 +118,7 @@ def is_negative_log_likelihood(loss_fn: Callable) -> bool:
         weights = (getattr(loss_fn, name, None) for name in ("weight", "pos_weight"))
         return all(weight is None for weight in weights)
     natural = (F.cross_entropy, F.binary_cross_entropy_with_logits, F.mse_loss)
-    return type(loss_fn) is nn.MSELoss or loss_fn in natural
+    return type(loss_fn) in (nn.MSELoss, SquaredError) or loss_fn in natural
 
 
 def with_int64_labels(batches: Minibatches, loss_fn: Callable) -> Minibatches:

@@ -12,7 +12,7 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.validation import dashed
 from hessian_spectrum.slurm.job_array import of_task
 
-WRITTEN = ("out",)  # the fields of commands that are paths, and no files to read
+WRITTEN = ("out", "track")  # the fields of commands that are paths, and no files to read
 
 
 def check_files(submitted: Any, checkpoints: Sequence[str] = ()) -> None:

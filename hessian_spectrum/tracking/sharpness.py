@@ -15,6 +15,7 @@ from hessian_spectrum.algorithms.eigenpairs import eigenpairs
 from hessian_spectrum.algorithms.residual_check import arithmetic_error
 from hessian_spectrum.krylov.extremal import Extremes, extremes
 from hessian_spectrum.operators.base import SymmetricOperator
+from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
 Array = np.ndarray
 
@@ -43,6 +44,15 @@ class Ends:
     def upper(self) -> Array:
         return self.values[self.num_lower :]
 
+    def pairs(self) -> EigenPairs:
+        return EigenPairs(
+            self.values,
+            self.residuals,
+            np.full(len(self.values), self.converged),
+            self.vectors,
+            self.num_lower,
+        )
+
 
 class EndsFinder:
     """Finds the ends of matrices that change little from one call to the next.
@@ -60,17 +70,23 @@ class EndsFinder:
         self.num_lower = 0
         self._rounding: float | None = None  # of products, over the largest |eigenvalue|
 
-    def both(self, operator: SymmetricOperator) -> Ends:
-        """One pair of each end, with the fewest products."""
+    def outermost(self, operator: SymmetricOperator, lower: int) -> Ends:
+        """One pair of the upper end, and of the lower one where ``lower``; the fewest products."""
         warm = None
-        if self.vectors is not None and self.num_lower == 1 and len(self.vectors) == 2:
+        count = 1 + lower
+        if self.vectors is not None and len(self.vectors) == count and self.num_lower == lower:
             rows = operator.layout.local(self.vectors.to(operator.device, operator.dtype))
-            warm = Extremes(self.values, np.zeros(2), rows, 0, True)
+            warm = Extremes(self.values, np.zeros(count), rows, 0, True)
         found = extremes(
-            operator, warm, tol=self.tol, max_products=self.max_products, seed=self.seed
+            operator,
+            warm,
+            tol=self.tol,
+            max_products=self.max_products,
+            seed=self.seed,
+            largest_only=not lower,
         )
         whole = operator.layout.gather(found.vectors)
-        ends = Ends(found.values, found.residuals, whole, 1, found.converged)
+        ends = Ends(found.values, found.residuals, whole, lower, found.converged)
         return self._remembered(self._with_rounding(operator, ends, found.vectors))
 
     def several(self, operator: SymmetricOperator, lower: int, upper: int) -> Ends:
@@ -124,8 +140,8 @@ def ends(
     """``lower`` and ``upper`` pairs, and more of the upper end until one is not above ``above``."""
     most = operator.n - lower
     upper = min(upper, most)
-    if lower == upper == 1 and operator.n > 1:
-        found = finder.both(operator)
+    if upper == 1 and lower <= 1 and operator.n > 1:
+        found = finder.outermost(operator, lower)
     else:
         found = finder.several(operator, lower, upper)
     while math.isfinite(above) and len(found.upper) < most and found.upper.min() > above:

@@ -135,6 +135,12 @@ class TrackFile:
         on_first_rank(self.world, self._lock.__exit__)
         self._has_begun = False
 
+    def leave(self) -> None:
+        """After an error, on any rank alone: it stays as it is, and others may write it."""
+        if self._has_begun and self.world.rank == 0:
+            self._lock.__exit__()
+        self._has_begun = False
+
     def _write(self, finished: bool) -> None:
         def write() -> None:
             self._lock.require()

@@ -17,19 +17,15 @@ from torch.optim import Optimizer
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.algorithms.spectral_density import spectral_density
+from hessian_spectrum.analyses.alignment import alignment, sizes_of
 from hessian_spectrum.loss.evaluator import Evaluator
-from hessian_spectrum.operators.base import SymmetricOperator
-from hessian_spectrum.operators.curvature import Hessian
-from hessian_spectrum.operators.linearization import ProductPlan
-from hessian_spectrum.operators.transforms import Preconditioned, Shifted
-from hessian_spectrum.planning import product_planner
-from hessian_spectrum.tracking.critical_step import critical_step
-from hessian_spectrum.tracking.sharpness import Ends, EndsFinder, ends
-from hessian_spectrum.tracking.stability import Stability, require_stepped, stability
+from hessian_spectrum.storage.hdf5_schema import Result
+from hessian_spectrum.tracking.recorder import Recorder, Step
+from hessian_spectrum.tracking.schedule import Schedule
+from hessian_spectrum.tracking.sharpness import Ends
+from hessian_spectrum.tracking.stability import require_stepped, stability
 from hessian_spectrum.tracking.track_file import TrackFile
 
-EXPECTED_PRODUCTS = 20  # of a record, for a plan
-STEPS_HELD = 81  # Krylov vectors
 Log = Callable[..., object]
 
 
@@ -40,8 +36,8 @@ class _Pending:
     step: int
     optimizer: Optimizer
     theta: Tensor  # (n,)
+    gradient: Tensor  # (n,), of the minibatches
     cosine: float
-    started: float  # by perf_counter
     seconds: float = 0.0  # spent before the step
 
 
@@ -61,26 +57,29 @@ class Tracker:
     None, or at a recorded step a flat dict. Where training has diverged the record has NaN for what
     is not finite, and the training goes on:
 
-    ============================  ==============================================================
-    curvature/loss                of the evaluator's data
-    curvature/gradient_norm       of that loss
-    curvature/lambda_max          the largest eigenvalue of the Hessian; lambda_min the smallest
-    curvature/lambda_max_error    an eigenvalue lies within it; lambda_min_error likewise
-    curvature/num_above           eigenvalues above ``above`` / lr
-    curvature/preconditioned      the largest eigenvalue of the matrix that the optimizer sees,
-                                  P^-1/2 (H + decay) P^-1/2 (``stability``), and _error
-    curvature/threshold           above which that eigenvalue makes the optimizer unstable
-    curvature/critical            2 / eta, eta the smallest learning rate at which this update
-                                  raises the loss (Kalra et al. 2026); critical_NAME: ``relative``
-    curvature/cosine              of this and the previous minibatch gradient
-    curvature/step_length         |theta(t + 1) - theta(t)|; distance is |theta(t) - theta(0)|
-    curvature/lr                  the learning rate
-    curvature/minibatch_loss      what ``after_step`` was given
-    curvature/products            Hessian products of this record
-    curvature/seconds             spent on it
-    ============================  ==============================================================
-
-    Quantities that are not known are NaN and left out of the dict.
+    =================================  =========================================================
+    curvature/loss                     of the evaluator's data
+    curvature/gradient_norm            of that loss
+    curvature/lambda_max               the largest eigenvalue of the Hessian; lambda_min the
+                                       smallest
+    curvature/lambda_max_error         an eigenvalue lies within it; lambda_min_error likewise
+    curvature/num_above                eigenvalues above ``above`` / lr
+    curvature/preconditioned           the largest eigenvalue of the matrix that the optimizer
+                                       sees, P^-1/2 (H + decay) P^-1/2 (``stability``), and _error
+    curvature/threshold                above which that eigenvalue makes the optimizer unstable
+    curvature/critical                 2 / eta, eta the smallest learning rate at which this
+                                       update raises the loss (Kalra et al. 2026); critical_NAME:
+                                       ``relative``
+    curvature/captured                 share of the minibatch gradient's square in the span of the
+                                       upper eigenvectors that were found
+    curvature/cosine                   of this and the previous minibatch gradient
+    curvature/minibatch_gradient_norm  of the gradient that the step uses
+    curvature/step_length              |theta(t + 1) - theta(t)|; distance is |theta(t) - theta(0)|
+    curvature/lr                       the learning rate
+    curvature/minibatch_loss           what ``after_step`` was given
+    curvature/products                 Hessian products of this record, without those of densities
+    curvature/seconds                  spent on it
+    =================================  =========================================================
 
     Args:
         evaluator: of the model that is trained (of DistributedDataParallel and torch.compile the
@@ -93,6 +92,8 @@ class Tracker:
             followed: relative critical sharpness.
         density_every: recorded steps that it divides get a density of ``num_products`` products,
             too, under the label step-000100.
+        alignment_every: recorded steps that it divides get the alignment of ``alignment_batches``
+            random minibatches of the evaluator's data, of each of ``alignment_sizes`` samples.
         max_overhead: the most that records may take of the time since the first step; what would
             exceed it is skipped, and the skip recorded. None: no limit.
         log: called with (dict, step=step) after each record, on the first rank.
@@ -120,6 +121,9 @@ class Tracker:
         relative: Mapping[str, Evaluator] | None = None,
         density_every: int | None = None,
         num_products: int = 180,
+        alignment_every: int | None = None,
+        alignment_sizes: Sequence[int | str] = (32, "full"),
+        alignment_batches: int = 10,
         max_overhead: float | None = 0.05,
         log: Log | None = None,
         tol: float = 1e-2,
@@ -127,27 +131,34 @@ class Tracker:
         seed: int = 0,
         overwrite: bool = False,
     ):
-        _check(evaluator, every, largest, smallest, above, density_every, max_overhead)
+        _check(
+            evaluator, every, largest, smallest, above, density_every, alignment_every, max_overhead
+        )
         self.evaluator, self.world = evaluator, evaluator.world
-        self.every, self.at = every, frozenset(at)
-        self.largest, self.smallest, self.above = largest, smallest, above
-        self.relative = dict(relative or {})
-        for name, other in self.relative.items():
+        relative = dict(relative or {})
+        for name, other in relative.items():
             if other.layout.names != evaluator.layout.names:
                 raise InputError(f"relative[{name!r}]: of another model than the tracker's")
+        if alignment_every is not None:
+            sizes_of(alignment_sizes, evaluator)
+        self.log, self.seed = log, seed
         self.density_every, self.num_products = density_every, num_products
-        self.max_overhead, self.log, self.seed = max_overhead, log, seed
-        self._finder = EndsFinder(tol, max_products, seed)
-        self._seen_finder = EndsFinder(tol, max_products, seed)  # of the preconditioned matrix
-        self._plan: ProductPlan | None = None
-        self._critical: dict[str, float] = {}  # steps, where the search for the next one begins
+        self.alignment_every = alignment_every
+        self.alignment_sizes, self.alignment_batches = tuple(alignment_sizes), alignment_batches
+        self._schedule = Schedule(every, at, max_overhead)
+        self._recorder = Recorder(
+            evaluator,
+            largest=largest,
+            smallest=smallest,
+            above=above,
+            relative=relative,
+            tol=tol,
+            max_products=max_products,
+            seed=seed,
+        )
         self._step = 0  # the latest that was made
-        self._start: Tensor | None = None  # theta before the first step
         self._previous: tuple[int, Tensor] | None = None  # step and minibatch gradient
         self._pending: _Pending | None = None
-        self._spent, self._elapsed = 0.0, 0.0  # seconds on records, and of earlier starts
-        self._last_record = 0.0  # seconds of the latest one
-        self._clock: float | None = None  # of the first step after this start
         about = {"run": self.world.from_first(uuid.uuid4().hex), "above": above}
         self.file = TrackFile(Path(path), self.world, about, overwrite)
 
@@ -169,21 +180,20 @@ class Tracker:
                 "after a restart restore the tracker by load_state_dict"
             )
         began = time.perf_counter()
-        if self._clock is None:
-            self._clock = began
+        if self._schedule.start():
+            require_stepped(optimizer, self._parameters())
             self.file.begin()
-        if self._start is None:
-            self._start = self.evaluator.theta
+            self._recorder.begin()
         gradient = None
         self._pending = None
-        if self._is_due(step) and not self._is_skipped(step):
+        if self._schedule.is_due(step) and not self._is_skipped(step):
             require_stepped(optimizer, self._parameters())
             gradient = self._gradient()
             self._pending = _Pending(
-                step, optimizer, self.evaluator.theta, self._cosine(step, gradient), began
+                step, optimizer, self.evaluator.theta, gradient, self._cosine(step, gradient)
             )
         self._previous = None
-        if self._is_due(step + 1):
+        if self._schedule.is_due(step + 1):
             self._previous = step, self._gradient() if gradient is None else gradient
         if self._pending is not None:
             self._pending.seconds = time.perf_counter() - began
@@ -212,136 +222,56 @@ class Tracker:
             )
         self._pending = None
         began = time.perf_counter()
-        values, found = self._record(pending)
+        rule = stability(pending.optimizer, self._parameters(), self.evaluator.weight_decay)
+        made = Step(
+            pending.theta,
+            self.evaluator.theta - pending.theta,
+            pending.gradient,
+            pending.cosine,
+            rule,
+        )
+        values, found = self._recorder.values(made)
         if loss is not None:
             values["minibatch_loss"] = float(loss.detach() if isinstance(loss, Tensor) else loss)
-        results = {}
-        if self.density_every and step % self.density_every == 0 and found.is_known:
-            operator = self._operator(pending.theta)
-            with suppress(FloatingPointError):
-                results[f"density/step-{step:06d}"] = spectral_density(
-                    operator, num_products=self.num_products, seed=self.seed
-                )
+        results = self._larger_results(step, pending.theta, found) if found.is_known else {}
         values["seconds"] = pending.seconds + time.perf_counter() - began
+        self.file.note_rule(type(pending.optimizer).__name__, rule)
         self.file.append(step, values, found, results)
-        self._last_record = pending.seconds + time.perf_counter() - began
-        self._spent += self._last_record
+        self._schedule.took(pending.seconds + time.perf_counter() - began)
         self._step = step
         flat = {f"curvature/{name}": v for name, v in values.items() if not math.isnan(v)}
         if self.log is not None and self.world.rank == 0:
             self.log(dict(flat), step=step)
         return flat
 
-    # -- one record ------------------------------------------------------------------------------
-
-    def _record(self, pending: _Pending) -> tuple[dict[str, float], Ends]:
-        ev, theta = self.evaluator, pending.theta
-        update = ev.theta - theta
-        rule = stability(pending.optimizer, self._parameters(), ev.weight_decay)
-        before = ev.counts.products
-        operator = self._operator(theta)
-        values = {
-            "loss": ev.loss(theta[None]).item(),  # NaN and infinities are recorded
-            "gradient_norm": ev.gradient(theta).norm().item(),
-            "lr": rule.lr,
-            "step_length": update.norm().item(),
-            "distance": (theta - self._beginning).norm().item(),
-            "cosine": pending.cosine,
-        }
-        above = math.inf if self.above is None or not rule.lr else self.above / rule.lr
-        found = Ends.unknown(self.smallest, self.largest)
-        if math.isfinite(values["loss"]):
-            # A product that is not finite is an outcome of training, like a loss that is not.
-            with suppress(FloatingPointError):
-                found = ends(self._finder, operator, self.smallest, self.largest, above)
-                values |= self._seen(operator, rule, found)
-            values |= self._critical_sharpness(theta, update, rule.lr, values["loss"])
-        values |= _named(found, above)
-        values["threshold"] = math.nan if rule.threshold is None else rule.threshold
-        values["products"] = ev.counts.products - before
-        operator.forget()
-        self.file.note_rule(type(pending.optimizer).__name__, rule)
-        return values, found
-
-    def _seen(self, operator: SymmetricOperator, rule: Stability, found: Ends) -> dict[str, float]:
-        """The largest eigenvalue of the matrix that the optimizer sees."""
-        if rule.threshold is None:
-            return {}
-        if rule.preconditioner is not None:
-            base = Shifted(operator, rule.shift) if rule.shift else operator
-            seen = Preconditioned(base, rule.preconditioner.to(operator.device))
-            top = ends(self._seen_finder, seen, min(1, seen.n - 1), 1, math.inf)
-            return {
-                "preconditioned": float(top.values[-1]),
-                "preconditioned_error": float(top.residuals[-1]),
-            }
-        return {
-            "preconditioned": float(found.values[-1]) + rule.shift,
-            "preconditioned_error": float(found.residuals[-1]),
-        }
-
-    def _critical_sharpness(
-        self, theta: Tensor, update: Tensor, lr: float, loss: float
-    ) -> dict[str, float]:
-        """2 / eta on this loss and on the relative ones."""
-        found = {}
-        for name, ev in (("", self.evaluator), *self.relative.items()):
-            base = loss if not name else ev.loss(theta).item()
-
-            def rise(step: float, ev: Evaluator = ev, base: float = base) -> float:
-                return ev.loss((theta + step * update)[None]).item() - base
-
-            first = self._critical.get(name, 1.0)
-            step = critical_step(rise, first)[0] if update.any() else math.nan
-            if 0 < step < math.inf:
-                self._critical[name] = step
-            key = f"critical_{name}" if name else "critical"
-            # A loss that rises at once, or never, has no critical step.
-            found[key] = 2 / (step * lr) if 0 < step < math.inf and lr else math.nan
-        return found
-
-    def _operator(self, theta: Tensor) -> Hessian:
-        operator = Hessian(self.evaluator, theta)
-        if self._plan is None:
-            self._plan = product_planner.plan(
-                self.evaluator,
-                theta,
-                1,
-                EXPECTED_PRODUCTS,
-                mode="reverse",  # a recording does not pay for so few products
-                kept=STEPS_HELD,
-                place="device",
-            ).plan
-        return operator.planned(self._plan)
-
-    # -- when ------------------------------------------------------------------------------------
-
-    def _is_due(self, step: int) -> bool:
-        return step in self.at or step % self.every == 0
+    def _larger_results(self, step: int, theta: Tensor, found: Ends) -> dict[str, Result]:
+        """The density and the alignment, where this step is to have them."""
+        results: dict[str, Result] = {}
+        with suppress(FloatingPointError):  # of a training that has diverged
+            if self.density_every and step % self.density_every == 0:
+                results[f"density/step-{step:06d}"] = spectral_density(
+                    self._recorder.operator(theta), num_products=self.num_products, seed=self.seed
+                )
+            if self.alignment_every and step % self.alignment_every == 0:
+                results[f"alignment/step-{step:06d}"] = alignment(
+                    self.evaluator,
+                    self.alignment_sizes,
+                    self.alignment_batches,
+                    pairs=found.pairs(),
+                    operator=self._recorder.operator(theta),
+                    seed=self.seed,
+                    at_once=1,  # the same bits at every amount of free memory
+                )
+        return results
 
     def _is_skipped(self, step: int) -> bool:
-        """Would one more record like the latest take too much of the time? Rank 0 decides."""
-        if self.max_overhead is None:
-            return False
-        spent = self._spent + self._last_record
-        share = spent / max(1e-9, self._seconds + self._last_record)
-        skipped = self.world.from_first(self._spent > 0 and share > self.max_overhead)
+        """Rank 0 decides, by its clock."""
+        skipped = bool(self.world.from_first(self._schedule.is_too_much()))
         if skipped:
             self.file.skip(step)
         return skipped
 
-    @property
-    def _seconds(self) -> float:
-        """Since the first step, over all starts."""
-        now = 0.0 if self._clock is None else time.perf_counter() - self._clock
-        return self._elapsed + now
-
     # -- the training that is looked at ----------------------------------------------------------
-
-    @property
-    def _beginning(self) -> Tensor:
-        assert self._start is not None  # ``before_step`` sets it
-        return self._start
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         named = dict(self.evaluator.model.named_parameters())
@@ -369,18 +299,13 @@ class Tracker:
 
         Memory: six vectors of the model's size, more with more eigenvalues.
         """
-        finders = {"own": self._finder, "seen": self._seen_finder}
         return {
             "run": self.file.run,
             "records": self.file.num_records,
             "step": self._step,
-            "start": self._start,
             "previous": None if self._previous is None else list(self._previous),
-            "critical": dict(self._critical),
-            "spent": self._spent,
-            "last_record": self._last_record,
-            "elapsed": self._seconds,
-            "finders": {name: finder.state_dict() for name, finder in finders.items()},
+            "schedule": self._schedule.state_dict(),
+            "recorder": self._recorder.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -389,19 +314,22 @@ class Tracker:
         Called by every rank, before the first step.
 
         Raises:
-            InputError: the file is missing, damaged or of another run, or has fewer records.
+            InputError: this is no state of a tracker, or the file is missing, damaged or of another
+                run, or has fewer records.
         """
+        missing = {"run", "records", "step", "previous", "schedule", "recorder"} - set(state)
+        if missing:
+            raise InputError(
+                f"load_state_dict: no tracker's state, {', '.join(sorted(missing))} are missing; "
+                "expected what state_dict() returned"
+            )
         self.file.restore(state["run"], int(state["step"]), int(state["records"]))
         device = self.evaluator.device
         self._step = int(state["step"])
-        self._start = None if state["start"] is None else state["start"].to(device)
         previous = state["previous"]
         self._previous = None if previous is None else (int(previous[0]), previous[1].to(device))
-        self._critical = dict(state["critical"])
-        self._spent, self._last_record = float(state["spent"]), float(state["last_record"])
-        self._elapsed, self._clock = float(state["elapsed"]), None
-        self._finder.load_state_dict(state["finders"]["own"], device)
-        self._seen_finder.load_state_dict(state["finders"]["seen"], device)
+        self._schedule.load_state_dict(state["schedule"])
+        self._recorder.load_state_dict(state["recorder"], device)
 
     def close(self) -> None:
         """The training has ended: mark the file as finished."""
@@ -413,20 +341,8 @@ class Tracker:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             self.close()
-
-
-def _named(found: Ends, above: float) -> dict[str, float]:
-    values = {
-        "lambda_max": float(found.values[-1]),
-        "lambda_max_error": float(found.residuals[-1]),
-        "num_above": math.nan,
-    }
-    if found.is_known and math.isfinite(above):
-        values["num_above"] = float((found.upper > above).sum())
-    if found.num_lower:
-        values["lambda_min"] = float(found.values[0])
-        values["lambda_min_error"] = float(found.residuals[0])
-    return values
+        else:
+            self.file.leave()
 
 
 def _check(
@@ -436,6 +352,7 @@ def _check(
     smallest: int,
     above: float | None,
     density_every: int | None,
+    alignment_every: int | None,
     max_overhead: float | None,
 ) -> None:
     if not isinstance(evaluator, Evaluator):
@@ -448,6 +365,7 @@ def _check(
         ("largest", largest, 1),
         ("smallest", smallest, 0),
         ("density_every", density_every, 1),
+        ("alignment_every", alignment_every, 1),
     ):
         if value is not None and (not isinstance(value, int) or value < least):
             raise InputError(f"{name}={value}: expected a whole number, {least} or more")

@@ -13,6 +13,7 @@ from hessian_spectrum.zoo.checkpoints import (
 )
 from hessian_spectrum.zoo.datasets import load_dataset
 from hessian_spectrum.zoo.models import build_model, model_for
+from hessian_spectrum.zoo.objectives import objective_for, samples_for
 from hessian_spectrum.zoo.trainer import train
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "load_checkpoint",
     "load_dataset",
     "model_for",
+    "objective_for",
+    "samples_for",
     "save_checkpoint",
     "stored_epoch",
     "stored_step",

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -58,16 +59,30 @@ def save_checkpoint(
         config: JSON values; stored as JSON reads them back, because a NumPy scalar, for example,
             would make the file unreadable with weights_only.
     """
-    checkpoint = {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "epoch": int(epoch),
-        "config": json.loads(json.dumps(dict(config))),
-    }
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": int(epoch)}
+    save_state(path, state, config)
+
+
+def save_state(path: str | Path, state: Mapping[str, object], config: Mapping[str, object]) -> None:
+    """As ``save_checkpoint``, for any tensors and numbers by name, the model's under "model"."""
+    checkpoint = {**state, "config": json.loads(json.dumps(dict(config)))}
     path = Path(path).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         torch.save(checkpoint, temporary)
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """What ``save_state`` wrote, on the CPU.
+
+    Raises:
+        InputError: no such file, not a checkpoint, or one without a "config".
+    """
+    path = Path(path).expanduser()
+    content = _read(path)
+    if not isinstance(content, dict) or not isinstance(content.get("config"), dict):
+        raise InputError(f"{path} is not a checkpoint of the command train: it has no config")
+    return content
 
 
 def stored_epoch(path: str | Path) -> int | None:

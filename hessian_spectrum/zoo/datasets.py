@@ -14,8 +14,9 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.zoo.array_files import Declared, one_line, opened
 from hessian_spectrum.zoo.torchvision_compat import import_torchvision
 from hessian_spectrum.zoo.torchvision_names import PREFIX, load_pictures
+from hessian_spectrum.zoo.words import FILES, load_words
 
-DATASETS = ("digits", "mnist", "cifar10", "arrays")
+DATASETS = ("digits", "mnist", "cifar10", "arrays", "ptb")
 _SPLITS = ("train", "test")
 _DIGITS_FILE = Path(__file__).with_name("digits.npz")
 _DIGITS_TRAIN = 1500  # the first 1,500 are the training set, the other 297 the test set
@@ -36,7 +37,7 @@ def load_dataset(
     image_size: int | None = None,
     download: bool = False,
 ) -> TensorDataset:
-    """A data set of (inputs, labels): float32 (N, C, H, W) and int64 (N,).
+    """A data set of (inputs, labels): float32 (N, C, H, W) and int64 (N,); of words, int64 both.
 
     Args:
         name: ``digits``: 1,797 handwritten digits of 8x8, shipped with the package, pixels / 16,
@@ -46,6 +47,8 @@ def load_dataset(
             ``{split}_labels``, or, for "train" only, ``images`` and ``labels`` or ``inputs`` and
             ``targets``. Inputs are (N, C, H, W) or, with one channel, (N, H, W); uint8 is
             divided by 255, floats are taken as they are.
+            ``ptb``: windows of words (N, T) and the words behind them (N, T), from the Penn
+            Treebank's text files in the folder ``data_root`` (``words.load_words``).
             ``torchvision:NAME``: a class of torchvision.datasets with one label per picture.
         data_root: folder or file, see above; not used by ``digits``.
         split: "train" or "test".
@@ -73,12 +76,16 @@ def load_dataset(
         raise InputError(f"data set {name!r} needs data_root; give {_expected_root(name, split)}")
     if name == "arrays":
         return _arrays(root, split, limit)
+    if name == "ptb":
+        return load_words(root, split, limit)
     return _torchvision(name, root, split, limit, download)
 
 
 def _expected_root(name: str, split: str) -> str:
     if name == "arrays":
         return f"a .npz or .h5 file with {split}_images and {split}_labels"
+    if name == "ptb":
+        return f"the folder that contains {' or '.join(FILES[split])}"
     return f"the folder that contains {_required_file(name, split)}"
 
 

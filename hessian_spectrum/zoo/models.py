@@ -2,26 +2,111 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.zoo.resnet import resnet
+from hessian_spectrum.zoo.networks.boltzmann import boltzmann_machine, masked
+from hessian_spectrum.zoo.networks.cnn import cnn
+from hessian_spectrum.zoo.networks.conv_maxout import FORMS, conv_maxout
+from hessian_spectrum.zoo.networks.densenet import densenet
+from hessian_spectrum.zoo.networks.layers import ACTIVATIONS
+from hessian_spectrum.zoo.networks.linear import (
+    inputs_as_targets,
+    linear_autoencoder,
+    linear_network,
+)
+from hessian_spectrum.zoo.networks.lstm import lstm
+from hessian_spectrum.zoo.networks.nin import nin
+from hessian_spectrum.zoo.networks.options import Options
+from hessian_spectrum.zoo.networks.perceptron import perceptron, sizes_in
+from hessian_spectrum.zoo.networks.resnet import resnet
+from hessian_spectrum.zoo.networks.vgg import STAGES as VGGS
+from hessian_spectrum.zoo.networks.vgg import vgg
+from hessian_spectrum.zoo.networks.wide_resnet import wide_resnet
 from hessian_spectrum.zoo.torchvision_names import PREFIX, build_classifier
 
-_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
-_MLP_NAME = re.compile(r"mlp(-[1-9]\d*){2,}")
-_RESNET_NAME = re.compile(r"resnet([1-9]\d*)")
-_VALID_NAMES = (
-    "mlp-A-B-...-C (layer sizes, as in mlp-784-20-10), cnn, resnet20 (32, 44, 56, 110), "
-    "torchvision:NAME"
+
+@dataclass(frozen=True)
+class Family:
+    """Networks whose names have one form."""
+
+    pattern: str  # of the whole name
+    names: str  # in words, for messages
+    build: Callable[[str, Options], nn.Module]
+    # The options that not every family has and that change nothing where it has not.
+    has_width: bool = True
+    has_dropout: bool = False
+    activations: Sequence[str] | None = None  # None: the family's own, whatever is asked for
+    sized: bool = False  # the name ends with the number of outputs
+    losses: tuple[str, ...] = ("cross-entropy", "mse", "fast-gradient-sign")
+    # The data set as model and loss take it; None: as it is.
+    samples: Callable[[str, TensorDataset], TensorDataset] | None = None
+
+
+FAMILIES = (
+    Family(
+        r"mlp(-[1-9]\d*){2,}",
+        "mlp-A-B-...-C (layer sizes, as in mlp-784-20-10)",
+        perceptron,
+        has_dropout=True,
+        activations=(*ACTIVATIONS, "maxout"),
+        sized=True,
+    ),
+    Family(r"cnn", "cnn", lambda _, options: cnn(options), activations=tuple(ACTIVATIONS)),
+    Family(r"resnet[1-9]\d*", "resnet20 (32, 44, 56, 110)", resnet),
+    Family("|".join(VGGS), ", ".join(VGGS), vgg, has_dropout=True),
+    Family(r"nin", "nin", nin, has_dropout=True),
+    Family(r"wrn-[1-9]\d*-[1-9]\d*", "wrn-16-4 (depth, widening)", wide_resnet, has_dropout=True),
+    Family(
+        r"densenet-[1-9]\d*-[1-9]\d*", "densenet-40-12 (depth, growth)", densenet, has_dropout=True
+    ),
+    Family("|".join(FORMS), ", ".join(FORMS), conv_maxout, has_dropout=True),
+    Family(
+        r"dlinear(-[1-9]\d*){2,}",
+        "dlinear-A-B-...-C (sizes of a deep linear network)",
+        linear_network,
+        sized=True,
+    ),
+    Family(
+        r"autoencoder(-[1-9]\d*){2,}",
+        "autoencoder-A-B-...-A (a linear one)",
+        linear_autoencoder,
+        sized=True,
+        losses=("mse",),
+        samples=inputs_as_targets,
+    ),
+    Family(r"lstm", "lstm", lstm, has_dropout=True, losses=("cross-entropy",)),
+    Family(
+        r"mpdbm(-[1-9]\d*){4}",
+        "mpdbm-D-A-B-K (visible units, hidden ones, classes)",
+        boltzmann_machine,
+        sized=True,
+        losses=("multi-prediction",),
+        samples=masked,
+    ),
+    Family(
+        re.escape(PREFIX) + ".*",
+        f"{PREFIX}NAME",
+        lambda name, options: build_classifier(name, options.num_classes),
+        has_width=False,
+    ),
 )
+
+
+def family_of(name: str) -> Family:
+    """Raises InputError for a name that no family has."""
+    for family in FAMILIES:
+        if re.fullmatch(family.pattern, name):
+            return family
+    known = ", ".join(family.names for family in FAMILIES)
+    raise InputError(f"unknown model {name!r}; use one of: {known}")
 
 
 def build_model(
@@ -32,8 +117,10 @@ def build_model(
     activation: str = "tanh",
     shortcut: bool = True,
     batchnorm: bool = True,
+    width: float = 1.0,
+    dropout_rate: float | None = None,
 ) -> nn.Module:
-    """A freshly initialized classifier, float32: (N, C, H, W) -> (N, num_classes) logits.
+    """A freshly initialized network, float32: (N, *input_shape) -> (N, num_classes) logits.
 
     Seed torch before the call to reproduce the parameters.
 
@@ -41,98 +128,87 @@ def build_model(
         name: ``mlp-A-B-...-C``, a perceptron of these layer sizes with biases
             (``mlp-784-20-10`` has 15,910 parameters); ``cnn``, three convolutions with
             BatchNorm for images of any size (14,458 parameters for gray images, 10 classes);
-            ``resnet20``, 32, 44, 56 or 110, always with ReLU; or ``torchvision:NAME``, a
-            classifier of torchvision.models.
+            ``resnet20``, 32, 44, 56 or 110; ``vgg11``, ``vgg16`` for images of 32x32 or more;
+            ``nin``, Network in Network; ``wrn-D-K``, a wide residual network of depth D, K times
+            as wide; ``densenet-L-K``, of depth L and growth K; ``convmaxout-mnist`` and
+            ``convmaxout-cifar10``; ``dlinear-A-B-...-C``, a product of matrices, and
+            ``autoencoder-A-B-...-A``, one whose targets are its inputs; ``lstm``, a language model;
+            ``mpdbm-D-A-B-K``, a multi-prediction deep Boltzmann machine; or ``torchvision:NAME``,
+            a classifier of torchvision.models. Modules of ``zoo.networks`` name the sources, and
+            ``zoo.objectives`` has the data and losses that models take.
         num_classes: number of logits.
         input_shape: (C, H, W) of one sample.
-        activation: ``tanh`` or ``relu``, between the layers of ``mlp`` and ``cnn``.
-        shortcut: keep the identity connections of a ``resnet``; other models ignore it.
-        batchnorm: keep the BatchNorm layers of a ``resnet``; without them its convolutions have
-            biases. Other models ignore it.
+        activation: ``tanh``, ``relu`` or ``sigmoid``, between the layers of ``mlp`` and ``cnn``,
+            or ``maxout`` in ``mlp``. Other models have their own.
+        shortcut: keep the shortcuts of ``resnet``, ``wrn`` and ``densenet``; other models have
+            none.
+        batchnorm: keep the BatchNorm layers of ``cnn``, ``resnet``, ``vgg``, ``nin``, ``wrn`` and
+            ``densenet``; without them the convolutions have biases. Other models have none.
+        width: multiplies the units or channels of every hidden layer; each is rounded, and at
+            least 1.
+        dropout_rate: probability with which the model's dropout layers drop a unit; None for the
+            model's own: 0.5 for ``nin`` and ``convmaxout``, and else 0.
 
     Raises:
-        InputError: an unknown name or activation, or sizes that do not fit the data.
+        InputError: an unknown name, an option that the model does not have, or sizes that do not
+            fit the data.
     """
-    if activation not in _ACTIVATIONS:
-        raise InputError(
-            f"unknown activation {activation!r}; use one of: {', '.join(_ACTIVATIONS)}"
-        )
-    if _MLP_NAME.fullmatch(name):
-        sizes = [int(size) for size in name.split("-")[1:]]
-        _require_fitting(name, sizes, tuple(input_shape), num_classes)
-        return _mlp(sizes, _ACTIVATIONS[activation])
-    if name.startswith(PREFIX):
-        return build_classifier(name, num_classes)
-    if name == "cnn":
-        if len(input_shape) != 3:
-            raise InputError(
-                f"cnn takes images, but one sample has shape {tuple(input_shape)}; give "
-                f"input_shape as (C, H, W)"
-            )
-        return _cnn(input_shape[0], num_classes, _ACTIVATIONS[activation])
-    if found := _RESNET_NAME.fullmatch(name):
-        return resnet(
-            int(found[1]),
-            in_channels=input_shape[0],
+    family = family_of(name)
+    _require_options(name, family, activation, width, dropout_rate)
+    return family.build(
+        name,
+        Options(
             num_classes=num_classes,
+            input_shape=tuple(input_shape),
+            activation=activation,
             shortcut=shortcut,
             batchnorm=batchnorm,
-        )
-    raise InputError(f"unknown model {name!r}; use one of: {_VALID_NAMES}")
+            width=width,
+            dropout_rate=dropout_rate,
+        ),
+    )
 
 
 def model_for(
-    data: TensorDataset, name: str, activation: str, seed: int, **options: bool
+    data: TensorDataset, name: str, activation: str, seed: int, **options: Any
 ) -> nn.Module:
     """``build_model`` for these samples, initialized from ``seed``.
 
     torch's global random state is not changed. The number of classes comes from the name of a
-    perceptron; for other models it is the largest label plus 1.
+    model that has it, such as a perceptron's, or from the data, such as a vocabulary; for others
+    it is the largest label plus 1.
+
+    Args:
+        data: as ``load_dataset`` returns them.
+        options: ``shortcut``, ``batchnorm``, ``width``, ``dropout_rate``.
     """
     inputs, labels = data.tensors
-    named = _MLP_NAME.fullmatch(name)
+    if family_of(name).sized:
+        num_classes = sizes_in(name)[-1]
+    else:
+        num_classes = getattr(data, "num_classes", int(labels.max()) + 1)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build_model(
             name,
             input_shape=tuple(inputs.shape[1:]),
-            num_classes=int(name.split("-")[-1]) if named else int(labels.max()) + 1,
+            num_classes=num_classes,
             activation=activation,
             **options,
         )
 
 
-def _require_fitting(
-    name: str, sizes: list[int], input_shape: tuple[int, ...], num_classes: int
+def _require_options(
+    name: str, family: Family, activation: str, width: float, dropout_rate: float | None
 ) -> None:
-    num_inputs = math.prod(input_shape)
-    if (sizes[0], sizes[-1]) == (num_inputs, num_classes):
-        return
-    fitting = "-".join(map(str, [num_inputs, *sizes[1:-1], num_classes]))
-    raise InputError(
-        f"{name} takes {sizes[0]} inputs and gives {sizes[-1]} classes, but the data have "
-        f"{num_inputs} inputs, shape {input_shape}, and {num_classes} classes; use mlp-{fitting}"
-    )
-
-
-def _mlp(sizes: list[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Flatten()]
-    for fan_in, fan_out in pairwise(sizes):
-        layers += [nn.Linear(fan_in, fan_out), activation()]
-    return nn.Sequential(*layers[:-1])
-
-
-def _cnn(channels: int, num_classes: int, activation: Callable[[], nn.Module]) -> nn.Sequential:
-    def convolution(fan_in: int, fan_out: int, stride: int) -> list[nn.Module]:
-        # No bias: BatchNorm would subtract it, and the loss would be exactly flat along it.
-        conv = nn.Conv2d(fan_in, fan_out, 3, stride, padding=1, bias=False)
-        return [conv, nn.BatchNorm2d(fan_out), activation()]
-
-    return nn.Sequential(
-        *convolution(channels, 16, stride=1),
-        *convolution(16, 32, stride=2),
-        *convolution(32, 32, stride=2),
-        nn.AdaptiveAvgPool2d(1),  # the mean over all pixels, deterministic on GPUs too
-        nn.Flatten(),
-        nn.Linear(32, num_classes),
-    )
+    known = family.activations or (*ACTIVATIONS, "maxout")
+    if activation not in known:
+        raise InputError(f"{name} has no activation {activation!r}; use one of: {', '.join(known)}")
+    if width != 1.0 and not family.has_width:
+        raise InputError(f"{name} has no width to multiply by {width}; leave the width out")
+    if dropout_rate is not None and not family.has_dropout:
+        having = ", ".join(other.names for other in FAMILIES if other.has_dropout)
+        raise InputError(
+            f"{name} has no dropout whose rate could be {dropout_rate}; leave the rate out, or "
+            f"use a model that has it: {having}"
+        )

@@ -23,6 +23,7 @@ from hessian_spectrum import zoo
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.config import ProblemConfig
 from hessian_spectrum.loss.problem import Problem
+from hessian_spectrum.zoo.objectives import problem_for
 
 REQUIRED = ("model", "loss_fn", "data")
 # What a problem may set: all arguments of Evaluator but the ranks.
@@ -104,8 +105,10 @@ def _from_zoo(config: ProblemConfig) -> Problem:
         config.init_seed,
         shortcut=config.shortcut,
         batchnorm=config.batchnorm,
+        width=config.width,
+        dropout_rate=config.dropout_rate,
     )
-    return Problem(model=model, loss_fn=nn.CrossEntropyLoss(), data=data.tensors)
+    return problem_for(config.model, config.loss, model, data)
 
 
 def _from_file(problem: str, problem_arg: tuple[str, ...]) -> Problem:

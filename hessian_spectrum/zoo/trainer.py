@@ -1,19 +1,37 @@
-"""A small deterministic trainer for classifiers whose data set fits on one device."""
+"""A deterministic trainer for data that fit on the device, one step at a time, on any ranks."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import TensorDataset
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.config.schedule import Phase, Schedule
+from hessian_spectrum.distributed.world import Flags, World
+from hessian_spectrum.zoo import augmentation
+from hessian_spectrum.zoo.averages import Averages
+from hessian_spectrum.zoo.objectives import are_hits, outputs_of_inputs
+from hessian_spectrum.zoo.optimizers import optimizer_named
+from hessian_spectrum.zoo.synchronized_batchnorm import Share, synchronized
 
 _EVALUATION_BATCH = 1024  # samples; affects memory, not results
+DROPOUT, AUGMENTATION = 1, 2  # what random numbers of a step are for
+
+Data = tuple[Tensor, Tensor]  # inputs and targets, samples first
+Loss = Callable[[Any, Tensor], Tensor]  # of outputs and targets: the mean over samples
+Batch = Tensor | slice  # the samples' numbers; all of them
+Outputs = Callable[[Any, Any], Any]  # of the model and a batch, inputs and targets
+Hits = Callable[[Any, Tensor], Tensor]  # of outputs and targets: a boolean for each prediction
+BeforeStep = Callable[[int, torch.optim.Optimizer, Tensor], object]
 
 
 @dataclass(frozen=True)
@@ -21,12 +39,315 @@ class EpochResult:
     """Measurements of one epoch. Training values are running means: each sample before its step."""
 
     epoch: int  # from 1
-    loss: float  # mean cross entropy per sample, without weight decay
-    accuracy: float  # fraction of training samples, 0 to 1
+    loss: float  # mean per sample, without weight decay
+    accuracy: float | None  # share of hits, 0 to 1; None where nothing can be hit
     test_accuracy: float | None  # after the epoch, in eval mode; None without test data
+    test_loss: float | None = None
 
 
-OnEpoch = Callable[[EpochResult, nn.Module, torch.optim.Optimizer], None]
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a network is trained, apart from the network and the data."""
+
+    schedule: Schedule
+    batch_size: int = 64  # of all ranks together; the last step of an epoch takes the rest
+    momentum: float = 0.9  # for sgd, momentum and nesterov
+    weight_decay: float = 0.0  # the optimizer's
+    seed: int = 0  # of the sample order, dropout and augmentation
+    augment: str | None = None  # one of zoo.augmentation.AUGMENTATIONS
+
+
+class Training:
+    """Minimizes the mean loss of ``model`` over ``data``, in place, from where it stands.
+
+    Bitwise reproducible for the same model, recipe, device and number of threads, whether
+    it is stopped and restored or not. The sample order has its own generator, and the random
+    numbers of a step depend on seed and step alone; torch's global generator is left as it was. If
+    a minibatch takes all samples, they stay in their order.
+
+    On several ranks each evaluates its slice of each minibatch, which may be empty, gradients are
+    summed, and BatchNorm uses the statistics of the whole minibatch: the parameters are those of
+    one rank, to rounding.
+
+    Args:
+        model: moved to the world's device; in eval mode between epochs.
+        loss_fn: (outputs, targets) -> the mean over the samples.
+        data: inputs (N, ...) and targets (N, ...), moved to that device.
+        outputs: (model, (inputs, targets)) -> outputs.
+        hits: (outputs, targets) -> is each prediction right? Their mean is the accuracy.
+        averages: of this model, to be updated.
+        before_step: called with (step, optimizer, loss of the minibatch), with the gradients in
+            place and the parameters those that the step starts from.
+        flags: travel with the gradients; not heard on one rank.
+
+    Raises:
+        InputError: a setting out of its range, an empty data set, or a model with dropout on
+            several ranks, whose masks would not be those of one rank.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: Loss,
+        data: Data,
+        recipe: Recipe,
+        *,
+        outputs: Outputs = outputs_of_inputs,
+        hits: Hits | None = are_hits,
+        world: World | None = None,
+        averages: Averages | None = None,
+        before_step: BeforeStep | None = None,
+        flags: Flags | None = None,
+    ):
+        self.world = world or World()
+        self.model, self.loss_fn, self.recipe = model.to(self.world.device), loss_fn, recipe
+        self.data = _on_device(data, self.world.device)
+        self.outputs, self.hits, self.averages = (
+            outputs,
+            hits,
+            averages or Averages(model, None, None),
+        )
+        _require_valid(recipe, len(self.data[1]))
+        if recipe.augment is not None:
+            augmentation.require_pictures(self.data[0])
+        if self.world.size > 1:
+            _require_no_dropout(model)
+        self._before_step, self._flags = before_step, flags
+        self.step_number = 0  # steps made
+        self.epoch = 0  # epochs finished
+        self._phase = recipe.schedule.phase(1)
+        self.optimizer = self._new_optimizer(self._phase)
+        self._shuffle = torch.Generator().manual_seed(recipe.seed)
+        self._before_epoch = self._shuffle.get_state()
+        self._batches: list[Batch] = []  # that are left of this epoch
+        self._sums = self._zeros()
+
+    @property
+    def steps_in_epoch(self) -> int:
+        return math.ceil(len(self.data[1]) / self.recipe.batch_size)
+
+    @property
+    def is_between_epochs(self) -> bool:
+        return not self._batches
+
+    # -- one step ------------------------------------------------------------------------------
+
+    def step(self) -> EpochResult | None:
+        """One step; at the end of an epoch its result, without ``test_accuracy``.
+
+        Collective: called by every rank.
+
+        Raises:
+            FloatingPointError: at the end of an epoch, the loss or a parameter is not finite.
+        """
+        if self.is_between_epochs:
+            self._begin_epoch()
+        batch = self._batches.pop(0)
+        share, x, y = self._slice(batch)
+        self.step_number += 1
+        is_first = True
+
+        def gradient() -> Tensor:
+            """Of the minibatch, summed over ranks; at a stage, where the parameters are then."""
+            nonlocal is_first
+            loss = self._gradient(share, x, y, is_first)
+            if is_first and self._before_step is not None:
+                self._before_step(self.step_number, self.optimizer, loss)
+            is_first = False
+            return loss
+
+        with torch.random.fork_rng(_devices(self.world)):
+            self.optimizer.step(gradient)  # type: ignore[arg-type] # torch says float
+        self.averages.after_step()
+        return None if self._batches else self._end_epoch()
+
+    def _gradient(self, share: Share, x: Tensor, y: Tensor, is_measured: bool) -> Tensor:
+        # Dropout has the same mask at all stages of a step.
+        self._seed_dropout()
+        with synchronized(self.model, self.world, share):
+            outputs = self.outputs(self.model, (x, y))
+            loss = self.loss_fn(outputs, y) * share.weight
+            self.optimizer.zero_grad()
+            loss.backward()
+        detached = loss.detach()
+        if is_measured:
+            # Sums stay on the device: reading them at each step would synchronize.
+            self._sums[0] += detached.double() * share.total
+            if self.hits is not None and share.counts:
+                self._count(self._sums, self.hits(outputs.detach(), y))
+        return self._summed(detached)
+
+    def _seed_dropout(self) -> None:
+        """Seed the generators that ``_devices`` has forked, and no others."""
+        seed = _seed(self.recipe.seed, DROPOUT, self.step_number)
+        torch.default_generator.manual_seed(seed)
+        if self.world.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _summed(self, loss: Tensor) -> Tensor:
+        """Add up gradients and loss over the ranks, and let them hear each other's flags."""
+        if self.world.size == 1:
+            return loss
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        parts = [g.reshape(-1) for g in gradients] + [loss.reshape(1)]
+        if self._flags is not None:
+            parts.append(self._flags.answers().to(loss))
+        total = self.world.sum(torch.cat(parts))
+        *summed, loss = total.split([part.numel() for part in parts])[: len(gradients) + 1]
+        for g, s in zip(gradients, summed):
+            g.copy_(s.view_as(g))
+        if self._flags is not None:
+            self._flags.hear(total[-len(parts[-1]) :])
+        return loss[0]
+
+    def _slice(self, batch: Batch) -> tuple[Share, Tensor, Tensor]:
+        """This rank's part of a minibatch."""
+        (inputs, targets), (rank, size) = self.data, (self.world.rank, self.world.size)
+        n = len(inputs) if isinstance(batch, slice) else len(batch)
+        low, high = n * rank // size, n * (rank + 1) // size
+        share = Share(max(1, high - low), n, counts=high > low)
+        own = slice(low, high) if share.counts else slice(0, 1)
+        rows = own if isinstance(batch, slice) else batch[own]
+        x, y = inputs[rows], targets[rows]
+        if self.recipe.augment is not None:
+            seed = _seed(self.recipe.seed, AUGMENTATION, self.step_number)
+            drawn = augmentation.draw(n, torch.Generator().manual_seed(seed))
+            x = augmentation.flip_crop(x, drawn[own])
+        return share, x, y
+
+    # -- an epoch ------------------------------------------------------------------------------
+
+    def _begin_epoch(self) -> None:
+        phase = self.recipe.schedule.phase(self.epoch + 1)
+        if phase.begins != self._phase.begins:
+            self.optimizer = self._new_optimizer(phase)
+        for group in self.optimizer.param_groups:
+            group["lr"] = phase.lr
+        self._phase = phase
+        self._before_epoch = self._shuffle.get_state()
+        self._batches = self._order()
+        self._sums = self._zeros()
+        self.model.train()
+
+    def _order(self) -> list[Batch]:
+        n, size = len(self.data[1]), self.recipe.batch_size
+        order = torch.randperm(n, generator=self._shuffle)
+        if size >= n:
+            return [slice(n)]  # steps of gradient descent: no copy, and no rounding of an order
+        return list(order.to(self.world.device).split(size))
+
+    def _end_epoch(self) -> EpochResult:
+        self.model.eval()
+        self.epoch += 1
+        self.averages.after_epoch(self.epoch)
+        loss, share = _means(self._total(), len(self.data[1]))
+        _require_finite(loss, self.model, self.epoch, self._phase.lr)
+        return EpochResult(self.epoch, loss, share, None)
+
+    def _new_optimizer(self, phase: Phase) -> torch.optim.Optimizer:
+        recipe = self.recipe
+        return optimizer_named(
+            phase.optimizer,
+            self.model.parameters(),
+            phase.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        )
+
+    def _zeros(self) -> Tensor:
+        """Sums of the loss, of hits and of predictions."""
+        return torch.zeros(3, dtype=torch.float64, device=self.world.device)
+
+    def _count(self, sums: Tensor, hits: Tensor) -> None:
+        sums[1] += hits.sum()
+        sums[2] += hits.numel()
+
+    def _total(self) -> Tensor:
+        """Sums over this epoch's samples of all ranks."""
+        return self.world.sum(self._sums.clone()).cpu()
+
+    # -- measurements --------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def evaluated(self, data: Data) -> tuple[float, float | None]:
+        """Mean loss and share of hits of the model as it is, in eval mode; collective."""
+        was_training = self.model.training
+        self.model.eval()
+        sums, n = self._zeros(), len(data[1])
+        for start in range(0, n, _EVALUATION_BATCH):
+            total = min(_EVALUATION_BATCH, n - start)
+            low, high = (total * (self.world.rank + i) // self.world.size for i in (0, 1))
+            if high > low:
+                x, y = (t[start + low : start + high] for t in data)
+                outputs = self.outputs(self.model, (x, y))
+                sums[0] += self.loss_fn(outputs, y).double() * len(y)
+                if self.hits is not None:
+                    self._count(sums, self.hits(outputs, y))
+        self.model.train(was_training)
+        return _means(self.world.sum(sums).cpu(), n)
+
+    def averaged_models(self) -> dict[str, nn.Module]:
+        """Averages by name, with BatchNorm's statistics of all the data recomputed; collective."""
+        models = self.averages.models()
+        for averaged in models.values():
+            share = Share(1, 1)
+            with (
+                torch.random.fork_rng(_devices(self.world)),
+                synchronized(averaged, self.world, share),
+            ):
+                self._seed_dropout()
+                update_bn(self._inputs(share), averaged)
+        return models
+
+    def _inputs(self, share: Share) -> Iterator[Tensor]:
+        """Those of this rank, a minibatch after the other; ``share`` says which part they are."""
+        inputs = self.data[0]
+        for batch in torch.arange(len(inputs), device=inputs.device).split(self.recipe.batch_size):
+            found, x, _ = self._slice(batch)
+            share.rows, share.total, share.counts = found.rows, found.total, found.counts
+            yield x
+
+    # -- state ---------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a restarted training needs, of tensors and numbers; collective."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step_number,
+            "training": {
+                "steps_in_epoch": self.steps_in_epoch - len(self._batches) if self._batches else 0,
+                "shuffle": self._before_epoch if self._batches else self._shuffle.get_state(),
+                "sums": self._total(),
+                "phase": self._phase.begins,
+                "averages": self.averages.state_dict(),
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was called, on any number of ranks.
+
+        Raises:
+            InputError: the state of another schedule.
+        """
+        own = state["training"]
+        self.model.load_state_dict(state["model"])
+        self.epoch, self.step_number = int(state["epoch"]), int(state["step"])
+        done = int(own["steps_in_epoch"])
+        self._phase = self.recipe.schedule.phase(self.epoch + (1 if done else 0) or 1)
+        if self._phase.begins != int(own["phase"]):
+            raise InputError("the state was saved under another schedule of optimizers")
+        self.optimizer = self._new_optimizer(self._phase)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.averages.load_state_dict(own["averages"])
+        self._shuffle.set_state(own["shuffle"])
+        self._batches = []
+        if done:
+            self._begin_epoch()
+            self._batches = self._batches[done:]
+            if self.world.rank == 0:
+                self._sums = own["sums"].to(self.world.device)
 
 
 def train(
@@ -41,24 +362,18 @@ def train(
     optimizer: str = "sgd",
     seed: int = 0,
     test: TensorDataset | None = None,
-    on_epoch: OnEpoch | None = None,
+    on_epoch: Callable[[EpochResult, nn.Module, torch.optim.Optimizer], None] | None = None,
     device: str | torch.device = "cpu",
 ) -> list[EpochResult]:
-    """Minimize the mean cross entropy of ``model`` over ``dataset``, in place.
+    """Minimize the mean cross entropy of a classifier over ``dataset``, in place, in one process.
 
-    Bitwise reproducible for the same model, seed, device and number of threads. The sample order
-    has its own generator; torch's global generator is neither read nor advanced.
+    As ``Training``, with the commonest choices.
 
     Args:
-        model: (N, C, H, W) -> (N, classes) logits; moved to ``device``, left in eval mode.
-        dataset: inputs (N, C, H, W) and int64 labels (N,), all kept on ``device``.
+        model: (N, ...) -> (N, classes) logits; moved to ``device``, left in eval mode.
+        dataset: inputs and int64 labels (N,).
         epochs: passes over the data.
-        batch_size: samples per step; the last step of an epoch takes the remaining ones.
-        lr: learning rate.
-        momentum: for "sgd"; "adam" ignores it.
-        weight_decay: the optimizer's.
-        optimizer: "sgd" or "adam".
-        seed: of the sample order.
+        optimizer: a name of ``zoo.optimizers``.
         test: held-out data of the same form, for ``test_accuracy``.
         on_epoch: called with (result, model, optimizer) after every epoch.
 
@@ -67,95 +382,85 @@ def train(
         FloatingPointError: the loss or a parameter is not finite; raised before ``on_epoch``, so
             that no checkpoint of that state is written.
     """
-    _require_valid(dataset, epochs, batch_size, lr, momentum, weight_decay)
-    model.to(device)
-    stepper = _optimizer(optimizer, model, lr, momentum, weight_decay)
-    shuffle = torch.Generator().manual_seed(seed)
-    train_data = _on_device(dataset, device)
-    test_data = _on_device(test, device) if test is not None else None
+    if epochs < 1:
+        raise InputError(f"epochs is {epochs}; expected a whole number >= 1")
+    recipe = Recipe(
+        schedule=Schedule(optimizer, lr),
+        batch_size=batch_size,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        seed=seed,
+    )
+    inputs, labels = dataset.tensors
+    world = World(device=torch.device(device))
+    training = Training(model, cross_entropy, (inputs, labels), recipe, world=world)
+    test_data = None if test is None else on_device(test, world)
     results = []
-    for epoch in range(1, epochs + 1):
-        loss, accuracy = _one_epoch(model, stepper, _batches(*train_data, batch_size, shuffle))
-        _require_finite(loss, model, epoch, lr)
-        test_accuracy = _accuracy(model, *test_data) if test_data else None
-        results.append(EpochResult(epoch, loss, accuracy, test_accuracy))
+    while training.epoch < epochs:
+        result = training.step()
+        if result is None:
+            continue
+        result = with_test(result, training, test_data)
+        results.append(result)
         if on_epoch is not None:
-            on_epoch(results[-1], model, stepper)
+            on_epoch(result, model, training.optimizer)
     return results
 
 
-def _one_epoch(
-    model: nn.Module, stepper: torch.optim.Optimizer, batches: Iterator[tuple[Tensor, Tensor]]
-) -> tuple[float, float]:
-    """One step per batch. Returns the running mean loss and accuracy over all samples."""
-    model.train()
-    # Sums stay on the device: reading them at each step would synchronize.
-    loss_sum: float | Tensor = 0.0
-    correct: float | Tensor = 0.0
-    num_samples = 0
-    for x, y in batches:
-        outputs = model(x)
-        loss = cross_entropy(outputs, y)
-        stepper.zero_grad()
-        loss.backward()
-        stepper.step()
-        loss_sum = loss_sum + loss.detach().double() * len(y)
-        correct = correct + (outputs.detach().argmax(1) == y).sum()
-        num_samples += len(y)
-    model.eval()
-    return float(loss_sum) / num_samples, int(correct) / num_samples
+def with_test(result: EpochResult, training: Training, test: Data | None) -> EpochResult:
+    """The result of an epoch that has just ended, with the measurements of the test data."""
+    if test is None:
+        return result
+    loss, right = training.evaluated(test)
+    return EpochResult(result.epoch, result.loss, result.accuracy, right, loss)
 
 
-def _batches(
-    inputs: Tensor, labels: Tensor, batch_size: int, shuffle: torch.Generator
-) -> Iterator[tuple[Tensor, Tensor]]:
-    order = torch.randperm(len(labels), generator=shuffle).to(labels.device)
-    for index in order.split(batch_size):
-        yield inputs[index], labels[index]
+def on_device(dataset: TensorDataset, world: World) -> Data:
+    inputs, targets = dataset.tensors
+    return _on_device((inputs, targets), world.device)
 
 
-@torch.no_grad()
-def _accuracy(model: nn.Module, inputs: Tensor, labels: Tensor) -> float:
-    batches = zip(inputs.split(_EVALUATION_BATCH), labels.split(_EVALUATION_BATCH))
-    return sum(int((model(x).argmax(1) == y).sum()) for x, y in batches) / len(labels)
+def _means(sums: Tensor, num_samples: int) -> tuple[float, float | None]:
+    loss, hits, predictions = sums.tolist()
+    return loss / num_samples, hits / predictions if predictions else None
 
 
-def _optimizer(
-    name: str, model: nn.Module, lr: float, momentum: float, weight_decay: float
-) -> torch.optim.Optimizer:
-    if name == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay
-        )
-    if name == "adam":
-        return torch.optim.Adam(model.parameters(), lr=lr, weight_decay=weight_decay)
-    raise InputError(f"unknown optimizer {name!r}; use one of: sgd, adam")
+def _on_device(data: Data, device: torch.device) -> Data:
+    return data[0].to(device), data[1].to(device)
 
 
-def _on_device(dataset: TensorDataset, device: str | torch.device) -> tuple[Tensor, Tensor]:
-    inputs, labels = dataset.tensors
-    return inputs.to(device), labels.to(device)
+def _devices(world: World) -> list[torch.device]:
+    """Whose random state a step may change, beside the CPU's."""
+    return [world.device] if world.device.type == "cuda" else []
 
 
-def _require_valid(
-    dataset: TensorDataset,
-    epochs: int,
-    batch_size: int,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-) -> None:
-    if len(dataset) == 0:
+def _seed(*key: int) -> int:
+    """A seed of its own for each key."""
+    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+
+
+def _require_no_dropout(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        rate = getattr(module, "p", getattr(module, "dropout", 0.0))
+        if isinstance(module, (nn.modules.dropout._DropoutNd, nn.RNNBase)) and rate:
+            raise InputError(
+                f"{name or 'the model'} ({type(module).__name__}) drops units at random, and the "
+                "masks of several ranks are not those of one; train on one rank, or with "
+                "--dropout-rate 0"
+            )
+
+
+def _require_valid(recipe: Recipe, num_samples: int) -> None:
+    if num_samples == 0:
         raise InputError("the data set to train on has no samples; expected at least one")
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"{name} is {value}; expected a whole number >= 1")
-    if not 0 < lr < math.inf:
-        raise InputError(f"lr is {lr}; expected a finite learning rate > 0")
-    if not 0 <= momentum < 1:
-        raise InputError(f"momentum is {momentum}; expected a number >= 0 and < 1")
-    if not 0 <= weight_decay < math.inf:
-        raise InputError(f"weight_decay is {weight_decay}; expected a finite number >= 0")
+    if recipe.batch_size < 1:
+        raise InputError(f"batch_size is {recipe.batch_size}; expected a whole number >= 1")
+    if not 0 < recipe.schedule.lr < math.inf:
+        raise InputError(f"lr is {recipe.schedule.lr}; expected a finite learning rate > 0")
+    if not 0 <= recipe.momentum < 1:
+        raise InputError(f"momentum is {recipe.momentum}; expected a number >= 0 and < 1")
+    if not 0 <= recipe.weight_decay < math.inf:
+        raise InputError(f"weight_decay is {recipe.weight_decay}; expected a finite number >= 0")
 
 
 def _require_finite(loss: float, model: nn.Module, epoch: int, lr: float) -> None:

@@ -132,6 +132,7 @@ def test_every_command_returns_its_result(tmp_path):
         (
             (hs.EigenpairsConfig(**pairs), hs.EigenPairs),
             (hs.AlignmentConfig(batch_sizes=("3",), num_batches=2, k=1), hs.Alignment),
+            (hs.NoiseConfig(k=("1",), batch_sizes=("full",), num_products=8), hs.Noise),
             (hs.SurfaceConfig(**small), hs.Surface),
             (hs.MapConfig(**small, tol=1e-2), hs.Surface),
             (hs.InterpolateConfig(**line), hs.Curve),

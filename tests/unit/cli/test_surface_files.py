@@ -37,7 +37,7 @@ def equal(found, expected):
 
 
 def test_every_kind_is_read_as_it_was_written(results, tmp_path):
-    others = {"density", "eigenpairs", "alignment", "values", "track"}
+    others = {"density", "eigenpairs", "alignment", "noise", "values", "track"}
     assert set(results) == set(hdf5_schema.KINDS) - others
     path = tmp_path / "run.h5"
     hs.save(path, **results, **{"surface/other": results["surface"]})

@@ -72,6 +72,13 @@ def test_what_changes_no_number_may_differ():
     changed(config={"k": 3}).require_same_run(changed(config={"k": 3, "problem": "my.py:make"}))
 
 
+def test_an_option_that_the_run_is_older_than_had_its_default():
+    options = {"model": "cnn", "k": 3, "width": 1.0, "dropout_rate": None}
+    HEADER.require_same_run(changed(config=options))
+    with pytest.raises(hs.InputError, match=r"cannot resume: --width was 1.0 and is now 0.5"):
+        HEADER.require_same_run(changed(config={**options, "width": 0.5}))
+
+
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
 def test_values_are_compared_relative_to_their_size(scale):
     header = changed(values={"loss": 2.0 * scale})

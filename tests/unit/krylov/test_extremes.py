@@ -59,6 +59,21 @@ def test_a_new_end_is_found_from_exact_old_ones(new):
     check(extremes(hs.Dense(torch.diag(values)), warm), min(new, -0.7), max(new, 2.0), 1e-5)
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_the_largest_alone_takes_fewer_products(scale):
+    """Warm and cold; the lower end, which is crowded, does not have to converge."""
+    values = torch.cat([torch.linspace(-5.0, 1.0, 150), torch.tensor([2.0])]).double()
+    matrix = scale * with_spectrum(values)
+    both = extremes(hs.Dense(matrix), tol=1e-6)
+    for warm in (None, extremes(hs.Dense(matrix), tol=1e-3, largest_only=True)):
+        found = extremes(hs.Dense(matrix), warm, tol=1e-6, largest_only=True)
+        assert found.values.shape == found.residuals.shape == (1,) and found.converged
+        assert abs(found.values[0] - 2.0 * scale) <= found.residuals[0] <= 5e-6 * scale
+        true = found.vectors[0] @ matrix - found.values[0] * found.vectors[0]
+        np.testing.assert_allclose(true.norm(), found.residuals[0], rtol=1e-3)
+        assert found.products < 0.7 * both.products
+
+
 def test_restarts_bound_the_memory():
     found = extremes(hs.Dense(with_spectrum(EIGENVALUES)), tol=1e-4, max_steps=8)
     check(found, -0.7, 2.0, 1e-4)

@@ -86,7 +86,7 @@ def test_every_quantity_is_its_dense_definition(tmp_path, name):
 def _compare(training, step, record, previous):
     theta, after = training.theta[step], training.theta[step + 1]
     h = training.hessian(theta)
-    values = torch.linalg.eigvalsh(h)
+    values, vectors = torch.linalg.eigh(h)
     close = {"rel": 1e-9, "abs": 1e-12}
     get = lambda name: record[f"curvature/{name}"]  # noqa: E731
 
@@ -99,6 +99,10 @@ def _compare(training, step, record, previous):
     update = after - theta
     assert get("step_length") == pytest.approx(update.norm().item(), **close)
     assert get("distance") == pytest.approx((theta - training.theta[1]).norm().item(), **close)
+    one = training.gradients[step]
+    assert get("minibatch_gradient_norm") == pytest.approx(one.norm().item(), **close)
+    share = (vectors[:, -2:].T @ one).square().sum() / one.square().sum()
+    assert get("captured") == pytest.approx(share.item(), rel=1e-6)
     if step > 1:
         one, two = training.gradients[step], previous
         assert get("cosine") == pytest.approx((one @ two / one.norm() / two.norm()).item(), **close)
@@ -199,17 +203,38 @@ def test_a_density_is_stored_beside_the_records(tmp_path):
         assert low - 0.2 * abs(trace) < trace < high + 0.2 * abs(trace)
 
 
+def test_alignment_is_stored_beside_the_records(tmp_path):
+    training = Training(
+        tmp_path / "track.h5",
+        largest=2,
+        alignment_every=10,
+        alignment_sizes=(8, "full"),
+        alignment_batches=3,
+    ).steps(1, 15)
+    with hs.open(tmp_path / "track.h5") as run:
+        assert [key for key in run if key.startswith("alignment")] == ["alignment/step-000010"]
+        found = run["alignment/step-000010"]
+    theta = training.theta[10]
+    h = training.hessian(theta)
+    g = torch.func.grad(training.loss)(theta)
+    assert found.batch_sizes.tolist() == [8, 40] and found.counts().tolist() == [3, 1]
+    assert found.alignment[1, 0] == pytest.approx((g @ h @ g / (g @ g)).item(), rel=1e-9)
+    top = torch.linalg.eigh(h)[1][:, -2:]
+    assert found.captured[1, 0] == pytest.approx(((top.T @ g).square().sum() / (g @ g)).item())
+
+
 def test_the_overhead_is_bounded_and_skips_are_recorded(tmp_path, monkeypatch):
     clock = [0.0]
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     training = Training(tmp_path / "track.h5", every=1, at=(), max_overhead=0.1)
-    record = training.tracker._record
+    recorder = training.tracker._recorder
+    values = recorder.values
 
-    def slow(pending):
+    def slow(step):
         clock[0] += 5.0
-        return record(pending)
+        return values(step)
 
-    monkeypatch.setattr(training.tracker, "_record", slow)
+    monkeypatch.setattr(recorder, "values", slow)
     for step in range(1, 201):
         clock[0] += 1.0
         training.steps(step, step)
@@ -258,12 +283,17 @@ def same_files(one, two):
             np.testing.assert_array_equal(x[name], y[name], err_msg=name)
         for name in ("eigenvalues", "residuals", "lowest", "lowest_residuals"):
             np.testing.assert_array_equal(getattr(x, name), getattr(y, name), err_msg=name)
+        for key in set(a) - {"track"}:  # densities and alignments
+            for name, array in vars(a[key]).items():
+                if isinstance(array, np.ndarray):
+                    np.testing.assert_array_equal(array, getattr(b[key], name), err_msg=name)
 
 
 @pytest.mark.parametrize("largest", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_a_restarted_training_goes_on_with_the_same_bits(tmp_path, dtype, largest):
     options = {"largest": largest, "density_every": 10, "num_products": 20, "dtype": dtype}
+    options |= {"alignment_every": 5, "alignment_batches": 2}
     options["tol"] = 1e-9 if dtype == torch.float64 else 1e-4
     Training(tmp_path / "whole.h5", OPTIMIZERS["adam"], **options).steps(1, 20)
 
@@ -298,6 +328,8 @@ def test_wrong_use_is_told_in_one_line(tmp_path):
     other = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
     with pytest.raises(hs.InputError, match=r"does not step 0.weight, 0.bias"):
         tracker.before_step(10, other)
+    with pytest.raises(hs.InputError, match=r"does not step 0.weight, 0.bias"):
+        Training(tmp_path / "new.h5").tracker.before_step(2, other)  # no record is due
     with pytest.raises(hs.InputError, match="exists already; restore the tracker"):
         Training(path).steps(1, 1)
     state = tracker.state_dict()
@@ -308,7 +340,13 @@ def test_wrong_use_is_told_in_one_line(tmp_path):
         Training(path).tracker.load_state_dict(fresh.state_dict())
     with pytest.raises(hs.InputError, match="had made 3; restore the file"):
         Training(path).tracker.load_state_dict({**state, "records": 3})
+    with pytest.raises(
+        hs.InputError, match="no tracker's state, previous, recorder, records, schedule are missing"
+    ):
+        Training(path).tracker.load_state_dict({"run": "1", "step": 3})
     for options, message in (
+        ({"at": (0,)}, r"at=\(0,\): expected numbers of steps, 1 or more"),
+        ({"alignment_every": 2, "alignment_sizes": (99,)}, "batch size 99: expected 1 to 40"),
         ({"every": 0}, "every=0: expected a whole number, 1 or more"),
         ({"above": -1.0}, "above=-1.0: expected a number above 0"),
         ({"largest": 99}, "of 43 eigenvalues"),

@@ -11,39 +11,37 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.zoo.networks.layers import convolution
+from hessian_spectrum.zoo.networks.options import Options
 
 CHANNELS = (16, 32, 64)
 
 
-def resnet(
-    depth: int,
-    *,
-    in_channels: int = 3,
-    num_classes: int = 10,
-    shortcut: bool = True,
-    batchnorm: bool = True,
-) -> nn.Sequential:
+def resnet(name: str, options: Options) -> nn.Sequential:
     """(N, C, H, W) -> (N, num_classes) logits; ResNet-20 has 269,722 parameters on CIFAR-10.
 
     Args:
-        depth: 6 b + 2 with b >= 1.
-        shortcut: keep the identity connections.
-        batchnorm: keep the BatchNorm layers; without them the convolutions have biases.
+        name: resnetD with the depth D = 6 b + 2 and b >= 1.
+        options: ``width`` multiplies the channels of all stages; without ``shortcut`` there are
+            no identity connections; without ``batchnorm`` the convolutions have biases.
 
     Raises:
         InputError: another depth.
     """
-    blocks, rest = divmod(depth - 2, 6)
+    blocks, rest = divmod(int(name.removeprefix("resnet")) - 2, 6)
     if rest or blocks < 1:
-        raise InputError(f"resnet{depth}: expected a depth of 6 b + 2, such as 20, 32, 44, 56, 110")
-    layers: list[nn.Module] = [*_convolution(in_channels, CHANNELS[0], 1, batchnorm), nn.ReLU()]
-    channels = CHANNELS[0]
-    for width in CHANNELS:
+        raise InputError(f"{name}: expected a depth of 6 b + 2, such as 20, 32, 44, 56, 110")
+    first, *_ = widths = [options.scaled(channels) for channels in CHANNELS]
+    batchnorm = options.batchnorm
+    stem = _convolution(options.channels("resnet"), first, 1, batchnorm)
+    layers: list[nn.Module] = [*stem, nn.ReLU()]
+    channels = first
+    for stage, width in enumerate(widths):
         for index in range(blocks):
-            stride = 2 if index == 0 and width != CHANNELS[0] else 1
-            layers.append(BasicBlock(channels, width, stride, shortcut, batchnorm))
+            stride = 2 if index == 0 and stage > 0 else 1
+            layers.append(BasicBlock(channels, width, stride, options.shortcut, batchnorm))
             channels = width
-    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_classes)]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, options.num_classes)]
     network = nn.Sequential(*layers, *head)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
@@ -71,7 +69,7 @@ class BasicBlock(nn.Module):
 
     def _identity(self, x: Tensor) -> Tensor:
         """The shortcut without parameters: every second pixel, and zeros for the new channels."""
-        if self.padding:
+        if self.stride > 1:
             x = x[:, :, :: self.stride, :: self.stride]
             before = self.padding // 2
             x = F.pad(x, (0, 0, 0, 0, before, self.padding - before))
@@ -79,5 +77,4 @@ class BasicBlock(nn.Module):
 
 
 def _convolution(channels: int, width: int, stride: int, batchnorm: bool) -> list[nn.Module]:
-    conv = nn.Conv2d(channels, width, 3, stride, padding=1, bias=not batchnorm)
-    return [conv, nn.BatchNorm2d(width)] if batchnorm else [conv]
+    return convolution(channels, width, stride=stride, padding=1, batchnorm=batchnorm)

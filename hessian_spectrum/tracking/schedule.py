@@ -1,0 +1,67 @@
+"""Which steps of a training are recorded: the due ones, as far as the time allows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hessian_spectrum._core.errors import InputError
+
+
+class Schedule:
+    """The due steps, and the share of the wall-clock that their records take.
+
+    Args:
+        every, at: due are the steps that ``every`` divides, and those in ``at``.
+        max_overhead: the most that records may take of the time since the first step, over all
+            starts of the training; None: no limit.
+
+    Raises:
+        InputError: a step of ``at`` that is no step.
+    """
+
+    def __init__(self, every: int, at: Sequence[int], max_overhead: float | None):
+        wrong = [step for step in at if isinstance(step, bool) or not isinstance(step, int)]
+        if wrong or any(step < 1 for step in at):
+            raise InputError(f"at={tuple(at)}: expected numbers of steps, 1 or more")
+        self.every, self.at, self.max_overhead = every, frozenset(at), max_overhead
+        self.spent = 0.0  # seconds, on records
+        self.last = 0.0  # seconds, of the latest record
+        self._earlier = 0.0  # seconds, of earlier starts
+        self._began: float | None = None  # this start's first step, by perf_counter
+
+    def start(self) -> bool:
+        """At each step; True at the first of this start."""
+        if self._began is not None:
+            return False
+        self._began = time.perf_counter()
+        return True
+
+    @property
+    def seconds(self) -> float:
+        """Since the first step, over all starts."""
+        now = 0.0 if self._began is None else time.perf_counter() - self._began
+        return self._earlier + now
+
+    def is_due(self, step: int) -> bool:
+        return step in self.at or step % self.every == 0
+
+    def is_too_much(self) -> bool:
+        """Would one more record like the latest exceed the share? The first never does."""
+        if self.max_overhead is None or not self.spent:
+            return False
+        share = (self.spent + self.last) / max(1e-9, self.seconds + self.last)
+        return share > self.max_overhead
+
+    def took(self, seconds: float) -> None:
+        """A record was made in this time."""
+        self.last = seconds
+        self.spent += seconds
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"spent": self.spent, "last": self.last, "elapsed": self.seconds}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.spent, self.last = float(state["spent"]), float(state["last"])
+        self._earlier, self._began = float(state["elapsed"]), None
