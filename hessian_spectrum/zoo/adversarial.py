@@ -8,21 +8,22 @@ J are those with the examples held where they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 EPSILON = 0.25  # theirs, for maxout networks on pixels in [0, 1]
 CLEAN = 0.5  # the weight of the loss at the samples themselves
 
 
-def outputs_of_both(model: Callable[[Tensor], Tensor], batch: Any) -> Tensor:
+def outputs_of_both(model: nn.Module, batch: Any) -> Tensor:
     """Logits of the samples and of their adversarial examples, (N, 2, K).
 
-    Examples are not clipped to the range of pixels, as theirs are not.
+    Examples are not clipped to the range of pixels, as theirs are not. In training mode BatchNorm
+    normalizes each of both by its own statistics, and its running ones learn from each in turn.
 
     Args:
         batch: inputs (N, ...) and class indices (N,).
@@ -32,7 +33,10 @@ def outputs_of_both(model: Callable[[Tensor], Tensor], batch: Any) -> Tensor:
     inputs, labels = batch
 
     def loss(x: Tensor) -> Tensor:
-        return F.cross_entropy(model(x), labels, reduction="sum")  # each sample's own gradient
+        # Copies: what the search for the examples sees is no part of running statistics.
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        logits = functional_call(model, buffers, (x,), tie_weights=False)
+        return F.cross_entropy(logits, labels, reduction="sum")  # each sample's own gradient
 
     # Detached: a derivative that is 0 need not be formed.
     direction = torch.func.grad(loss)(inputs).detach().sign()

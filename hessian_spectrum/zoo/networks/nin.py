@@ -19,6 +19,10 @@ def nin(name: str, options: Options) -> nn.Sequential:
     Without BatchNorm it is the authors' network, of 966,986 parameters on CIFAR-10; with it, as in
     Im, Tao and Branson (2017), BatchNorm follows every convolution but the last. Dropout, of rate
     0.5 unless given, is behind the first two stages.
+
+    Of a few channels (a width of 0.05, not of 0.25), all are 0 at some pixels. The biases of
+    BatchNorm start at 0, which puts units of 1 x 1 convolutions there on the kink of ReLU: matrices
+    of the outputs' derivatives are refused at the initial parameters; training moves units off it.
     """
     rate = DROPOUT if options.dropout_rate is None else options.dropout_rate
     channels = options.channels(name)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 import hessian_spectrum as hs
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.config import ProblemConfig
-from hessian_spectrum.zoo import problem_loader
+from hessian_spectrum.zoo import build_model, problem_loader
 from hessian_spectrum.zoo.adversarial import EPSILON, FastGradientSign, outputs_of_both
 from hessian_spectrum.zoo.objectives import objective_for
 
@@ -55,6 +55,33 @@ def test_its_hessian_is_the_derivative_of_its_gradient(activation):
     product = torch.as_tensor(hs.Hessian(ev) @ v)
     assert (product - difference).norm() <= 1e-5 * product.norm()
     assert math.isfinite(hs.spectral_density(hs.Hessian(ev), num_probes=2, num_steps=3).trace)
+
+
+def test_in_training_running_statistics_learn_from_both_and_not_from_the_search():
+    torch.manual_seed(0)
+    model = build_model("cnn", input_shape=(1, 8, 8))
+    x, y = torch.rand(6, 1, 8, 8), torch.arange(6)
+    objective = objective_for("cnn", "fast-gradient-sign")
+    outputs = objective.outputs(model, (x, y))
+    alone = build_model("cnn", input_shape=(1, 8, 8))
+    alone.load_state_dict(
+        {k: v for k, v in model.state_dict().items() if "running" not in k}, False
+    )
+    for module in alone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+    x = x.requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(alone(x), y), x)  # the batch's own statistics
+    assert torch.equal(outputs[:, 0], alone(x))
+    for module in alone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+    both = torch.stack([alone(x), alone(x + EPSILON * gradient.sign())], 1)
+    assert torch.equal(outputs, both)
+    assert model[1].num_batches_tracked == alone[1].num_batches_tracked == 2
+    assert torch.equal(model[1].running_mean, alone[1].running_mean)
+    objective.loss(outputs, y).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
 def test_minibatches_do_not_change_it():
