@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,24 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss import batch_norm
-
-
-@dataclass
-class Share:
-    """This rank's part of a minibatch.
-
-    A rank without samples evaluates one that does not count: its layers take part in the
-    reductions, whatever shapes they accept.
-    """
-
-    rows: int  # that this rank evaluates
-    total: int  # samples of the minibatch
-    counts: bool = True
-
-    @property
-    def weight(self) -> float:
-        """Of this rank's mean in that of the minibatch."""
-        return self.rows / self.total if self.counts else 0.0
+from hessian_spectrum.zoo.data_parallel import Share
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -17,18 +16,16 @@ from torch.utils.data import TensorDataset
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.config.schedule import Phase, Schedule
 from hessian_spectrum.distributed.world import Flags, World
-from hessian_spectrum.zoo import augmentation
 from hessian_spectrum.zoo.averages import Averages
+from hessian_spectrum.zoo.data_parallel import Share, require_no_dropout, share_of, summed
+from hessian_spectrum.zoo.minibatches import DROPOUT, Data, Minibatches, seed_of
 from hessian_spectrum.zoo.objectives import are_hits, outputs_of_inputs
 from hessian_spectrum.zoo.optimizers import optimizer_named
-from hessian_spectrum.zoo.synchronized_batchnorm import Share, synchronized
+from hessian_spectrum.zoo.synchronized_batchnorm import synchronized
 
 _EVALUATION_BATCH = 1024  # samples; affects memory, not results
-DROPOUT, AUGMENTATION = 1, 2  # what random numbers of a step are for
 
-Data = tuple[Tensor, Tensor]  # inputs and targets, samples first
 Loss = Callable[[Any, Tensor], Tensor]  # of outputs and targets: the mean over samples
-Batch = Tensor | slice  # the samples' numbers; all of them
 Outputs = Callable[[Any, Any], Any]  # of the model and a batch, inputs and targets
 Hits = Callable[[Any, Tensor], Tensor]  # of outputs and targets: a boolean for each prediction
 BeforeStep = Callable[[int, torch.optim.Optimizer, Tensor], object]
@@ -101,34 +98,28 @@ class Training:
     ):
         self.world = world or World()
         self.model, self.loss_fn, self.recipe = model.to(self.world.device), loss_fn, recipe
-        self.data = _on_device(data, self.world.device)
-        self.outputs, self.hits, self.averages = (
-            outputs,
-            hits,
-            averages or Averages(model, None, None),
-        )
-        _require_valid(recipe, len(self.data[1]))
-        if recipe.augment is not None:
-            augmentation.require_pictures(self.data[0])
+        self.outputs, self.hits = outputs, hits
+        self.averages = averages or Averages(model, None, None)
+        _require_valid(recipe)
         if self.world.size > 1:
-            _require_no_dropout(model)
+            require_no_dropout(model)
+        self.minibatches = Minibatches(
+            _on_device(data, self.world.device),
+            recipe.batch_size,
+            recipe.seed,
+            recipe.augment,
+            self.world,
+        )
         self._before_step, self._flags = before_step, flags
         self.step_number = 0  # steps made
         self.epoch = 0  # epochs finished
         self._phase = recipe.schedule.phase(1)
         self.optimizer = self._new_optimizer(self._phase)
-        self._shuffle = torch.Generator().manual_seed(recipe.seed)
-        self._before_epoch = self._shuffle.get_state()
-        self._batches: list[Batch] = []  # that are left of this epoch
         self._sums = self._zeros()
 
     @property
     def steps_in_epoch(self) -> int:
-        return math.ceil(len(self.data[1]) / self.recipe.batch_size)
-
-    @property
-    def is_between_epochs(self) -> bool:
-        return not self._batches
+        return self.minibatches.in_epoch
 
     # -- one step ------------------------------------------------------------------------------
 
@@ -140,11 +131,11 @@ class Training:
         Raises:
             FloatingPointError: at the end of an epoch, the loss or a parameter is not finite.
         """
-        if self.is_between_epochs:
+        if self.minibatches.are_used_up:
+            self.minibatches.begin_epoch()
             self._begin_epoch()
-        batch = self._batches.pop(0)
-        share, x, y = self._slice(batch)
         self.step_number += 1
+        share, x, y = self.minibatches.next(self.step_number)
         is_first = True
 
         def gradient() -> Tensor:
@@ -159,7 +150,7 @@ class Training:
         with torch.random.fork_rng(_devices(self.world)):
             self.optimizer.step(gradient)  # type: ignore[arg-type] # torch says float
         self.averages.after_step()
-        return None if self._batches else self._end_epoch()
+        return self._end_epoch() if self.minibatches.are_used_up else None
 
     def _gradient(self, share: Share, x: Tensor, y: Tensor, is_measured: bool) -> Tensor:
         # Dropout has the same mask at all stages of a step.
@@ -175,45 +166,14 @@ class Training:
             self._sums[0] += detached.double() * share.total
             if self.hits is not None and share.counts:
                 self._count(self._sums, self.hits(outputs.detach(), y))
-        return self._summed(detached)
+        return summed(self.world, self.model.parameters(), detached, self._flags)
 
     def _seed_dropout(self) -> None:
         """Seed the generators that ``_devices`` has forked, and no others."""
-        seed = _seed(self.recipe.seed, DROPOUT, self.step_number)
+        seed = seed_of(self.recipe.seed, DROPOUT, self.step_number)
         torch.default_generator.manual_seed(seed)
         if self.world.device.type == "cuda":
             torch.cuda.manual_seed(seed)
-
-    def _summed(self, loss: Tensor) -> Tensor:
-        """Add up gradients and loss over the ranks, and let them hear each other's flags."""
-        if self.world.size == 1:
-            return loss
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        parts = [g.reshape(-1) for g in gradients] + [loss.reshape(1)]
-        if self._flags is not None:
-            parts.append(self._flags.answers().to(loss))
-        total = self.world.sum(torch.cat(parts))
-        *summed, loss = total.split([part.numel() for part in parts])[: len(gradients) + 1]
-        for g, s in zip(gradients, summed):
-            g.copy_(s.view_as(g))
-        if self._flags is not None:
-            self._flags.hear(total[-len(parts[-1]) :])
-        return loss[0]
-
-    def _slice(self, batch: Batch) -> tuple[Share, Tensor, Tensor]:
-        """This rank's part of a minibatch."""
-        (inputs, targets), (rank, size) = self.data, (self.world.rank, self.world.size)
-        n = len(inputs) if isinstance(batch, slice) else len(batch)
-        low, high = n * rank // size, n * (rank + 1) // size
-        share = Share(max(1, high - low), n, counts=high > low)
-        own = slice(low, high) if share.counts else slice(0, 1)
-        rows = own if isinstance(batch, slice) else batch[own]
-        x, y = inputs[rows], targets[rows]
-        if self.recipe.augment is not None:
-            seed = _seed(self.recipe.seed, AUGMENTATION, self.step_number)
-            drawn = augmentation.draw(n, torch.Generator().manual_seed(seed))
-            x = augmentation.flip_crop(x, drawn[own])
-        return share, x, y
 
     # -- an epoch ------------------------------------------------------------------------------
 
@@ -224,23 +184,14 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = phase.lr
         self._phase = phase
-        self._before_epoch = self._shuffle.get_state()
-        self._batches = self._order()
         self._sums = self._zeros()
         self.model.train()
-
-    def _order(self) -> list[Batch]:
-        n, size = len(self.data[1]), self.recipe.batch_size
-        order = torch.randperm(n, generator=self._shuffle)
-        if size >= n:
-            return [slice(n)]  # steps of gradient descent: no copy, and no rounding of an order
-        return list(order.to(self.world.device).split(size))
 
     def _end_epoch(self) -> EpochResult:
         self.model.eval()
         self.epoch += 1
         self.averages.after_epoch(self.epoch)
-        loss, share = _means(self._total(), len(self.data[1]))
+        loss, share = _means(self._total(), len(self.minibatches.data[1]))
         _require_finite(loss, self.model, self.epoch, self._phase.lr)
         return EpochResult(self.epoch, loss, share, None)
 
@@ -275,10 +226,9 @@ class Training:
         self.model.eval()
         sums, n = self._zeros(), len(data[1])
         for start in range(0, n, _EVALUATION_BATCH):
-            total = min(_EVALUATION_BATCH, n - start)
-            low, high = (total * (self.world.rank + i) // self.world.size for i in (0, 1))
-            if high > low:
-                x, y = (t[start + low : start + high] for t in data)
+            share, own = share_of(self.world, min(_EVALUATION_BATCH, n - start))
+            if share.counts:
+                x, y = (t[start : start + _EVALUATION_BATCH][own] for t in data)
                 outputs = self.outputs(self.model, (x, y))
                 sums[0] += self.loss_fn(outputs, y).double() * len(y)
                 if self.hits is not None:
@@ -301,9 +251,7 @@ class Training:
 
     def _inputs(self, share: Share) -> Iterator[Tensor]:
         """Those of this rank, a minibatch after the other; ``share`` says which part they are."""
-        inputs = self.data[0]
-        for batch in torch.arange(len(inputs), device=inputs.device).split(self.recipe.batch_size):
-            found, x, _ = self._slice(batch)
+        for found, x, _ in self.minibatches.in_order(self.step_number):
             share.rows, share.total, share.counts = found.rows, found.total, found.counts
             yield x
 
@@ -317,8 +265,7 @@ class Training:
             "epoch": self.epoch,
             "step": self.step_number,
             "training": {
-                "steps_in_epoch": self.steps_in_epoch - len(self._batches) if self._batches else 0,
-                "shuffle": self._before_epoch if self._batches else self._shuffle.get_state(),
+                "minibatches": self.minibatches.state_dict(),
                 "sums": self._total(),
                 "phase": self._phase.begins,
                 "averages": self.averages.state_dict(),
@@ -334,18 +281,16 @@ class Training:
         own = state["training"]
         self.model.load_state_dict(state["model"])
         self.epoch, self.step_number = int(state["epoch"]), int(state["step"])
-        done = int(own["steps_in_epoch"])
-        self._phase = self.recipe.schedule.phase(self.epoch + (1 if done else 0) or 1)
+        self.minibatches.load_state_dict(own["minibatches"])
+        is_within = not self.minibatches.are_used_up
+        self._phase = self.recipe.schedule.phase(self.epoch + is_within)
         if self._phase.begins != int(own["phase"]):
             raise InputError("the state was saved under another schedule of optimizers")
         self.optimizer = self._new_optimizer(self._phase)
         self.optimizer.load_state_dict(state["optimizer"])
         self.averages.load_state_dict(own["averages"])
-        self._shuffle.set_state(own["shuffle"])
-        self._batches = []
-        if done:
+        if is_within:
             self._begin_epoch()
-            self._batches = self._batches[done:]
             if self.world.rank == 0:
                 self._sums = own["sums"].to(self.world.device)
 
@@ -434,25 +379,7 @@ def _devices(world: World) -> list[torch.device]:
     return [world.device] if world.device.type == "cuda" else []
 
 
-def _seed(*key: int) -> int:
-    """A seed of its own for each key."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
-
-
-def _require_no_dropout(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        rate = getattr(module, "p", getattr(module, "dropout", 0.0))
-        if isinstance(module, (nn.modules.dropout._DropoutNd, nn.RNNBase)) and rate:
-            raise InputError(
-                f"{name or 'the model'} ({type(module).__name__}) drops units at random, and the "
-                "masks of several ranks are not those of one; train on one rank, or with "
-                "--dropout-rate 0"
-            )
-
-
-def _require_valid(recipe: Recipe, num_samples: int) -> None:
-    if num_samples == 0:
-        raise InputError("the data set to train on has no samples; expected at least one")
+def _require_valid(recipe: Recipe) -> None:
     if recipe.batch_size < 1:
         raise InputError(f"batch_size is {recipe.batch_size}; expected a whole number >= 1")
     if not 0 < recipe.schedule.lr < math.inf:

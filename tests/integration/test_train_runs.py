@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import fails
-from launching import TORCHRUN, launch
+from launching import LAUNCHERS, TORCHRUN, launch
 from locations import ROOT
 from stopping import StopOnceThere
 
@@ -221,6 +221,19 @@ def test_ranks_give_the_parameters_of_one_process(inside, optimizer):
             "cosine",
         ):
             np.testing.assert_allclose(tracks[1][name], tracks[0][name], rtol=10 * bound)
+
+
+@pytest.mark.parametrize("launcher", ["mpi", pytest.param("torchrun", marks=pytest.mark.slow)])
+def test_a_training_goes_on_on_another_number_of_ranks(inside, launcher):
+    words = [*ON_RANKS, "--dtype", "float64", "--out", "nets"]
+    words[words.index("--epochs") + 1] = "1"
+    launch([*LAUNCHERS[launcher](3), "-m", "hessian_spectrum", *words], inside)
+    words[words.index("--epochs") + 1] = "2"
+    assert main([*words, "--resume"]) == 0
+    assert main([*words[:-1], "straight"]) == 0
+    for name in ("epoch-0002.pt", "ema-0002.pt"):
+        one, other = (content(f"{folder}/{name}")["model"] for folder in ("straight", "nets"))
+        assert largest_difference(other, one) < 1e-10
 
 
 # -- iterates and curvature ------------------------------------------------------------------------
