@@ -1,10 +1,11 @@
 """How SGD walks on the loss surface: barriers, the valley floor, cosines of updates, alignment.
 
-Xing, Arpit, Tsirigotis & Bengio (2018, "A walk with SGD") find that plain SGD crosses almost no
-barrier between its iterates, that it moves above a valley floor which declines, that gradient
-descent bounces between the walls of a valley (consecutive gradients point against each other) and
-SGD with small minibatches less so, and that a larger learning rate moves at a larger height. Table
-1 and figures 1 to 6; their equation 4 is the curvature along minibatch gradients.
+Xing, Arpit, Tsirigotis & Bengio (2018, "A walk with SGD", arXiv:1802.08770) find that the loss
+between two iterates of SGD has a minimum and almost never a barrier; that SGD bounces between the
+walls of a valley at a height above its floor, which grows with the learning rate; that the floor
+itself has barriers; and that small minibatches go farther from the start. In gradient descent
+consecutive gradients come to point against each other, with small minibatches less so. Minibatch
+gradients have their share in the sharp directions: the curvature along them is compared.
 
 VGG-11 (slimmed by --width) on CIFAR-10 pictures, its BatchNorm with the statistics of all samples,
 or an MLP on MNIST digits, is trained by SGD without momentum from the same start with several batch
@@ -19,12 +20,14 @@ barriers, alignment. OUT holds their files, findings.json and one picture.
 from __future__ import annotations
 
 import argparse
+import math
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from findings import Finding, report, within
 from matplotlib.figure import Figure
 
@@ -41,6 +44,7 @@ class Walk:
 
     batch_size: int
     lr: float
+    distance: float  # |theta - theta(0)| at the end
     early: Barriers
     late: Barriers  # of the last steps
     alignment: Alignment
@@ -103,7 +107,16 @@ def walk(args: argparse.Namespace, batch_size: int, lr: float) -> Walk:
         *("--batch-sizes", *args.alignment_sizes, "full", "--num-batches", 20),
     )
     with hs.open(path) as run:
-        return Walk(batch_size, lr, *found, run["alignment"])
+        return Walk(batch_size, lr, distance(files[-1], folder), *found, run["alignment"])
+
+
+def distance(last: Path, folder: Path) -> float:
+    """Between the parameters of two files of ``train --keep-steps``."""
+    one, two = (
+        torch.load(path, weights_only=True)["model"] for path in (last, folder / "step-000000.pt")
+    )
+    trained = [name for name, value in one.items() if "running" not in name and value.ndim]
+    return math.sqrt(sum(float((one[n] - two[n]).square().sum()) for n in trained))
 
 
 def findings_of(walks: list[Walk], args: argparse.Namespace) -> list[Finding]:
@@ -117,7 +130,7 @@ def findings_of(walks: list[Walk], args: argparse.Namespace) -> list[Finding]:
         found.append(
             within(
                 f"{w.label}: share of {len(both)} updates that cross a barrier",
-                f"{SOURCE}, table 1",
+                SOURCE,
                 float(np.mean(both)),
                 0.0,
                 0.05,
@@ -129,7 +142,7 @@ def findings_of(walks: list[Walk], args: argparse.Namespace) -> list[Finding]:
         found.append(
             within(
                 f"{w.label}: the valley floor of the last window over that of the first",
-                f"{SOURCE}, figure 1",
+                SOURCE,
                 fall,
                 0.0,
                 0.95,
@@ -137,13 +150,35 @@ def findings_of(walks: list[Walk], args: argparse.Namespace) -> list[Finding]:
             )
         )
 
+    rises = np.diff(smallest.late.floor) > smallest.late.rounding[1:]
+    found.append(
+        within(
+            f"share of late updates from which on the floor rises: barriers ({smallest.label})",
+            SOURCE,
+            float(rises.mean()),
+            0.02,
+            1.0,
+            judged=judged,
+        )
+    )
+    found.append(
+        within(
+            f"distance from the start, {smallest.label} over {largest.label}, as many steps",
+            SOURCE,
+            smallest.distance / largest.distance,
+            1.0,
+            np.inf,
+            judged=judged,
+        )
+    )
+
     def mean_cosine(w: Walk) -> float:
         return float(np.nanmean(w.late.cosine))
 
     found.append(
         within(
             f"mean cosine of consecutive updates, late, gradient descent ({largest.label})",
-            f"{SOURCE}, figure 1",
+            SOURCE,
             mean_cosine(largest),
             -1.0,
             0.0,
@@ -154,7 +189,7 @@ def findings_of(walks: list[Walk], args: argparse.Namespace) -> list[Finding]:
     found.append(
         within(
             f"that cosine, {smallest.label}, minus that of gradient descent",
-            f"{SOURCE}, figures 1 and 2",
+            SOURCE,
             mean_cosine(smallest) - mean_cosine(largest),
             0.0,
             2.0,
@@ -167,7 +202,7 @@ def findings_of(walks: list[Walk], args: argparse.Namespace) -> list[Finding]:
     found.append(
         within(
             f"height above the floor, {same.label} over lr {slower.lr:g}, late, medians",
-            f"{SOURCE}, figure 5",
+            SOURCE,
             float(ratio),
             1.0,
             np.inf,
@@ -178,7 +213,7 @@ def findings_of(walks: list[Walk], args: argparse.Namespace) -> list[Finding]:
     found.append(
         within(
             f"g^T H g / |g|^2, batch {sizes[-1]} over batch {sizes[0]} ({smallest.label})",
-            f"{SOURCE}, equation 4",
+            SOURCE,
             float(mean[-1] / mean[0]),
             1.0,
             np.inf,
