@@ -245,14 +245,17 @@ def draw(results: list[Measured], out: Path) -> None:
     k = np.arange(1, K + 1)
     for result in last:
         color = COLORS[result.case]
-        label = f"{result.case}: {result.zeta:.1f}"
+        label = rf"{result.case}: $\zeta$ = {result.zeta:.1f}"
         spectra.plot(k, result.eigenvalues / result.eigenvalues[-1], "o-", color=color, label=label)
         mean = result.shares.mean(axis=0)
         error = result.shares.std(axis=0, ddof=1) / math.sqrt(len(result.shares))
-        shares.plot(k, result.whole, "o-", color=color, label=f"{result.case}: all the data")
-        shares.errorbar(k, mean, error, color=color, linestyle=":", capsize=2, label="minibatches")
+        shares.plot(k, result.whole, "o-", color=color)
+        shares.errorbar(k, mean, error, color=color, linestyle=":", capsize=2)
         if np.isfinite(result.overlap).all():
             overlaps.plot(k, result.overlap, "o-", color=color, label=result.case)
+    for axes in (spectra, overlaps):
+        axes.legend(frameon=False, fontsize=8)
+    shares.set_title("solid: all the data; dotted: minibatches", fontsize=9)
     spectra.set_yscale("log")
     spectra.set_ylabel(r"$\lambda_k / \lambda_{10}$")
     shares.set_ylabel("part of $|g|^2$ in the top k eigenvectors of H")
@@ -261,7 +264,6 @@ def draw(results: list[Measured], out: Path) -> None:
         axes.set_xlabel("k")
         axes.grid(True, color="#DDDDDD", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=7)
     for axes in (shares, overlaps):
         axes.set_ylim(0, 1)
     figure.savefig(out, dpi=80)
@@ -274,13 +276,13 @@ def options() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--pixels", type=int, default=16, help="side of a picture; divides 32")
     parser.add_argument("--depth", type=int, default=8, help="6 b + 2")
-    parser.add_argument("--width", type=float, default=0.5, help="of 16, 32 and 64 channels")
-    parser.add_argument("--epochs", type=int, nargs="+", default=[3, 20])
+    parser.add_argument("--width", type=float, default=0.25, help="of 16, 32 and 64 channels")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[10])
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--train-batch", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=250, help="minibatches of the loss")
     parser.add_argument("--minibatch", type=int, default=50, help="samples of a gradient")
-    parser.add_argument("--num-batches", type=int, default=40)
+    parser.add_argument("--num-batches", type=int, default=20)
     parser.add_argument("--tol", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("noise_and_batchnorm.png"))
