@@ -28,9 +28,10 @@ from hessian_spectrum.commands.output import writing
 from hessian_spectrum.commands.progress import Progress
 from hessian_spectrum.commands.progress_file import leave_progress
 from hessian_spectrum.commands.signals import StopRequest
-from hessian_spectrum.commands.training_folder import STATE, TrainingFolder, folder
+from hessian_spectrum.commands.training_folder import TrainingFolder, folder
 from hessian_spectrum.commands.training_input import TrainingInput
 from hessian_spectrum.config import TrainConfig, to_dict
+from hessian_spectrum.config.training import STATE
 from hessian_spectrum.distributed.agreement import on_first_rank, require_same_call, together
 from hessian_spectrum.distributed.world import World, resolve_device
 from hessian_spectrum.storage import run_file

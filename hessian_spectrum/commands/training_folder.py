@@ -13,10 +13,9 @@ from hessian_spectrum._core.atomic import TEMPORARY
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.validation import dashed
 from hessian_spectrum.config import TrainConfig, to_dict
-from hessian_spectrum.config.training import FREE_FIELDS
+from hessian_spectrum.config.training import FREE_FIELDS, STATE
 from hessian_spectrum.zoo.checkpoints import read_state, save_state
 
-STATE = "training.pt"  # of a training under way, between checkpoints
 MARK = "train"  # config["command"] of what this command wrote
 _NAME = r"((epoch|ema|swa)-\d{4,}|step-\d{6,}|training)\.pt"
 _WITHOUT_MARK = {"model", "optimizer", "epoch", "config"}  # keys before there was one

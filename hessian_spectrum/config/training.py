@@ -30,6 +30,7 @@ Optimizer = Literal[
     "rk2-adam-heun",
     "rk2-adam-ralston",
 ]
+STATE = "training.pt"  # in OUT: the state of a training under way, between checkpoints
 # What a resumed training may change: the steps stay those of the run that was interrupted.
 FREE_FIELDS = (
     *("epochs", "every", "keep_steps", "keep_epochs", "data_root", "download", "device"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.config.submission import SubmitConfig
+from hessian_spectrum.config.training import STATE, TrainConfig
 from hessian_spectrum.slurm import preflight
 from hessian_spectrum.slurm.job_array import of_task
 from hessian_spectrum.slurm.job_script import merge_script, output_of, script
@@ -51,7 +52,7 @@ def submit(config: SubmitConfig, submitted: Any, command: Sequence[str]) -> str:
     summary = [config.summary] if config.summary else []
     logs = Path(config.logs)  # SLURM writes no log into a missing folder
     path = logs / f"{config.name}.sbatch"
-    preflight.make_folders([path, *map(Path, results), *summary])
+    preflight.make_folders([path, *(_file_in(submitted, result) for result in results), *summary])
     job = _queued(path, text)
     said = f"submitted {job}: {path}, logs in {logs}"
     if not merging:
@@ -70,6 +71,11 @@ def with_joined_options(words: Sequence[str]) -> list[str]:
         else:
             joined.append(word)
     return joined
+
+
+def _file_in(submitted: Any, out: str) -> Path:
+    """A file that the command writes: OUT, or one in that folder."""
+    return Path(out, STATE) if isinstance(submitted, TrainConfig) else Path(out)
 
 
 def _has(command: Sequence[str], option: str) -> bool:

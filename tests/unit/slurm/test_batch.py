@@ -205,6 +205,15 @@ def test_each_task_of_an_array_has_its_files(queue, capsys):
     assert capsys.readouterr().out.startswith("submitted 1: logs/hessian-spectrum.sbatch, logs in")
 
 
+def test_a_training_is_queued_again_for_the_folder_that_it_has(queue, capsys):
+    words = ["submit", "--", "train", "--dataset", "digits", "--out", "nets/one", "--track", "t.h5"]
+    for _ in range(2):
+        assert main(words) == 0
+        assert Path("nets/one").is_dir()  # a folder of checkpoints is no file that stands there
+    assert len(queue()) == 2
+    assert "--resume" in Path("logs/hessian-spectrum.sbatch").read_text()
+
+
 def test_a_dry_run_writes_nothing(queue):
     script_of(JOBS["array.sbatch"])
     assert os.listdir() == [] and queue() == []
