@@ -45,14 +45,23 @@ def _forward(layer: _NormBase, world: World, share: Share, x: Tensor) -> Tensor:
         raise ValueError(f"BatchNorm needs more than 1 value per channel, got {tuple(x.shape)}")
     counted = float(share.counts)
     mean = _Sum.apply(counted * x.sum(over), world) / count
-    centred = x - mean.view(shape)
+    centred = x - _seen(mean, share).view(shape)
     variance = _Sum.apply(counted * centred.square().sum(over), world) / count
     if layer.training and layer.track_running_stats:
         _update(layer, mean.detach(), variance.detach() * (count / (count - 1)))
-    y = centred * (variance + layer.eps).rsqrt().view(shape)
+    y = centred * (_seen(variance, share) + layer.eps).rsqrt().view(shape)
     if layer.weight is None:
         return y
     return y * layer.weight.view(shape) + layer.bias.view(shape)
+
+
+def _seen(statistics: Tensor, share: Share) -> Tensor:
+    """The same numbers; a sample that does not count has no part in their gradient.
+
+    A loss of single samples, as of adversarial examples, has no weights. The graph stays, since
+    its reductions are those of all ranks.
+    """
+    return statistics if share.counts else 0.0 * statistics + statistics.detach()
 
 
 def _update(layer: _NormBase, mean: Tensor, unbiased: Tensor) -> None:
@@ -69,10 +78,13 @@ class _Sum(torch.autograd.Function):
     """The sum over ranks. Each rank's loss depends on it, so that its gradient is a sum, too."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, world: World) -> Tensor:
-        ctx.world = world
+    def forward(x: Tensor, world: World) -> Tensor:
         return world.sum(x.clone(memory_format=torch.contiguous_format))
 
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, World], output: Tensor) -> None:
+        ctx.world = inputs[1]
+
+    @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return ctx.world.sum(gradient.clone(memory_format=torch.contiguous_format)), None
+        return _Sum.apply(gradient, ctx.world), None  # also inside torch.func.grad

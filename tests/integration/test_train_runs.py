@@ -223,6 +223,14 @@ def test_ranks_give_the_parameters_of_one_process(inside, optimizer):
             np.testing.assert_allclose(tracks[1][name], tracks[0][name], rtol=10 * bound)
 
 
+def test_adversarial_examples_of_ranks_are_those_of_one_process(inside):
+    words = [*ON_RANKS, "--loss", "fast-gradient-sign", "--dtype", "float64"]
+    assert main([*words, "--out", "one"]) == 0
+    launch([*TORCHRUN, "2", "-m", "hessian_spectrum", *words, "--out", "two"], inside)
+    one, two = (content(f"{many}/epoch-0002.pt")["model"] for many in ("one", "two"))
+    assert largest_difference(two, one) < 1e-10
+
+
 @pytest.mark.parametrize("launcher", ["mpi", pytest.param("torchrun", marks=pytest.mark.slow)])
 def test_a_training_goes_on_on_another_number_of_ranks(inside, launcher):
     words = [*ON_RANKS, "--dtype", "float64", "--out", "nets"]
