@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,10 +10,16 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.analyses.alignment_result import Alignment, joined
+from hessian_spectrum.analyses.top_pairs import TopPairs, squares_of
 from hessian_spectrum.distributed.agreement import digest_of
 from hessian_spectrum.distributed.memory import available
 from hessian_spectrum.loss.evaluator import Evaluator
-from hessian_spectrum.loss.sample_gradients import draw, minibatch_gradients, numbers
+from hessian_spectrum.loss.sample_gradients import (
+    Indices,
+    draw,
+    minibatch_gradients,
+    numbers,
+)
 from hessian_spectrum.operators.curvature import Curvature, Hessian
 from hessian_spectrum.operators.same_call import require_same_computation
 from hessian_spectrum.planning.planned_operator import planned
@@ -95,24 +100,44 @@ def alignment(
     at_once = min(at_once or gradients_at_once(evaluator), max(counts))
     passes = sum(-(-count // at_once) for count in counts)
     operator = planned(operator, at_once, passes, kept=2 * at_once)  # gradients, and their units
-    top = _Top.of(operator, pairs)
+    top = TopPairs.of(operator, pairs)
     own = numbers(evaluator)
     done, parts = 0, []
     for size, count in zip(sizes, counts):
         rows = []
-        for start in range(0, count, at_once):
-            indices = range(start, min(start + at_once, count))
-            if size == total:
-                gradients = operator.layout.local(evaluator.gradient(operator.theta)[None])
-            else:
-                chosen = [draw(total, size, seed, i) for i in indices]
-                gradients = minibatch_gradients(evaluator, operator.theta, chosen, own)
+        blocks = gradient_blocks(evaluator, operator.theta, size, count, seed, at_once, own)
+        for gradients in blocks:
             rows.append(_measured(operator, gradients, top))
-            done += len(indices)
+            done += len(gradients)
             if on_chunk:
                 on_chunk(done)
         parts.append(_result(size, np.concatenate(rows), top, total, seed))
     return joined(parts)
+
+
+def gradient_blocks(
+    evaluator: Evaluator,
+    theta: Tensor,
+    size: int,
+    count: int,
+    seed: int,
+    at_once: int,
+    own: Sequence[Indices],
+) -> Iterator[Tensor]:
+    """Gradients of ``count`` random minibatches of ``size`` samples: blocks (at_once, n_local).
+
+    Args:
+        size: all the data is one minibatch, whatever ``count``.
+        own: ``sample_gradients.numbers(evaluator)``.
+    """
+    total = round(evaluator.num_samples)
+    if size == total:
+        yield evaluator.layout.local(evaluator.gradient(theta)[None])
+        return
+    for start in range(0, count, at_once):
+        indices = range(start, min(start + at_once, count))
+        chosen = [draw(total, size, seed, i) for i in indices]
+        yield minibatch_gradients(evaluator, theta, chosen, own)
 
 
 def gradients_at_once(evaluator: Evaluator, memory: int | None = None) -> int:
@@ -147,86 +172,18 @@ def sizes_of(batch_sizes: Sequence[int | str], evaluator: Evaluator) -> list[int
     return sorted(found)
 
 
-class _Top(NamedTuple):
-    """The largest eigenpairs: this rank's entries of the vectors, and their inner products.
-
-    ``vectors`` and ``gram`` are None where there are no vectors.
-    """
-
-    values: np.ndarray  # (k,)
-    residuals: np.ndarray  # (k,)
-    vectors: Tensor | None  # (k, n_local)
-    gram: np.ndarray | None  # (k, k)
-
-    @classmethod
-    def of(cls, operator: Curvature, pairs: EigenPairs | None) -> _Top:
-        if pairs is None:
-            return cls(np.empty(0), np.empty(0), None, None)
-        upper = range(pairs.num_lower or 0, len(pairs))
-        if not len(upper):
-            raise InputError("pairs are of the lower end only; expected the largest among them")
-        values, residuals = (np.asarray(x)[upper.start :] for x in (pairs.values, pairs.residuals))
-        stored: Any = pairs.vectors
-        if stored is None:
-            return cls(values, residuals, None, None)
-        if tuple(stored.shape) != (len(pairs), operator.n):
-            raise InputError(
-                f"pairs.vectors has shape {tuple(stored.shape)}; expected "
-                f"({len(pairs)}, {operator.n}), one row an eigenvector"
-            )
-        layout = operator.layout
-        vectors = torch.stack(  # lazy vectors are read one at a time
-            [_tensor(stored[i])[layout.start : layout.stop] for i in upper]
-        )
-        precision = torch.finfo(vectors.dtype).eps
-        vectors = vectors.to(operator.device, operator.dtype)
-        gram = layout.world.sum((vectors @ vectors.T).double()).cpu().numpy()
-        error = np.abs(gram - np.eye(len(gram))).max()
-        if not error <= max(precision, torch.finfo(operator.dtype).eps) ** 0.5:
-            raise InputError(f"the rows of pairs.vectors are not orthonormal: off by {error:.1e}")
-        top = cls(values, residuals, vectors, gram)
-        top._require_of(operator)
-        return top
-
-    def _require_of(self, operator: Curvature) -> None:
-        """Refuse pairs of other parameters or data, whose cosines mean nothing. One product."""
-        assert self.vectors is not None
-        v = self.vectors[-1:]
-        residual = operator.products(v).sub_(v, alpha=float(self.values[-1]))
-        off = operator.layout.world.sum(_squares(residual)).sqrt().item()
-        if not np.isfinite(off):
-            operator.raise_failure()
-        scale = np.abs(self.values).max()
-        if not off <= 2 * self.residuals[-1] + 1e-3 * scale:
-            raise InputError(
-                f"pairs are of another matrix: for the last, lambda = {self.values[-1]:.6g}, "
-                f"|H v - lambda v| is {off:.2g}, not {self.residuals[-1]:.2g}; compute them with "
-                "these parameters, data and loss"
-            )
-
-    def captured(self, along: np.ndarray) -> np.ndarray:
-        """Squared length of unit vectors' projections on the span, (b, k) -> (b,).
-
-        Args:
-            along: their inner products with the rows of ``vectors``.
-        """
-        if self.gram is None:
-            return np.full(len(along), np.nan)
-        return np.einsum("bk,kb->b", along, np.linalg.solve(self.gram, along.T))
-
-
-def _measured(operator: Curvature, gradients: Tensor, top: _Top) -> np.ndarray:
+def _measured(operator: Curvature, gradients: Tensor, top: TopPairs) -> np.ndarray:
     """(b, 2 + k): |g|, g^T H g / |g|^2 and the cosines.
 
     All but |g| are NaN where g is zero or not finite. One block product, two small reductions.
     """
     world = operator.layout.world
-    squares = world.sum(_squares(gradients))
+    squares = world.sum(squares_of(gradients))
     usable = squares.isfinite() & (squares > 0)
     unit = gradients * squares.rsqrt().to(gradients)[:, None]
     unit = torch.where(usable[:, None], unit, 0.0)  # a batched product must not see NaN
     along = (unit * operator.products(unit)).sum(1, dtype=torch.float64)
-    found = torch.stack([_squares(unit), along], dim=1)
+    found = torch.stack([squares_of(unit), along], dim=1)
     if top.vectors is not None:
         found = torch.cat([found, (unit @ top.vectors.T).double()], dim=1)
     found = world.sum(found)
@@ -240,17 +197,7 @@ def _measured(operator: Curvature, gradients: Tensor, top: _Top) -> np.ndarray:
     return rows.cpu().numpy()
 
 
-def _tensor(row: Tensor | np.ndarray) -> Tensor:
-    # A copy, since torch cannot wrap read-only arrays.
-    return row if isinstance(row, Tensor) else torch.from_numpy(np.array(row))
-
-
-def _squares(vectors: Tensor) -> Tensor:
-    """This rank's part of |v|^2 for each row, (b,), float64."""
-    return torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).square()
-
-
-def _result(size: int, rows: np.ndarray, top: _Top, total: int, seed: int) -> Alignment:
+def _result(size: int, rows: np.ndarray, top: TopPairs, total: int, seed: int) -> Alignment:
     norm, along, cosine = rows[None, :, 0], rows[None, :, 1], rows[:, 2:]
     if top.vectors is None:
         cosine = np.full((len(rows), len(top.values)), np.nan)

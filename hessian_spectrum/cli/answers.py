@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from hessian_spectrum.cli import value_queries
+from hessian_spectrum.cli import noise_queries, value_queries
 from hessian_spectrum.spectral import queries
 
 if TYPE_CHECKING:
@@ -15,6 +15,8 @@ Answer = dict[str, Any]
 
 def sentence(answer: Answer) -> str:
     """One answer in words."""
+    if answer.get("of") == "noise":
+        return noise_queries.sentence(answer)
     asked = value_queries if "of" in answer else queries
     return asked.sentence(answer)
 

@@ -14,7 +14,7 @@ import tyro
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.json_forms import Table, Whole
-from hessian_spectrum.cli import answers, value_queries
+from hessian_spectrum.cli import answers, noise_queries, value_queries
 from hessian_spectrum.cli.exit_status import say
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ View = Literal[
     "eigenvalues",
     "participation",
     "alignment",
+    "noise",
     "contour",
     "heat",
     "relief",
@@ -39,6 +40,9 @@ View = Literal[
     "loss",
     "critical",
     "distance",
+    "heights",
+    "cosine",
+    "zeta",
 ]
 
 
@@ -64,7 +68,8 @@ class QueryConfig:
     query is for, or all labelled ones where none is without a label."""
     value: str | None = None
     """Which of the values of a curve, surface or trajectory: loss, accuracy, test_loss; of a map
-    ratio, smallest, largest; of a track smallest, largest, distance_from_start. Default: loss."""
+    ratio, smallest, largest; of a track of checkpoints smallest, largest, distance_from_start; of a
+    tracker's file lambda_max, lambda_2, zeta, over_threshold, ... Default: loss."""
     density: Path | None = None
     """A result file with a density of the same matrix, for log_determinant of eigenpairs.
     Default: FILE."""
@@ -76,7 +81,7 @@ class QueryConfig:
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """Draw a result: a density, eigenpairs, an alignment, a surface, a curve or a trajectory.
+    """Draw a result: density, eigenpairs, alignment, noise, surface, curve, trajectory or barriers.
 
     Of a file with several labelled densities or eigenpairs, as merge and track --density write it:
     all of them over the epochs. Writes one picture and prints its path.
@@ -90,16 +95,19 @@ class PlotConfig:
     """Picture to write: .png, .pdf or .svg; for a surface also .html, an interactive page, or .vts
     for ParaView. Default: FILE with the suffix .png."""
     result: str | None = None
-    """Result to draw: density, eigenpairs, alignment, surface, curve, trajectory, or a labelled
-    one, as listed by info. Default: the first of these that FILE holds. Of a kind whose results
-    are all labelled: all of them."""
+    """Result to draw: noise, density, eigenpairs, alignment, surface, curve, trajectory, barriers,
+    or a labelled one, as listed by info. Default: the first of these that FILE holds. Of a kind
+    whose results are all labelled: all of them."""
     view: View | None = None
     """For a density: density, smoothed; log, eigenvalues per decade of |lambda|, by sign;
     cumulative, the number of eigenvalues up to t; certified, individually resolved eigenvalues as
     bars over the density of the rest. For eigenpairs: eigenvalues with their residuals;
     participation, the share of each layer in the eigenvectors. For a surface: contour; heat, one
     cell per point; relief, in three dimensions. For several densities: heat, colours on a log
-    scale; ridge, one curve above the other. Default: the first, or heat for a map's ratio."""
+    scale; ridge, one curve above the other. Along a training run: eigenvalues; density; zeta, the
+    largest eigenvalue over the tenth; alignment; loss; distance; of a tracker's file also critical.
+    For barriers: loss between iterates; heights; cosine of consecutive updates. Default: the first,
+    or heat for a map's ratio."""
     beside: tuple[Path, ...] = ()
     """Further result files, whose results are drawn beside that of FILE: surfaces side by side on
     one colour scale, densities and curves on one axis. Each is titled with its file's name, or
@@ -182,18 +190,19 @@ def _several(run: Any, key: str) -> Series | None:
 
 
 def _say_axis(several: Series) -> None:
-    if several.axis != "epoch":
+    if several.axis == "index":
         say("the results do not say of which epochs they are: they are numbered 0, 1, ...")
 
 
 def _answer(config: QueryConfig, query: str, run: Any, key: str) -> dict[str, Any]:
-    from hessian_spectrum.landscape.results import Curve, Surface, Trajectory
+    from hessian_spectrum.analyses.noise_result import Noise
+    from hessian_spectrum.landscape.results import Barriers, Curve, Surface, Track, Trajectory
     from hessian_spectrum.spectral import queries
     from hessian_spectrum.spectral.eigenpairs import EigenPairs
     from hessian_spectrum.spectral.measure import SpectralMeasure
 
     result = _stored(run, key)
-    if isinstance(result, (Curve, Surface, Trajectory)) and config.sigma2 is None:
+    if isinstance(result, (Curve, Surface, Trajectory, Track, Barriers)) and config.sigma2 is None:
         return value_queries.ask(result, query, config.numbers, config.value or "loss")
     if config.value is not None:
         raise InputError(
@@ -207,9 +216,11 @@ def _answer(config: QueryConfig, query: str, run: Any, key: str) -> dict[str, An
         measure = _density_of(run, key, config.density)
         sizes = _sizes(run) if "sizes" in run.plan else None
         return queries.ask_pairs(result, query, config.numbers, sizes, measure)
+    if isinstance(result, Noise) and config.sigma2 is None:
+        return noise_queries.ask(result, query, config.numbers)
     what = "--sigma2 is for a density" if config.sigma2 else "has no queries"
     raise InputError(
-        f"{key}: {what}; expected a density, eigenpairs, a curve, a surface, a trajectory"
+        f"{key}: {what}; expected a density, eigenpairs, a noise, a curve, a surface, a trajectory"
     )
 
 
@@ -235,8 +246,10 @@ def _draw(config: PlotConfig, run: Any, out: Path) -> None:
     from hessian_spectrum.plotting import registry
 
     kinds = ("track", *plotting.VIEWS_OF, *registry.KINDS)
-    held = {key.partition("/")[0] for key in run}
-    key = config.result or next((kind for kind in kinds if kind in held), kinds[0])
+    counts = {kind: sum(key.partition("/")[0] == kind for key in run) for kind in kinds}
+    held = {kind: kind not in run and count > 1 for kind, count in counts.items() if count}
+    wanted = registry.kind_of_view(config.view, held)
+    key = config.result or wanted or next(iter(held), kinds[0])
     several = _several(run, key)
     if several is not None and len(several) == 1:
         key, several = several.keys[0], None
@@ -268,7 +281,7 @@ def _of_all(key: str) -> str:
 
 
 def _figure(config: PlotConfig, run: Any, key: str, result: Any) -> Any:
-    """Of one density, eigenpairs or alignment."""
+    """Of one density, eigenpairs, alignment or noise."""
     from hessian_spectrum.plotting import density as plotting
     from hessian_spectrum.storage import hdf5_schema
 

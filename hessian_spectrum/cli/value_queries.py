@@ -1,29 +1,21 @@
-"""The table of queries on stored curves, surfaces and trajectories, and those of all kinds.
+"""The table of queries on stored curves, surfaces, trajectories and barriers, and of all kinds.
 
 NumPy only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
 from typing import Any
 
-import numpy as np
-
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.landscape.results import Array, Curve, Surface, Trajectory
-from hessian_spectrum.landscape.results.values import Values
+from hessian_spectrum.cli import noise_queries, track_queries
+from hessian_spectrum.cli.barrier_queries import OF_BARRIERS
+from hessian_spectrum.cli.value_query import ValueQuery
+from hessian_spectrum.landscape.results import Array, Barriers, Curve, Surface, Track, Trajectory
 from hessian_spectrum.spectral import functionals
 from hessian_spectrum.spectral.functionals import Answer, Query
 from hessian_spectrum.spectral.queries import row_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValueQuery(Query):
-    """A query on a curve, a surface or a trajectory: what answers, and what is told of that."""
-
-    answer: Callable[..., Answer]  # of the result, the numbers, and name=, which of its values
 
 
 def _minimum(result: Curve | Surface, name: str) -> Answer:
@@ -54,52 +46,11 @@ def _share_below(surface: Surface, level: float, name: str) -> Answer:
     return {"value": surface.share_below(level, name)}
 
 
-GEOMETRY = ("distance_from_start", "distance_to_end", "step_length", "alpha", "beta")
-
-
-def quantities(result: Curve | Surface | Trajectory) -> Mapping[str, Array]:
-    """What a query can be about, by name; of a trajectory, distances and projections too."""
-    if not isinstance(result, Trajectory):
-        return result.values
-    return Values({**result.values, **{name: getattr(result, name) for name in GEOMETRY}})
-
-
-def _at_step(track: Trajectory, index: int, name: str) -> Answer:
-    axis = track.about.get("axis", "step")
-    value, place = quantities(track)[name][index], track.steps[index]
-    return {"value": float(value), "place": [float(place)], "axis": axis}
-
-
-def _least(track: Trajectory, name: str) -> Answer:
-    return _at_step(track, _best(quantities(track)[name], name), name)
-
-
-def _greatest(track: Trajectory, name: str) -> Answer:
-    return _at_step(track, _best(-quantities(track)[name], name), name)
-
-
-def _best(values: Array, name: str) -> int:
-    """The index of the smallest value that is a number."""
-    if np.isnan(values).all():
-        raise InputError(f"{name}: no value is a number")
-    return int(np.nanargmin(values))
-
-
-def _of_step(track: Trajectory, step: float, name: str) -> Answer:
-    found = np.flatnonzero(track.steps == step)
-    if not len(found):
-        near = track.steps[np.argsort(np.abs(track.steps - step))[:2]]
-        between = " and ".join(f"{x:g}" for x in sorted(near))
-        axis = track.about.get("axis", "step")
-        raise InputError(f"at {step:g}: no checkpoint has that {axis}; the nearest are {between}")
-    return _at_step(track, int(found[0]), name)
-
-
-def _first_below(track: Trajectory, level: float, name: str) -> Answer:
-    below = np.flatnonzero(quantities(track)[name] <= level)
-    if not len(below):
-        raise InputError(f"first_below {level:g}: the {name} is above that at all checkpoints")
-    return _at_step(track, int(below[0]), name)
+def quantities(result: Curve | Surface | Trajectory | Track | Barriers) -> Mapping[str, Array]:
+    """What a query can be about, by name; of a trajectory and a track, derived numbers too."""
+    if isinstance(result, (Trajectory, Track)):
+        return track_queries.quantities(result)
+    return result.values
 
 
 _MINIMUM = ValueQuery(name="minimum", about="the smallest value, and where it is", answer=_minimum)
@@ -133,25 +84,17 @@ OF_SURFACE = {
     )
 }
 
-OF_TRAJECTORY = {
-    row.name: row
-    for row in (
-        ValueQuery(name="minimum", about="the smallest value, and its epoch", answer=_least),
-        ValueQuery(name="maximum", about="the largest value, and its epoch", answer=_greatest),
-        ValueQuery(name="at", about="the value at EPOCH", arguments=("epoch",), answer=_of_step),
-        ValueQuery(
-            name="first_below",
-            about="the first value of at most LEVEL, and its epoch",
-            arguments=("level",),
-            answer=_first_below,
-        ),
-    )
+OF_LANDSCAPE = {
+    "curve": OF_CURVE,
+    "surface": OF_SURFACE,
+    "trajectory": track_queries.OF_TRAJECTORY,
+    "track": track_queries.OF_TRACK,
+    "barriers": OF_BARRIERS,
 }
-
-OF_LANDSCAPE = {"curve": OF_CURVE, "surface": OF_SURFACE, "trajectory": OF_TRAJECTORY}
 TABLES: dict[str, Mapping[str, Query]] = {
     "density": functionals.OF_MEASURE,
     "eigenpairs": functionals.OF_PAIRS,
+    "noise": noise_queries.OF_NOISE,
     **OF_LANDSCAPE,
 }
 NAMES = tuple(dict.fromkeys(name for table in TABLES.values() for name in table))
@@ -203,7 +146,7 @@ def questions(run: Mapping[str, Any]) -> str:
 
 
 def ask(
-    result: Curve | Surface | Trajectory,
+    result: Curve | Surface | Trajectory | Track | Barriers,
     query: str,
     numbers: tuple[float, ...],
     name: str = "loss",
@@ -211,17 +154,19 @@ def ask(
     """``{"query", "arguments", "of", "value", ...}``; what more there is depends on the query.
 
     minimum has its "place", barrier its "ends", basin "left", "right" and "bounded". Of a
-    trajectory each has the "place" on its "axis", such as epoch.
+    trajectory or a track each has the "place" on its "axis", such as epoch, but mean, which has
+    "records" and "deviation"; of barriers count has "segments",
+    and "unknown", those with a loss that is not finite.
 
     Args:
-        query: a name in ``OF_CURVE``, ``OF_SURFACE`` or ``OF_TRAJECTORY``.
+        query: a name in the kind's table of ``OF_LANDSCAPE``.
         name: of which values.
 
     Raises:
         InputError: a query that does not exist, numbers that it does not take, no such values.
     """
     kind = type(result).__name__.lower()
-    row = row_of(OF_LANDSCAPE[kind], query, f"a {kind}")
+    row = row_of(OF_LANDSCAPE[kind], query, kind if kind == "barriers" else f"a {kind}")
     args = row.typed(numbers)
     quantities(result)[name]  # refused by name
     given = [x for x in args if x is not None]
@@ -233,6 +178,12 @@ def sentence(answer: dict[str, Any]) -> str:
     arguments = " ".join(f"{number:g}" for number in answer["arguments"])
     words = " ".join(filter(None, (answer["query"], arguments)))
     text = f"{words} of the {answer['of'].replace('_', ' ')} = {answer['value']:.8g}"
+    if "deviation" in answer:
+        spread = "" if answer["deviation"] is None else f", deviation {answer['deviation']:.3g}"
+        return f"{text} over {answer['records']} records{spread}"
+    if "segments" in answer:
+        unknown = f", {answer['unknown']} more unknown" if answer["unknown"] else ""
+        return f"{text} barriers on {answer['segments']} segments{unknown}"
     if "axis" in answer:
         return f"{text} at {answer['axis']} {answer['place'][0]:g}"
     if "place" in answer:

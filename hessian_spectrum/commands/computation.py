@@ -23,6 +23,7 @@ from hessian_spectrum.operators.curvature import (
     GradientCovariance,
     Hessian,
 )
+from hessian_spectrum.operators.hessian_parts import GaussNewtonResidual, LikelihoodCurvature
 from hessian_spectrum.operators.run_check import check_on_all_data
 from hessian_spectrum.planning.product_planner import Estimate
 
@@ -32,6 +33,8 @@ OPERATORS: dict[str, Callable[..., Curvature]] = {  # of an evaluator, theta and
     "fisher": Fisher,
     "gradient-covariance": GradientCovariance,
     "gradient-second-moment": partial(GradientCovariance, centered=False),
+    "gauss-newton-residual": GaussNewtonResidual,
+    "likelihood-curvature": LikelihoodCurvature,
 }
 
 ConfigT = TypeVar("ConfigT", bound=ComputingConfig)
@@ -169,7 +172,7 @@ class CurvatureComputation(Computation[CurvatureT, ResultT]):
         return self._cost(estimate, first_order(self.evaluator))
 
     def look(self) -> dict[str, float]:
-        return {**first_order(self.evaluator), **stored_epoch(self.config.checkpoint)}
+        return {**first_order(self.evaluator), **stored_age(self.config.checkpoint)}
 
     def prepare(self, session: Session) -> None:
         operator, formed = OPERATORS[self.config.operator](self.evaluator), None
@@ -195,7 +198,9 @@ def first_order(evaluator: Evaluator) -> dict[str, float]:
     }
 
 
-def stored_epoch(checkpoint: Path | None) -> dict[str, float]:
-    """{"epoch": ...} where the checkpoint stores one; nothing else says when it was."""
-    epoch = None if checkpoint is None else zoo.stored_epoch(checkpoint)
-    return {} if epoch is None else {"epoch": float(epoch)}
+def stored_age(checkpoint: Path | None) -> dict[str, float]:
+    """{"epoch": ..., "step": ...} as the checkpoint stores them; nothing else says when it was."""
+    if checkpoint is None:
+        return {}
+    found = {"epoch": zoo.stored_epoch(checkpoint), "step": zoo.stored_step(checkpoint)}
+    return {name: float(number) for name, number in found.items() if number is not None}

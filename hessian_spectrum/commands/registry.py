@@ -62,10 +62,22 @@ COMMANDS = [
         "curvature along minibatch gradients",
     ),
     Command(
+        "noise",
+        config.NoiseConfig,
+        ".noise:NoiseRun",
+        "gradients and their covariance in the top eigenvectors of a Hessian",
+    ),
+    Command(
         "interpolate",
         config.InterpolateConfig,
         ".surfaces:Interpolate",
         "loss between checkpoints: on a line, a curve or a grid",
+    ),
+    Command(
+        "barriers",
+        config.BarriersConfig,
+        ".barriers:BarriersRun",
+        "loss between consecutive iterates of a training run, and its barriers",
     ),
     Command(
         "surface",

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hessian_spectrum.analyses.alignment_result import Alignment
+from hessian_spectrum.analyses.noise_result import Noise
 from hessian_spectrum.config.problem import ZOO_FIELDS
-from hessian_spectrum.landscape.results import Curve, Surface, Trajectory
+from hessian_spectrum.landscape.results import Barriers, Curve, Surface, Trajectory
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.measure import SpectralMeasure
 
@@ -203,6 +204,56 @@ def values(result: Curve | Surface | Trajectory, center: dict[str, float]) -> st
     return "\n".join(lines)
 
 
+def barriers(result: Barriers, center: dict[str, float]) -> str:
+    """The segments between iterates in a few lines, and one line for each of the first epochs."""
+    lines = [f"loss at the parameters   {center['loss']:.6g}"]
+    count = result.count()
+    points = len(result.t) - 2
+    lines.append(f"segments                 {len(result)}, with {points} points between their ends")
+    told = f"{count.barriers} of {count.segments}"
+    if count.barriers:
+        best = int(np.nanargmax(np.where(result.is_barrier, result.rise, np.nan)))
+        axis = result.about.get("axis", "step")
+        told += f"   (highest {result.rise[best]:.6g}, after {axis} {result.start[best]:g})"
+    lines.append(f"barriers                 {told}")
+    epochs = result.epochs
+    for epoch in epochs[:LONG] if len(epochs) > 1 else ():
+        found = result.count(epoch)
+        lines.append(f"  in epoch {epoch:<14g} {found.barriers} of {found.segments}")
+    if count.unknown:
+        lines.append(f"not finite               {count.unknown} segments")
+    for name, array in (
+        ("height above the floor", result.height_above_floor),
+        ("cosine of updates", result.cosine),
+    ):
+        known = array[np.isfinite(array)]
+        if known.size:
+            lines.append(
+                f"{name:<24} {known.min():.6g} to {known.max():.6g}   (mean {known.mean():.4g})"
+            )
+    return "\n".join(lines)
+
+
+def of_each(found: Mapping[str, Any], searched: bool) -> list[str]:
+    """How many results of each kind there are.
+
+    Args:
+        found: by key.
+        searched: the eigenpairs are those of a search, which has a limit, not Ritz values.
+    """
+    kinds = {"density": "densities", "eigenpairs": "eigenpairs", "alignment": "alignments"}
+    lines = []
+    for kind, name in kinds.items():
+        results = [result for key, result in found.items() if key.partition("/")[0] == kind]
+        if results:
+            lines.append(f"{name:<24} {len(results)}, one a checkpoint")
+    pairs = [result for result in found.values() if isinstance(result, EigenPairs)]
+    open_ = sum(not result.converged.all() for result in pairs)
+    if open_ and searched:
+        lines.append(f"not converged            at {open_} checkpoints: more --max-products")
+    return lines
+
+
 def density(
     measure: SpectralMeasure,
     extremes: EigenPairs,
@@ -296,9 +347,64 @@ def alignment(found: Alignment, values: dict[str, float]) -> str:
             f"loss                    {values['loss']:.6g}",
             f"gradient norm           {values['gradient_norm']:.3g}",
             f"alignment g^T H g / |g|^2 of minibatches' gradients g{known}",
-            *("  ".join(cells) for cells in zip(*map(_right, columns, columns.values()))),
+            *_table(columns),
         ]
     )
+
+
+def noise(found: Noise, values: dict[str, float], pairs: Mapping[str, EigenPairs]) -> str:
+    """Spectra, shares of gradients by batch size, and overlaps by dimension, each in a table.
+
+    Args:
+        pairs: of H, under "", and of the other matrices, by their labels.
+    """
+    spectra = {
+        "matrix": ["H" if not label else label.replace("-", " ") for label in pairs],
+        "smallest": [
+            _or_dash(x.values[0] if x.num_lower else math.nan, ".6g") for x in pairs.values()
+        ],
+        **{
+            f"lambda_{k}": [f"{x.values[-k]:.6g}" for x in pairs.values()]
+            for k in found.dimensions.tolist()
+        },
+    }
+    shares = {"batch size": [f"{size:,}" for size in found.batch_sizes]}
+    for k in found.dimensions.tolist():
+        means, errors = found.mean_gradient_share(k), found.gradient_share_error(k)
+        # Of all the data there is one gradient, without error.
+        texts = [f" +- {_or_dash(error, '.1%')}" if error else "" for error in errors]
+        shares[f"top {k}"] = [f"{mean:.1%}{text}" for mean, text in zip(means, texts)]
+    overlaps = {
+        "top": [f"{k}" for k in found.dimensions],
+        "overlap": [f"{found.subspace_overlap(k):.3f}" for k in found.dimensions],
+        "largest angle": [
+            f"{math.degrees(found.principal_angles(k)[0]):.1f} deg" for k in found.dimensions
+        ],
+        "v^T C v / tr C": [_or_dash(found.noise_share(k), ".1%") for k in found.dimensions],
+        "u^T H u / tr H": [_or_dash(found.curvature_share(k), ".1%") for k in found.dimensions],
+    }
+    return "\n".join(
+        [
+            f"loss                    {values['loss']:.6g}",
+            f"gradient norm           {values['gradient_norm']:.3g}",
+            f"tr H                    {_with_error(found.trace, found.trace_error)}",
+            f"tr C                    {_with_error(found.noise_trace, found.noise_trace_error)}",
+            *_table(spectra),
+            "share of |g|^2 in the top eigenvectors of H, mean over minibatches +- standard error",
+            *_table(shares),
+            "top subspaces of H (vectors v) and C (vectors u): |P_H P_C|^2 / k, angles, shares",
+            *_table(overlaps),
+        ]
+    )
+
+
+def _table(columns: Mapping[str, list[str]]) -> list[str]:
+    """One line a row, under the titles."""
+    return ["  ".join(cells) for cells in zip(*map(_right, columns, columns.values()))]
+
+
+def _with_error(value: float, error: float) -> str:
+    return "unknown" if math.isnan(value) else f"{value:.6g} +- {_or_dash(error, '.2g')}"
 
 
 def _right(title: str, cells: list[str]) -> list[str]:
@@ -410,7 +516,7 @@ def info(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _shape(result: SpectralMeasure | EigenPairs | Alignment | dict) -> Any:
+def _shape(result: SpectralMeasure | EigenPairs | Alignment | Noise | dict) -> Any:
     if isinstance(result, SpectralMeasure):
         low, high = result.support
         return (
@@ -420,6 +526,9 @@ def _shape(result: SpectralMeasure | EigenPairs | Alignment | dict) -> Any:
     if isinstance(result, Alignment):
         sizes = ", ".join(map(str, result.batch_sizes))
         return f"batch sizes {sizes}, at most {result.num_batches} minibatches of each"
+    if isinstance(result, Noise):
+        dimensions = ", ".join(map(str, result.dimensions))
+        return f"batch sizes {', '.join(map(str, result.batch_sizes))}, dimensions {dimensions}"
     if isinstance(result, EigenPairs):
         return f"{len(result)} eigenvalues, {int(result.converged.sum())} converged"
     if not isinstance(result, Mapping):

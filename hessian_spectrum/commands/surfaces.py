@@ -24,7 +24,7 @@ from hessian_spectrum.commands.curve_search import CurveSearch
 from hessian_spectrum.commands.points_computation import PointsComputation
 from hessian_spectrum.commands.scheduler import TASKS, Job, Piece
 from hessian_spectrum.commands.session import Session
-from hessian_spectrum.commands.track_densities import TrackDensities
+from hessian_spectrum.commands.track_curvature import TrackCurvature
 from hessian_spectrum.config import (
     InterpolateConfig,
     SurfaceConfig,
@@ -123,12 +123,12 @@ class Track(ValuesComputation[TrackConfig, Trajectory]):
     result_kinds = (Trajectory,)
 
     def __init__(self, config: TrackConfig, problem: Problem, world: World):
-        _warn_of_statistics(problem)
+        warn_of_statistics(problem)
         super().__init__(config, problem, world)
 
     @classmethod
     def chosen(cls, config: TrackConfig) -> type[Computation[TrackConfig, Trajectory]]:
-        return TrackDensities if config.density else cls
+        return TrackCurvature if config.has_results_of_each else cls
 
     @classmethod
     def located(cls, config: TrackConfig) -> TrackConfig:
@@ -173,7 +173,7 @@ class Interpolate(ValuesComputation[InterpolateConfig, Curve | Surface]):
     search: CurveSearch | None = None  # the search that is not finished
 
     def __init__(self, config: InterpolateConfig, problem: Problem, world: World):
-        _warn_of_statistics(problem)
+        warn_of_statistics(problem)
         super().__init__(config, problem, world)
 
     @classmethod
@@ -247,7 +247,8 @@ def _point_plan(stored: Mapping[str, Any]) -> PointPlan:
     return PointPlan(**{name: stored[name] for name in POINT_PLAN.required})
 
 
-def _warn_of_statistics(problem: Problem) -> None:
+def warn_of_statistics(problem: Problem) -> None:
+    """Say what BatchNorm does at points between networks, where it does not recompute it."""
     if problem.batch_norm in (None, "eval") and _is_normalized(problem.model):
         warnings.warn(
             "at every point BatchNorm normalizes by the running statistics of one network; "

@@ -1,6 +1,6 @@
 """The ``train`` command: train a zoo model on a data set and write checkpoints.
 
-``epoch-0005.pt`` holds the whole state of the training behind epoch 5: "model", "optimizer",
+``epoch-0005.pt`` holds the whole state of the training after epoch 5: "model", "optimizer",
 "epoch" (finished), "step" (made), "training" and "config". ``ema-0005.pt`` and ``swa-0005.pt``
 hold averages under "model". ``step-000012.pt`` is an iterate that --keep-steps or --keep-epochs
 names: theta after 12 steps, as "model", with its "step" and "epoch"; ``step-000000.pt`` is where
@@ -172,7 +172,7 @@ class _Run:
                 if training.epoch < config.epochs:
                     self.checkpoints.after_step(self._save_between, heard)
         last = config.out / self._name("epoch", config.epochs)
-        if self.world.from_first(not last.exists()):  # stopped behind the last step
+        if self.world.from_first(not last.exists()):  # stopped after the last step
             self._write(last.name, self._state())
         on_first_rank(self.world, self.files.drop_state)
         return last

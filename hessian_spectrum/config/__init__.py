@@ -6,6 +6,7 @@ from hessian_spectrum.config.density import DensityConfig, DensityOptions
 from hessian_spectrum.config.eigenpairs import EigenpairsConfig
 from hessian_spectrum.config.files import to_dict
 from hessian_spectrum.config.landscape import (
+    BarriersConfig,
     InterpolateConfig,
     MapConfig,
     PlaneConfig,
@@ -14,6 +15,7 @@ from hessian_spectrum.config.landscape import (
     TrackConfig,
     ValuesConfig,
 )
+from hessian_spectrum.config.noise import NoiseConfig
 from hessian_spectrum.config.output import ComputingConfig, OutputConfig
 from hessian_spectrum.config.problem import ProblemConfig
 from hessian_spectrum.config.submission import Resources, SubmitConfig
@@ -21,6 +23,7 @@ from hessian_spectrum.config.training import DemoConfig, TrainConfig
 
 __all__ = [
     "AlignmentConfig",
+    "BarriersConfig",
     "ComputingConfig",
     "CurvatureConfig",
     "DemoConfig",
@@ -30,6 +33,7 @@ __all__ = [
     "InterpolateConfig",
     "KrylovConfig",
     "MapConfig",
+    "NoiseConfig",
     "OutputConfig",
     "PlaneConfig",
     "PointsConfig",

@@ -36,7 +36,7 @@ class AlignmentConfig(CurvatureConfig):
     @property
     def sizes(self) -> tuple[int | str, ...]:
         """``batch_sizes`` as numbers, or "full"."""
-        return tuple(size if size == "full" else int(size) for size in self.batch_sizes)
+        return sizes_in(self.batch_sizes)
 
     @property
     def num_pairs(self) -> int:
@@ -50,6 +50,16 @@ class AlignmentConfig(CurvatureConfig):
         if self.k is not None and (self.k < 0 or self.eigenpairs is not None):
             what = "expected 0 or more" if self.k < 0 else "leave it out, or --eigenpairs"
             raise InputError(f"--k {self.k}: {what}")
-        for size in self.batch_sizes or ("",):
-            if size != "full" and not re.fullmatch("0*[1-9][0-9]*", size):
-                raise InputError(f"--batch-sizes {size!r}: expected 1 or more samples, or full")
+        check_sizes(self.batch_sizes)
+
+
+def sizes_in(words: tuple[str, ...]) -> tuple[int | str, ...]:
+    """Batch sizes as numbers, or "full"."""
+    return tuple(size if size == "full" else int(size) for size in words)
+
+
+def check_sizes(words: tuple[str, ...]) -> None:
+    """InputError unless there are batch sizes, each a number or "full"."""
+    for size in words or ("",):
+        if size != "full" and not re.fullmatch("0*[1-9][0-9]*", size):
+            raise InputError(f"--batch-sizes {size!r}: expected 1 or more samples, or full")

@@ -13,7 +13,13 @@ from hessian_spectrum._core.validation import seeds, size_in_bytes
 from hessian_spectrum.config.output import ComputingConfig
 
 Operator = Literal[
-    "hessian", "gauss-newton", "fisher", "gradient-covariance", "gradient-second-moment"
+    "hessian",
+    "gauss-newton",
+    "fisher",
+    "gradient-covariance",
+    "gradient-second-moment",
+    "gauss-newton-residual",
+    "likelihood-curvature",
 ]
 
 
@@ -23,8 +29,9 @@ class CurvatureConfig(ComputingConfig):
 
     operator: Operator = "hessian"
     """Curvature matrix: hessian; gauss-newton; fisher, for cross entropy and squared error;
-    gradient-covariance, of the per-sample gradients; or gradient-second-moment, their uncentered
-    covariance (empirical Fisher)."""
+    gradient-covariance, of the per-sample gradients; gradient-second-moment, their uncentered
+    covariance (empirical Fisher); gauss-newton-residual, hessian minus gauss-newton; or
+    likelihood-curvature, hessian minus gradient-second-moment for a negative log-likelihood."""
     hvp: str | None = None
     """How products are formed: reverse, reverse-batched, forward or linearize. Default: the fastest
     that fits into memory, measured where the run is long enough."""

@@ -16,9 +16,11 @@ from hessian_spectrum._core.validation import (
     size_in_bytes,
     tolerance,
 )
-from hessian_spectrum.config.curvature import CurvatureConfig
+from hessian_spectrum.config.alignment import check_sizes
+from hessian_spectrum.config.curvature import CurvatureConfig, KrylovConfig
 from hessian_spectrum.config.density import DensityOptions
 from hessian_spectrum.config.output import ComputingConfig
+from hessian_spectrum.krylov.ritz import K, Which
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +127,38 @@ class InterpolateConfig(ValuesConfig):
             raise InputError(
                 f"--curve {self.curve} leads from one checkpoint to another: name two by "
                 "--between, and leave out --low, --high and --by-distance"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BarriersConfig(ValuesConfig):
+    """Evaluate the loss of all data between consecutive iterates of a training run.
+
+    Writes OUT, an HDF5 file with the values at POINTS points of each segment and at its ends, and
+    prints the number of barriers by epoch, the iterates' height above the floor of the valley and
+    the cosines of consecutive updates (Xing et al. 2018). The steps and epochs that the files store
+    tell which of them are consecutive; all iterates are held in memory.
+
+        hessian-spectrum barriers --problem mine.py:make --checkpoints nets/step-*.pt
+    """
+
+    out: Path = Path("barriers.h5")
+    """Result file, HDF5."""
+    checkpoints: tuple[Path, ...] = ()
+    """Two or more iterates in the order of training, as train --keep-steps writes them. Files whose
+    stored steps are farther apart than the closest ones begin another window. State outside theta,
+    such as running statistics, comes from --checkpoint or else from the first of them."""
+    points: int = 10
+    """Points between two iterates, evenly spaced."""
+
+    def check(self) -> None:
+        """Raise InputError, naming the option, for a value that no run can use."""
+        super().check()
+        positive(self, "points")
+        if len(self.checkpoints) < 2:
+            raise InputError(
+                f"--checkpoints names {len(self.checkpoints)}; expected two or more, in the order "
+                "of training: --checkpoints nets/step-*.pt"
             )
 
 
@@ -275,8 +309,9 @@ class MapConfig(PlaneConfig, CurvatureConfig):
 class TrackConfig(ValuesConfig, DensityOptions):
     """Follow a training run through its checkpoints: loss, distances and principal components.
 
-    With --density also the eigenvalue density at each checkpoint, one after another in one process,
-    labelled with the checkpoint's file name. Writes OUT, an HDF5 file with the values and distances
+    With --density, --largest, --smallest or --alignment also the eigenvalue density, eigenvalues or
+    alignments of gradients at each checkpoint, one after another in one process, labelled with the
+    checkpoint's file name. Writes OUT, an HDF5 file with the values and distances
     at each checkpoint and the principal components of the trajectory, and prints a summary. The
     axis is the epoch that each checkpoint stores, or else its index.
 
@@ -287,13 +322,27 @@ class TrackConfig(ValuesConfig, DensityOptions):
     """Result file, HDF5."""
     checkpoints: tuple[Path, ...] = ()
     """Three or more checkpoints in the order of training. State outside theta, such as running
-    statistics, comes from --checkpoint or else from the last of them; with --density from each."""
+    statistics, comes from --checkpoint or else from the last of them; with --density, --largest,
+    --smallest or --alignment from each."""
     eigenvalues: bool = False
     """Also compute the smallest and largest eigenvalue of OPERATOR at each checkpoint."""
     tol: float = 1e-5
-    """With --eigenvalues: accept residuals of at most TOL times the largest |eigenvalue|."""
+    """Accept residuals of eigenvalues of at most TOL times the largest |eigenvalue|."""
     max_products: int = 500
-    """With --eigenvalues: products that may be spent on one checkpoint."""
+    """With --eigenvalues, or with --largest and --smallest: products that may be spent on one
+    checkpoint."""
+    largest: int | None = None
+    """Also compute so many of the largest eigenvalues of OPERATOR at each checkpoint, each with a
+    residual; ten for zeta = lambda_1 / lambda_10."""
+    smallest: int | None = None
+    """Also compute so many of the smallest eigenvalues of OPERATOR at each checkpoint."""
+    alignment: bool = False
+    """Also measure at each checkpoint how gradients of random minibatches align with OPERATOR; with
+    LARGEST also their cosines with the eigenvectors, and their shares of lambda_1."""
+    batch_sizes: tuple[str, ...] = ("100", "1000")
+    """With --alignment: samples per minibatch; full means all the data."""
+    num_batches: int = 50
+    """With --alignment: minibatches of each size."""
     density: bool = False
     """Also estimate the eigenvalue density of OPERATOR at each checkpoint, with the options of the
     density command. All ranks work on one checkpoint at a time; --resume continues after the last
@@ -307,32 +356,64 @@ class TrackConfig(ValuesConfig, DensityOptions):
                 f"--checkpoints names {len(self.checkpoints)}; expected three or more, in the "
                 "order of training: --checkpoints nets/epoch-*.pt"
             )
-        positive(self, "max_products")
+        positive(self, "max_products", "largest", "smallest", "num_batches")
         tolerance(self.tol)
+        check_sizes(self.batch_sizes)
         self._require_use()
 
+    @property
+    def has_results_of_each(self) -> bool:
+        """Is more computed at each checkpoint than a row of values?"""
+        return self.density or self.alignment or bool(self.num_pairs)
+
+    @property
+    def num_pairs(self) -> int:
+        """Eigenpairs at each checkpoint, of both ends together."""
+        return (self.largest or 0) + (self.smallest or 0)
+
+    @property
+    def which(self) -> Which:
+        """Of the ends, those with eigenpairs."""
+        if self.largest and self.smallest:
+            return "both"
+        return "largest" if self.largest else "smallest"
+
+    @property
+    def wanted(self) -> K:
+        """What ``hs.eigenpairs`` takes as k."""
+        if self.which == "both":
+            return self.smallest or 0, self.largest or 0
+        return self.num_pairs
+
     def _require_use(self) -> None:
-        """InputError for an option of products, or of densities, where none are computed."""
-        of_products = ("operator", "hvp", "hvp_dtype")
-        shared = {field.name for field in fields(CurvatureConfig)}
-        of_densities = {field.name for field in fields(DensityOptions)} - shared | {"seed"}
+        """InputError for an option of what is not computed."""
+        of_each = ("--density", "--largest", "--smallest", "--alignment")
+        of_krylov = {field.name for field in fields(KrylovConfig)}
+        uses: dict[str, tuple[bool, tuple[str, ...]]] = {}  # of options: is there one, and which
+        for field in fields(DensityOptions):
+            if field.name not in of_krylov:
+                uses[field.name] = self.density, ("--density",)
+        for name in ("seed", "scratch"):
+            uses[name] = self.has_results_of_each, of_each
+        for name in ("operator", "hvp", "hvp_dtype"):
+            uses[name] = self.has_results_of_each or self.eigenvalues, ("--eigenvalues", *of_each)
+        for name in ("batch_sizes", "num_batches"):
+            uses[name] = self.alignment, ("--alignment",)
         for field in fields(self):
-            name = field.name
-            if getattr(self, name) == field.default or self.density:
-                continue
-            if name in of_densities or (name in of_products and not self.eigenvalues):
-                wanted = "--density" if name in of_densities else "--eigenvalues or --density"
+            is_used, wanted = uses.get(field.name, (True, ()))
+            if getattr(self, field.name) != field.default and not is_used:
                 raise InputError(
-                    f"--{dashed(name)} {getattr(self, name)}: expected together with {wanted}; "
-                    "leave it out, or add that"
+                    f"--{dashed(field.name)} {getattr(self, field.name)}: expected together with "
+                    f"{' or '.join(wanted)}; leave it out, or add that"
                 )
         if self.sigma2 is not None and self.target_error is None:
             raise InputError(
                 f"--sigma2 {self.sigma2} without --target-error: it is what the target refers to; "
                 "leave it out, since plot and query take their own"
             )
-        if self.density and self.ranks_per_point != 1:
+        if self.has_results_of_each and self.ranks_per_point != 1:
             raise InputError(
-                f"--ranks-per-point {self.ranks_per_point} with --density: all ranks share each "
+                f"--ranks-per-point {self.ranks_per_point} with results of each checkpoint, such "
+                "as --density: all ranks share each "
                 "checkpoint; leave --ranks-per-point out"
             )

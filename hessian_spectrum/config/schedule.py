@@ -22,7 +22,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Schedule:
-    """An optimizer and a learning rate; changes of both behind some epochs.
+    """An optimizer and a learning rate; changes of both after some epochs.
 
     A learning rate is that of its optimizer times the factors of the drops since this optimizer
     began.
@@ -30,8 +30,8 @@ class Schedule:
 
     optimizer: str
     lr: float
-    drops: tuple[Drop, ...] = ()  # behind that epoch the learning rate is multiplied
-    switches: tuple[Switch, ...] = ()  # behind that epoch another optimizer goes on
+    drops: tuple[Drop, ...] = ()  # after that epoch the learning rate is multiplied
+    switches: tuple[Switch, ...] = ()  # after that epoch another optimizer goes on
 
     def phase(self, epoch: int) -> Phase:
         """Of an epoch, from 1."""

@@ -107,9 +107,9 @@ class TrainConfig(OutputConfig):
     lr: float = 0.1
     """Learning rate."""
     lr_drop: tuple[str, ...] = ()
-    """EPOCH:FACTOR, as in 50:0.1 80:0.1: behind that epoch multiply the learning rate."""
+    """EPOCH:FACTOR, as in 50:0.1 80:0.1: after that epoch multiply the learning rate."""
     switch: tuple[str, ...] = ()
-    """EPOCH:OPTIMIZER:LR, as in 50:adam:1e-4: behind that epoch go on with another optimizer."""
+    """EPOCH:OPTIMIZER:LR, as in 50:adam:1e-4: after that epoch go on with another optimizer."""
     momentum: float = 0.9
     """Momentum of sgd, momentum and nesterov; the others ignore it."""
     weight_decay: float = 0.0
@@ -123,7 +123,7 @@ class TrainConfig(OutputConfig):
     ema: float | None = None
     """Keep an average of the parameters with this decay per step too, in ema-0005.pt and so on."""
     swa: int | None = None
-    """Keep the mean of the parameters at the end of each epoch behind this one too, in
+    """Keep the mean of the parameters at the end of each epoch after this one too, in
     swa-0005.pt and so on."""
     dtype: Literal["float32", "float64"] = "float32"
     """Floating-point type of parameters and data."""

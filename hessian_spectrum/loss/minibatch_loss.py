@@ -132,7 +132,7 @@ class Part:
 
     def sample_sum(self, theta: Tensor) -> Tensor:
         """This part of L as the sum of the losses of single samples, ()."""
-        return self._sample_losses(theta, self.batch).sum() / self._total_weight
+        return self.sample_losses(theta).sum() / self._total_weight
 
     def first_sample_apart(self, theta: Tensor) -> tuple[Tensor, Tensor] | None:
         """The first sample's loss, alone and in its minibatch; None if it cannot be separated."""
@@ -148,8 +148,21 @@ class Part:
         With this scale J^T J, summed over all parts, is the mean of g g^T over the N samples, and
         the mean of the g is the gradient of L.
         """
-        losses = self._sample_losses(theta, self.batch)
-        return losses * (math.sqrt(self._num_samples) / self._total_weight)
+        return self.sample_losses(theta) * (math.sqrt(self._num_samples) / self._total_weight)
+
+    def sample_losses(self, theta: Tensor) -> Tensor:
+        """(n,) -> (B,); divided by W they add up to this part of L."""
+        return self._sample_losses(theta, self.batch)
+
+    def likelihoods(self, theta: Tensor, losses: Tensor) -> Tensor:
+        """(1/W) sum_i p_i(theta) / p_i, shape (n,) -> (), with p = exp(-loss) of each sample.
+
+        Relative to a p_i that is given, since that of many targets underflows.
+
+        Args:
+            losses: -log p_i, shape (B,), constants.
+        """
+        return (losses - self.sample_losses(theta)).exp().sum() / self._total_weight
 
     def _sample_losses(self, theta: Tensor, batch: Any) -> Tensor:
         return self.function.sample_losses(theta, batch, self._constants)

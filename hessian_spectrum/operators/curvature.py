@@ -132,6 +132,24 @@ class Curvature(SymmetricOperator):
     def _check(self) -> None:
         """InputError, on every rank, if this matrix does not exist or would be wrong."""
 
+    def _require_outputs(self) -> None:
+        """InputError unless the loss is a curved function of the outputs, with their Jacobian."""
+        self._check_part(_require_curved_criterion)
+        check_jacobian(self.evaluator, self.theta, "outputs")
+
+    def _require_samples(self) -> None:
+        """InputError unless each sample has a loss of its own, with the losses' Jacobian."""
+        ev = self.evaluator
+        if ev.is_whole:
+            found = batch_norm.described(batch_norm.layers(ev.model))
+            raise InputError(
+                f"the layer {found} makes each sample's loss depend on its minibatch "
+                "(batch_norm='train'), so that it has no gradient of its own; use "
+                "batch_norm='eval' or 'recalibrate'"
+            )
+        self._check_part(_require_additive_samples)
+        check_jacobian(ev, self.theta, "samples")
+
     def _check_part(self, check: Callable[[Part, Tensor], None]) -> None:
         """Call ``check(part, theta)`` with the evaluator's samples on every rank that has some."""
         evaluator = self.evaluator
@@ -196,8 +214,7 @@ class GaussNewton(Curvature):
     form = GAUSS_NEWTON
 
     def _check(self) -> None:
-        self._check_part(_require_curved_criterion)
-        check_jacobian(self.evaluator, self.theta, "outputs")
+        self._require_outputs()
 
 
 class Fisher(GaussNewton):
@@ -288,16 +305,7 @@ class GradientCovariance(Curvature):
         return local.addr_(along, self.mean, alpha=-1.0)
 
     def _check(self) -> None:
-        ev = self.evaluator
-        if ev.is_whole:
-            found = batch_norm.described(batch_norm.layers(ev.model))
-            raise InputError(
-                f"the layer {found} makes each sample's loss depend on its minibatch "
-                "(batch_norm='train'), so that it has no gradient of its own; use "
-                "batch_norm='eval' or 'recalibrate'"
-            )
-        self._check_part(_require_additive_samples)
-        check_jacobian(self.evaluator, self.theta, "samples")
+        self._require_samples()
 
 
 def _require_curved_criterion(part: Part, theta: Tensor) -> None:

@@ -87,6 +87,38 @@ def _covariance_product(part: Any, theta: Tensor, v: Tensor) -> Tensor:
     return vjp(part.samples, theta)[1](jvp(part.samples, (theta,), (v,))[1])[0]
 
 
+# -- residual of Gauss-Newton: A = sum_j s_j d^2 outputs_j, s = d criterion / d outputs ---------
+
+
+def _residual_graph(part: Any, theta: Tensor) -> Rows | None:
+    with torch.enable_grad():
+        at = part.outputs(theta.detach()).detach().requires_grad_()
+        value = part.criterion(at)
+    if not value.requires_grad:
+        return None
+    (slope,) = backward(value, at, materialize_grads=True)
+    return _hessian_graph(lambda moved: part.outputs(moved) @ slope, theta)
+
+
+def _residual_product(part: Any, theta: Tensor, v: Tensor) -> Tensor:
+    slope = grad(part.criterion)(part.outputs(theta))
+    return _hessian_product(lambda moved: part.outputs(moved) @ slope, theta, v)
+
+
+# -- curvature of the samples' likelihoods: A = -(1/W) sum_i (1/p_i) d^2 p_i, p_i = exp(-loss_i) -
+
+
+def _likelihood_graph(part: Any, theta: Tensor) -> Rows | None:
+    with torch.enable_grad():  # a loss may contain derivatives with respect to the inputs
+        here = part.sample_losses(theta.detach()).detach()
+    return _hessian_graph(lambda moved: -part.likelihoods(moved, here), theta)
+
+
+def _likelihood_product(part: Any, theta: Tensor, v: Tensor) -> Tensor:
+    here = part.sample_losses(theta)
+    return _hessian_product(lambda moved: -part.likelihoods(moved, here), theta, v)
+
+
 # -- inside -------------------------------------------------------------------------------------
 
 
@@ -120,3 +152,5 @@ def push(value: Tensor, at: Tensor) -> Rows:
 HESSIAN = Form("hessian", _hessian_graph, _hessian_product)
 GAUSS_NEWTON = Form("gauss-newton", _gauss_newton_graph, _gauss_newton_product)
 COVARIANCE = Form("gradient-covariance", _covariance_graph, _covariance_product)
+RESIDUAL = Form("gauss-newton-residual", _residual_graph, _residual_product)
+LIKELIHOOD = Form("likelihood-curvature", _likelihood_graph, _likelihood_product)

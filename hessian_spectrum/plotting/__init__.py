@@ -7,6 +7,7 @@ from typing import Any
 
 _WHERE = {
     "alignment_figure": "alignment",
+    "noise_figure": "noise",
     "certified_figure": "certified",
     "cumulative_figure": "density_views",
     "density_figure": "density",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from hessian_spectrum.analyses.alignment_result import Alignment
-from hessian_spectrum.plotting.style import BLUE, GREY, ORANGE, number, tidy
+from hessian_spectrum.plotting.style import AXES, BLUE, COLORS, GREY, ORANGE, number, tidy
 
 
 def alignment_figure(found: Alignment, title: str | None = None) -> Figure:
@@ -46,6 +47,60 @@ def alignment_figure(found: Alignment, title: str | None = None) -> Figure:
     _size_axis(axes[-1], found)
     axes[0].set_title(title or "Curvature along gradients", loc="left", fontsize=11)
     return figure
+
+
+def alignments_figure(
+    found: Mapping[str, Alignment],
+    places: Sequence[float] | None = None,
+    axis: str = "index",
+    title: str | None = None,
+) -> Figure:
+    """Mean g^T H g / |g|^2 over minibatches of each size, along a training run; and lambda_1.
+
+    With eigenvectors a second panel shows the mean part of |g|^2 in their span. Bands are one
+    standard deviation over minibatches to each side.
+
+    Args:
+        found: by label, in order.
+        places: such as their epochs; default: 0, 1, ...
+        axis: what the places are.
+    """
+    x = np.arange(len(found)) if places is None else np.asarray(places, float)
+    results = list(found.values())
+    quantities = {"alignment": r"$g^T H g\;/\;|g|^2$", "captured": "part of $|g|^2$"}
+    if not any(np.isfinite(result.captured).any() for result in results):
+        del quantities["captured"]
+    figure = Figure(figsize=(8, 2 + 2.6 * len(quantities)), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(len(quantities), sharex=True))
+    sizes = sorted({int(size) for result in results for size in result.batch_sizes})
+    for axes, (quantity, label) in zip(panels, quantities.items()):
+        for size, color in zip(sizes, COLORS * len(sizes)):
+            mean, spread = (_of_size(results, size, of, quantity) for of in ("mean", "std"))
+            band = np.nan_to_num(spread)
+            axes.fill_between(x, mean - band, mean + band, color=color, alpha=0.2, linewidth=0)
+            name = "all samples" if size == results[0].num_samples else f"{size:,} samples"
+            axes.plot(x, mean, "o-", color=color, markersize=3, linewidth=1.2, label=name)
+        axes.set_ylabel(label)
+        tidy(axes)
+    tops = np.array([result.top for result in results])
+    if np.isfinite(tops).any():
+        panels[0].plot(x, tops, "--", color="black", linewidth=1, label=r"$\lambda_1$")
+    if len(panels) > 1:
+        panels[1].set_ylim(0, 1)
+    panels[0].legend(frameon=False, fontsize=9, loc="best")
+    panels[-1].set_xlabel(AXES.get(axis, axis))
+    panels[0].set_title(title or "Curvature along gradients", loc="left", fontsize=11)
+    return figure
+
+
+def _of_size(results: Sequence[Alignment], size: int, of: str, quantity: str) -> np.ndarray:
+    """(results,), the mean or the standard deviation; NaN where there is no such size."""
+    found = np.full(len(results), np.nan)
+    for i, result in enumerate(results):
+        at = np.flatnonzero(result.batch_sizes == size)
+        if len(at):
+            found[i] = getattr(result, of)(quantity)[at[0]]
+    return found
 
 
 def _draw(

@@ -15,6 +15,7 @@ from hessian_spectrum.plotting.style import AXES, BLUE, COLORS, GREY, ORANGE, ti
 from hessian_spectrum.plotting.value_scale import axis_name, described, is_wide
 
 DASHES = ("-", "--", ":", "-.")
+TRAJECTORY_VIEWS = {"loss": "loss", "distance": "", "eigenvalues": "extreme eigenvalues"}  # labels
 COLUMNS = 6  # of a trajectory's picture: one, two or three panels fill a row
 
 
@@ -57,19 +58,25 @@ def curve_figure(
 
 
 def trajectory_figure(
-    found: Trajectory, title: str | None = None, name: str | None = None
+    found: Trajectory,
+    title: str | None = None,
+    name: str | None = None,
+    view: str | None = None,
 ) -> Figure:
     """Values by epoch; below them distances, the way beside the line, and explained variance.
 
     Args:
+        view: one panel alone: loss, distance or eigenvalues.
         name: the only value that is drawn; default: the loss, the accuracy and the extreme
             eigenvalues, each with its residual as a bar, as far as they were evaluated.
 
     Raises:
-        InputError: there is no value of that name.
+        InputError: there is no value of that name, or nothing that the view would show.
     """
     panels, axis = _value_panels(found, name), str(found.about.get("axis", "step"))
     axis = AXES.get(axis, axis)
+    if view is not None:
+        return _one_panel(found, title, panels, view, axis)
     figure = Figure(figsize=(11, 7 if panels else 3.6), layout="constrained")
     grid = figure.add_gridspec(1 + bool(panels), COLUMNS)
     wide = COLUMNS // max(1, len(panels))
@@ -82,6 +89,25 @@ def trajectory_figure(
     _draw_path(below[1], found)
     _draw_variance(below[2], found)
     figure.axes[0].set_title(title or f"{len(found)} iterates", loc="left", fontsize=11)
+    return figure
+
+
+def _one_panel(
+    found: Trajectory, title: str | None, panels: Mapping[str, list[str]], view: str, axis: str
+) -> Figure:
+    figure = Figure(figsize=(8, 4.8), layout="constrained")
+    axes = figure.subplots()
+    if view == "distance":
+        _draw_distances(axes, found, axis)
+    else:
+        label = TRAJECTORY_VIEWS[view]
+        if label not in panels:
+            raise InputError(
+                f"--view {view} of a trajectory: it has {', '.join(found.values) or 'no values'}"
+            )
+        _draw_values(axes, found, label, panels[label])
+        axes.set_xlabel(axis)
+    axes.set_title(title or f"{len(found)} iterates", loc="left", fontsize=11)
     return figure
 
 

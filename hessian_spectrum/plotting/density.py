@@ -17,6 +17,7 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.plotting.alignment import alignment_figure
 from hessian_spectrum.plotting.certified import certified_eigenvalues, certified_figure
 from hessian_spectrum.plotting.density_views import cumulative_figure, log_figure
+from hessian_spectrum.plotting.noise import noise_figure
 from hessian_spectrum.plotting.participation import participation_figure
 from hessian_spectrum.plotting.style import (
     BLUE,
@@ -211,6 +212,7 @@ VIEWS: dict[str, View] = {
 
 # The views of each kind of result; the first is the default.
 VIEWS_OF: dict[str, dict[str, View]] = {
+    "noise": {"noise": noise_figure},  # before the spectra that its file holds, too
     "density": VIEWS,
     "eigenpairs": {"eigenvalues": eigenpairs_figure, "participation": participation_figure},
     "alignment": {"alignment": alignment_figure},

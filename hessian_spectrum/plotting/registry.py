@@ -1,5 +1,5 @@
-"""Choose and write the figure, page or VTK file of a curve, a surface or a trajectory; or of
-several results."""
+"""Choose and write the figure, page or VTK file of a curve, a surface, a trajectory or others; or
+of several results."""
 
 from __future__ import annotations
 
@@ -10,8 +10,16 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.landscape.results import Curve, Surface, Track, Trajectory
-from hessian_spectrum.plotting import density, landscape, several, surface_export, track_views
+from hessian_spectrum.landscape.results import Barriers, Curve, Surface, Track, Trajectory
+from hessian_spectrum.plotting import (
+    barrier_views,
+    curves,
+    density,
+    landscape,
+    several,
+    surface_export,
+    track_views,
+)
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.storage.series import Series
 
@@ -21,13 +29,41 @@ BESIDE: dict[type, tuple[str, tuple[str, ...]]] = {
     Curve: ("a curve", ()),
     SpectralMeasure: ("a density", ("density",)),
 }
-KINDS = ("surface", "curve", "trajectory")
-DRAWN = (Surface, Curve, Trajectory, Track)
+KINDS = ("surface", "curve", "trajectory", "barriers")
+DRAWN = (Surface, Curve, Trajectory, Track, Barriers)
+# Of the results that are drawn here by kind, the views that they have; of others see density.py and
+# several.py.
+VIEWS_BY_KIND: dict[str, tuple[str, ...]] = {
+    "track": tuple(track_views.VIEWS),
+    "surface": ("contour", "heat", "relief"),
+    "trajectory": tuple(curves.TRAJECTORY_VIEWS),
+    "barriers": tuple(barrier_views.VIEWS),
+}
+# Results that are drawn in panels: their picture, and its panels by the names of views.
+PANELS: dict[type, tuple[Callable[..., Figure], Mapping[str, object]]] = {
+    Track: (track_views.track_figure, track_views.VIEWS),
+    Barriers: (barrier_views.barriers_figure, barrier_views.VIEWS),
+}
 VIEWS: dict[str, Callable[..., Figure]] = {
     "contour": landscape.contour_figure,
     "heat": landscape.heat_figure,
     "relief": landscape.relief_figure,
 }
+
+
+def kind_of_view(view: str | None, held: Mapping[str, bool]) -> str | None:
+    """Which kind of result a view is of, of those that a file holds; None where it is of none.
+
+    Args:
+        view: None: the kind that is drawn by default.
+        held: by kind, in the order of preference: are there several results, all labelled?
+    """
+    for kind, is_several in held.items():
+        table = several.VIEWS_OF if is_several else density.VIEWS_OF
+        views = VIEWS_BY_KIND.get(kind, ()) if kind in VIEWS_BY_KIND else table.get(kind, ())
+        if view is None or view in views:
+            return kind
+    return None
 
 
 def save_beside(
@@ -106,7 +142,7 @@ def save_series(
 
 
 def save(
-    result: Curve | Surface | Trajectory | Track,
+    result: Curve | Surface | Trajectory | Track | Barriers,
     out: Path,
     view: str | None = None,
     value: str | None = None,
@@ -124,11 +160,15 @@ def save(
         InputError: a view or a kind of file that it does not have.
     """
     kind = type(result).__name__.lower()
-    if isinstance(result, Track):
-        density.save_figure(_track_figure(result, out, view, value, title), out)
+    if isinstance(result, (Track, Barriers)):
+        density.save_figure(_panels(result, out, view, value, title), out)
         return
     if isinstance(result, Surface) and result.shape[1] == 1:
         result = result.row()
+    if isinstance(result, Trajectory) and view in curves.TRAJECTORY_VIEWS and value is None:
+        if out.suffix not in (".html", ".vts"):
+            density.save_figure(curves.trajectory_figure(result, title, view=view), out)
+            return
     if not isinstance(result, Surface) and (view is not None or out.suffix in (".html", ".vts")):
         raise InputError(
             f"{f'--view {view}' if view else out} is for a surface, and this is a {kind}"
@@ -154,14 +194,17 @@ def save(
         density.save_figure(VIEWS[view](result, value, title=title, **options), out)
 
 
-def _track_figure(
-    track: Track, out: Path, view: str | None, value: str | None, title: str | None
+def _panels(
+    result: Track | Barriers, out: Path, view: str | None, value: str | None, title: str | None
 ) -> Figure:
+    draw, views = PANELS[type(result)]
+    kind = type(result).__name__.lower()
+    what = kind if kind == "barriers" else f"a {kind}"
     if value is not None or out.suffix in (".html", ".vts"):
         raise InputError(
-            f"{f'--value {value}' if value else out} is for a surface, and this is a track; choose "
-            f"a --view: {', '.join(track_views.VIEWS)}"
+            f"{f'--value {value}' if value else out} is for a surface, and this is {what}; choose "
+            f"a --view: {', '.join(views)}"
         )
-    if view is not None and view not in track_views.VIEWS:
-        raise InputError(f"--view {view} of a track: expected {', '.join(track_views.VIEWS)}")
-    return track_views.track_figure(track, title, view)
+    if view is not None and view not in views:
+        raise InputError(f"--view {view} of {what}: expected {', '.join(views)}")
+    return draw(result, title, view)

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.plotting.alignment import alignments_figure
+from hessian_spectrum.plotting.outlier_ratio import zeta_figure
 from hessian_spectrum.plotting.style import AXES, BLUE, COLORS, EIGENVALUE, GREY, number, tidy
 from hessian_spectrum.spectral.drawn import drawing_grid, drawn_density
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
@@ -252,6 +254,7 @@ def _label(axes: Axes, measures: Densities, axis: str, sigma2: float, title: str
 
 
 VIEWS_OF: dict[str, dict[str, Callable[..., Figure]]] = {
-    "density": {"heat": heat_figure, "ridge": ridge_figure},
-    "eigenpairs": {"eigenvalues": eigenvalues_figure},
+    "density": {"heat": heat_figure, "ridge": ridge_figure, "density": heat_figure},
+    "eigenpairs": {"eigenvalues": eigenvalues_figure, "zeta": zeta_figure},
+    "alignment": {"alignment": alignments_figure},
 }

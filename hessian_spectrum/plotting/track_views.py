@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.landscape.results import Array, Track
+from hessian_spectrum.plotting.outlier_ratio import draw_zeta
 from hessian_spectrum.plotting.style import BLUE, GREY, ORANGE, tidy
 from hessian_spectrum.plotting.value_scale import is_wide
 
@@ -20,14 +21,14 @@ def track_figure(found: Track, title: str | None = None, view: str | None = None
     """Sharpness with its threshold, loss, critical sharpness and distances; or one of these.
 
     Args:
-        view: eigenvalues, loss, critical or distance; default: all four.
+        view: eigenvalues, loss, critical, distance or zeta; default: the first four.
 
     Raises:
-        InputError: nothing was recorded.
+        InputError: nothing was recorded, or of zeta no ten eigenvalues.
     """
     if not len(found):
         raise InputError("the track has no records yet")
-    panels = VIEWS if view is None else {view: VIEWS[view]}
+    panels = PANELS if view is None else {view: VIEWS[view]}
     rows = 1 if view else 2
     figure = Figure(figsize=(11, 7) if view is None else (7, 4.2), layout="constrained")
     for number, draw in enumerate(panels.values(), 1):
@@ -85,26 +86,37 @@ def _critical(axes: Axes, found: Track) -> None:
 
 
 def _distance(axes: Axes, found: Track) -> None:
-    axes.plot(found.steps, found["distance"], color=BLUE, label="from the start")
-    axes.plot(found.steps, found["step_length"], color=ORANGE, label="of a step")
-    axes.set_yscale("log" if (found["step_length"] > 0).all() else "linear")
+    log = bool((found["step_length"] > 0).all())
+    names = {"distance": "from the start", "step_length": "of a step"}
+    for (name, label), color in zip(names.items(), (BLUE, ORANGE)):
+        # On a log axis the first distance, which is 0, would be a line without end.
+        values = np.where(found[name] > 0, found[name], np.nan) if log else found[name]
+        axes.plot(found.steps, values, color=color, label=label)
+    axes.set_yscale("log" if log else "linear")
     axes.set_ylabel("distance in parameter space")
     axes.legend(frameon=False, fontsize=8)
 
 
+def _zeta(axes: Axes, found: Track) -> None:
+    draw_zeta(axes, found.steps, found.pairs)
+
+
 def _with_error(axes: Axes, found: Track, name: str, color: str, label: str) -> None:
-    errors = _values(found, f"{name}_error")
-    values = _values(found, name)
-    axes.errorbar(found.steps, values, errors, color=color, marker="o", markersize=3, label=label)
+    """The values, and a band within whose height there is an eigenvalue."""
+    values, errors = _values(found, name), np.nan_to_num(_values(found, f"{name}_error"))
+    band = values - errors, values + errors
+    axes.fill_between(found.steps, *band, color=color, alpha=0.25, linewidth=0)
+    axes.plot(found.steps, values, "o-", color=color, markersize=3, linewidth=1.2, label=label)
 
 
 def _values(found: Track, name: str) -> Array:
     return found[name] if name in found.values else np.full(len(found), np.nan)
 
 
-VIEWS: dict[str, Callable[[Axes, Track], None]] = {
+PANELS: dict[str, Callable[[Axes, Track], None]] = {
     "eigenvalues": _eigenvalues,
     "loss": _loss,
     "critical": _critical,
     "distance": _distance,
 }
+VIEWS = {**PANELS, "zeta": _zeta}  # which takes ten eigenvalues

@@ -7,7 +7,7 @@ The bounds assume that the pairs are the outermost ones: no residual detects a m
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Literal, NamedTuple, TypeVar, overload
@@ -23,6 +23,7 @@ from hessian_spectrum.spectral.quadrature import NEAREST, Array
 
 Indices = NDArray[np.intp]
 M = TypeVar("M", bound=Atoms)
+TENTH = 10  # zeta = lambda_1 / lambda_10
 
 
 class Within(NamedTuple):
@@ -63,6 +64,17 @@ def outlier_ratio(pairs: EigenPairs, k: int) -> Within:
             f"{last.high - last.value:.1g}; expected one above 0: take a smaller k"
         )
     return _ratio(first, last)
+
+
+def outlier_ratios(several: Sequence[EigenPairs], k: int = TENTH) -> list[Within]:
+    """``outlier_ratio`` of each; NaN where it is not known, or lambda_k is not above 0."""
+    found = []
+    for pairs in several:
+        try:
+            found.append(outlier_ratio(pairs, k))
+        except InputError:
+            found.append(Within(math.nan, math.nan, math.nan))
+    return found
 
 
 def condition_number(pairs: EigenPairs, damping: float = 0.0) -> Within:

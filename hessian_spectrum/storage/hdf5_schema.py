@@ -13,8 +13,10 @@
                             vectors_shards: JSON)
     /alignment/LABEL        attributes num_samples, seed; alignment, gradient_norm, cosine, captured
                             of minibatches' gradients; batch_sizes, eigenvalues, residuals
-    /curve, surface, directions, trajectory, track, functional, asymmetry, averaging/LABEL
-                            a data set for each field of the result; about: JSON
+    /noise/LABEL            attributes centered, num_parameters, num_samples, seed; minibatches'
+                            gradients, eigenvalues, overlap and traces of H and C
+    /curve, surface, directions, trajectory, track, functional, asymmetry, averaging,
+     barriers/LABEL         a data set for each field of the result; about: JSON
     /values/LABEL           named numbers, texts and arrays: {"loss": 0.3, "accuracy": 0.9}
 
 The fields of each result's dataclass describe its data sets, and result_groups.py writes and reads
@@ -33,9 +35,11 @@ import h5py
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.analyses.alignment_result import Alignment
+from hessian_spectrum.analyses.noise_result import Noise
 from hessian_spectrum.landscape.results import (
     Asymmetry,
     AveragingBias,
+    Barriers,
     Curve,
     DirectionVectors,
     FunctionalDistances,
@@ -61,6 +65,7 @@ Result = (
     SpectralMeasure
     | EigenPairs
     | Alignment
+    | Noise
     | Curve
     | Surface
     | DirectionVectors
@@ -69,12 +74,14 @@ Result = (
     | FunctionalDistances
     | Asymmetry
     | AveragingBias
+    | Barriers
     | Mapping[str, Any]
 )
 KINDS: dict[str, type] = {
     "density": SpectralMeasure,
     "eigenpairs": EigenPairs,
     "alignment": Alignment,
+    "noise": Noise,
     "values": dict,
     "curve": Curve,
     "surface": Surface,
@@ -84,6 +91,7 @@ KINDS: dict[str, type] = {
     "functional": FunctionalDistances,
     "asymmetry": Asymmetry,
     "averaging": AveragingBias,
+    "barriers": Barriers,
 }
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from hessian_spectrum.storage import hdf5_schema
 
+STEP = "step-"  # begins a tracker's label of results of one step
+
 
 @dataclass(frozen=True)
 class Series:
@@ -16,7 +18,7 @@ class Series:
     kind: str
     results: Mapping[str, Any]  # by label, in order
     places: tuple[float, ...]  # of each on the axis, ascending
-    axis: str  # "epoch", or "index" where the epochs are not known
+    axis: str  # "epoch", "step", or "index" where neither is known
 
     def __len__(self) -> int:
         return len(self.results)
@@ -30,20 +32,31 @@ class Series:
 def of(run: Mapping[str, Any], kind: str) -> Series:
     """All results of that kind in a file.
 
-    An epoch is what a label's ``values`` say, who have it from the checkpoint; no label's text is
-    read as a number. Where a label has none, or two have the same, the axis is the index: in the
-    order of a track's checkpoints where it is stored, else as the file lists them.
+    An epoch is what a label's ``values`` say, who have it from the checkpoint. Labels of a
+    tracker's file are of its steps; no other label's text is read as a number. Where a label has
+    none, or two have the same, the axis is the step that ``values`` say, and without it the index:
+    in the order of a track's checkpoints where it is stored, else as the file lists them.
     """
     keys = [key for key in run if hdf5_schema.split_key(key)[0] == kind]
     results = {hdf5_schema.split_key(key)[1]: run[key] for key in keys}
-    for name in ("epoch", "index"):
+    steps = {label: step_of(label) for label in results}
+    if "track" in run and None not in steps.values():
+        known_steps = tuple(sorted(float(step) for step in steps.values() if step is not None))
+        return _series(kind, results, steps.__getitem__, known_steps, "step")
+    for name in ("epoch", "step", "index"):
         found = {label: _value(run, label, name) for label in results}
         known = {label: value for label, value in found.items() if value is not None}
         if len(set(known.values())) == len(results):
-            places = sorted(known.values()) if name == "epoch" else range(len(results))
+            places = range(len(results)) if name == "index" else sorted(known.values())
             return _series(kind, results, known.__getitem__, tuple(places), name)
     order = list(results).index
     return _series(kind, results, order, tuple(range(len(results))), "index")
+
+
+def step_of(label: str) -> int | None:
+    """The step that a tracker's label names, such as step-000100; None of another label."""
+    number = label.removeprefix(STEP)
+    return int(number) if label.startswith(STEP) and number.isdecimal() else None
 
 
 def _series(

@@ -47,7 +47,7 @@ def load_dataset(
             ``{split}_labels``, or, for "train" only, ``images`` and ``labels`` or ``inputs`` and
             ``targets``. Inputs are (N, C, H, W) or, with one channel, (N, H, W); uint8 is
             divided by 255, floats are taken as they are.
-            ``ptb``: windows of words (N, T) and the words behind them (N, T), from the Penn
+            ``ptb``: windows of words (N, T) and the words that follow them (N, T), from the Penn
             Treebank's text files in the folder ``data_root`` (``words.load_words``).
             ``torchvision:NAME``: a class of torchvision.datasets with one label per picture.
         data_root: folder or file, see above; not used by ``digits``.

@@ -18,7 +18,7 @@ FILES = {"train": ("ptb.train.txt", "ptb.valid.txt"), "test": ("ptb.test.txt",)}
 
 
 class WordWindows(TensorDataset):
-    """Windows of ``WINDOW`` words and, for each word, the word behind it; both (N, T) int64.
+    """Windows of ``WINDOW`` words and, for each word, the word that follows it; both (N, T) int64.
 
     Numbers are places in ``vocabulary``.
     """

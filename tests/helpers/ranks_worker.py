@@ -59,6 +59,8 @@ def compute(world):
         results[f"points, {label}"] = of_points(samples, world)
         results[f"alignment, {label}"] = of_alignment(data(samples), samples, world)
     results["alignment, stream"] = of_alignment(Stream(), 10, world)  # batches are dealt in turn
+    results["noise, ragged"] = of_noise(data(10), world)
+    results["noise, stream"] = of_noise(Stream(), world)
     for estimator in ("block", "slq"):
         results[f"groups, {estimator}"] = of_groups(estimator, world)
     matrix = with_spectrum(torch.tensor([-1.0, 0.0, 0.5, 2.0, 2.0]))  # fewer rows than 2 a rank
@@ -134,6 +136,9 @@ def of_operators(samples, world):
         "gauss-newton": (gauss_newton @ v).tolist(),
         # Centred, the covariance of one sample is zero.
         "covariance": (hs.GradientCovariance(ev, centered=samples > 1) @ v).tolist(),
+        "residual": (hs.GaussNewtonResidual(ev) @ v).tolist(),
+        "likelihood": (hs.LikelihoodCurvature(ev) @ v).tolist(),
+        "outer product": (hs.GradientOuterProduct(ev) @ v).tolist(),
         "block": (block @ v[: block.n]).tolist(),
         "shifted": (hs.Shifted(hessian_, 0.3) @ v).tolist(),
         "deflated": (hs.Deflated(hessian_, deflated) @ v).tolist(),
@@ -183,6 +188,22 @@ def of_alignment(source, samples, world):
         "norm": found.gradient_norm[known].tolist(),
         "cosine": (found.cosine[known] ** 2).flatten().tolist(),
         "captured": found.captured[known].tolist(),
+    }
+
+
+def of_noise(source, world):
+    """Gradients and eigenvectors of two matrices; signs of eigenvectors are no property of them."""
+    torch.manual_seed(0)
+    ev = hs.Evaluator(NETWORKS["mlp"](), F.cross_entropy, source, batch_size=3, world=world)
+    found = hs.noise(ev, (1, "classes", 3), (1, 4, "full"), 3, at_once=2)
+    known = torch.from_numpy(found.gradient_norm).isfinite().numpy()
+    return {
+        "norm": found.gradient_norm[known].tolist(),
+        "deviation": found.deviation[known].tolist(),
+        "cosine": (found.cosine[known] ** 2).flatten().tolist(),
+        "overlap": (found.overlap**2).flatten().tolist(),
+        "along": [*found.noise_along, *found.curvature_along],
+        "angles": [*found.principal_angles(2), *found.principal_angles(3)],
     }
 
 

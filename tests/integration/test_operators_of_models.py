@@ -76,6 +76,8 @@ def test_recurrent_layers_have_products_in_every_mode_in_float32(kind):
 # A torch limitation, loud in each case; every other pair of kind and mode is exact.
 UNAVAILABLE = {
     ("GroupNorm", "Hessian", "reverse-batched"),  # vmap of its double backward
+    ("GroupNorm", "GaussNewtonResidual", "reverse-batched"),
+    ("GroupNorm", "LikelihoodCurvature", "reverse-batched"),
     ("physics-informed", "Hessian", "forward"),  # vmap of mse_loss's jvp
     ("physics-informed", "GaussNewton", "forward"),
 }
@@ -85,10 +87,14 @@ def dense_operators(ev, expected, plan=None):
     """Pairs (operator, its dense matrix)."""
     yield hs.Hessian(ev, plan=plan), expected.hessian
     yield hs.GaussNewton(ev, plan=plan), expected.gauss_newton
+    yield hs.GaussNewtonResidual(ev, plan=plan), expected.hessian - expected.gauss_newton
     if ev.batch_norm != "train":
         moment, g = expected.second_moment, expected.gradient
         yield hs.GradientCovariance(ev, plan=plan, centered=False), moment
         yield hs.GradientCovariance(ev, plan=plan), moment - torch.outer(g, g)
+        yield hs.GradientOuterProduct(ev), torch.outer(g, g)
+        weight = ev.total_weight / ev.num_samples
+        yield hs.LikelihoodCurvature(ev, plan=plan), expected.hessian - weight * moment
 
 
 def shapes(operator, names):

@@ -132,11 +132,14 @@ def test_every_command_returns_its_result(tmp_path):
         (
             (hs.EigenpairsConfig(**pairs), hs.EigenPairs),
             (hs.AlignmentConfig(batch_sizes=("3",), num_batches=2, k=1), hs.Alignment),
+            (hs.NoiseConfig(k=("1",), batch_sizes=("full",), num_products=8), hs.Noise),
             (hs.SurfaceConfig(**small), hs.Surface),
             (hs.MapConfig(**small, tol=1e-2), hs.Surface),
             (hs.InterpolateConfig(**line), hs.Curve),
             (hs.InterpolateConfig(**line, curve="bezier", num_steps=2), hs.Curve),
             (hs.TrackConfig(checkpoints=tuple(files)), hs.Trajectory),
+            (hs.TrackConfig(checkpoints=tuple(files), largest=2), hs.Trajectory),
+            (hs.BarriersConfig(checkpoints=tuple(files), points=2), hs.Barriers),
         )
     ):
         made = dataclasses.replace(made, out=str(tmp_path / f"{number}.h5"))

@@ -16,7 +16,7 @@ from hessian_spectrum._core.errors import InputError, Warned
 from hessian_spectrum.commands import runner
 from hessian_spectrum.commands.signals import Interrupted, StopRequest
 from hessian_spectrum.commands.surfaces import Track
-from hessian_spectrum.commands.track_densities import TrackDensities
+from hessian_spectrum.commands.track_curvature import TrackCurvature
 from hessian_spectrum.config import DensityConfig, TrackConfig
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.storage.merge import merge
@@ -99,10 +99,10 @@ def after_densities(out, count):
 
 
 def compute(config, model, stop=None):
-    located = TrackDensities.located(config)
+    located = TrackCurvature.located(config)
     zoo.load_checkpoint(model, located.checkpoint)
     chosen = Problem(**problem(model))
-    runner.run(TrackDensities, located, chosen, hs.World(), stop or StopRequest(), quiet=True)
+    runner.run(TrackCurvature, located, chosen, hs.World(), stop or StopRequest(), quiet=True)
 
 
 def test_a_resumed_run_computes_only_what_is_missing(model, tmp_path, monkeypatch):
@@ -111,13 +111,13 @@ def test_a_resumed_run_computes_only_what_is_missing(model, tmp_path, monkeypatc
     config = track(paths, out, eigenvalues=True)
     with pytest.raises(Interrupted):
         compute(config, model, after_densities(out, 2))
-    visited, step = [], TrackDensities._results
+    visited, step = [], TrackCurvature._results
 
     def counted(self, session, index):
         visited.append(index)
         return step(self, session, index)
 
-    monkeypatch.setattr(TrackDensities, "_results", counted)
+    monkeypatch.setattr(TrackCurvature, "_results", counted)
     again = dataclasses.replace(config, resume=True)
     with pytest.raises(InputError, match="cannot resume: --num-steps was 4 and is now 5"):
         compute(dataclasses.replace(again, num_steps=5), model)
@@ -167,7 +167,7 @@ def test_without_stored_epochs_checkpoints_are_numbered(density, tmp_path):
     torch.save(torch.load(paths[1], weights_only=True)["model"], paths[1])
     config = dataclasses.replace(track(paths, out), density=density)
     config = config if density else TrackConfig(checkpoints=paths, out=out, device="cpu")
-    assert Track.chosen(config) is (TrackDensities if density else Track)
+    assert Track.chosen(config) is (TrackCurvature if density else Track)
     with pytest.warns(Warned, match=r"numbered 0, 1, \.\.\.: epoch-0004\.pt stores no epoch"):
         hs.run(config, **problem(model))
     with hs.open(out) as run:

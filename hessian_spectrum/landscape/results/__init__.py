@@ -1,6 +1,7 @@
 """Results in parameter space, with their queries. NumPy only: readers need no torch."""
 
 from hessian_spectrum.landscape.results.asymmetry import Asymmetry, AveragingBias
+from hessian_spectrum.landscape.results.barriers import Barriers
 from hessian_spectrum.landscape.results.curve import Basin, Curve
 from hessian_spectrum.landscape.results.direction_vectors import DirectionVectors
 from hessian_spectrum.landscape.results.functional_distances import FunctionalDistances
@@ -13,6 +14,7 @@ __all__ = [
     "Array",
     "Asymmetry",
     "AveragingBias",
+    "Barriers",
     "Basin",
     "Curve",
     "DirectionVectors",

@@ -11,6 +11,7 @@ import numpy as np
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.stored_fields import stored
 from hessian_spectrum.landscape.results.values import Array, Values
+from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,17 @@ class Track:
     def __getitem__(self, name: str) -> Array:
         """A recorded quantity, such as ``track["lambda_max"]``."""
         return self.values[name]
+
+    @property
+    def pairs(self) -> list[EigenPairs]:
+        """The eigenvalues of each record at the upper end, those that are known, and residuals."""
+        found = []
+        for values, residuals in zip(self.eigenvalues[:, ::-1], self.residuals[:, ::-1]):
+            known = np.isfinite(values)
+            # What the search believed is not recorded; the residuals are.
+            converged = np.ones(int(known.sum()), bool)
+            found.append(EigenPairs(values[known], residuals[known], converged, num_lower=0))
+        return found
 
     def until(self, step: int) -> Track:
         """What was recorded up to this step."""

@@ -33,11 +33,11 @@ def equal(found, expected):
         elif field.name == "about":
             assert a == b
         else:
-            assert np.array_equal(a, b), field.name
+            np.testing.assert_array_equal(a, b, err_msg=field.name)
 
 
 def test_every_kind_is_read_as_it_was_written(results, tmp_path):
-    others = {"density", "eigenpairs", "alignment", "values", "track"}
+    others = {"density", "eigenpairs", "alignment", "noise", "values", "track"}
     assert set(results) == set(hdf5_schema.KINDS) - others
     path = tmp_path / "run.h5"
     hs.save(path, **results, **{"surface/other": results["surface"]})

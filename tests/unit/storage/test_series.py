@@ -29,6 +29,12 @@ def of(measure, values):
         ({"epoch-10": {"loss": 1}, "epoch-9": {}}, "epoch-10 epoch-9", [0, 1], "index"),
         ({"a": {"epoch": 3}, "b": {}}, "a b", [0, 1], "index"),
         ({"b": {"epoch": 3}, "a": {"epoch": 3}}, "b a", [0, 1], "index"),
+        # Iterates of one epoch, as a window of steps has them.
+        (
+            {"a": {"epoch": 3, "step": 900}, "b": {"epoch": 3, "step": 70}},
+            *("b a", [70, 900], "step"),
+        ),
+        ({"a": {"index": 1, "step": 5}, "b": {"index": 0}}, "b a", [0, 1], "index"),
         ({"a": {"index": 1}, "b": {"index": 0}}, "b a", [0, 1], "index"),
     ],
 )

@@ -1,8 +1,8 @@
-"""The command ``track --density``: the spectral density at each checkpoint, in one process.
+"""The command ``track`` with densities, eigenpairs or alignments of checkpoints, in one process.
 
 One evaluator and one plan serve all checkpoints. A step is one checkpoint, parameters and buffers,
-so that its density is the one that the ``density`` command gives there. The result file is the
-state: it holds what is finished.
+so that its results are those that the commands ``density``, ``eigenpairs`` and ``alignment`` give
+there. The result file is the state: it holds what is finished.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ import numpy as np
 import torch
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.algorithms import eigenpairs as eigensolver
 from hessian_spectrum.algorithms import spectral_density as spectrum
 from hessian_spectrum.analyses import trajectory
+from hessian_spectrum.analyses.alignment import alignment, sizes_of
+from hessian_spectrum.analyses.alignment_result import Alignment
 from hessian_spectrum.analyses.curvature_map import COLUMNS, along
 from hessian_spectrum.commands import density, plane_vectors, report
-from hessian_spectrum.commands.computation import OPERATORS, Computation, first_order, stored_epoch
+from hessian_spectrum.commands.computation import OPERATORS, Computation, first_order, stored_age
 from hessian_spectrum.commands.header import RunHeader
 from hessian_spectrum.commands.output import reopened
 from hessian_spectrum.commands.points_computation import PROGRESS, saved_array
 from hessian_spectrum.commands.session import Session
 from hessian_spectrum.config import TrackConfig
+from hessian_spectrum.config.alignment import sizes_in
 from hessian_spectrum.distributed.agreement import on_first_rank, together
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.state import ProbeState
@@ -38,15 +42,17 @@ from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.operators.curvature import Curvature
 from hessian_spectrum.operators.run_check import check_on_all_data
+from hessian_spectrum.planning import product_planner
 from hessian_spectrum.planning.product_planner import Estimate
+from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.storage import merge
 from hessian_spectrum.storage.hdf5_schema import Result, join_key, split_key
 from hessian_spectrum.zoo import problem_loader
 
 
-class TrackDensities(Computation[TrackConfig, Trajectory]):
-    """Checkpoints as iterates, and at each the values, the density and its ends."""
+class TrackCurvature(Computation[TrackConfig, Trajectory]):
+    """Checkpoints as iterates, and at each the values and what is computed with products."""
 
     command = "track"
     is_whole_on_first_rank = True
@@ -56,7 +62,11 @@ class TrackDensities(Computation[TrackConfig, Trajectory]):
         self.config, self.world = config, world
         self.labels = merge.labels_of(config.checkpoints)
         self.evaluator = ev = problem.evaluator(world)
-        self.sizes = density.sizes_of(config, ev.n)  # (num_probes, num_steps)
+        # (num_probes, num_steps)
+        self.sizes = density.sizes_of(config, ev.n) if config.density else (0, 0)
+        self.batch_sizes = sizes_of(sizes_in(config.batch_sizes), ev) if config.alignment else []
+        if config.num_pairs:
+            eigensolver.sizes(ev.n, config.wanted, config.which)  # refuses more than n
         self.test = _test(config, problem, world)
         self.columns = (
             *evaluate(ev, Points.of(ev.theta[None]), 0, 0, test=self.test),
@@ -104,7 +114,7 @@ class TrackDensities(Computation[TrackConfig, Trajectory]):
                 columns = saved.get("columns") if isinstance(saved, Mapping) else None
                 if columns is None or tuple(np.atleast_1d(columns).tolist()) != self.columns:
                     raise InputError(
-                        f"{run.path} is not what an interrupted track --density with these options "
+                        f"{run.path} is not what an interrupted track with these options "
                         "has left: there is nothing to resume; use --overwrite to start again, or "
                         "another --out"
                     )
@@ -138,15 +148,51 @@ class TrackDensities(Computation[TrackConfig, Trajectory]):
         return self.config.target_error is not None
 
     def _estimate(self, operator: Curvature) -> Estimate:
-        found = density.estimate(self.config, operator, *self.sizes, count=len(self.labels))
+        config, count = self.config, len(self.labels)
+        more = count * self._products_beside
+        if config.density:
+            found = density.estimate(config, operator, *self.sizes, count=count)
+        else:
+            found = product_planner.plan(
+                operator.evaluator,
+                operator.theta,
+                1,
+                more,
+                kept=min(eigensolver.BASIS_SIZE, operator.n),
+                form=operator.form,
+                mode=config.hvp,
+                precision=config.hvp_dtype,
+                memory=config.memory_bytes,
+                folder=config.scratch_folder,
+            )
+            more = 0
         found = dataclasses.replace(
             found,
+            products=found.products + more,
+            passes=found.passes + more,
+            seconds=found.seconds * (1 + more / max(1, found.products)),
             beside=found.beside + found.after,
             what_beside="orthogonalization, exchange and answers",
             after=0.0,
         )
         self.expected_seconds = found.total
         return found
+
+    @property
+    def _products_beside(self) -> int:
+        """Products at a checkpoint beside those of a density, as far as they can be known before.
+
+        A minibatch's gradient takes as long as about half a product, and is counted as one.
+        """
+        config = self.config
+        most = sum(
+            1 if size == self.evaluator.num_samples else config.num_batches
+            for size in self.batch_sizes
+        )
+        if not config.num_pairs:
+            return 2 * most
+        limit = config.max_products
+        return 2 * most + eigensolver.expected_steps(limit, 1, config.wanted, config.which)
 
     # -- steps -----------------------------------------------------------------------------------
 
@@ -164,7 +210,7 @@ class TrackDensities(Computation[TrackConfig, Trajectory]):
             try:
                 results = self._results(session, index)
             except FloatingPointError as error:  # on every rank; the next one may be finite
-                session.warn(f"{self.config.checkpoints[index]}: no density: {error}")
+                session.warn(f"{self.config.checkpoints[index]}: no curvature: {error}")
                 results = {}
         label = self.labels[index]
         self.found |= {join_key(kind, label): result for kind, result in results.items()}
@@ -180,7 +226,7 @@ class TrackDensities(Computation[TrackConfig, Trajectory]):
             yield
 
     def _results(self, session: Session, index: int) -> dict[str, Result]:
-        """By kind, what the ``density`` command stores."""
+        """By kind, what the commands of each kind store."""
         config, ev = self.config, self.evaluator
         point = Points.of(ev.theta[None])
         values = [column[0] for column in evaluate(ev, point, test=self.test).values()]
@@ -188,11 +234,53 @@ class TrackDensities(Computation[TrackConfig, Trajectory]):
         if config.eigenvalues:
             self.rows[index, len(values) :] = self._ends(session, point)
         looked = {**first_order(ev), "index": float(index)}
-        looked |= stored_epoch(config.checkpoints[index])
+        looked |= stored_age(config.checkpoints[index])
         operator = OPERATORS[config.operator](ev, None, session.product_plan)
-        looked["product_repeat_error"] = spectrum.repeat_error(operator, config.seed)
-        measure, looked["product_noise"] = self._density(session, operator)
-        return {"density": measure, "eigenpairs": spectrum.extremes(measure), "values": looked}
+        found: dict[str, Result] = {}
+        if config.density:
+            looked["product_repeat_error"] = spectrum.repeat_error(operator, config.seed)
+            measure, looked["product_noise"] = self._density(session, operator)
+            found |= {"density": measure, "eigenpairs": spectrum.extremes(measure)}
+        pairs = self._pairs(session, operator) if config.num_pairs else None
+        if pairs is not None:  # in place of a density's extremes
+            found["eigenpairs"] = dataclasses.replace(pairs, vectors=None)
+        if config.alignment:
+            top = pairs if config.largest else None
+            found["alignment"] = self._alignment(session, operator, top)
+        return {**found, "values": looked}
+
+    def _pairs(self, session: Session, operator: Curvature) -> EigenPairs:
+        """Of the ends that are asked for; with vectors where an alignment needs them."""
+        config = self.config
+        return eigensolver.eigenpairs(
+            operator,
+            config.wanted,
+            config.which,
+            config.tol,
+            seed=config.seed,
+            max_products=config.max_products,
+            vectors=config.alignment,
+            basis=session.basis_place,
+            on_step=lambda space: self._heard(session),
+        )
+
+    def _alignment(
+        self, session: Session, operator: Curvature, pairs: EigenPairs | None
+    ) -> Alignment:
+        config = self.config
+        return alignment(
+            self.evaluator,
+            self.batch_sizes,
+            config.num_batches,
+            pairs=pairs,
+            operator=operator,
+            seed=config.seed,
+            on_chunk=lambda done: self._heard(session),
+        )
+
+    def _heard(self, session: Session) -> None:
+        """A signal is heard, and what is due is saved, within a checkpoint."""
+        session.checkpoints.after_step(lambda: self.save(session))
 
     def _ends(self, session: Session, point: Points) -> Array:
         config, make = self.config, OPERATORS[self.config.operator]
@@ -228,7 +316,7 @@ class TrackDensities(Computation[TrackConfig, Trajectory]):
             basis=session.basis_place,
             on_step=on_step,
             flags=checkpoints.flags,
-            on_group=lambda: checkpoints.after_step(lambda: self.save(session)),
+            on_group=lambda: self._heard(session),
         )
         return measure, noise
 
@@ -253,12 +341,13 @@ class TrackDensities(Computation[TrackConfig, Trajectory]):
         return found
 
     def report(self, result: Trajectory, values: dict[str, float]) -> str:
-        count = sum(split_key(key)[0] == "density" for key in self.found)
-        return (
-            f"{report.values(result, values)}\ndensities                {count}, one a checkpoint"
+        return "\n".join(
+            [report.values(result, values), *report.of_each(self.found, self.config.num_pairs > 0)]
         )
 
     def plan_entries(self) -> dict[str, Any]:
+        if not self.config.density:
+            return {}
         num_probes, num_steps = self.sizes
         return {
             "estimator": self.config.estimator,
