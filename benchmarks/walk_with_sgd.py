@@ -10,7 +10,8 @@ gradients have their share in the sharp directions: the curvature along them is 
 VGG-11 (slimmed by --width) on CIFAR-10 pictures, its BatchNorm with the statistics of all samples,
 or an MLP on MNIST digits, is trained by SGD without momentum from the same start with several batch
 sizes, and with two learning rates. Each step is one of the package's commands: train --keep-steps,
-barriers, alignment. OUT holds their files, findings.json and one picture.
+barriers, alignment. OUT holds their files, findings.json and one picture; a study that was
+interrupted goes on where it was.
 
     python benchmarks/walk_with_sgd.py --network vgg11 --data-root cifar10.npz --out walk-vgg
     python benchmarks/walk_with_sgd.py --network mlp --data-root DATA --out walk-mlp
@@ -85,10 +86,10 @@ def walk(args: argparse.Namespace, batch_size: int, lr: float) -> Walk:
         *options,
         *("--optimizer", "plain-sgd", "--lr", lr, "--batch-size", batch_size),
         *("--epochs", last // per_epoch, "--every", last // per_epoch),
-        *("--keep-steps", *windows, "--out", folder, "--overwrite"),
+        *("--keep-steps", *windows, "--out", folder, "--resume"),
     )
     # One batch of all samples: with BatchNorm its statistics, of the parameters alone.
-    looked_at = [*options, "--batch-size", samples, "--overwrite"]
+    looked_at = [*options, "--batch-size", samples, "--resume"]
     has_batchnorm = args.network == "vgg11" and not args.quick
     statistics = ["--batch-norm", "train"] if has_batchnorm else []
     found = []

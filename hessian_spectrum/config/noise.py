@@ -35,8 +35,8 @@ class NoiseConfig(CurvatureConfig):
     num_batches: int = 50
     """Minibatches of each size, drawn from SEED without replacement."""
     centered: bool = True
-    """Subtract g g^T, g the gradient of all the data, from the second moment of the gradients of
-    single samples; --no-centered leaves it in."""
+    """The covariance of the gradients of single samples, from which g g^T is subtracted, g the
+    gradient of all the data; --no-centered leaves g g^T in: the matrix of second moments."""
     parts: bool = True
     """The spectra of G and R, too, with --operator hessian; --no-parts leaves them out."""
     num_products: int = 180
