@@ -54,14 +54,14 @@ def test_only_the_table_and_the_methods_list_the_queries():
     assert found["spectral/measure.py"] == set(functionals.OF_MEASURE)
     # Errors, queries by name and the command line know none.
     for path in ("spectral/uncertainty.py", "spectral/queries.py", "cli/read_commands.py"):
-        named = {"density", "eigenvalue", "eigenvalues", "participation"}  # kinds and views
+        # Kinds, views and options of pictures.
+        named = {"density", "eigenvalue", "eigenvalues", "participation", "cosine", "floor"}
         assert found[path] <= named, path
 
 
 def test_the_command_line_offers_every_row():
-    rows = [*functionals.OF_MEASURE.values(), *functionals.OF_PAIRS.values()]
-    rows += [*value_queries.OF_CURVE.values(), *value_queries.OF_SURFACE.values()]
-    rows += value_queries.OF_TRAJECTORY.values()
+    rows = [row for table in value_queries.TABLES.values() for row in table.values()]
+    assert {*functionals.OF_MEASURE.values(), *functionals.OF_PAIRS.values()} <= {*rows}
     assert {row.name for row in rows} == set(get_args(read_commands.Query))
     for row in rows:
         assert f"{row.usage}: {row.about}" in value_queries.described()
