@@ -21,6 +21,7 @@ interrupted goes on where it was.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import subprocess
 import sys
@@ -63,6 +64,25 @@ def command(name: str, *options: object) -> None:
         sys.exit(f"{' '.join(words)}\n{done.stderr}")
 
 
+def computed(path: Path, name: str, *options: object) -> None:
+    """``command`` with that result file, unless an earlier start has finished it."""
+    if path.exists():
+        with hs.open(path) as run:
+            if run.finished:
+                return
+    command(name, *options, "--resume", "--out", path)
+
+
+def claim(args: argparse.Namespace) -> None:
+    """Make OUT the folder of a study with these options, or exit."""
+    args.out.mkdir(exist_ok=True)
+    said = json.dumps({k: str(v) for k, v in vars(args).items() if k != "out"}, indent=1)
+    options = args.out / "options.json"
+    if options.exists() and options.read_text() != said:
+        sys.exit(f"{args.out} holds a study with other options; choose another --out")
+    options.write_text(said)
+
+
 def problem(args: argparse.Namespace) -> list[object]:
     if args.quick:
         return ["--model", "mlp-64-16-10", "--dataset", "digits", "--limit", 200]
@@ -89,22 +109,23 @@ def walk(args: argparse.Namespace, batch_size: int, lr: float) -> Walk:
         *("--keep-steps", *windows, "--out", folder, "--resume"),
     )
     # One batch of all samples: with BatchNorm its statistics, of the parameters alone.
-    looked_at = [*options, "--batch-size", samples, "--resume"]
+    looked_at = [*options, "--batch-size", samples]
     has_batchnorm = args.network == "vgg11" and not args.quick
     statistics = ["--batch-norm", "train"] if has_batchnorm else []
     found = []
     for name, first in (("early", 0), ("late", last - args.window)):
         files = [folder / f"step-{step:06d}.pt" for step in range(first, first + args.window + 1)]
         path = args.out / f"{folder.name}-{name}.h5"
-        command("barriers", *looked_at, *statistics, "--checkpoints", *files, "--out", path)
+        computed(path, "barriers", *looked_at, *statistics, "--checkpoints", *files)
         with hs.open(path) as run:
             found.append(run["barriers"])
     path = args.out / f"{folder.name}-alignment.h5"
-    command(
+    computed(
+        path,
         "alignment",
         *looked_at,
         *(["--batch-norm", "recalibrate"] if has_batchnorm else []),
-        *("--checkpoint", files[-1], "--out", path),
+        *("--checkpoint", files[-1]),
         *("--batch-sizes", *args.alignment_sizes, "full", "--num-batches", 20),
     )
     with hs.open(path) as run:
@@ -267,7 +288,7 @@ def main() -> None:
         args.steps, args.window, args.batch_sizes = 20, 4, args.batch_sizes or [50, 200]
     args.batch_sizes = args.batch_sizes or [20, 100, args.samples]
     args.alignment_sizes = sorted({min(args.batch_sizes), 100})
-    args.out.mkdir(exist_ok=True)
+    claim(args)
     walks = []
     runs = [(size, args.lr) for size in args.batch_sizes]
     for batch_size, lr in [*runs, (args.batch_sizes[0], args.lr / 4)]:
