@@ -39,6 +39,7 @@ _HOME = {
     "MapConfig": "config",
     "Noise": "analyses.noise_result",
     "NoiseConfig": "config",
+    "Pairs": "landscape.results",
     "PointPlan": "landscape.point_passes",
     "Points": "landscape.parameter_points",
     "Preconditioned": "operators.transforms",

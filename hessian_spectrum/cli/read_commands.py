@@ -43,6 +43,8 @@ View = Literal[
     "heights",
     "cosine",
     "zeta",
+    "table",
+    "lines",
 ]
 
 
@@ -106,8 +108,9 @@ class PlotConfig:
     cell per point; relief, in three dimensions. For several densities: heat, colours on a log
     scale; ridge, one curve above the other. Along a training run: eigenvalues; density; zeta, the
     largest eigenvalue over the tenth; alignment; loss; distance; of a tracker's file also critical.
-    For barriers: loss between iterates; heights; cosine of consecutive updates. Default: the first,
-    or heat for a map's ratio."""
+    For barriers: loss between iterates; heights; cosine of consecutive updates. For all pairs of
+    networks, as interpolate --pairs writes them: table; lines. Default: the first, or heat for a
+    map's ratio."""
     beside: tuple[Path, ...] = ()
     """Further result files, whose results are drawn beside that of FILE: surfaces side by side on
     one colour scale, densities and curves on one axis. Each is titled with its file's name, or
@@ -190,7 +193,10 @@ def _several(run: Any, key: str) -> Series | None:
 
 
 def _say_axis(several: Series) -> None:
-    if several.axis == "index":
+    is_of_pairs = any(
+        "between" in getattr(found, "about", {}) for found in several.results.values()
+    )
+    if several.axis == "index" and not is_of_pairs:
         say("the results do not say of which epochs they are: they are numbered 0, 1, ...")
 
 
@@ -245,6 +251,10 @@ def _draw(config: PlotConfig, run: Any, out: Path) -> None:
     from hessian_spectrum.plotting import density as plotting
     from hessian_spectrum.plotting import registry
 
+    if registry.draws_pairs(run, config.view) and config.result is None and not config.beside:
+        _view_options(config, "table")
+        registry.save_pairs(run, out, config.view, config.value, _title(run))
+        return
     kinds = ("track", *plotting.VIEWS_OF, *registry.KINDS)
     counts = {kind: sum(key.partition("/")[0] == kind for key in run) for kind in kinds}
     held = {kind: kind not in run and count > 1 for kind, count in counts.items() if count}

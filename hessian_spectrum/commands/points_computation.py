@@ -207,6 +207,10 @@ class PointsComputation(Computation[PointsT, ResultT]):
     def save(self, session: Session) -> None:
         on_first_rank(self.world, lambda: self.commit(session, finished=False))
 
+    def results(self) -> tuple[tuple[Result, ...], dict[str, Result]]:
+        """Of the points that are done: the results without a label, and those with one by key."""
+        return (self._table.result(), *self.task.beside), {}
+
     def commit(self, session: Session, finished: bool) -> None:
         """Replace the result file; on rank 0."""
         table = self._table
@@ -215,7 +219,8 @@ class PointsComputation(Computation[PointsT, ResultT]):
             beside[PROGRESS] = {"done": table.done, "rows": table.rows}
         if self._vectors is not None:
             beside[VECTORS] = {"vectors": self._vectors}
-        session.write_here(table.result(), *self.task.beside, finished=finished, **beside)
+        results, labelled = self.results()
+        session.write_here(*results, finished=finished, **beside, **labelled)
         if not finished:
             session.checkpoints.was_saved()
 

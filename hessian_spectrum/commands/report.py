@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from hessian_spectrum.analyses.alignment_result import Alignment
 from hessian_spectrum.analyses.noise_result import Noise
 from hessian_spectrum.config.problem import ZOO_FIELDS
-from hessian_spectrum.landscape.results import Barriers, Curve, Surface, Trajectory
+from hessian_spectrum.landscape.results import Barriers, Curve, Pairs, Surface, Trajectory
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.measure import SpectralMeasure
 
@@ -159,6 +160,28 @@ def curvature_map(result: Surface) -> str:
         )
     if result.num_invalid:
         lines.append(f"not finite               {result.num_invalid} points")
+    return "\n".join(lines)
+
+
+def pairs(result: Pairs) -> str:
+    """A line for each pair of networks."""
+    width = max(len(f"{a}, {b}") for a, b in result.lines)
+    lines = [
+        f"{'pair':<{width}}   distance   disagreement   barrier on the line   "
+        "least loss of the triangle"
+    ]
+    found = result.functional
+    for i, j in combinations(range(len(result.names)), 2):
+        pair = result.names[i], result.names[j]
+        line, triangle = result.lines[pair], result.triangles.get(pair)
+        least = "no common start"
+        if triangle is not None:
+            finite = triangle.loss[np.isfinite(triangle.loss)]
+            least = f"{finite.min():.4g}" if finite.size else "not finite"
+        lines.append(
+            f"{', '.join(pair):<{width}}   {found.distance[i, j]:<8.4g}   "
+            f"{found.disagreement[i, j]:<12.1%}   {line.barrier():<19.4g}   {least}"
+        )
     return "\n".join(lines)
 
 

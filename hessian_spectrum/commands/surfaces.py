@@ -89,7 +89,7 @@ class ValuesComputation(PointsComputation[ValuesT, ResultT]):
         return {}
 
     def make_job(self, task: PointTask, session: Session) -> Job:
-        ev, test, plan = self.evaluator, self.test, _point_plan(self.how["points"])
+        ev, test, plan = self.evaluator, self.test, point_plan(self.how["points"])
         columns = tuple(evaluate(ev, task.points, 0, 0, plan=plan, test=test))
 
         def compute(indices: Sequence[int]) -> Iterator[Piece]:
@@ -177,6 +177,14 @@ class Interpolate(ValuesComputation[InterpolateConfig, Curve | Surface]):
         super().__init__(config, problem, world)
 
     @classmethod
+    def chosen(cls, config: InterpolateConfig) -> type[Computation[InterpolateConfig, Any]]:
+        if config.pairs is None:
+            return cls
+        from hessian_spectrum.commands.pairs import PairsRun  # which imports this module
+
+        return PairsRun
+
+    @classmethod
     def located(cls, config: InterpolateConfig) -> InterpolateConfig:
         return plane_vectors.located(config, config.between[0])
 
@@ -243,7 +251,7 @@ class Interpolate(ValuesComputation[InterpolateConfig, Curve | Surface]):
         return report.values(result, values)
 
 
-def _point_plan(stored: Mapping[str, Any]) -> PointPlan:
+def point_plan(stored: Mapping[str, Any]) -> PointPlan:
     return PointPlan(**{name: stored[name] for name in POINT_PLAN.required})
 
 

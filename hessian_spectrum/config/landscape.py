@@ -74,6 +74,12 @@ class InterpolateConfig(ValuesConfig):
     range of each value and the loss barrier.
 
         hessian-spectrum interpolate --problem mine.py:make --between a.pt b.pt --out line.h5
+
+    With --pairs all pairs of networks, as Im, Tao and Branson (2017) compare optimizers: the line
+    from end to end with the loss and with distances and label disagreements of outputs, the
+    triangle of the common start and both ends, and the line from the start to each end.
+
+        hessian-spectrum interpolate --model nin --dataset cifar10 --pairs nets --out pairs.h5
     """
 
     out: Path = Path("interpolation.h5")
@@ -82,8 +88,16 @@ class InterpolateConfig(ValuesConfig):
     """Checkpoints: two for a line, three for a triangle (barycentric coordinates), four for a
     rectangle (bilinear). State outside theta, such as running statistics, comes from --checkpoint
     or else from the first of them."""
+    pairs: Path | None = None
+    """Instead of --between: a folder of networks. Each subfolder is one, as train --grid writes it:
+    its last epoch is the end and step-000000.pt, which --keep-steps writes, the start. Without such
+    subfolders each checkpoint in it is one."""
+    start: Path | None = None
+    """With --pairs: the checkpoint that all networks started from. Default: step-000000.pt of each;
+    there is no triangle of networks whose starts differ or are not known."""
     num_points: int | None = None
-    """Points on the line, or along each side of a grid. Default: 50 on a line, 25 on a grid."""
+    """Points on the line, or along each side of a grid. Default: 50 on a line, 25 on a grid, with
+    --pairs 25 on both."""
     low: float = 0.0
     """First coordinate. The first checkpoint is at 0 and the second at 1; values beyond them
     extrapolate."""
@@ -111,6 +125,11 @@ class InterpolateConfig(ValuesConfig):
         """Raise InputError, naming the option, for a value that no run can use."""
         super().check()
         positive(self, "num_points")
+        if self.pairs is not None:
+            self._check_pairs()
+            return
+        if self.start is not None:
+            raise InputError(f"--start {self.start}: is for --pairs; leave it out")
         if not 2 <= len(self.between) <= 4:
             raise InputError(
                 f"--between names {len(self.between)} checkpoints; expected two (a line), three (a "
@@ -128,6 +147,18 @@ class InterpolateConfig(ValuesConfig):
                 f"--curve {self.curve} leads from one checkpoint to another: name two by "
                 "--between, and leave out --low, --high and --by-distance"
             )
+
+    def _check_pairs(self) -> None:
+        if self.between:
+            raise InputError("--pairs takes all networks of its folder; leave --between out")
+        whole = (self.low, self.high, self.by_distance, self.curve)
+        if whole != (0.0, 1.0, False, "straight"):
+            raise InputError(
+                "--pairs evaluates whole straight lines, with distances beside them; leave out "
+                "--low, --high, --by-distance and --curve"
+            )
+        if self.num_points is not None and self.num_points < 2:
+            raise InputError(f"--num-points {self.num_points} with --pairs: expected 2 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

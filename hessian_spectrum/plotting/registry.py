@@ -10,12 +10,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.landscape.results import Barriers, Curve, Surface, Track, Trajectory
+from hessian_spectrum.landscape.results import Barriers, Curve, Pairs, Surface, Track, Trajectory
+from hessian_spectrum.landscape.results.pairs import holds_pairs
 from hessian_spectrum.plotting import (
     barrier_views,
     curves,
     density,
     landscape,
+    pair_views,
     several,
     surface_export,
     track_views,
@@ -139,6 +141,25 @@ def save_series(
     options: dict[str, Any] = {} if sigma2 is None else {"sigma2": sigma2}
     figure = views[view](found.results, found.places, found.axis, title=title, **options)
     density.save_figure(figure, out)
+
+
+def draws_pairs(run: Mapping[str, Any], view: str | None) -> bool:
+    """Is this a view of all pairs of networks, and does a file hold these?"""
+    return view in (None, *pair_views.VIEWS) and holds_pairs(run)
+
+
+def save_pairs(
+    run: Mapping[str, Any],
+    out: Path,
+    view: str | None = None,
+    value: str | None = None,
+    title: str | None = None,
+) -> None:
+    """Draw all pairs of networks that a file holds; arguments and errors as for ``save``."""
+    if out.suffix in (".html", ".vts"):
+        raise InputError(f"{out} of all pairs: expected a picture, or one surface by --result")
+    draw = pair_views.VIEWS[view or "table"]
+    density.save_figure(draw(Pairs.of(run), value or "loss", title), out)
 
 
 def save(

@@ -5,6 +5,7 @@ from hessian_spectrum.landscape.results.barriers import Barriers
 from hessian_spectrum.landscape.results.curve import Basin, Curve
 from hessian_spectrum.landscape.results.direction_vectors import DirectionVectors
 from hessian_spectrum.landscape.results.functional_distances import FunctionalDistances
+from hessian_spectrum.landscape.results.pairs import Pairs
 from hessian_spectrum.landscape.results.surface import Surface
 from hessian_spectrum.landscape.results.track import Track
 from hessian_spectrum.landscape.results.trajectory import Trajectory
@@ -20,6 +21,7 @@ __all__ = [
     "DirectionVectors",
     "FunctionalDistances",
     "Minimum",
+    "Pairs",
     "Surface",
     "Track",
     "Trajectory",
