@@ -202,13 +202,12 @@ def _say_axis(several: Series) -> None:
 
 def _answer(config: QueryConfig, query: str, run: Any, key: str) -> dict[str, Any]:
     from hessian_spectrum.analyses.noise_result import Noise
-    from hessian_spectrum.landscape.results import Barriers, Curve, Surface, Track, Trajectory
     from hessian_spectrum.spectral import queries
     from hessian_spectrum.spectral.eigenpairs import EigenPairs
     from hessian_spectrum.spectral.measure import SpectralMeasure
 
     result = _stored(run, key)
-    if isinstance(result, (Curve, Surface, Trajectory, Track, Barriers)) and config.sigma2 is None:
+    if isinstance(result, value_queries.Asked) and config.sigma2 is None:
         return value_queries.ask(result, query, config.numbers, config.value or "loss")
     if config.value is not None:
         raise InputError(

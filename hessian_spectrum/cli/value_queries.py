@@ -1,4 +1,4 @@
-"""The table of queries on stored curves, surfaces, trajectories and barriers, and of all kinds.
+"""The table of queries on what landscape analyses store, and of all kinds.
 
 NumPy only.
 """
@@ -11,11 +11,22 @@ from typing import Any
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.cli import noise_queries, track_queries
 from hessian_spectrum.cli.barrier_queries import OF_BARRIERS
+from hessian_spectrum.cli.critical_queries import OF_CRITICAL
 from hessian_spectrum.cli.value_query import ValueQuery
-from hessian_spectrum.landscape.results import Array, Barriers, Curve, Surface, Track, Trajectory
+from hessian_spectrum.landscape.results import (
+    Array,
+    Barriers,
+    CriticalPoints,
+    Curve,
+    Surface,
+    Track,
+    Trajectory,
+)
 from hessian_spectrum.spectral import functionals
 from hessian_spectrum.spectral.functionals import Answer, Query
 from hessian_spectrum.spectral.queries import row_of
+
+Asked = Curve | Surface | Trajectory | Track | Barriers | CriticalPoints
 
 
 def _minimum(result: Curve | Surface, name: str) -> Answer:
@@ -46,7 +57,7 @@ def _share_below(surface: Surface, level: float, name: str) -> Answer:
     return {"value": surface.share_below(level, name)}
 
 
-def quantities(result: Curve | Surface | Trajectory | Track | Barriers) -> Mapping[str, Array]:
+def quantities(result: Asked) -> Mapping[str, Array]:
     """What a query can be about, by name; of a trajectory and a track, derived numbers too."""
     if isinstance(result, (Trajectory, Track)):
         return track_queries.quantities(result)
@@ -90,7 +101,9 @@ OF_LANDSCAPE = {
     "trajectory": track_queries.OF_TRAJECTORY,
     "track": track_queries.OF_TRACK,
     "barriers": OF_BARRIERS,
+    "critical": OF_CRITICAL,
 }
+CALLED = {"barriers": "barriers", "critical": "critical points"}  # others: a curve, a surface
 TABLES: dict[str, Mapping[str, Query]] = {
     "density": functionals.OF_MEASURE,
     "eigenpairs": functionals.OF_PAIRS,
@@ -146,7 +159,7 @@ def questions(run: Mapping[str, Any]) -> str:
 
 
 def ask(
-    result: Curve | Surface | Trajectory | Track | Barriers,
+    result: Asked,
     query: str,
     numbers: tuple[float, ...],
     name: str = "loss",
@@ -156,7 +169,8 @@ def ask(
     minimum has its "place", barrier its "ends", basin "left", "right" and "bounded". Of a
     trajectory or a track each has the "place" on its "axis", such as epoch, but mean, which has
     "records" and "deviation"; of barriers count has "segments",
-    and "unknown", those with a loss that is not finite.
+    and "unknown", those with a loss that is not finite; of critical points counts have "points",
+    and point has "kind" and "told", a sentence.
 
     Args:
         query: a name in the kind's table of ``OF_LANDSCAPE``.
@@ -165,8 +179,8 @@ def ask(
     Raises:
         InputError: a query that does not exist, numbers that it does not take, no such values.
     """
-    kind = type(result).__name__.lower()
-    row = row_of(OF_LANDSCAPE[kind], query, kind if kind == "barriers" else f"a {kind}")
+    kind = "critical" if isinstance(result, CriticalPoints) else type(result).__name__.lower()
+    row = row_of(OF_LANDSCAPE[kind], query, CALLED.get(kind, f"a {kind}"))
     args = row.typed(numbers)
     quantities(result)[name]  # refused by name
     given = [x for x in args if x is not None]
@@ -178,6 +192,12 @@ def sentence(answer: dict[str, Any]) -> str:
     arguments = " ".join(f"{number:g}" for number in answer["arguments"])
     words = " ".join(filter(None, (answer["query"], arguments)))
     text = f"{words} of the {answer['of'].replace('_', ' ')} = {answer['value']:.8g}"
+    if "told" in answer:
+        return f"{text}. {answer['told']}"
+    if "points" in answer:
+        return (
+            f"{answer['query'].replace('_', ' ')}: {answer['value']} of {answer['points']} points"
+        )
     if "deviation" in answer:
         spread = "" if answer["deviation"] is None else f", deviation {answer['deviation']:.3g}"
         return f"{text} over {answer['records']} records{spread}"

@@ -13,7 +13,15 @@ import numpy as np
 from hessian_spectrum.analyses.alignment_result import Alignment
 from hessian_spectrum.analyses.noise_result import Noise
 from hessian_spectrum.config.problem import ZOO_FIELDS
-from hessian_spectrum.landscape.results import Barriers, Curve, Pairs, Surface, Trajectory
+from hessian_spectrum.landscape.results import (
+    Barriers,
+    CriticalPoints,
+    Curve,
+    Pairs,
+    Surface,
+    Trajectory,
+)
+from hessian_spectrum.landscape.results.critical_points import KINDS
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.measure import SpectralMeasure
 
@@ -254,6 +262,21 @@ def barriers(result: Barriers, center: dict[str, float]) -> str:
             lines.append(
                 f"{name:<24} {known.min():.6g} to {known.max():.6g}   (mean {known.mean():.4g})"
             )
+    return "\n".join(lines)
+
+
+def critical(result: CriticalPoints) -> str:
+    """One sentence of one point; of several how many are of each kind, and then the first ones."""
+    if len(result) == 1:
+        return str(result[0])
+    lines = [f"points                   {len(result)}"]
+    for kind in KINDS:
+        if result.count(kind):
+            of_it = result.loss[np.array(result.kinds) == kind]
+            known = of_it[np.isfinite(of_it)]
+            span = f"   (loss {known.min():.6g} to {known.max():.6g})" if known.size else ""
+            lines.append(f"  {kind:<23}{result.count(kind)}{span}")
+    lines += [f"{i:>4}  {point}" for i, point in enumerate(result) if i < LONG]
     return "\n".join(lines)
 
 
@@ -554,6 +577,10 @@ def _shape(result: SpectralMeasure | EigenPairs | Alignment | Noise | dict) -> A
         return f"batch sizes {', '.join(map(str, result.batch_sizes))}, dimensions {dimensions}"
     if isinstance(result, EigenPairs):
         return f"{len(result)} eigenvalues, {int(result.converged.sum())} converged"
+    if isinstance(result, CriticalPoints):
+        counts = {kind: result.count(kind) for kind in KINDS}
+        told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        return f"{len(result)} point(s): {told or 'not computed yet'}"
     if not isinstance(result, Mapping):
         return _fields(result)
     return {name: _plain(v) for name, v in result.items()}

@@ -16,7 +16,7 @@
     /noise/LABEL            attributes centered, num_parameters, num_samples, seed; minibatches'
                             gradients, eigenvalues, overlap and traces of H and C
     /curve, surface, directions, trajectory, track, functional, asymmetry, averaging,
-     barriers/LABEL         a data set for each field of the result; about: JSON
+     barriers, critical/LABEL     a data set for each field of the result; about: JSON
     /values/LABEL           named numbers, texts and arrays: {"loss": 0.3, "accuracy": 0.9}
 
 The fields of each result's dataclass describe its data sets, and result_groups.py writes and reads
@@ -40,6 +40,7 @@ from hessian_spectrum.landscape.results import (
     Asymmetry,
     AveragingBias,
     Barriers,
+    CriticalPoints,
     Curve,
     DirectionVectors,
     FunctionalDistances,
@@ -75,6 +76,7 @@ Result = (
     | Asymmetry
     | AveragingBias
     | Barriers
+    | CriticalPoints
     | Mapping[str, Any]
 )
 KINDS: dict[str, type] = {
@@ -92,6 +94,7 @@ KINDS: dict[str, type] = {
     "asymmetry": Asymmetry,
     "averaging": AveragingBias,
     "barriers": Barriers,
+    "critical": CriticalPoints,
 }
 
 

@@ -19,6 +19,7 @@ def results_of_all_analyses():
         "directions": directions.gradient(ev).joined(directions.random(ev)).stored(True),
         "trajectory": hs.along_trajectory(ev, rows),
         "barriers": hs.barriers(ev, rows, 4, steps=[0, 1, 2, 7, 8], epochs=[0, 0, 1, 4, 4]),
+        "critical": hs.CriticalPoints.of([hs.classify(ev)]),
         "functional": hs.functional_distances(ev, {"a": ev.theta, "b": 2 * ev.theta}),
         "asymmetry": hs.asymmetry(ev, rows[:2], [0.1, 0.2]),
         "averaging": hs.averaging_bias(ev, rows, rows[-1], rows[:1]),

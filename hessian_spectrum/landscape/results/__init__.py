@@ -2,6 +2,7 @@
 
 from hessian_spectrum.landscape.results.asymmetry import Asymmetry, AveragingBias
 from hessian_spectrum.landscape.results.barriers import Barriers
+from hessian_spectrum.landscape.results.critical_points import CriticalPoint, CriticalPoints
 from hessian_spectrum.landscape.results.curve import Basin, Curve
 from hessian_spectrum.landscape.results.direction_vectors import DirectionVectors
 from hessian_spectrum.landscape.results.functional_distances import FunctionalDistances
@@ -17,6 +18,8 @@ __all__ = [
     "AveragingBias",
     "Barriers",
     "Basin",
+    "CriticalPoint",
+    "CriticalPoints",
     "Curve",
     "DirectionVectors",
     "FunctionalDistances",

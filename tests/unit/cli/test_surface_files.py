@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from hand import bowl, tensor
 from hostile_files import unseal
 from image_networks import evaluator
 from landscape_results import results_of_all_analyses
@@ -29,7 +30,7 @@ def equal(found, expected):
         a, b = getattr(found, field.name), getattr(expected, field.name)
         if field.name == "values":
             assert list(a) == sorted(b)
-            assert all(np.array_equal(a[name], b[name]) for name in b)
+            assert all(np.array_equal(a[name], b[name], equal_nan=True) for name in b)
         elif field.name == "about":
             assert a == b
         else:
@@ -151,3 +152,40 @@ def test_a_summary_names_the_best_of_each_value():
     assert "barrier of the loss" in lines
     zoom = Curve(t, t, {"loss": 1 + t}, {"ends": [0.0, 2.0]})
     assert "barrier" not in report.values(zoom, {"loss": 1.0})
+
+
+def test_critical_points_are_asked_counted_and_told_of(tmp_path, capsys):
+    points = [hs.classify(bowl(torch.diag(tensor(d))), tensor(at)) for d, at in MADE]
+    path = str(tmp_path / "critical.h5")
+    found = hs.CriticalPoints.of(points)
+    hs.save(path, found)
+    counts = {"minima": 1, "maxima": 1, "saddles": 1, "undecided": 0, "not_critical": 1}
+    for query, count in counts.items():
+        answer, text = asked(capsys, path, query)
+        assert (answer["value"], answer["points"]) == (count, 4)
+        assert text == f"{query.replace('_', ' ')}: {count} of 4 points"
+    answer, text = asked(capsys, path, "point", "1", "--value", "smallest")
+    assert (answer["value"], answer["kind"]) == (-2.0, "saddle")
+    assert text == f"point 1 of the smallest = -2. {points[1]}"
+    answer, text = asked(capsys, path, "minimum", "--value", "smallest")
+    assert (answer["value"], answer["place"]) == (-3.0, [2.0])
+    assert text == "minimum of the smallest = -3 at point 2"
+    for words, message in [
+        (["point", "4"], "expected a number from 0 to 3"),
+        (["point", "0.5"], "expected a number from 0 to 3"),
+        (["minima", "--value", "smallest"], "points are counted"),
+        (["basin", "1"], "no query 'basin' of critical points"),
+    ]:
+        assert cli.main(["query", path, *words]) == 2
+        assert message in capsys.readouterr().err
+    assert cli.main(["info", path]) == 0
+    line = "critical: 4 point(s): 1 not critical, 1 minimum, 1 maximum, 1 saddle"
+    assert line in capsys.readouterr().out
+    assert report.critical(hs.CriticalPoints.of(points[:1])) == str(points[0])
+    told = report.critical(found).splitlines()
+    assert "  minimum                1   (loss 0 to 0)" in told
+    assert told[-1] == f"   3  {points[3]}"
+
+
+MADE = [([1.0, 2.0], [0.0, 0.0]), ([1.0, -2.0], [0.0, 0.0])]  # diagonals, and where
+MADE += [([-1.0, -3.0], [0.0, 0.0]), ([1.0, 2.0], [1.0, 0.0])]
