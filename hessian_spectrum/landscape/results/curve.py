@@ -28,6 +28,15 @@ class Basin(NamedTuple):
     bounded: bool  # False: a boundary is an end of the path, or beside a value that is not finite
 
 
+class Rise(NamedTuple):
+    """Where a value climbs along a path, from a lowest point to the next highest one."""
+
+    start: float  # t of the lowest point
+    stop: float  # t of the highest point
+    height: float  # by how much the value is higher there
+    is_barrier: bool  # the value falls again behind it; False: it is as high up to the end
+
+
 @dataclass(frozen=True)
 class Curve(Evaluated):
     """Values at the points of a path through parameter space, in their order.
@@ -105,6 +114,54 @@ class Curve(Evaluated):
         chord = (1 - share) * ends[0] + share * ends[1]
         level = {"line": chord, "mean": ends.mean(), "max": ends.max()}[reference]
         return float(max(0.0, (values - level).max()))
+
+    def rises(self, tolerance: float = 0.0, name: str = "loss") -> list[Rise]:
+        """Where the value rises by more than ``tolerance``, in the order of t; none: it only falls.
+
+        Smaller ups and downs belong to the slope that they are on. Goodfellow, Vinyals & Saxe
+        (ICLR 2015) ask whether the loss falls monotonically from a network's start to its end.
+
+        Args:
+            tolerance: in the value's units, such as the bound of ``landscape.rounding``.
+
+        Raises:
+            InputError: a value is not finite, or the tolerance is negative.
+
+        Example:
+            >>> import numpy as np, hessian_spectrum as hs
+            >>> t = np.arange(5.0)
+            >>> curve = hs.Curve(t, distance=t, values={"loss": [4, 3, 5, 1, 2]})
+            >>> curve.rises(tolerance=1.5)
+            [Rise(start=1.0, stop=2.0, height=2.0, is_barrier=True)]
+        """
+        values = self.values[name]
+        if not tolerance >= 0:
+            raise InputError(f"tolerance={tolerance!r}: expected a number of at least 0")
+        if not np.isfinite(values).all():
+            first = self.t[~np.isfinite(values)][0]
+            raise InputError(
+                f"the {name} at t = {first:g} is not finite, so its rises are not known; use a "
+                "part of the path on which it is"
+            )
+        found, low, high = [], 0, 0  # high > low while the value rises
+        for i, value in enumerate(values):
+            if high > low:
+                if value > values[high]:
+                    high = i
+                elif values[high] - value > tolerance:
+                    found.append(self._rise(values, low, high, True))
+                    low = high = i
+            elif value < values[low]:
+                low = high = i
+            elif value - values[low] > tolerance:
+                high = i
+        if high > low:
+            found.append(self._rise(values, low, high, False))
+        return found
+
+    def _rise(self, values: Array, low: int, high: int, is_barrier: bool) -> Rise:
+        height = float(values[high] - values[low])
+        return Rise(float(self.t[low]), float(self.t[high]), height, is_barrier)
 
     def basin(self, level: float, near: float | None = None, name: str = "loss") -> Basin:
         """The part of the path around ``near`` on which the value is at most ``level``.
