@@ -377,3 +377,19 @@ def test_wrapped_models_and_accumulated_gradients_count_optimizer_steps(tmp_path
     found = tracker.after_step(1)
     exact = torch.linalg.eigvalsh(training.hessian(theta))[-1].item()
     assert found["curvature/lambda_max"] == pytest.approx(exact, rel=1e-8)
+
+
+def test_a_warm_up_from_a_learning_rate_of_0_is_recorded_without_a_threshold(tmp_path):
+    def make(parameters):
+        return torch.optim.SGD(parameters, lr=0.0)
+
+    training = Training(tmp_path / "track.h5", make).steps(1, 1)
+    training.optimizer.param_groups[0]["lr"] = 0.1
+    training.steps(2, 5)
+    first, later = training.records[1], training.records[5]
+    exact = torch.linalg.eigvalsh(training.hessian(training.theta[1]))[-1].item()
+    assert first["curvature/lambda_max"] == pytest.approx(exact, rel=1e-8)
+    assert first["curvature/lr"] == 0.0 and "curvature/threshold" not in first
+    assert later["curvature/threshold"] == pytest.approx(20.0)
+    about = training.tracker.file.track.about["threshold"]
+    assert about == {"SGD": "known"}
