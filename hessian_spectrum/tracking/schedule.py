@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.errors import InputError, is_whole
 
 
 class Schedule:
@@ -22,9 +22,9 @@ class Schedule:
     """
 
     def __init__(self, every: int, at: Sequence[int], max_overhead: float | None):
-        wrong = [step for step in at if isinstance(step, bool) or not isinstance(step, int)]
-        if wrong or any(step < 1 for step in at):
-            raise InputError(f"at={tuple(at)}: expected numbers of steps, 1 or more")
+        at = tuple(at) if isinstance(at, Iterable) else at
+        if not isinstance(at, tuple) or not all(is_whole(step) and step >= 1 for step in at):
+            raise InputError(f"at={at!r}: expected numbers of steps, 1 or more, such as (1, 10)")
         self.every, self.at, self.max_overhead = every, frozenset(at), max_overhead
         self.spent = 0.0  # seconds, on records
         self.last = 0.0  # seconds, of the latest record

@@ -75,6 +75,10 @@ def stability(
         return Stability(lr, why_not=f"none is known for {type(optimizer).__name__}")
     if first.get("maximize"):
         return Stability(lr, why_not="the optimizer maximizes")
+    if not all(_number(group["lr"]) for group in groups):  # as where a warm-up begins
+        return Stability(lr, why_not="a learning rate is 0")
+    if first.get("momentum") and first.get("dampening") == 1:
+        return Stability(lr, why_not="dampening of 1: the gradient has no part in later steps")
     states = [optimizer.state[parameter] for parameter in parameters.values()]
     if any(not state for state in states) and rule is not _sgd:
         return Stability(lr, why_not="the optimizer has not made a step")

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.errors import InputError, is_whole, require_whole
 from hessian_spectrum.algorithms.spectral_density import spectral_density
 from hessian_spectrum.analyses.alignment import alignment, sizes_of
 from hessian_spectrum.loss.evaluator import Evaluator
@@ -131,14 +132,26 @@ class Tracker:
         seed: int = 0,
         overwrite: bool = False,
     ):
-        _check(
-            evaluator, every, largest, smallest, above, density_every, alignment_every, max_overhead
-        )
+        _check_evaluators(evaluator, relative or {})
+        require_whole(1, every=every, largest=largest, max_products=max_products)
+        require_whole(0, smallest=smallest)
+        require_whole(1, num_products=num_products, alignment_batches=alignment_batches)
+        intervals = {"density_every": density_every, "alignment_every": alignment_every}
+        require_whole(1, **{name: each for name, each in intervals.items() if each is not None})
+        if largest + smallest > evaluator.n:
+            raise InputError(f"largest={largest}, smallest={smallest} of {evaluator.n} eigenvalues")
+        _require_between(0, math.inf, "above 0, or None", above=above, max_overhead=max_overhead)
+        if tol is None:
+            raise InputError("tol=None: expected a number between 0 and 1")
+        _require_between(0, 1, "between 0 and 1", tol=tol)
+        if not is_whole(seed):
+            raise InputError(f"seed={seed!r}: expected a whole number")
+        if log is not None and not callable(log):
+            raise InputError(
+                f"log is a {type(log).__name__}; expected a function (dict, step=step)"
+            )
         self.evaluator, self.world = evaluator, evaluator.world
         relative = dict(relative or {})
-        for name, other in relative.items():
-            if other.layout.names != evaluator.layout.names:
-                raise InputError(f"relative[{name!r}]: of another model than the tracker's")
         if alignment_every is not None:
             sizes_of(alignment_sizes, evaluator)
         self.log, self.seed = log, seed
@@ -158,7 +171,8 @@ class Tracker:
         )
         self._step = 0  # the latest that was made
         self._previous: tuple[int, Tensor] | None = None  # step and minibatch gradient
-        self._pending: _Pending | None = None
+        self._begun: int | None = None  # the step between its two calls
+        self._pending: _Pending | None = None  # the same, where it is recorded
         about = {"run": self.world.from_first(uuid.uuid4().hex), "above": above}
         self.file = TrackFile(Path(path), self.world, about, overwrite)
 
@@ -167,6 +181,9 @@ class Tracker:
     def before_step(self, step: int, optimizer: Optimizer) -> None:
         """Before ``optimizer.step()``, with the gradients in place; called by every rank.
 
+        With a GradScaler call it after ``scaler.unscale_(optimizer)``: gradients are recorded as
+        they are.
+
         Args:
             step: the number of this optimizer step, from 1; steps ascend.
 
@@ -174,18 +191,20 @@ class Tracker:
             InputError: the step is not later than the one before, the optimizer steps other
                 parameters, or the file is that of another run.
         """
-        if not isinstance(step, int) or step <= self._step:
+        require_whole(1, step=step)
+        if step <= self._step:
             raise InputError(
                 f"before_step({step}): expected a step later than {self._step}, the latest one; "
                 "after a restart restore the tracker by load_state_dict"
             )
+        step = int(step)
         began = time.perf_counter()
         if self._schedule.start():
             require_stepped(optimizer, self._parameters())
             self.file.begin()
             self._recorder.begin()
         gradient = None
-        self._pending = None
+        self._begun, self._pending = step, None
         if self._schedule.is_due(step) and not self._is_skipped(step):
             require_stepped(optimizer, self._parameters())
             gradient = self._gradient()
@@ -211,16 +230,17 @@ class Tracker:
             InputError: ``before_step`` was not called for this step.
             OSError: the file cannot be written.
         """
-        pending = self._pending
-        if pending is None:
-            self._step = max(self._step, step)
-            return None
-        if pending.step != step:
+        if step != self._begun:
+            called = "" if self._begun is None else f", but for step {self._begun}"
             raise InputError(
-                f"after_step({step}): before_step was called for step {pending.step}; call both "
+                f"after_step({step}): before_step was not called for this step{called}; call both "
                 "for each optimizer step"
             )
-        self._pending = None
+        step, pending = self._begun, self._pending
+        self._begun = self._pending = None
+        if pending is None:
+            self._step = step
+            return None
         began = time.perf_counter()
         rule = stability(pending.optimizer, self._parameters(), self.evaluator.weight_decay)
         made = Step(
@@ -317,6 +337,10 @@ class Tracker:
             InputError: this is no state of a tracker, or the file is missing, damaged or of another
                 run, or has fewer records.
         """
+        if not isinstance(state, Mapping):
+            raise InputError(
+                f"load_state_dict of a {type(state).__name__}; expected what state_dict() returned"
+            )
         missing = {"run", "records", "step", "previous", "schedule", "recorder"} - set(state)
         if missing:
             raise InputError(
@@ -345,32 +369,26 @@ class Tracker:
             self.file.leave()
 
 
-def _check(
-    evaluator: Evaluator,
-    every: int,
-    largest: int,
-    smallest: int,
-    above: float | None,
-    density_every: int | None,
-    alignment_every: int | None,
-    max_overhead: float | None,
-) -> None:
+def _check_evaluators(evaluator: Any, relative: Mapping[str, Any]) -> None:
     if not isinstance(evaluator, Evaluator):
         raise InputError(
             f"Tracker of a {type(evaluator).__name__}; expected an hs.Evaluator of the model that "
             "is trained, on a fixed probe set"
         )
-    for name, value, least in (
-        ("every", every, 1),
-        ("largest", largest, 1),
-        ("smallest", smallest, 0),
-        ("density_every", density_every, 1),
-        ("alignment_every", alignment_every, 1),
-    ):
-        if value is not None and (not isinstance(value, int) or value < least):
-            raise InputError(f"{name}={value}: expected a whole number, {least} or more")
-    if largest + smallest > evaluator.n:
-        raise InputError(f"largest={largest}, smallest={smallest} of {evaluator.n} eigenvalues")
-    for name, number in (("above", above), ("max_overhead", max_overhead)):
-        if number is not None and not 0 < number < math.inf:
-            raise InputError(f"{name}={number}: expected a number above 0, or None")
+    for name, other in relative.items():
+        if not isinstance(name, str) or not name:
+            raise InputError(f"relative[{name!r}]: expected a name, such as 'test'")
+        if not isinstance(other, Evaluator):
+            raise InputError(
+                f"relative[{name!r}] is a {type(other).__name__}; expected an hs.Evaluator"
+            )
+        if other.layout.names != evaluator.layout.names:
+            raise InputError(f"relative[{name!r}]: of another model than the tracker's")
+
+
+def _require_between(low: float, high: float, expected: str, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is None:
+            continue
+        if not isinstance(value, Real) or not low < value < high:
+            raise InputError(f"{name}={value!r}: expected a number {expected}")

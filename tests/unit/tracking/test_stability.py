@@ -112,6 +112,11 @@ def test_what_has_no_known_threshold_says_why():
         (torch.optim.LBFGS([theta]), "none is known for LBFGS"),
         (Adam([theta]), "has not made a step"),
         (SGD([theta], lr=0.1, maximize=True), "maximizes"),
+        (SGD([theta], lr=0.0), "a learning rate is 0"),
+        (RMSprop([theta], lr=torch.tensor(0.0)), "a learning rate is 0"),
+        (SGD([{"params": [theta]}, {"params": [second], "lr": 0.0}], lr=0.1), "rate is 0"),
+        (SGD([{"params": [theta], "lr": 0.0}, {"params": [second]}], lr=0.1), "rate is 0"),
+        (SGD([theta], lr=0.1, momentum=0.9, dampening=1.0), "dampening of 1"),
         (after_a_step(Adam([theta], eps=0.0)), "its preconditioner is not positive"),
         (
             after_a_step(AdamW([{"params": [theta]}, {"params": [second], "lr": 0.1}])),

@@ -332,6 +332,16 @@ def test_wrong_use_is_told_in_one_line(tmp_path):
         Training(tmp_path / "new.h5").tracker.before_step(2, other)  # no record is due
     with pytest.raises(hs.InputError, match="exists already; restore the tracker"):
         Training(path).steps(1, 1)
+    with pytest.raises(hs.InputError, match=r"step=6\.0: expected a whole number, 1 or more"):
+        tracker.before_step(6.0, training.optimizer)
+    with pytest.raises(hs.InputError, match=r"after_step\(6\): before_step was not called"):
+        tracker.after_step(6)
+    tracker.before_step(np.int64(6), training.optimizer)
+    with pytest.raises(hs.InputError, match=r"after_step\(7\): .* not called .* but for step 6"):
+        tracker.after_step(7)
+    assert tracker.after_step(6) is None
+    with pytest.raises(hs.InputError, match="load_state_dict of a NoneType"):
+        tracker.load_state_dict(None)
     state = tracker.state_dict()
     with pytest.raises(hs.InputError, match="call it before the first step"):
         tracker.load_state_dict(state)
@@ -350,6 +360,19 @@ def test_wrong_use_is_told_in_one_line(tmp_path):
         ({"every": 0}, "every=0: expected a whole number, 1 or more"),
         ({"above": -1.0}, "above=-1.0: expected a number above 0"),
         ({"largest": 99}, "of 43 eigenvalues"),
+        ({"at": 3}, "at=3: expected numbers of steps"),
+        ({"every": True}, "every=True: expected a whole number"),
+        ({"above": "x"}, "above='x': expected a number above 0, or None"),
+        ({"max_overhead": float("nan")}, "max_overhead=nan: expected a number above 0"),
+        ({"tol": 0.0}, "tol=0.0: expected a number between 0 and 1"),
+        ({"tol": None}, "tol=None: expected a number between 0 and 1"),
+        ({"max_products": 0}, "max_products=0: expected a whole number"),
+        ({"density_every": 100, "num_products": 0}, "num_products=0: expected a whole number"),
+        ({"alignment_every": 100, "alignment_batches": 0}, "alignment_batches=0: expected"),
+        ({"relative": {"test": training.model}}, r"relative\['test'\] is a Sequential"),
+        ({"relative": {"": training.evaluator}}, r"relative\[''\]: expected a name"),
+        ({"log": 3}, "log is a int; expected a function"),
+        ({"seed": "x"}, "seed='x': expected a whole number"),
     ):
         with pytest.raises(hs.InputError, match=message):
             hs.Tracker(training.evaluator, tmp_path / "c.h5", **options)
@@ -377,3 +400,19 @@ def test_wrapped_models_and_accumulated_gradients_count_optimizer_steps(tmp_path
     found = tracker.after_step(1)
     exact = torch.linalg.eigvalsh(training.hessian(theta))[-1].item()
     assert found["curvature/lambda_max"] == pytest.approx(exact, rel=1e-8)
+
+
+def test_a_warm_up_from_a_learning_rate_of_0_is_recorded_without_a_threshold(tmp_path):
+    def make(parameters):
+        return torch.optim.SGD(parameters, lr=0.0)
+
+    training = Training(tmp_path / "track.h5", make).steps(1, 1)
+    training.optimizer.param_groups[0]["lr"] = 0.1
+    training.steps(2, 5)
+    first, later = training.records[1], training.records[5]
+    exact = torch.linalg.eigvalsh(training.hessian(training.theta[1]))[-1].item()
+    assert first["curvature/lambda_max"] == pytest.approx(exact, rel=1e-8)
+    assert first["curvature/lr"] == 0.0 and "curvature/threshold" not in first
+    assert later["curvature/threshold"] == pytest.approx(20.0)
+    about = training.tracker.file.track.about["threshold"]
+    assert about == {"SGD": "known"}
