@@ -72,6 +72,8 @@ _HOME = {
     "connect": "analyses.mode_connectivity",
     "curvature_map": "analyses.curvature_map",
     "family_of_lines": "analyses.trajectory",
+    "FoundPoint": "analyses.critical_search",
+    "find_critical_point": "analyses.critical_search",
     "find_asymmetric": "analyses.asymmetric_valleys",
     "functional_distances": "analyses.functional_distance",
     "functional_path": "analyses.functional_distance",
