@@ -15,6 +15,7 @@ _HOME = {
     "AveragingBias": "landscape.results",
     "Barriers": "landscape.results",
     "BarriersConfig": "config",
+    "CriticalConfig": "config",
     "CriticalPoint": "landscape.results",
     "CriticalPoints": "landscape.results",
     "Curve": "landscape.results",
