@@ -27,15 +27,18 @@ COARSE = 16.0  # times eps: a gradient that cannot be told from 0, in these unit
 DENSE = 300  # parameters up to which the whole spectrum is computed
 K = 10
 PAIRS_TOL = 1e-9  # residual over |lambda|max, where only the ends are computed
+SCALE_TOL = 1e-2
 ROUNDING = 32.0  # times eps and the root of n: least noise of eigenvalues over |lambda|max
 NOISE = 10.0  # times a product's measured rounding error
-DRIFT = 2.0  # an eigenvalue counts where it is so many times what a Newton step changes it by
+# An eigenvalue counts where it is so many times what a Newton step changes it by. Beside a point
+# where it is 0 a step halves it (order 3), or leaves less (4/9 and down to 1/e, higher orders).
+DRIFT = 3.0
 CHANGES = 32  # eigenvalues for which that change is measured, those next to 0 first
 
 
 @dataclass(frozen=True)
-class _Spectrum:
-    """Both ends of a spectrum, or all of it."""
+class Spectrum:
+    """Both ends of a spectrum, or all of it; the same on every rank."""
 
     values: Array  # (k,), ascending
     residuals: Array  # (k,)
@@ -62,9 +65,9 @@ def classify(
        nothing. Where the arithmetic cannot tell, since ``tol`` is below 16 eps, that is the answer.
     2. Eigenvalues, all of them up to 300 parameters and otherwise ``k`` at each end, are told from
        0 where they exceed a noise floor: the residual, the products' measured rounding error, and
-       twice what a Newton step to the critical point nearby, or one of 16 eps max(1, |theta|) if
-       that is longer, changes the eigenvalue by. Those
-       of both signs make a saddle; all of one sign a strict minimum or maximum.
+       three times what a Newton step to the critical point nearby, or one of 16 eps
+       max(1, |theta|) if that is longer, changes the eigenvalue by. Those of both signs make a
+       saddle; all of one sign a strict minimum or maximum.
     3. Otherwise, in float64, derivatives of orders 3 and 4 along null directions decide. A line on
        which the loss falls excludes a minimum. Lines on which it rises are enough only where
        D3(u, u, .) stays within the null space (Lyapunov-Schmidt: then no curve does better to this
@@ -111,6 +114,7 @@ def _classified(
     found = _spectrum(matrix, k, most, seed)
     scale, size = float(np.abs(found.values).max()), max(1.0, theta.double().norm().item())
     distance = norm / scale if scale else (math.inf if norm else 0.0)
+    told: dict[str, Any]
     told = {"loss": loss, "gradient_norm": norm, "distance": distance, "products": found.products}
     told |= _ends(found)
     coarse = COARSE * torch.finfo(ev.dtype).eps
@@ -127,7 +131,7 @@ def _classified(
 def _by_signs(
     ev: Evaluator,
     theta: Tensor,
-    found: _Spectrum,
+    found: Spectrum,
     signs: Array,
     floors: Array,
     told: dict[str, Any],
@@ -155,7 +159,7 @@ def _by_signs(
 def _by_lines(
     ev: Evaluator,
     theta: Tensor,
-    found: _Spectrum,
+    found: Spectrum,
     signs: Array,
     told: dict[str, Any],
     all_null: bool,
@@ -194,11 +198,11 @@ def _by_lines(
 # -- eigenvalues -----------------------------------------------------------------------------
 
 
-def _spectrum(matrix: SymmetricOperator, k: int, most: int | None, seed: int) -> _Spectrum:
-    return _whole(matrix) if matrix.n <= DENSE else _both_ends(matrix, k, most, seed)
+def _spectrum(matrix: SymmetricOperator, k: int, most: int | None, seed: int) -> Spectrum:
+    return whole_spectrum(matrix) if matrix.n <= DENSE else _both_ends(matrix, k, most, seed)
 
 
-def _whole(matrix: SymmetricOperator) -> _Spectrum:
+def whole_spectrum(matrix: SymmetricOperator) -> Spectrum:
     """The whole spectrum; noise is the asymmetry and the rounding of the products."""
     n = matrix.n
     products = _double(matrix @ torch.eye(n, dtype=matrix.dtype, device=matrix.device))
@@ -212,10 +216,16 @@ def _whole(matrix: SymmetricOperator) -> _Spectrum:
     scale = float(np.abs(values).max())
     floor = NOISE * asymmetry + ROUNDING * n**0.5 * torch.finfo(torch.float64).eps * scale
     residuals = np.full(n, floor)
-    return _Spectrum(values, residuals, vectors, floor, True, n, True, n)
+    return Spectrum(values, residuals, vectors, floor, True, n, True, n)
 
 
-def _both_ends(matrix: SymmetricOperator, k: int, most: int | None, seed: int) -> _Spectrum:
+def scale_of(matrix: SymmetricOperator) -> float:
+    """|lambda|max, by one eigenpair to a few per cent."""
+    found = eigenpairs(matrix, 1, "magnitude", SCALE_TOL, copies=False, vectors=False)
+    return float(np.abs(found.values).max())
+
+
+def _both_ends(matrix: SymmetricOperator, k: int, most: int | None, seed: int) -> Spectrum:
     k = min(k, matrix.n // 2)
     counts = matrix.evaluator.counts if isinstance(matrix, Hessian) else None
     before = counts.products if counts else 0
@@ -229,7 +239,7 @@ def _both_ends(matrix: SymmetricOperator, k: int, most: int | None, seed: int) -
     error = arithmetic_error(matrix, matrix.layout.local(rows), seed)
     floor = NOISE * error + ROUNDING * matrix.n**0.5 * torch.finfo(torch.float64).eps * scale
     count = counts.products - before if counts else 0
-    return _Spectrum(
+    return Spectrum(
         pairs.values,
         np.maximum(pairs.residuals, floor),
         vectors,
@@ -241,13 +251,13 @@ def _both_ends(matrix: SymmetricOperator, k: int, most: int | None, seed: int) -
     )
 
 
-def _signs_between(found: _Spectrum, signs: Array) -> set[float]:
+def _signs_between(found: Spectrum, signs: Array) -> set[float]:
     """Signs that the eigenvalues between the computed ends may have."""
     low, high = signs[found.lower - 1], signs[found.lower]
     return {sign for sign in (-1.0, 0.0, 1.0) if low <= sign <= high}
 
 
-def _floors(ev: Evaluator, theta: Tensor, found: _Spectrum, gradient: Array) -> tuple[Array, int]:
+def _floors(ev: Evaluator, theta: Tensor, found: Spectrum, gradient: Array) -> tuple[Array, int]:
     """(k,), what each eigenvalue must exceed; and the products that this took.
 
     Residuals, and what a Newton step changes the eigenvalue by, measured for those next to 0.
@@ -275,7 +285,7 @@ def _floors(ev: Evaluator, theta: Tensor, found: _Spectrum, gradient: Array) -> 
     return floors, 2 * len(nearest)
 
 
-def _ends(found: _Spectrum) -> dict[str, float]:
+def _ends(found: Spectrum) -> dict[str, float]:
     return {
         "smallest": float(found.values[0]),
         "smallest_residual": float(found.residuals[0]),

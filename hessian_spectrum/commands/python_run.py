@@ -54,10 +54,10 @@ def run(
 
     Args:
         config: what is computed and where it is written: DensityConfig, EigenpairsConfig,
-            AlignmentConfig, NoiseConfig, InterpolateConfig, BarriersConfig, SurfaceConfig,
-            MapConfig or TrackConfig. Options that make a problem by name (model, dataset, problem,
-            ...) stay at their defaults; with ``checkpoint``, parameters are read from that file for
-            the duration of the run. Paths may be strings.
+            AlignmentConfig, NoiseConfig, InterpolateConfig, BarriersConfig, CriticalConfig,
+            SurfaceConfig, MapConfig or TrackConfig. Options that make a problem by name (model,
+            dataset, problem, ...) stay at their defaults; with ``checkpoint``, parameters are read
+            from that file for the duration of the run. Paths may be strings.
         model, loss_fn, data: as for ``hs.Evaluator``. The model is left as it was.
         verbose: print the plan and the report, and show progress, as the command does.
         **options: the other arguments of ``hs.Evaluator``, except for ``world``.
@@ -65,8 +65,8 @@ def run(
     Returns:
         What the command computes, on every rank: a SpectralMeasure (density), EigenPairs
         (eigenpairs), an Alignment (alignment), a Noise (noise), a Curve or a Surface (interpolate),
-        Barriers (barriers), a Surface (surface, map), a Trajectory (track). None with
-        ``dry_run=True``, which prints the plan.
+        Barriers (barriers), CriticalPoints (critical), a Surface (surface, map), a Trajectory
+        (track). None with ``dry_run=True``, which prints the plan.
 
     Raises:
         InputError: an option that cannot be used, is given twice or differs between ranks, an

@@ -80,6 +80,12 @@ COMMANDS = [
         "loss between consecutive iterates of a training run, and its barriers",
     ),
     Command(
+        "critical",
+        config.CriticalConfig,
+        ".critical:CriticalRun",
+        "minimum, maximum or saddle: the parameters, or critical points from many starts",
+    ),
+    Command(
         "surface",
         config.SurfaceConfig,
         ".surfaces:SurfaceRun",

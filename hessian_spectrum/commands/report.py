@@ -267,9 +267,10 @@ def barriers(result: Barriers, center: dict[str, float]) -> str:
 
 def critical(result: CriticalPoints) -> str:
     """One sentence of one point; of several how many are of each kind, and then the first ones."""
+    searches = _searches(result)
     if len(result) == 1:
-        return str(result[0])
-    lines = [f"points                   {len(result)}"]
+        return "\n".join([*searches, str(result[0])])
+    lines = [f"points                   {len(result)}", *searches]
     for kind in KINDS:
         if result.count(kind):
             of_it = result.loss[np.array(result.kinds) == kind]
@@ -278,6 +279,16 @@ def critical(result: CriticalPoints) -> str:
             lines.append(f"  {kind:<23}{result.count(kind)}{span}")
     lines += [f"{i:>4}  {point}" for i, point in enumerate(result) if i < LONG]
     return "\n".join(lines)
+
+
+def _searches(result: CriticalPoints) -> list[str]:
+    """How many searches have ended how; nothing where there was none."""
+    codes, names = result.values.get("outcome"), result.about.get("outcomes", [])
+    if codes is None or np.isnan(codes).all():
+        return []
+    counts = {name: int((codes == i).sum()) for i, name in enumerate(names)}
+    told = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+    return [f"searches                 {told}"]
 
 
 def of_each(found: Mapping[str, Any], searched: bool) -> list[str]:

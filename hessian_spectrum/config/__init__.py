@@ -1,6 +1,7 @@
 """One frozen dataclass a command: the same fields on the command line, in a file and in Python."""
 
 from hessian_spectrum.config.alignment import AlignmentConfig
+from hessian_spectrum.config.critical import CriticalConfig
 from hessian_spectrum.config.curvature import CurvatureConfig, KrylovConfig
 from hessian_spectrum.config.density import DensityConfig, DensityOptions
 from hessian_spectrum.config.eigenpairs import EigenpairsConfig
@@ -25,6 +26,7 @@ __all__ = [
     "AlignmentConfig",
     "BarriersConfig",
     "ComputingConfig",
+    "CriticalConfig",
     "CurvatureConfig",
     "DemoConfig",
     "DensityConfig",

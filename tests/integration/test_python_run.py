@@ -140,6 +140,7 @@ def test_every_command_returns_its_result(tmp_path):
             (hs.TrackConfig(checkpoints=tuple(files)), hs.Trajectory),
             (hs.TrackConfig(checkpoints=tuple(files), largest=2), hs.Trajectory),
             (hs.BarriersConfig(checkpoints=tuple(files), points=2), hs.Barriers),
+            (hs.CriticalConfig(k=2), hs.CriticalPoints),
         )
     ):
         made = dataclasses.replace(made, out=str(tmp_path / f"{number}.h5"))

@@ -94,4 +94,5 @@ def functional_of(names: list[str], lines: Mapping[Pair, Curve]) -> FunctionalDi
         tables[quantity] = table
     about = next(iter(lines.values())).about
     told = {name: value for name, value in about.items() if name not in ("between", "path", "ends")}
-    return FunctionalDistances(np.array(names), *tables.values(), about=told)
+    distance, disagreement = tables[FUNCTIONAL[0]], tables[DISAGREEMENT[0]]
+    return FunctionalDistances(np.array(names), distance, disagreement, about=told)
