@@ -7,9 +7,9 @@ has a barrier, that from another random start to a solution has none. They ask h
 strays from the line, and show that a random walk in many dimensions strays in the same arc, which
 is therefore no sign of obstacles.
 
-Slim forms: fully connected networks with ReLU, sigmoid and maxout units and dropout, the maxout
-network with the fast-gradient-sign objective, a multi-prediction Boltzmann machine and a
-convolutional maxout network on MNIST digits, and an LSTM on the Penn Treebank. Each is trained and
+Slim forms: fully connected networks with ReLU, sigmoid and maxout units and dropout, a
+multi-prediction Boltzmann machine and a convolutional maxout network on MNIST digits, and an LSTM
+on the Penn Treebank. Each is trained and
 looked at by the package's commands train and interpolate, without dropout, on the samples that it
 was trained with: on the whole line, on its first and on its last hundredth. A rise of the loss
 counts where it is above the bound on the loss's rounding error. OUT holds the files, findings.json
@@ -107,9 +107,9 @@ class Trained:
 
 
 def networks(args: argparse.Namespace) -> list[Network]:
-    def perceptron(name: str, activation: str, lr: float, *options: object) -> Network:
+    def perceptron(name: str, activation: str, lr: float) -> Network:
         sizes = "64-16-10" if args.quick else "784-100-100-10"
-        model = ("--model", f"mlp-{sizes}", "--activation", activation, *options)
+        model = ("--model", f"mlp-{sizes}", "--activation", activation)
         samples, epochs = (200, 3) if args.quick else (2000, 20)
         rule = ("--optimizer", "momentum", "--lr", lr, "--batch-size", 50)
         return Network(name, (*model, *digits), rule, samples, epochs, 0.2)
@@ -126,7 +126,6 @@ def networks(args: argparse.Namespace) -> list[Network]:
         perceptron("ReLU", "relu", 0.05),
         perceptron("sigmoid", "sigmoid", 0.2),
         perceptron("maxout", "maxout", 0.02),
-        perceptron("adversarial maxout", "maxout", 0.02, "--loss", "fast-gradient-sign"),
         Network("convolutional maxout", convolutional, (*momentum, 25, "--lr", 0.02), 300, 20, 0.0),
         Network(
             "MP-DBM", machine, ("--optimizer", "adam", "--lr", 0.005, "--batch-size", 25), 300, 20
@@ -169,7 +168,8 @@ def train(network: Network, args: argparse.Namespace, seed: int = 0) -> list[Pat
 def line(network: Network, start: Path, end: Path, args: argparse.Namespace, name: str) -> Line:
     """The loss from ``start`` to ``end``, on the part of the line that WINDOWS names."""
     low, high = WINDOWS[name]
-    path = args.out / f"{start.parent.name}-{name.replace(' ', '-')}-to-{end.parent.name}.h5"
+    origin = start.parent.name + ("-end" if start.stem.startswith("epoch") else "")
+    path = args.out / f"{origin}-{name.replace(' ', '-')}-to-{end.parent.name}.h5"
     dropout = () if network.dropout is None else ("--dropout-rate", network.dropout)
     command(
         "interpolate",
@@ -311,7 +311,8 @@ def figure(trained: list[Trained], others: dict[str, Line], walks: dict[int, Tra
     for (name, found), ax in zip(others.items(), axes[:, -1]):
         draw(ax, found)
         ax.set_title(f"{trained[0].network.name}:\n{name}", fontsize=8)
-    axes[2, -1].axis("off")
+    for ax in axes[len(others) : 3, -1]:
+        ax.axis("off")
     for dimensions, way in walks.items():
         length = way.distance_from_start[-1]
         axes[3, -1].plot(way.alpha, way.beta / length, lw=0.8, label=f"{dimensions}")
@@ -345,7 +346,7 @@ def main() -> None:
     wanted = [n for n in networks(args) if not args.only or n.name in args.only]
     trained = [measured(network, args) for network in wanted]
     others = between_networks(trained[0], args) if trained[0].network.name == PAIRED else {}
-    walks = {n: control(900, n) for n in (3, 10, 100, 10_000)}
+    walks = {n: control(900, n) for n in (10, 100, 10_000)}
     report(findings_of(trained, others, walks, not args.quick), args.out / "findings.json", args)
     figure(trained, others, walks).savefig(args.out / "goodfellow.png", dpi=80)
 

@@ -36,6 +36,10 @@ class Values(Mapping[str, Array]):
     def __contains__(self, name: object) -> bool:
         return name in self._arrays
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """The array of this name, or ``default``: ``Mapping.get`` expects a KeyError above."""
+        return self._arrays.get(name, default)
+
     def __iter__(self):
         return iter(self._arrays)
 
