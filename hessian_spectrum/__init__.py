@@ -21,6 +21,7 @@ _HOME = {
     "Curve": "landscape.results",
     "Alignment": "analyses.alignment_result",
     "AlignmentConfig": "config",
+    "DeepLinear": "analyses.deep_linear",
     "Deflated": "operators.transforms",
     "Dense": "operators.base",
     "DensityConfig": "config",
