@@ -134,7 +134,7 @@ def pairs_task(
     def add(between: tuple[str, str], *corners: int) -> None:
         thetas = vectors[list(corners)]
         task = (
-            linear_task(ev, *thetas, num_points=num_points)
+            linear_task(ev, thetas[0], thetas[1], num_points)
             if len(corners) == 2
             else corner_task(ev, "barycentric", list(thetas), num_points, num_points)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -88,7 +89,7 @@ def _draw_triangle(axes: Axes, triangle: Surface | None, name: str, norm: Normal
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
     if triangle is None or triangle.positions is None:
-        style = {"transform": axes.transAxes, "color": GREY, "fontsize": 8}
+        style: dict[str, Any] = {"transform": axes.transAxes, "color": GREY, "fontsize": 8}
         axes.text(0.5, 0.5, "no common\nstart", ha="center", va="center", **style)
         return
     x, y = np.moveaxis(triangle.positions, -1, 0)
@@ -103,7 +104,7 @@ def _draw_triangle(axes: Axes, triangle: Surface | None, name: str, norm: Normal
 def _draw_outputs(axes: Axes, line: Curve, top: float) -> None:
     for names, dashes, what in ((FUNCTIONAL, "-", "distance"), (DISAGREEMENT, "--", "labels")):
         for quantity, color, end in zip(names, (BLUE, ORANGE), ("row's", "column's")):
-            style = {"color": color, "linestyle": dashes, "linewidth": 1.1}
+            style: dict[str, Any] = {"color": color, "linestyle": dashes, "linewidth": 1.1}
             axes.plot(line.t, line.values[quantity], label=f"{what}, {end}", **style)
     axes.set_ylim(0, top)
     axes.tick_params(labelsize=6)
