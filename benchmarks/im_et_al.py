@@ -68,10 +68,11 @@ class Study:
     def compare(self, folder: Path, batchnorm: bool) -> Pairs:
         """The table of pairs of a folder's networks, and its two pictures."""
         path = folder.with_suffix(".h5")
-        recalibrate = ("--batch-norm", "recalibrate") if batchnorm else ()
+        # One minibatch has all samples, so that its statistics are those of all of them.
+        statistics = ("--batch-norm", "train") if batchnorm else ()
         run(
             *("interpolate", *self.problem(limit=self.surface_samples), *_batchnorm(batchnorm)),
-            *(*recalibrate, *self.test, "--num-points", str(self.points)),
+            *(*statistics, *self.test, "--num-points", str(self.points)),
             *("--pairs", str(folder), "--overwrite", "--out", str(path)),
         )
         for view in ("table", "lines"):

@@ -12,6 +12,7 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.landscape.results.curve import Curve
 from hessian_spectrum.landscape.results.functional_distances import FunctionalDistances
 from hessian_spectrum.landscape.results.surface import Surface
+from hessian_spectrum.landscape.results.values import Array
 
 Pair = tuple[str, str]
 START = "start"  # stands for the start in labels, so that no network has this name
@@ -85,14 +86,17 @@ def holds_pairs(run: Mapping[str, Any]) -> bool:
 
 def functional_of(names: list[str], lines: Mapping[Pair, Curve]) -> FunctionalDistances:
     """The distances between the ends, which each line has at its last point."""
-    tables = {}
-    for quantity in (FUNCTIONAL[0], DISAGREEMENT[0]):
-        table = np.zeros((len(names), len(names)))
-        for (first, second), line in lines.items():
-            i, j = names.index(first), names.index(second)
-            table[i, j] = table[j, i] = line.values[quantity][-1]
-        tables[quantity] = table
+    distance = _table(names, lines, FUNCTIONAL[0])
+    disagreement = _table(names, lines, DISAGREEMENT[0])
     about = next(iter(lines.values())).about
     told = {name: value for name, value in about.items() if name not in ("between", "path", "ends")}
-    distance, disagreement = tables[FUNCTIONAL[0]], tables[DISAGREEMENT[0]]
-    return FunctionalDistances(np.array(names), distance, disagreement, about=told)
+    return FunctionalDistances(np.array(names), distance, disagreement, told)
+
+
+def _table(names: list[str], lines: Mapping[Pair, Curve], quantity: str) -> Array:
+    """(network, network), symmetric, what each line has at its end."""
+    table = np.zeros((len(names), len(names)))
+    for (first, second), line in lines.items():
+        i, j = names.index(first), names.index(second)
+        table[i, j] = table[j, i] = line.values[quantity][-1]
+    return table
