@@ -341,11 +341,12 @@ def main() -> None:
     if args.data_root is None and not args.quick:
         parser.error("--data-root is missing: the folder of MNIST and ptb, or use --quick")
     if args.quick:
-        args.points = min(args.points, 20)
+        args.points, args.every = min(args.points, 20), 1
     args.out.mkdir(exist_ok=True)
     wanted = [n for n in networks(args) if not args.only or n.name in args.only]
     trained = [measured(network, args) for network in wanted]
-    others = between_networks(trained[0], args) if trained[0].network.name == PAIRED else {}
+    is_paired = trained[0].network.name == PAIRED and not args.quick
+    others = between_networks(trained[0], args) if is_paired else {}
     walks = {n: control(900, n) for n in (10, 100, 10_000)}
     report(findings_of(trained, others, walks, not args.quick), args.out / "findings.json", args)
     figure(trained, others, walks).savefig(args.out / "goodfellow.png", dpi=80)
