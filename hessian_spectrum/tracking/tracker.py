@@ -341,8 +341,8 @@ class Tracker:
         Called by every rank, before the first step.
 
         Raises:
-            InputError: this is no state of a tracker, or the file is missing, damaged or of another
-                run, or has fewer records.
+            InputError: this is no state of a tracker, or one of another model, or the file is
+                missing, damaged or of another run, or has fewer records.
         """
         if not isinstance(state, Mapping):
             raise InputError(
@@ -353,6 +353,12 @@ class Tracker:
             raise InputError(
                 f"load_state_dict: no tracker's state, {', '.join(sorted(missing))} are missing; "
                 "expected what state_dict() returned"
+            )
+        start = state["recorder"]["start"]
+        if start is not None and len(start) != self.evaluator.n:
+            raise InputError(
+                f"load_state_dict: the state is of a model of {len(start)} parameters, the "
+                f"evaluator's has {self.evaluator.n}; restore it with the model that was trained"
             )
         self._is_closed = False
         self.file.restore(state["run"], int(state["step"]), int(state["records"]))

@@ -345,6 +345,9 @@ def test_wrong_use_is_told_in_one_line(tmp_path):
     state = tracker.state_dict()
     with pytest.raises(hs.InputError, match="call it before the first step"):
         tracker.load_state_dict(state)
+    alone = hs.Evaluator(nn.Linear(4, 3), nn.CrossEntropyLoss(), training.data)
+    with pytest.raises(hs.InputError, match="a model of 43 parameters, the evaluator's has 15"):
+        hs.Tracker(alone, path).load_state_dict(state)
     fresh = Training(tmp_path / "other.h5", seed=3).steps(1, 5).tracker
     with pytest.raises(hs.InputError, match="is not the file of the run that is restored"):
         Training(path).tracker.load_state_dict(fresh.state_dict())
