@@ -170,11 +170,16 @@ class WriterLock:
                     os.utime(self.path)
 
     def _refusal(self) -> str:
-        owner = _content(self.path)
+        owner, me = _content(self.path), _whoami()
         who = ", ".join(f"{key} {owner.get(key) or 'unknown'}" for key in ("host", "pid", "job"))
+        held = f"is writing here ({who}, since {owner.get('started', 'unknown')})"
+        if all(owner.get(key) == me[key] for key in ("host", "pid")):
+            return (
+                f"{self.path}: this process itself {held}; end that run first (a Tracker: close() "
+                "it), or choose another output"
+            )
         return (
-            f"{self.path}: another process is writing here ({who}, since "
-            f"{owner.get('started', 'unknown')}); wait for it, choose another output, or, if it "
+            f"{self.path}: another process {held}; wait for it, choose another output, or, if it "
             f"is gone, try again {STALE_SECONDS / 60:.0f} minutes after its end or remove this file"
         )
 

@@ -31,12 +31,14 @@ class Schedule:
         self._earlier = 0.0  # seconds, of earlier starts
         self._began: float | None = None  # this start's first step, by perf_counter
 
-    def start(self) -> bool:
-        """At each step; True at the first of this start."""
-        if self._began is not None:
-            return False
+    @property
+    def is_first(self) -> bool:
+        """Is the next step the first of this start?"""
+        return self._began is None
+
+    def start(self) -> None:
+        """At the first step."""
         self._began = time.perf_counter()
-        return True
 
     @property
     def seconds(self) -> float:

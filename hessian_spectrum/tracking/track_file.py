@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,8 +59,9 @@ class TrackFile:
                 )
             run_file.check_output(self.path, overwrite=replaced)
             self._lock.__enter__()
-            # Also where the tracker is never closed: another node could not tell that we are gone.
-            atexit.register(self._lock.__exit__)
+            # Also where the tracker is never closed: another node could not tell that we are gone,
+            # and a cell of a notebook that runs again is this same process.
+            weakref.finalize(self, self._lock.__exit__)
 
         on_first_rank(self.world, begin)
         self._has_begun = True
@@ -71,8 +72,13 @@ class TrackFile:
             raise InputError("load_state_dict: call it before the first step")
 
         def read() -> tuple[Track, dict[str, Result]]:
-            if not records and not self.path.exists():  # stopped before the first record
-                return Track.empty({**self.track.about, "run": run}), {}
+            if not self.path.exists():
+                if not records:  # stopped before the first record
+                    return Track.empty({**self.track.about, "run": run}), {}
+                raise InputError(
+                    f"{self.path}: no such file, and the restored tracker had made {records} "
+                    "records; give the tracker its file, or start without load_state_dict"
+                )
             with run_file.open(self.path) as found:
                 track = found.get("track")
                 if not isinstance(track, Track) or track.about.get("run") != run:

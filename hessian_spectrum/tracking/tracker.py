@@ -171,6 +171,7 @@ class Tracker:
         )
         self._step = 0  # the latest that was made
         self._previous: tuple[int, Tensor] | None = None  # step and minibatch gradient
+        self._is_closed = False
         self._begun: int | None = None  # the step between its two calls
         self._pending: _Pending | None = None  # the same, where it is recorded
         about = {"run": self.world.from_first(uuid.uuid4().hex), "above": above}
@@ -188,10 +189,15 @@ class Tracker:
             step: the number of this optimizer step, from 1; steps ascend.
 
         Raises:
-            InputError: the step is not later than the one before, the optimizer steps other
-                parameters, or the file is that of another run.
+            InputError: the step is not later than the one before, the tracker is closed, the
+                optimizer steps other parameters, or the file is that of another run.
         """
         require_whole(1, step=step)
+        if self._is_closed:
+            raise InputError(
+                f"before_step({step}): the tracker is closed; make a new one, and restore it by "
+                "load_state_dict to go on in the same file"
+            )
         if step <= self._step:
             raise InputError(
                 f"before_step({step}): expected a step later than {self._step}, the latest one; "
@@ -199,10 +205,11 @@ class Tracker:
             )
         step = int(step)
         began = time.perf_counter()
-        if self._schedule.start():
+        if self._schedule.is_first:
             require_stepped(optimizer, self._parameters())
             self.file.begin()
             self._recorder.begin()
+            self._schedule.start()  # last: a refusal leaves the tracker as it was
         gradient = None
         self._begun, self._pending = step, None
         if self._schedule.is_due(step) and not self._is_skipped(step):
@@ -334,8 +341,8 @@ class Tracker:
         Called by every rank, before the first step.
 
         Raises:
-            InputError: this is no state of a tracker, or the file is missing, damaged or of another
-                run, or has fewer records.
+            InputError: this is no state of a tracker, or one of another model, or the file is
+                missing, damaged or of another run, or has fewer records.
         """
         if not isinstance(state, Mapping):
             raise InputError(
@@ -347,6 +354,13 @@ class Tracker:
                 f"load_state_dict: no tracker's state, {', '.join(sorted(missing))} are missing; "
                 "expected what state_dict() returned"
             )
+        start = state["recorder"]["start"]
+        if start is not None and len(start) != self.evaluator.n:
+            raise InputError(
+                f"load_state_dict: the state is of a model of {len(start)} parameters, the "
+                f"evaluator's has {self.evaluator.n}; restore it with the model that was trained"
+            )
+        self._is_closed = False
         self.file.restore(state["run"], int(state["step"]), int(state["records"]))
         device = self.evaluator.device
         self._step = int(state["step"])
@@ -357,6 +371,7 @@ class Tracker:
 
     def close(self) -> None:
         """The training has ended: mark the file as finished."""
+        self._is_closed = True
         self.file.close()
 
     def __enter__(self) -> Tracker:
@@ -366,6 +381,7 @@ class Tracker:
         if kind is None:
             self.close()
         else:
+            self._is_closed = True
             self.file.leave()
 
 

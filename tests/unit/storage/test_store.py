@@ -686,7 +686,7 @@ def test_the_slower_of_two_that_found_a_stale_lock_leaves_the_new_one_alone(path
         return stale
 
     monkeypatch.setattr(writer_lock, "_is_stale", overtaken)
-    refused("another process is writing", slow.__enter__)
+    refused("this process itself is writing", slow.__enter__)
     assert fast.held
     fast.__exit__()
     assert only(path.parent) == []

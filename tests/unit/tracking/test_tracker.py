@@ -345,6 +345,9 @@ def test_wrong_use_is_told_in_one_line(tmp_path):
     state = tracker.state_dict()
     with pytest.raises(hs.InputError, match="call it before the first step"):
         tracker.load_state_dict(state)
+    alone = hs.Evaluator(nn.Linear(4, 3), nn.CrossEntropyLoss(), training.data)
+    with pytest.raises(hs.InputError, match="a model of 43 parameters, the evaluator's has 15"):
+        hs.Tracker(alone, path).load_state_dict(state)
     fresh = Training(tmp_path / "other.h5", seed=3).steps(1, 5).tracker
     with pytest.raises(hs.InputError, match="is not the file of the run that is restored"):
         Training(path).tracker.load_state_dict(fresh.state_dict())
@@ -416,3 +419,32 @@ def test_a_warm_up_from_a_learning_rate_of_0_is_recorded_without_a_threshold(tmp
     assert later["curvature/threshold"] == pytest.approx(20.0)
     about = training.tracker.file.track.about["threshold"]
     assert about == {"SGD": "known"}
+
+
+def test_a_tracker_that_is_dropped_lets_the_next_one_write(tmp_path):
+    """As where a cell of a notebook runs again in the same process."""
+    path = tmp_path / "track.h5"
+    training = Training(path).steps(1, 1)
+    other = Training(path, overwrite=True)
+    with pytest.raises(hs.InputError, match=r"this process itself is writing .* close\(\) it"):
+        other.steps(1, 1)
+    del training
+    other.steps(2, 5)
+    with hs.open(path) as run:
+        assert run["track"].steps.tolist() == [5]
+
+
+def test_a_closed_tracker_goes_on_only_where_it_is_restored(tmp_path):
+    path = tmp_path / "track.h5"
+    training = Training(path).steps(1, 5)
+    state = training.tracker.state_dict()
+    training.tracker.close()
+    with pytest.raises(hs.InputError, match=r"before_step\(6\): the tracker is closed"):
+        training.steps(6, 6)
+    training.tracker.load_state_dict(state)
+    training.steps(6, 10).tracker.close()
+    with hs.open(path) as run:
+        assert run["track"].steps.tolist() == [1, 5, 10] and run.finished
+    path.unlink()
+    with pytest.raises(hs.InputError, match="no such file, and the restored tracker had made 2"):
+        Training(path).tracker.load_state_dict(state)
