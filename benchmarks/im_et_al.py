@@ -11,7 +11,7 @@ of 16 x 16 pixels. Functional distances are of softmax outputs on test pictures.
 a folder of networks, a result file, a table and a picture of lines for each of "batchnorm" and
 "plain", and findings.json. Finished trainings are not repeated.
 
-    python benchmarks/im_et_al.py --data-root cifar10.npz --out im    # about 10 minutes
+    python benchmarks/im_et_al.py --data-root cifar10.npz --out im
     python benchmarks/im_et_al.py --quick --out im    # shipped digits, seconds: a test
 """
 
