@@ -98,7 +98,10 @@ class Tracker:
         max_overhead: the most that records may take of the time since the first step; what would
             exceed it is skipped, and the skip recorded. None: no limit.
         log: called with (dict, step=step) after each record, on the first rank.
-        tol: of eigenvalues: residual over the largest |eigenvalue|; errors are about its square.
+        tol: of eigenvalues: residual over the largest |eigenvalue|; a tenth of it for the matrix
+            that the optimizer sees. An eigenvalue lies within the residual, or about its square
+            where it stands apart. A larger one that has just overtaken it may be missed for some
+            records, the less often the smaller ``tol`` is.
         max_products: for one search of eigenvalues.
         overwrite: replace a file of another run.
 

@@ -7,6 +7,8 @@ from torch import nn
 from torch.func import functional_call, hessian
 
 import hessian_spectrum as hs
+from hessian_spectrum import zoo
+from hessian_spectrum.tracking.stability import stability
 
 
 class Training:
@@ -201,6 +203,31 @@ def test_a_density_is_stored_beside_the_records(tmp_path):
         trace = exact.hessian(exact.theta[10]).trace().item()
         low, high = run["density/step-000010"].interval("trace")
         assert low - 0.2 * abs(trace) < trace < high + 0.2 * abs(trace)
+
+
+def test_the_largest_preconditioned_eigenvalue_is_not_passed_over(tmp_path):
+    """Pixels that are always 0 give eigenvectors apart from all others, here with decay."""
+    torch.manual_seed(0)
+    x, y = zoo.load_dataset("digits", limit=200).tensors
+    x = x.double()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Tanh(), nn.Linear(4, 10)).double()
+    loss_fn = nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, weight_decay=0.1)
+    evaluator = hs.Evaluator(model, loss_fn, (x, y))
+    tracker = hs.Tracker(evaluator, tmp_path / "track.h5", every=1, max_overhead=None)
+    for step in range(1, 13):
+        optimizer.zero_grad()
+        loss_fn(model(x), y).backward()
+        theta = evaluator.theta
+        tracker.before_step(step, optimizer)
+        optimizer.step()
+        found = tracker.after_step(step)["curvature/preconditioned"]
+        rule = stability(optimizer, dict(model.named_parameters()), 0.0)
+        h = hs.Hessian(evaluator, theta).products(torch.eye(evaluator.n, dtype=torch.float64))
+        seen = h + rule.shift * torch.eye(len(h), dtype=h.dtype)
+        root = rule.preconditioner.sqrt()
+        exact = torch.linalg.eigvalsh(seen / (root[:, None] * root))[-1].item()
+        assert 0.98 * exact <= found <= (1 + 1e-9) * exact, step
 
 
 def test_alignment_is_stored_beside_the_records(tmp_path):
