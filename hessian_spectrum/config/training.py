@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -153,8 +154,8 @@ class TrainConfig(OutputConfig):
     """The share of the time that records may take; others are skipped. 1: record all."""
     grid: tuple[str, ...] = ()
     """OPTION=VALUE,VALUE,..., as in optimizer=sgd:0.1,adam:0.001,rk2-heun:0.1 seed=0,1,2: train a
-    network for each combination, in folders of OUT such as OUT/adam-seed2. Behind an optimizer its
-    learning rate."""
+    network for each combination, in folders of OUT such as OUT/adam-seed2. After an optimizer comes
+    its learning rate."""
     grid_member: int | None = None
     """Train this one of the grid alone, from 0, for a job array; the last option changes first."""
     out: Path = Path("checkpoints")
@@ -181,11 +182,7 @@ class TrainConfig(OutputConfig):
         positive(self, "epochs", "batch_size", "every", "limit", "image_size", "swa")
         if self.ema is not None and not 0 < self.ema < 1:
             raise InputError(f"--ema {self.ema}: expected a number between 0 and 1")
-        positive(self, "track_every", "track_probe", "track_largest", "track_density_every")
-        if not 0 < self.track_overhead <= 1:
-            raise InputError(
-                f"--track-overhead {self.track_overhead}: expected a share, above 0 and at most 1"
-            )
+        self._check_track()
         if any(epoch < 1 for epoch in self.keep_epochs):
             raise InputError(f"--keep-epochs {min(self.keep_epochs)}: epochs count from 1")
         _ = self.schedule, self.kept_steps
@@ -197,6 +194,20 @@ class TrainConfig(OutputConfig):
         if not 0 <= self.momentum < 1:
             raise InputError(f"--momentum {self.momentum}: expected 0 or more, and less than 1")
         seeds(self, "seed")
+
+    def _check_track(self) -> None:
+        positive(self, "track_every", "track_probe", "track_largest", "track_density_every")
+        if not 0 < self.track_overhead <= 1:
+            raise InputError(
+                f"--track-overhead {self.track_overhead}: expected a share, above 0 and at most 1"
+            )
+        for field in dataclasses.fields(self):
+            given = getattr(self, field.name) != field.default
+            if given and field.name.startswith("track_") and self.track is None:
+                option = "--" + field.name.replace("_", "-")
+                raise InputError(
+                    f"{option} has no effect without --track FILE; name the file, or leave it out"
+                )
 
     def _check_grid(self) -> None:
         found = members(self) if self.grid else {}

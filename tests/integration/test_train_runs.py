@@ -192,6 +192,7 @@ def test_what_cannot_be_trained_is_refused(inside, capsys):
     fails(capsys, [*SMALL, "--switch", "5:lbfgs:1"], "--switch 5:lbfgs:1: expected")
     fails(capsys, [*SMALL, "--ema", "1"], "--ema 1.0: expected")
     fails(capsys, [*SMALL, "--optimizer", "nesterov", "--momentum", "0"], "nesterov with momentum")
+    fails(capsys, [*SMALL, "--track-every", "5"], "--track-every has no effect without --track")
     assert os.listdir(".") == []
 
 
