@@ -15,6 +15,7 @@ from hessian_spectrum._core.errors import InputError, require_whole
 from hessian_spectrum.algorithms.eigenpairs import eigenpairs
 from hessian_spectrum.algorithms.residual_check import arithmetic_error
 from hessian_spectrum.analyses.critical_terms import lines
+from hessian_spectrum.krylov.dense_eigen import eigh
 from hessian_spectrum.landscape.results.critical_points import CriticalPoint
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.operators.base import SymmetricOperator
@@ -210,7 +211,7 @@ def whole_spectrum(matrix: SymmetricOperator) -> Spectrum:
         matrix.raise_failure()
         raise FloatingPointError("the Hessian is not finite")
     unit = 2.0 ** math.frexp(float(np.abs(products).max()))[1]
-    values, columns = np.linalg.eigh((products + products.T) / (2 * unit))
+    values, columns = eigh((products + products.T) / (2 * unit))
     values, vectors = matrix.layout.world.from_first((values * unit, columns.T.copy()))
     asymmetry = float(np.linalg.norm(products - products.T, 2))
     scale = float(np.abs(values).max())

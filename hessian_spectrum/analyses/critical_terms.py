@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hessian_spectrum.krylov.dense_eigen import least_squares
+
 Array = NDArray[np.float64]
 # (t, u) -> H(theta + t u) u, (n,), float64
 ProductAlong = Callable[[float, Array], Array]
@@ -130,7 +132,7 @@ def _extremes(values: Array) -> tuple[float, float, float]:
     """
     angles = math.pi * np.arange(ANGLES) / ANGLES
     fine = math.pi * np.arange(FINE) / FINE
-    fit = np.linalg.lstsq(_harmonics(angles), values, rcond=None)[0]
+    fit = least_squares(_harmonics(angles), values)
     found = _harmonics(fine) @ fit
     margin = 4 * np.abs(found).max() * math.pi / (2 * FINE)
     return float(found.min()), float(found.max()), margin

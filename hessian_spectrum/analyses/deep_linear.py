@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.krylov.dense_eigen import eigh
 
 Array = NDArray[np.float64]
 
@@ -106,7 +107,7 @@ class DeepLinear:
         With Sigma = Syx Sxx^-1 Sxy it is (tr Syy - the largest eigenvalues of Sigma) / 2, as many
         as the rank (Baldi and Hornik 1989).
         """
-        explained = np.linalg.eigvalsh(self.syx @ np.linalg.solve(self.sxx, self.syx.T))
+        explained = eigh(self.syx @ np.linalg.solve(self.sxx, self.syx.T))[0]
         return float(self.syy - explained[::-1][: min(self.sizes)].sum()) / 2
 
     def _parts(self, weights: list[Array]) -> tuple[list[Array], list[Array], Array]:
