@@ -201,7 +201,7 @@ def test_what_cannot_be_trained_is_refused(inside, capsys):
 # Minibatches of 7 are uneven, and the last of 50 samples has one: one rank has none.
 ON_RANKS = ["train", "--model", "cnn", "--dataset", "digits", "--limit", "50", "--lr", "0.05"]
 ON_RANKS += ["--batch-size", "7", "--epochs", "2", "--every", "1", "--ema", "0.9"]
-ON_RANKS += ["--track-every", "100", "--track-probe", "20", "--track-overhead", "1"]
+PROBED = ["--track-every", "100", "--track-probe", "20", "--track-overhead", "1"]
 
 
 def largest_difference(a, b):
@@ -214,7 +214,7 @@ def test_ranks_give_the_parameters_of_one_process(inside, optimizer):
     for dtype, bound in (("float64", 1e-10), ("float32", 3e-5)):
         words = [*ON_RANKS, "--dtype", dtype, "--optimizer", optimizer, "--augment", "flip-crop"]
         for many, start in (("one", [sys.executable]), ("two", [*TORCHRUN, "2"])):
-            options = ["--out", f"{many}-{dtype}", "--track", f"{many}-{dtype}.h5"]
+            options = ["--out", f"{many}-{dtype}", "--track", f"{many}-{dtype}.h5", *PROBED]
             launch([*start, "-m", "hessian_spectrum", *words, *options], inside)
         names = sorted(os.listdir(f"one-{dtype}"))
         assert names == sorted(os.listdir(f"two-{dtype}")) and len(names) == 4
