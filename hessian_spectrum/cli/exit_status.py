@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import os
 import sys
@@ -10,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hessian_spectrum._core.errors import StateLost, Warned, is_out_of_memory, of_exit, place_of
 from hessian_spectrum._core.standard_output import nobody_reads
@@ -115,6 +116,24 @@ def end_job(error: BaseException, said: str | None, world: Any, config: Any, sav
         print(f"{where} failed:", file=sys.stderr)
         traceback.print_exception(error)
     distributed.leave(world, code_of(error))
+
+
+def end_rank(code: int) -> NoReturn:
+    """End this process of a job whose work is done, without the interpreter's finalization.
+
+    In the finalization a thread of torch's C++ code that is still there ends the process by an
+    abort, and so a finished job as a failed one.
+    """
+    atexit._run_exitfuncs()  # the heartbeat's end among them
+    if "mpi4py.MPI" in sys.modules:
+        from mpi4py import MPI
+
+        if MPI.Is_initialized() and not MPI.Is_finalized():
+            MPI.Finalize()
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def code_of(error: BaseException) -> int:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from hessian_spectrum.cli.exit_status import START_AGAIN, flushed, leave_code, say_once
+from hessian_spectrum.cli.exit_status import START_AGAIN, end_rank, flushed, leave_code, say_once
 from hessian_spectrum.commands import signals
 
 # Environment variables by which launchers give a process its rank and the number of ranks, before
@@ -41,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = flushed(action(stop))
         if argv is None:
             stop.keep_code(code)
+            if has_ranks():
+                end_rank(code)
     return code
 
 
@@ -52,6 +54,11 @@ def first_by_environment() -> bool:
             others = (str(other) for other in range(1, _size(os.environ[size])))
             return os.environ[rank] not in others
     return True
+
+
+def has_ranks() -> bool:
+    """Whether a launcher says that this process is one of several."""
+    return any(os.environ.get(size, "1") != "1" for _, size in RANK_HINTS)
 
 
 def _size(text: str) -> int:
