@@ -57,8 +57,8 @@ def load_dataset(
         download: let torchvision download missing data.
 
     Raises:
-        InputError: an unknown name or split, a limit below 1, or data that are missing, damaged
-            or of an unexpected shape or type.
+        InputError: an unknown name or split, a limit below 1, a size for pictures that are not
+            resized, or data that are missing, damaged or of an unexpected shape or type.
     """
     if name not in DATASETS and not name.startswith(PREFIX):
         known = ", ".join((*DATASETS, f"{PREFIX}NAME"))
@@ -67,6 +67,11 @@ def load_dataset(
         raise InputError(f"unknown split {split!r}; use one of: {', '.join(_SPLITS)}")
     if limit is not None and limit < 1:
         raise InputError(f"limit is {limit}; expected at least 1 sample, or None for all of them")
+    if image_size is not None and not name.startswith(PREFIX):
+        raise InputError(
+            f"image_size is {image_size}, but only pictures of {PREFIX}NAME are resized; leave it "
+            f"out for {name!r}, or store pictures of that size"
+        )
     if name == "digits":
         return _digits(split, limit)
     root = None if data_root is None else Path(data_root).expanduser()

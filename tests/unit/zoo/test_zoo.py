@@ -129,6 +129,8 @@ def test_limit_takes_the_first_samples():
         ({"name": "imagenet"}, ["'imagenet'", "digits, mnist, cifar10, arrays"]),
         ({"name": "digits", "split": "valid"}, ["'valid'", "train, test"]),
         ({"name": "digits", "limit": 0}, ["limit is 0", "at least 1"]),
+        ({"name": "digits", "image_size": 4}, ["image_size is 4", "torchvision:NAME", "'digits'"]),
+        ({"name": "arrays", "image_size": 4}, ["image_size is 4", "leave it out"]),
         ({"name": "mnist"}, ["data_root", "MNIST/raw/train-images-idx3-ubyte"]),
         ({"name": "cifar10"}, ["data_root", "cifar-10-batches-py"]),
         ({"name": "arrays", "split": "test"}, ["data_root", "test_images and test_labels"]),
