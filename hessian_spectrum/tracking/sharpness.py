@@ -14,6 +14,7 @@ from torch import Tensor
 from hessian_spectrum.algorithms.eigenpairs import eigenpairs
 from hessian_spectrum.algorithms.residual_check import arithmetic_error
 from hessian_spectrum.krylov.extremal import Extremes, extremes
+from hessian_spectrum.krylov.krylov_schur import RitzSpace
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
@@ -63,6 +64,8 @@ class EndsFinder:
         max_products: for one matrix; what has not converged by then is returned as it is.
     """
 
+    spent: int = 0  # products with the matrix that is looked at
+
     def __init__(self, tol: float, max_products: int, seed: int):
         self.tol, self.max_products, self.seed = tol, max_products, seed
         self.vectors: Tensor | None = None  # (k, n), of the latest ends
@@ -73,10 +76,10 @@ class EndsFinder:
     def outermost(self, operator: SymmetricOperator, lower: int) -> Ends:
         """One pair of the upper end, and of the lower one where ``lower``; the fewest products."""
         warm = None
-        count = 1 + lower
-        if self.vectors is not None and len(self.vectors) == count and self.num_lower == lower:
-            rows = operator.layout.local(self.vectors.to(operator.device, operator.dtype))
-            warm = Extremes(self.values, np.zeros(count), rows, 0, True)
+        if self.vectors is not None and len(self.vectors) and self.num_lower == lower:
+            kept = [0, -1] if lower else [-1]  # of perhaps more
+            rows = operator.layout.local(self.vectors[kept].to(operator.device, operator.dtype))
+            warm = Extremes(self.values[kept], np.zeros(len(kept)), rows, 0, True)
         found = extremes(
             operator,
             warm,
@@ -85,13 +88,19 @@ class EndsFinder:
             seed=self.seed,
             largest_only=not lower,
         )
+        self.spent += found.products
         whole = operator.layout.gather(found.vectors)
         ends = Ends(found.values, found.residuals, whole, lower, found.converged)
         return self._remembered(self._with_rounding(operator, ends, found.vectors))
 
     def several(self, operator: SymmetricOperator, lower: int, upper: int) -> Ends:
-        """So many pairs of each end."""
-        start = self.vectors
+        """So many pairs of each end, with the products that are left."""
+        products = 0
+
+        def count(space: RitzSpace) -> None:
+            nonlocal products
+            products = space.products
+
         found = eigenpairs(
             operator,
             (lower, upper) if lower else upper,
@@ -99,12 +108,21 @@ class EndsFinder:
             self.tol,
             seed=self.seed,
             copies=False,
-            max_products=self.max_products,
-            start=start,
+            max_products=max(1, self.max_products - self.spent),
+            start=self._nearest(lower, upper),
+            on_step=count,
         )
+        self.spent += products + 1  # the last step is not told
         vectors = torch.as_tensor(np.asarray(found.vectors)).to(operator.device, operator.dtype)
         converged = bool(found.converged.all())
         return self._remembered(Ends(found.values, found.residuals, vectors, lower, converged))
+
+    def _nearest(self, lower: int, upper: int) -> Tensor | None:
+        """Of the vectors that are remembered, those nearest to the ends that are looked for."""
+        if self.vectors is None or not len(self.vectors):
+            return None
+        first = max(self.num_lower, len(self.vectors) - upper)
+        return torch.cat([self.vectors[: min(lower, self.num_lower)], self.vectors[first:]])
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -137,13 +155,25 @@ class EndsFinder:
 def ends(
     finder: EndsFinder, operator: SymmetricOperator, lower: int, upper: int, above: float
 ) -> Ends:
-    """``lower`` and ``upper`` pairs, and more of the upper end until one is not above ``above``."""
+    """``lower`` and ``upper`` pairs, and more of the upper end until one is not above ``above``.
+
+    The first guess is one more than were above it in the matrix before. The search for more ends
+    with the finder's products.
+    """
+    finder.spent = 0
     most = operator.n - lower
-    upper = min(upper, most)
+    before = finder.values[finder.num_lower :]
+    upper = min(max(upper, int((before > above).sum()) + 1), most)
     if upper == 1 and lower <= 1 and operator.n > 1:
         found = finder.outermost(operator, lower)
     else:
         found = finder.several(operator, lower, upper)
-    while math.isfinite(above) and len(found.upper) < most and found.upper.min() > above:
+    while (
+        math.isfinite(above)
+        and len(found.upper) < most
+        and found.upper.min() > above
+        and found.converged
+        and finder.spent < finder.max_products
+    ):
         found = finder.several(operator, lower, min(2 * len(found.upper) + 1, most))
     return found

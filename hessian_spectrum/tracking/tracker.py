@@ -64,7 +64,7 @@ class Tracker:
     curvature/lambda_max               the largest eigenvalue of the Hessian; lambda_min the
                                        smallest
     curvature/lambda_max_error         an eigenvalue lies within it; lambda_min_error likewise
-    curvature/num_above                eigenvalues above ``above`` / lr
+    curvature/num_above                eigenvalues above ``above`` / lr that were found
     curvature/preconditioned           the largest eigenvalue of the matrix that the optimizer
                                        sees, P^-1/2 (H + decay) P^-1/2 (``stability``), and _error
     curvature/threshold                above which that eigenvalue makes the optimizer unstable
@@ -102,7 +102,8 @@ class Tracker:
             that the optimizer sees. An eigenvalue lies within the residual, or about its square
             where it stands apart. A larger one that has just overtaken it may be missed for some
             records, the less often the smaller ``tol`` is.
-        max_products: for one search of eigenvalues.
+        max_products: for the eigenvalues of one matrix. Where it ends the search, there may be
+            more above ``above`` / lr than were found, and errors say how far the others are.
         overwrite: replace a file of another run.
 
     Raises:
