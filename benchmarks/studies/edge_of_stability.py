@@ -8,27 +8,24 @@ gradient methods at the edge of stability", figure 1).
 
 A tanh network with two hidden layers of 64 units is trained on CIFAR-10 pictures, averaged to 8 x 8
 pixels and standardized pixel by pixel, with squared error (half the squared distance to the one-hot
-label) and with cross entropy. Written into OUT: a track file for each run (hessian-spectrum plot
-draws it alone), findings.json, and one picture of all runs.
-
-    python benchmarks/edge_of_stability.py --data-root cifar10.npz --out eos    # about 10 minutes
-    python benchmarks/edge_of_stability.py --quick --out eos    # shipped digits, seconds: a test
+label) and with cross entropy. In the study's folder: a track file for each run, which
+``hessian-spectrum plot`` draws alone. The test trains on the shipped digits, for which no paper
+has figures.
 """
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from findings import Finding, report, within
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, one_hot
 
 import hessian_spectrum as hs
+from benchmarks.suite import Context, Finding, Outcome, Study
 from hessian_spectrum import zoo
 from hessian_spectrum.landscape.results import Track
 
@@ -48,7 +45,7 @@ class Run:
     def name(self) -> str:
         return f"{self.loss}-{self.optimizer}"
 
-    def step_rule(self, parameters: object) -> torch.optim.Optimizer:
+    def step_rule(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         if self.optimizer == "adam":
             return torch.optim.Adam(parameters, lr=self.lr)
         return torch.optim.SGD(
@@ -64,8 +61,29 @@ RUNS = (
     Run("ce", "momentum", 0.05, 1200, GD),
     Run("ce", "adam", 0.002, 600, ADAPTIVE),
 )
+TEST = (Run("mse", "gd", 0.4, 60, GD), Run("ce", "adam", 0.01, 60, ADAPTIVE))
+WHY_NOT = {
+    "ce-gd": "it rises to the threshold and stays above it while the loss still falls fast",
+    "ce-momentum": "it rises to the threshold and falls back after each peak",
+}
 SMALL_LOSS = 0.1  # over the first: below, cross entropy lets the sharpness fall again
-QUICK = (Run("mse", "gd", 0.4, 60, GD), Run("ce", "adam", 0.01, 60, ADAPTIVE))
+
+
+@dataclass(frozen=True)
+class Options:
+    """
+    Args:
+        samples: of CIFAR-10; 0: the first 300 shipped digits.
+        every: steps between records.
+        width: of the hidden layers.
+        pool: side of the squares of pixels that are averaged.
+    """
+
+    runs: tuple[Run, ...] = RUNS
+    samples: int = 5000
+    every: int = 25
+    width: int = 64
+    pool: int = 4
 
 
 def half_squares(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -73,18 +91,23 @@ def half_squares(outputs: Tensor, targets: Tensor) -> Tensor:
     return 0.5 * (outputs - targets).square().sum(1).mean()
 
 
-def samples(args: argparse.Namespace) -> tuple[Tensor, Tensor]:
-    if args.quick:
-        x, y = zoo.load_dataset("digits", limit=300).tensors
+def samples(context: Context, options: Options) -> tuple[Tensor, Tensor]:
+    if options.samples:
+        root = context.data("cifar10")
+        x, y = zoo.load_dataset("arrays", data_root=root, limit=options.samples).tensors
+        x = avg_pool2d(x, options.pool)
     else:
-        data = zoo.load_dataset("arrays", data_root=args.data_root, limit=args.samples)
-        x, y = data.tensors
-        x = avg_pool2d(x, 4)
+        x, y = zoo.load_dataset("digits", limit=300).tensors
     return (x - x.mean(0)) / (x.std(0) + 1e-3), y
 
 
 def train(run: Run, x: Tensor, y: Tensor, out: Path, every: int, width: int) -> Track:
-    """Full-batch steps with a tracker on the same data."""
+    """Full-batch steps with a tracker on the same data; not again where its file is finished."""
+    path = out / f"{run.name}.h5"
+    if path.exists():
+        with hs.open(path) as found:
+            if found.finished:
+                return found["track"]
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Flatten(),
@@ -98,7 +121,6 @@ def train(run: Run, x: Tensor, y: Tensor, out: Path, every: int, width: int) -> 
     loss_fn = loss_fn or nn.CrossEntropyLoss()
     optimizer = run.step_rule(net.parameters())
     evaluator = hs.Evaluator(net, loss_fn, (x, targets), batch_size=len(x))
-    path = out / f"{run.name}.h5"
     options = {"every": every, "at": (1,), "smallest": 0, "above": None, "overwrite": True}
     with hs.Tracker(evaluator, path, max_overhead=None, **options) as tracker:
         for step in range(1, run.steps + 1):
@@ -112,7 +134,7 @@ def train(run: Run, x: Tensor, y: Tensor, out: Path, every: int, width: int) -> 
         return found["track"]
 
 
-def judged(run: Run, track: Track, quick: bool) -> list[Finding]:
+def judged(context: Context, run: Run, track: Track) -> list[Finding]:
     """Does the sharpness rise to its threshold, and stay there?
 
     With cross entropy it falls again when the loss has become small (Cohen et al. 2021, section 3):
@@ -125,27 +147,35 @@ def judged(run: Run, track: Track, quick: bool) -> list[Finding]:
     what = "preconditioned sharpness" if run.optimizer == "adam" else "sharpness"
     over = f"{run.name}: {what} over its threshold"
     found = [
-        within(
-            f"{over}, mean of the last third of {steps[-1]:.0f} steps",
-            run.source,
+        context.check(
+            f"{over}, mean of the last third of the steps",
             third.mean(),
-            0.9,
-            1.2,
-            third.std(),
-            not quick,
+            *(0.9, 1.2),
+            source=run.source,
+            uncertainty=third.std(),
+            why_not=WHY_NOT.get(run.name, ""),
         ),
-        within(
+        context.check(
             f"{over}, the least in the first quarter",
-            run.source,
             trained[: max(1, len(trained) // 4)].min(),
-            0.0,
-            0.9,
-            judged=not quick,
+            *(0.0, 0.9),
+            source=run.source,
         ),
     ]
     if not large.all():
-        at_end = f"{over}, at step {track.steps[-1]:.0f}, with a loss of {track['loss'][-1]:.2g}"
-        found.append(within(at_end, run.source, ratio[-1], 0.0, 0.9, judged=not quick))
+        at_end = f"{over}, at the end, where the loss is small"
+        found.append(context.check(at_end, ratio[-1], 0.0, 0.9, source=run.source))
+    # What a tracker records of gradient descent is known to the last bit.
+    known = {"gd": 2 / run.lr, "momentum": 3.8 / run.lr, "adam": 38 / run.lr}[run.optimizer]
+    found.append(
+        context.check(
+            f"{run.name}: recorded threshold over the formula's",
+            (track["threshold"][1:] / known).mean(),
+            *(1 - 1e-9, 1 + 1e-9),
+            source=run.source,
+            judged_from="test",
+        )
+    )
     return found
 
 
@@ -166,38 +196,29 @@ def figure(found: list[tuple[Run, Track]]) -> Figure:
     return picture
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data-root", type=Path, help="a .npz file with CIFAR-10 pictures")
-    parser.add_argument("--samples", type=int, default=5000)
-    parser.add_argument("--every", type=int, default=25, help="steps between records")
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--only", nargs="*", help="names of runs, such as mse-gd")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=Path, default=Path("edge_of_stability"))
-    args = parser.parse_args()
-    if args.data_root is None and not args.quick:
-        parser.error("--data-root is missing: a .npz file with CIFAR-10 pictures, or use --quick")
-    args.out.mkdir(exist_ok=True)
-    x, y = samples(args)
-    runs = [
-        run for run in (QUICK if args.quick else RUNS) if not args.only or run.name in args.only
-    ]
-    found, findings = [], []
-    for run in runs:
-        track = train(run, x, y, args.out, args.every, args.width)
-        found.append((run, track))
-        findings += judged(run, track, args.quick)
-        spent = np.nansum(track["seconds"])
-        print(
-            f"{run.name}: {len(track)} records, {track['products'].mean():.1f} products and "
-            f"{spent / len(track):.3f} s each"
-        )
-    report(findings, args.out / "findings.json", args)
-    figure(found).savefig(args.out / "edge_of_stability.png", dpi=130)
+def run(context: Context, options: Options) -> Outcome:
+    x, y = samples(context, options)
+    found, findings, values = [], [], {}
+    for each in options.runs:
+        track = train(each, x, y, context.folder, options.every, options.width)
+        found.append((each, track))
+        findings += judged(context, each, track)
+        for name in ("preconditioned", "threshold", "loss", "products"):
+            values[f"{each.name}/{name}"] = track[name]
+        values[f"{each.name}/step"] = track.steps
+        print(f"{each.name}: {len(track)} records, {track['products'].mean():.1f} products each")
+    return Outcome(findings, values, figure(found))
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    title="Does full-batch training settle at the edge of stability?",
+    source="Cohen et al. 2021, figures 1, 3 and 5; 2022, figure 1",
+    run=run,
+    scales={
+        "test": Options(TEST, samples=0, width=16),
+        "cpu": Options(),
+        "gpu": Options(width=200, pool=1),
+        "paper": Options(width=200, pool=1),  # 5,000 pictures, as theirs
+    },
+    data=("cifar10",),
+)

@@ -1,0 +1,1 @@
+"""Studies of papers' claims and of our own, run by ``python -m benchmarks``."""
