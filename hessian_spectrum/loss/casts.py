@@ -21,6 +21,11 @@ class Casts(TorchDispatchMode):
         super().__init__()
         self.lowest = dtype
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """torch's own hook: True, its default, imports all of torch._dynamo, 2 s a process."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:

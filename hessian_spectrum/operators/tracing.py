@@ -72,6 +72,11 @@ class _Recorder(TorchDispatchMode):
         self._names: dict[tuple, tuple[str, int]] = {}
         self._bind(v, self.graph.placeholder("v"))
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """As of ``loss.casts.Casts``."""
+        return False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
