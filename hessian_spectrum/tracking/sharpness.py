@@ -93,9 +93,20 @@ class EndsFinder:
         ends = Ends(found.values, found.residuals, whole, lower, found.converged)
         return self._remembered(self._with_rounding(operator, ends, found.vectors))
 
-    def several(self, operator: SymmetricOperator, lower: int, upper: int) -> Ends:
-        """So many pairs of each end, with the products that are left."""
-        products = 0
+    def several(
+        self, operator: SymmetricOperator, lower: int, upper: int, level: float = math.inf
+    ) -> Ends:
+        """So many pairs of each end, with the products that are left.
+
+        Args:
+            level: residuals are judged against it where it is below the largest |eigenvalue| that
+                is known (it is looked for first where none is): an eigenvalue near the level could
+                be missing otherwise.
+        """
+        if math.isfinite(level) and not self.values.size and operator.n > 1:
+            self.outermost(operator, min(lower, 1))
+        products, scale = 0, np.abs(self.values).max(initial=0.0)
+        tol = self.tol * min(1.0, level / scale) if scale else self.tol
 
         def count(space: RitzSpace) -> None:
             nonlocal products
@@ -105,7 +116,7 @@ class EndsFinder:
             operator,
             (lower, upper) if lower else upper,
             "both" if lower else "largest",
-            self.tol,
+            tol,
             seed=self.seed,
             copies=False,
             max_products=max(1, self.max_products - self.spent),
@@ -164,10 +175,10 @@ def ends(
     most = operator.n - lower
     before = finder.values[finder.num_lower :]
     upper = min(max(upper, int((before > above).sum()) + 1), most)
-    if upper == 1 and lower <= 1 and operator.n > 1:
+    if upper == 1 and lower <= 1 < operator.n:
         found = finder.outermost(operator, lower)
     else:
-        found = finder.several(operator, lower, upper)
+        found = finder.several(operator, lower, upper, above)
     while (
         math.isfinite(above)
         and len(found.upper) < most
@@ -175,5 +186,6 @@ def ends(
         and found.converged
         and finder.spent < finder.max_products
     ):
-        found = finder.several(operator, lower, min(2 * len(found.upper) + 1, most))
+        more = min(2 * len(found.upper) + 1, most)
+        found = finder.several(operator, lower, more, above)
     return found

@@ -22,27 +22,38 @@ class Counted(Dense):
         return super().products(vectors)
 
 
-def matrix(turned: float = 0.0) -> Counted:
+def matrix(turned: float = 0.0, values: np.ndarray = VALUES) -> Counted:
     """With these eigenvalues; its eigenvectors turned by about an angle."""
     generator = torch.Generator().manual_seed(0)
     q = torch.linalg.qr(torch.randn(N, N, generator=generator, dtype=torch.float64))[0]
     skew = torch.randn(N, N, generator=generator, dtype=torch.float64)
     q = q @ torch.linalg.matrix_exp(turned * (skew - skew.T) / N**0.5)
-    return Counted((q * torch.tensor(VALUES)) @ q.T)
+    return Counted((q * torch.tensor(values)) @ q.T)
 
 
 def test_eigenvalues_above_a_level_are_found_again_from_those_before():
     finder = EndsFinder(1e-3, 400, 0)
-    cold, near = matrix(), matrix(0.01)
+    cold, near = matrix(), matrix(0.003)
     for operator in (cold, near):
         found = ends(finder, operator, 1, 1, ABOVE)
         above = found.upper[found.upper > ABOVE]
         np.testing.assert_allclose(above, VALUES[VALUES > ABOVE], rtol=1e-5)
         assert found.values[0] == pytest.approx(-1.0, abs=2e-3)
     # One search for all, with a start: not one for each number of eigenvalues.
-    unknown = matrix(0.01)
-    EndsFinder(1e-3, 400, 0).several(unknown, 1, 7)
+    unknown = matrix(0.003)
+    alone = EndsFinder(1e-3, 400, 0)
+    alone.values = VALUES[[0, -1]]  # the scale, without vectors
+    alone.several(unknown, 1, 7, ABOVE)
     assert near.spent < unknown.spent < cold.spent
+
+
+def test_none_above_a_level_far_below_the_largest_is_missed():
+    values = np.concatenate([np.linspace(-1, 1, N - 20), np.geomspace(1.6, 300, 20)])
+    for upper in (1, 5):
+        finder = EndsFinder(1e-2, 400, 0)
+        for turned in (0.0, 0.002):
+            found = ends(finder, matrix(turned, values), 1, upper, 1.5)
+            assert (found.upper > 1.5).sum() == 20
 
 
 def test_one_pair_of_each_end_starts_from_the_outermost_of_more():
@@ -57,12 +68,12 @@ def test_one_pair_of_each_end_starts_from_the_outermost_of_more():
 @pytest.mark.parametrize("most", [12, 30])
 def test_products_end_the_search_for_more(most):
     # All eigenvalues are above the level: the search would go on to the last one.
-    finder, operator = EndsFinder(1e-3, most, 0), matrix()
-    found = ends(finder, operator, 1, 1, -5.0)
+    finder, operator = EndsFinder(1e-3, most, 0), matrix(values=VALUES + 10)
+    found = ends(finder, operator, 1, 1, 2.0)
     # The products of a check of residuals are not those of the search.
     assert operator.spent <= most + 8
     assert not found.converged or len(found.upper) < N - 1
-    inside = np.abs(found.values[:, None] - VALUES).min(1)
+    inside = np.abs(found.values[:, None] - VALUES - 10).min(1)
     assert (inside <= found.residuals + 1e-12).all()
 
 
