@@ -41,6 +41,7 @@ _HOME = {
     "Interrupted": "commands.signals",
     "LikelihoodCurvature": "operators.hessian_parts",
     "MapConfig": "config",
+    "MatchedLines": "landscape.results",
     "Matching": "symmetries.matching",
     "Noise": "analyses.noise_result",
     "NoiseConfig": "config",
