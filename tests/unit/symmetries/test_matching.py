@@ -282,3 +282,29 @@ def test_networks_and_data_that_do_not_fit_are_refused():
         hs.match(a, a, data=torch.zeros(3, 3))
     with pytest.raises(hs.InputError, match="expected one of weights, activations"):
         hs.match(a, a, "gradients")
+
+
+class TwoAxes(nn.Module):
+    """A layer from a stream to itself: one group along both axes of its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(2, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = torch.tanh(self.first(x))
+        return self.last(x + torch.tanh(self.inner(x)))
+
+
+def test_a_group_along_two_axes_of_a_tensor_never_moves_apart():
+    for seed in range(20):
+        torch.manual_seed(seed)
+        a, b = TwoAxes().double(), TwoAxes().double()
+        for net in (a, b):
+            net.inner.weight.data.normal_(std=3)
+        found = hs.match(a, b, seed=seed)
+        assert found.distance <= found.distance_before
+        matched = TwoAxes().double()
+        matched.load_state_dict(found.state)
+        again = hs.match(a, matched, seed=seed + 1)
+        assert (again.num_moved, again.iterations) == (0, 1)
