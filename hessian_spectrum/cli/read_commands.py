@@ -109,7 +109,8 @@ class PlotConfig:
     scale; ridge, one curve above the other. Along a training run: eigenvalues; density; zeta, the
     largest eigenvalue over the tenth; alignment; loss; distance; of a tracker's file also critical.
     For barriers: loss between iterates; heights; cosine of consecutive updates. For all pairs of
-    networks, as interpolate --pairs writes them: table; lines. Default: the first, or heat for a
+    networks, as interpolate --pairs writes them: table; lines. Several curves, such as those before
+    and after --match, are drawn on one axis. Default: the first, or heat for a
     map's ratio."""
     beside: tuple[Path, ...] = ()
     """Further result files, whose results are drawn beside that of FILE: surfaces side by side on
@@ -193,10 +194,11 @@ def _several(run: Any, key: str) -> Series | None:
 
 
 def _say_axis(several: Series) -> None:
-    is_of_pairs = any(
-        "between" in getattr(found, "about", {}) for found in several.results.values()
+    is_between = any(
+        {"between", "match"} & getattr(found, "about", {}).keys()
+        for found in several.results.values()
     )
-    if several.axis == "index" and not is_of_pairs:
+    if several.axis == "index" and not is_between:
         say("the results do not say of which epochs they are: they are numbered 0, 1, ...")
 
 
@@ -269,9 +271,11 @@ def _draw(config: PlotConfig, run: Any, out: Path) -> None:
         registry.save_beside(named, out, config.view, config.value, **options)
         return
     if several is not None:
-        if config.value is not None:
+        if config.value is not None and several.kind != "curve":
             raise InputError("--value is for one curve, surface or trajectory; leave it out")
         options = _view_options(config, config.view or _of_all(key))
+        if config.value is not None:
+            options["value"] = config.value
         registry.save_series(several, out, config.view, _title(run), **options)
         _say_axis(several)
         return

@@ -45,6 +45,10 @@ def _barrier(curve: Curve, name: str) -> Answer:
     return {"value": curve.barrier(name), "ends": list(curve.ends)}
 
 
+def _barrier_above_ends(curve: Curve, name: str) -> Answer:
+    return {"value": curve.barrier(name, "max"), "ends": list(curve.ends)}
+
+
 def _basin(curve: Curve, level: float, near: float | None, name: str) -> Answer:
     found = curve.basin(level, near, name)
     return {
@@ -72,6 +76,11 @@ OF_CURVE = {
         _MINIMUM,
         ValueQuery(name="at", about="the value at T", arguments=("t",), answer=_at),
         ValueQuery(name="barrier", about="the largest rise between the networks", answer=_barrier),
+        ValueQuery(
+            name="barrier_above_ends",
+            about="the largest rise above the higher of both networks' values",
+            answer=_barrier_above_ends,
+        ),
         ValueQuery(
             name="basin",
             about="width, a distance, of the part around NEAR with values of at most LEVEL",

@@ -204,12 +204,30 @@ def settled(
     """
     if not isinstance(config, PlaneConfig) or not set(COMPUTED) & set(config.directions):
         return ev.theta.new_empty(0, ev.n)
-    if not is_resumed:
-        rows = together(mesh.world, lambda: computed(config, ev))
+    make = None if is_resumed else lambda: computed(config, ev)
+    return of_first_rank(ev, mesh, make, lambda: stand_ins(config, ev), saved)
+
+
+def of_first_rank(
+    ev: Evaluator,
+    mesh: Mesh,
+    make: Callable[[], Tensor] | None,
+    stand_ins: Callable[[], Tensor],
+    saved: np.ndarray | None,
+) -> Tensor:
+    """The first rank's vectors (k, n), on every rank.
+
+    Args:
+        make: what all ranks call; None: they were saved.
+        stand_ins: as many vectors, for ranks that do not have the saved ones.
+        saved: on the first rank, the vectors of the run that is resumed.
+    """
+    if make is not None:
+        rows = together(mesh.world, make)
     elif saved is not None:
         rows = torch.from_numpy(saved).to(ev.device, ev.dtype)
     else:
-        rows = stand_ins(config, ev)
+        rows = stand_ins()
     return mesh.world.sum(rows if mesh.world.rank == 0 else torch.zeros_like(rows))
 
 

@@ -86,16 +86,23 @@ class PointsComputation(Computation[PointsT, ResultT]):
     # -- before the first step -------------------------------------------------------------------
 
     def preview(self) -> str:
-        computed = plane_vectors.stand_ins(self.config, self.evaluator)
+        computed = together(self.world, self.stand_ins)
         return self.plan(together(self.world, lambda: self.make_task(computed)), None)
+
+    def stand_ins(self) -> Tensor:
+        """As many vectors as have to be computed, to plan with."""
+        return plane_vectors.stand_ins(self.config, self.evaluator)
+
+    def settle(self, saved: Saved | None) -> Tensor:
+        """(k, n), vectors that have to be computed: those of the run resumed, or made now."""
+        vectors = saved.vectors if saved else None
+        is_resumed = saved is not None
+        return plane_vectors.settled(self.config, self.evaluator, self.mesh, is_resumed, vectors)
 
     def load(self, session: Session) -> None:
         world, saved = self.world, self._read()
         self.saved = saved
-        vectors = saved.vectors if saved else None
-        computed = plane_vectors.settled(
-            self.config, self.evaluator, self.mesh, saved is not None, vectors
-        )
+        computed = self.settle(saved)
         self.task = together(world, lambda: self.make_task(computed))
         session.digests["points"] = plane_vectors.digest(self.task)
         plane_vectors.require_agreement(world, session.digests)

@@ -64,9 +64,10 @@ def run(
 
     Returns:
         What the command computes, on every rank: a SpectralMeasure (density), EigenPairs
-        (eigenpairs), an Alignment (alignment), a Noise (noise), a Curve or a Surface (interpolate),
-        Barriers (barriers), CriticalPoints (critical), a Surface (surface, map), a Trajectory
-        (track). None with ``dry_run=True``, which prints the plan.
+        (eigenpairs), an Alignment (alignment), a Noise (noise), a Curve or a Surface (interpolate;
+        Pairs with ``pairs``, MatchedLines with ``match``), Barriers (barriers), CriticalPoints
+        (critical), a Surface (surface, map), a Trajectory (track). None with ``dry_run=True``,
+        which prints the plan.
 
     Raises:
         InputError: an option that cannot be used, is given twice or differs between ranks, an

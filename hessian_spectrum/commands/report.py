@@ -17,6 +17,7 @@ from hessian_spectrum.landscape.results import (
     Barriers,
     CriticalPoints,
     Curve,
+    MatchedLines,
     Pairs,
     Surface,
     Trajectory,
@@ -190,6 +191,28 @@ def pairs(result: Pairs) -> str:
             f"{', '.join(pair):<{width}}   {found.distance[i, j]:<8.4g}   "
             f"{found.disagreement[i, j]:<12.1%}   {line.barrier():<19.4g}   {least}"
         )
+    return "\n".join(lines)
+
+
+def matched_lines(found: MatchedLines) -> str:
+    """Both barriers, and what the matching did."""
+    did = found.matching
+    lines = [
+        f"matched by {did['method']:<14}{did['num_moved']} units moved, distance "
+        f"{did['distance_before']:.6g} before and {did['distance']:.6g} after"
+    ]
+    for label, curve in found.curves.items():
+        lines.append(f"{label}:")
+        for name, array in curve.values.items():
+            if np.isfinite(array).any():
+                low, high = np.nanmin(array), np.nanmax(array)
+                lines.append(f"  {name.replace('_', ' '):<22} {low:.6g} to {high:.6g}")
+            if name.endswith("loss") and curve.holds_ends:
+                above = curve.barrier(name, "max")
+                lines.append(
+                    f"  {f'barrier of the {name}'.replace('_', ' '):<22} {curve.barrier(name):.6g}"
+                    f"   ({above:.6g} above the higher end)"
+                )
     return "\n".join(lines)
 
 

@@ -178,11 +178,15 @@ class Interpolate(ValuesComputation[InterpolateConfig, Curve | Surface]):
 
     @classmethod
     def chosen(cls, config: InterpolateConfig) -> type[Computation[InterpolateConfig, Any]]:
-        if config.pairs is None:
-            return cls
-        from hessian_spectrum.commands.pairs import PairsRun  # which imports this module
+        if config.pairs is not None:
+            from hessian_spectrum.commands.pairs import PairsRun  # which imports this module
 
-        return PairsRun
+            return PairsRun
+        if config.match is not None:
+            from hessian_spectrum.commands.matched_line import MatchedRun  # as well
+
+            return MatchedRun
+        return cls
 
     @classmethod
     def located(cls, config: InterpolateConfig) -> InterpolateConfig:

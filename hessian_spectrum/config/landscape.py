@@ -80,6 +80,11 @@ class InterpolateConfig(ValuesConfig):
     triangle of the common start and both ends, and the line from the start to each end.
 
         hessian-spectrum interpolate --model nin --dataset cifar10 --pairs nets --out pairs.h5
+
+    With --match also the line to the second network with its hidden units in the order of the
+    first: of the barrier on the first line, what is due to that order alone is not on the second.
+
+        hessian-spectrum interpolate --problem mine.py:make --between a.pt b.pt --match weights
     """
 
     out: Path = Path("interpolation.h5")
@@ -95,6 +100,10 @@ class InterpolateConfig(ValuesConfig):
     start: Path | None = None
     """With --pairs: the checkpoint that all networks started from. Default: step-000000.pt of each;
     there is no triangle of networks whose starts differ or are not known."""
+    match: Literal["weights", "activations"] | None = None
+    """On a line: also permute the hidden units of the second network so that they correspond to
+    those of the first, by their weights or by correlations of their activations on the data, and
+    evaluate the line to it as well (Ainsworth et al. 2023). OUT holds both curves."""
     num_points: int | None = None
     """Points on the line, or along each side of a grid. Default: 50 on a line, 25 on a grid, with
     --pairs 25 on both."""
@@ -119,7 +128,8 @@ class InterpolateConfig(ValuesConfig):
     lr: float = 0.01
     """For a curve: Adam's learning rate, about how far a parameter moves in one step."""
     seed: int = 0
-    """For a curve: seed of the points in each step."""
+    """For a curve: seed of the points in each step. With --match weights: seed of the order in
+    which layers are matched."""
 
     def check(self) -> None:
         """Raise InputError, naming the option, for a value that no run can use."""
@@ -137,6 +147,13 @@ class InterpolateConfig(ValuesConfig):
             )
         if self.by_distance and len(self.between) > 2:
             raise InputError("--by-distance is for a line: name two checkpoints by --between")
+        if self.match is not None and (
+            len(self.between) > 2 or self.by_distance or self.curve != "straight"
+        ):
+            raise InputError(
+                f"--match {self.match} compares straight lines: name two checkpoints by --between, "
+                "and leave out --curve and --by-distance"
+            )
         ascending(self, "low", "high", num_points=self.num_points)
         positive(self, "num_bends", "num_steps", "points_per_step")
         seeds(self, "seed")
@@ -151,11 +168,11 @@ class InterpolateConfig(ValuesConfig):
     def _check_pairs(self) -> None:
         if self.between:
             raise InputError("--pairs takes all networks of its folder; leave --between out")
-        whole = (self.low, self.high, self.by_distance, self.curve)
-        if whole != (0.0, 1.0, False, "straight"):
+        whole = (self.low, self.high, self.by_distance, self.curve, self.match)
+        if whole != (0.0, 1.0, False, "straight", None):
             raise InputError(
                 "--pairs evaluates whole straight lines, with distances beside them; leave out "
-                "--low, --high, --by-distance and --curve"
+                "--low, --high, --by-distance, --curve and --match"
             )
         if self.num_points is not None and self.num_points < 2:
             raise InputError(f"--num-points {self.num_points} with --pairs: expected 2 or more")

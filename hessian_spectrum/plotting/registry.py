@@ -96,6 +96,7 @@ def _beside(
     view: str | None,
     value: str | None,
     sigma2: float | None,
+    title: str | None = None,
 ) -> Figure:
     views = BESIDE[kind][1]
     if kind is Surface:
@@ -112,7 +113,7 @@ def _beside(
     if kind is SpectralMeasure:
         return several.curves_figure(results, sigma2)
     if kind is Curve:
-        return landscape.curve_figure(results, value or "loss")
+        return landscape.curve_figure(results, value or "loss", title=title)
     return landscape.panels_figure(results, value or "loss", cells=view == "heat")
 
 
@@ -122,8 +123,15 @@ def save_series(
     view: str | None = None,
     title: str | None = None,
     sigma2: float | None = None,
+    value: str | None = None,
 ) -> None:
-    """Draw all labelled results of one kind over the epochs; errors as for ``save``."""
+    """Draw all labelled results of one kind over the epochs, or curves on one axis.
+
+    Arguments and errors as for ``save``.
+    """
+    if found.kind == "curve":
+        density.save_figure(_beside(Curve, found.results, view, value, sigma2, title), out)
+        return
     views: Mapping[str, Callable[..., Figure]] = several.VIEWS_OF.get(found.kind, {})
     if not views:
         raise InputError(

@@ -6,6 +6,7 @@ from hessian_spectrum.landscape.results.critical_points import CriticalPoint, Cr
 from hessian_spectrum.landscape.results.curve import Basin, Curve
 from hessian_spectrum.landscape.results.direction_vectors import DirectionVectors
 from hessian_spectrum.landscape.results.functional_distances import FunctionalDistances
+from hessian_spectrum.landscape.results.matched_lines import MatchedLines
 from hessian_spectrum.landscape.results.pairs import Pairs
 from hessian_spectrum.landscape.results.surface import Surface
 from hessian_spectrum.landscape.results.track import Track
@@ -23,6 +24,7 @@ __all__ = [
     "Curve",
     "DirectionVectors",
     "FunctionalDistances",
+    "MatchedLines",
     "Minimum",
     "Pairs",
     "Surface",
