@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from prescribed_spectra import with_spectrum
 from small_networks import NETWORKS, data
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import IterableDataset
 
@@ -58,6 +59,7 @@ def compute(world):
         results[f"operators, {label}"] = of_operators(samples, world)
         results[f"points, {label}"] = of_points(samples, world)
         results[f"alignment, {label}"] = of_alignment(data(samples), samples, world)
+        results[f"dead units, {label}"] = of_dead_units(samples, world)
     results["alignment, stream"] = of_alignment(Stream(), 10, world)  # batches are dealt in turn
     results["noise, ragged"] = of_noise(data(10), world)
     results["noise, stream"] = of_noise(Stream(), world)
@@ -189,6 +191,17 @@ def of_alignment(source, samples, world):
         "cosine": (found.cosine[known] ** 2).flatten().tolist(),
         "captured": found.captured[known].tolist(),
     }
+
+
+def of_dead_units(samples, world):
+    """Units that the samples of one rank alone activate are alive on every rank."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 3)).double()
+    with torch.no_grad():
+        model[0].bias -= 0.8
+    ev = hs.Evaluator(model, F.cross_entropy, data(samples), batch_size=4, world=world)
+    (layer,) = hs.dead_units(ev).layers
+    return {"activity": layer.activity.tolist(), "dead": layer.dead.astype(float).tolist()}
 
 
 def of_noise(source, world):
