@@ -286,8 +286,9 @@ def _floors(ev: Evaluator, theta: Tensor, found: Spectrum, gradient: Array) -> t
     return floors, 2 * len(nearest)
 
 
-def _ends(found: Spectrum) -> dict[str, float]:
+def _ends(found: Spectrum) -> dict[str, Any]:
     return {
+        "eigenvalues": found.values if found.is_whole else None,
         "smallest": float(found.values[0]),
         "smallest_residual": float(found.residuals[0]),
         "largest": float(found.values[-1]),
@@ -303,8 +304,10 @@ def _point(kind: str, reason: str = "decided", **told: Any) -> CriticalPoint:
         ),
         math.nan,
     )
+    whole = told.pop("eigenvalues", None)
     numbers = {**unknown, "null": 0.0, "order": 0.0, "products": 0.0, **told}
-    return CriticalPoint(kind, reason, **{name: float(x) for name, x in numbers.items()})
+    numbers = {name: float(x) for name, x in numbers.items()}
+    return CriticalPoint(kind, reason, **numbers, eigenvalues=whole)
 
 
 def _double(tensor: Tensor) -> Array:
