@@ -86,6 +86,7 @@ _HOME = {
     "FoundPoint": "analyses.critical_search",
     "find_critical_point": "analyses.critical_search",
     "find_asymmetric": "analyses.asymmetric_valleys",
+    "fitness_distance": "analyses.global_structure",
     "functional_distances": "analyses.functional_distance",
     "functional_path": "analyses.functional_distance",
     "interpolate": "analyses.interpolate",
@@ -106,6 +107,7 @@ _HOME = {
     "surface": "analyses.surface",
     "trajectory": "analyses.trajectory",
     "triangles": "analyses.corner_surfaces",
+    "ultrametricity": "analyses.global_structure",
 }
 _MODULES = {
     "directions": "landscape.directions",

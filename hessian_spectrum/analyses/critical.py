@@ -20,12 +20,14 @@ from hessian_spectrum.landscape.results.critical_points import CriticalPoint
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.operators.curvature import Hessian
+from hessian_spectrum.operators.linearization import ProductPlan
 
 Array = NDArray[np.float64]
 
 TOL = 1e-8  # |gradient| over |lambda|max and the parameters' size
 COARSE = 16.0  # times eps: a gradient that cannot be told from 0, in these units
 DENSE = 300  # parameters up to which the whole spectrum is computed
+AT_ONCE = 32  # products for it; more take memory, and no less time
 K = 10
 PAIRS_TOL = 1e-9  # residual over |lambda|max, where only the ends are computed
 SCALE_TOL = 1e-2
@@ -111,7 +113,7 @@ def _classified(
     norm = float(np.linalg.norm(gradient))
     if not math.isfinite(norm):
         return _point("not finite", loss=loss)
-    matrix = Hessian(ev, theta).in_float64()
+    matrix = hessian(ev, theta).in_float64()
     found = _spectrum(matrix, k, most, seed)
     scale, size = float(np.abs(found.values).max()), max(1.0, theta.double().norm().item())
     distance = norm / scale if scale else (math.inf if norm else 0.0)
@@ -197,6 +199,17 @@ def _by_lines(
 
 
 # -- eigenvalues -----------------------------------------------------------------------------
+
+
+def hessian(ev: Evaluator, theta: Tensor) -> Hessian:
+    """The Hessian; where it is formed whole, several products at once, always in the same way.
+
+    No plan is measured: points are the same on any number of ranks, and after a resume.
+    """
+    made = Hessian(ev, theta)
+    if ev.n > DENSE:
+        return made
+    return made.planned(ProductPlan("reverse-batched", chunk=AT_ONCE))
 
 
 def _spectrum(matrix: SymmetricOperator, k: int, most: int | None, seed: int) -> Spectrum:
@@ -286,8 +299,9 @@ def _floors(ev: Evaluator, theta: Tensor, found: Spectrum, gradient: Array) -> t
     return floors, 2 * len(nearest)
 
 
-def _ends(found: Spectrum) -> dict[str, float]:
+def _ends(found: Spectrum) -> dict[str, Any]:
     return {
+        "eigenvalues": found.values if found.is_whole else None,
         "smallest": float(found.values[0]),
         "smallest_residual": float(found.residuals[0]),
         "largest": float(found.values[-1]),
@@ -303,8 +317,10 @@ def _point(kind: str, reason: str = "decided", **told: Any) -> CriticalPoint:
         ),
         math.nan,
     )
+    whole = told.pop("eigenvalues", None)
     numbers = {**unknown, "null": 0.0, "order": 0.0, "products": 0.0, **told}
-    return CriticalPoint(kind, reason, **{name: float(x) for name, x in numbers.items()})
+    numbers = {name: float(x) for name, x in numbers.items()}
+    return CriticalPoint(kind, reason, **numbers, eigenvalues=whole)
 
 
 def _double(tensor: Tensor) -> Array:

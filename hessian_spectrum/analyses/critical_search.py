@@ -231,7 +231,7 @@ class _Linear:
     """The gradient's linear model g + H d at theta."""
 
     def __init__(self, ev: Evaluator, theta: Tensor):
-        self.matrix = Hessian(ev, theta)
+        self.matrix = critical.hessian(ev, theta)
         self.values = self.rows = None
         if ev.n <= critical.DENSE:
             whole = critical.whole_spectrum(self.matrix)

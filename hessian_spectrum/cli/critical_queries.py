@@ -30,6 +30,20 @@ def _least(result: CriticalPoints, name: str) -> Answer:
     return {"value": float(values[i]), "place": [float(i)], "axis": "point"}
 
 
+def _rank_correlation(result: CriticalPoints, name: str) -> Answer:
+    _only_loss(name)
+    found = result.rank_correlation()
+    return {
+        "value": found.value,
+        "low": found.fisher[0],
+        "high": found.fisher[1],
+        "bootstrap": list(found.bootstrap),
+        "level": found.level,
+        "points": found.count,
+        "told": f"Of index and loss, Spearman's: {found}.",
+    }
+
+
 def _only_loss(name: str) -> None:
     if name != "loss":
         raise InputError(f"--value {name}: points are counted; leave it out, or ask point")
@@ -49,6 +63,11 @@ OF_CRITICAL = {
         _counting("saddles", "saddle"),
         _counting("undecided", "undecided"),
         _counting("not_critical", "not critical"),
+        ValueQuery(
+            name="rank_correlation",
+            about="Spearman's correlation of index and loss, critical points; 95 % interval",
+            answer=_rank_correlation,
+        ),
         ValueQuery(
             name="minimum", about="the smallest value, and the point that has it", answer=_least
         ),

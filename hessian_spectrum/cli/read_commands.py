@@ -45,6 +45,8 @@ View = Literal[
     "zeta",
     "table",
     "lines",
+    "index",
+    "spectra",
 ]
 
 
@@ -83,7 +85,8 @@ class QueryConfig:
 
 @dataclass(frozen=True)
 class PlotConfig:
-    """Draw a result: density, eigenpairs, alignment, noise, surface, curve, trajectory or barriers.
+    """Draw a result: density, eigenpairs, alignment, noise, surface, curve, trajectory, barriers,
+    or critical points.
 
     Of a file with several labelled densities or eigenpairs, as merge and track --density write it:
     all of them over the epochs. Writes one picture and prints its path.
@@ -98,8 +101,8 @@ class PlotConfig:
     for ParaView. Default: FILE with the suffix .png."""
     result: str | None = None
     """Result to draw: noise, density, eigenpairs, alignment, surface, curve, trajectory, barriers,
-    or a labelled one, as listed by info. Default: the first of these that FILE holds. Of a kind
-    whose results are all labelled: all of them."""
+    critical, or a labelled one, as listed by info. Default: the first of these that FILE holds. Of
+    a kind whose results are all labelled: all of them."""
     view: View | None = None
     """For a density: density, smoothed; log, eigenvalues per decade of |lambda|, by sign;
     cumulative, the number of eigenvalues up to t; certified, individually resolved eigenvalues as
@@ -110,7 +113,8 @@ class PlotConfig:
     largest eigenvalue over the tenth; alignment; loss; distance; of a tracker's file also critical.
     For barriers: loss between iterates; heights; cosine of consecutive updates. For all pairs of
     networks, as interpolate --pairs writes them: table; lines. Several curves, such as those before
-    and after --match, are drawn on one axis. Default: the first, or heat for a
+    and after --match, are drawn on one axis. For critical points: index against loss; spectra, the
+    eigenvalues by level of the loss. Default: the first, or heat for a
     map's ratio."""
     beside: tuple[Path, ...] = ()
     """Further result files, whose results are drawn beside that of FILE: surfaces side by side on

@@ -179,7 +179,8 @@ def ask(
     trajectory or a track each has the "place" on its "axis", such as epoch, but mean, which has
     "records" and "deviation"; of barriers count has "segments",
     and "unknown", those with a loss that is not finite; of critical points counts have "points",
-    and point has "kind" and "told", a sentence.
+    point has "kind" and "told", a sentence, and rank_correlation "low", "high" (Fisher's interval)
+    and "bootstrap".
 
     Args:
         query: a name in the kind's table of ``OF_LANDSCAPE``.

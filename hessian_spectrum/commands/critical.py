@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.analyses.critical import classify
+from hessian_spectrum.analyses.critical import DENSE, classify
 from hessian_spectrum.analyses.critical_search import OUTCOMES, find_critical_point
 from hessian_spectrum.commands import report
 from hessian_spectrum.commands.points_computation import PointsComputation
@@ -44,19 +45,36 @@ class CriticalRun(PointsComputation[CriticalConfig, CriticalPoints]):
     def make_task(self, computed: Tensor) -> PointTask:
         config, ev = self.config, self.evaluator
         rows = _starts(ev.theta, config)
-        told = {"find": config.find or "", "outcomes": list(OUTCOMES)}
+        shapes = {name: list(shape) for name, shape in zip(ev.layout.names, ev.layout.shapes)}
+        told = {"find": config.find or "", "outcomes": list(OUTCOMES), "shapes": shapes}
 
         def finish(values: ValuesByName) -> CriticalPoints:
             others = {name: values[name] for name in (*NUMBERS, *SEARCH)}
             about = described(ev, **told)
-            return CriticalPoints(values["kind"], values["reason"], others, about)
+            rows = (_rows(values, names) for names in (self._thetas, self._eigenvalues))
+            return CriticalPoints(values["kind"], values["reason"], others, about, *rows)
 
         return PointTask(Points.of(rows), finish)
+
+    @property
+    def _thetas(self) -> tuple[str, ...]:
+        """Columns of the parameters that a search has led to; none where they are not stored."""
+        kept = self.config.find is not None and self.config.points
+        return tuple(f"theta {i}" for i in range(self.evaluator.n)) if kept else ()
+
+    @property
+    def _eigenvalues(self) -> tuple[str, ...]:
+        """Columns of the whole spectrum; none where only its ends are computed."""
+        n = self.evaluator.n
+        return tuple(f"eigenvalue {i}" for i in range(n)) if n <= DENSE else ()
 
     def plan(self, task: PointTask, session: Session | None) -> str:
         count, ev = len(task.points), self.evaluator
         what = f"searches for {self.config.find}" if self.config.find else "point(s) to classify"
-        return f"{count} {what}, {ev.n:,} parameters, by {self.mesh.num_groups} group(s) of ranks"
+        size = 8 * count * len(self._thetas)
+        stored = f"; the points are stored ({size / 2**20:.3g} MiB)" if size else ""
+        groups = f"{self.mesh.num_groups} group(s) of ranks"
+        return f"{count} {what}, {ev.n:,} parameters, by {groups}{stored}"
 
     def make_job(self, task: PointTask, session: Session) -> Job:
         config, ev = self.config, self.evaluator
@@ -64,9 +82,27 @@ class CriticalRun(PointsComputation[CriticalConfig, CriticalPoints]):
         def compute(indices: Sequence[int]) -> Iterator[Piece]:
             for i in indices:
                 start = task.points.rows(i, i + 1)[0].to(ev.device)
-                yield [i], np.array([_row(self, start, i)])
+                yield [i], np.array([self.row(start, i)])
 
-        return Job(COLUMNS, [[i] for i in range(config.starts)], compute, task.finish)
+        columns = (*COLUMNS, *self._eigenvalues, *self._thetas)
+        return Job(columns, [[i] for i in range(config.starts)], compute, task.finish)
+
+    def row(self, start: Tensor, i: int) -> list[float]:
+        """The numbers of all columns, of start i."""
+        config, ev = self.config, self.evaluator
+        search, end = [math.nan] * len(SEARCH), start
+        if config.find is None:
+            point = classify(ev, start, k=config.k, seed=config.seed)
+        else:
+            tol, steps, seed = config.tol, config.max_steps, (config.seed + i) % 2**64
+            found = find_critical_point(ev, start, config.find, tol=tol, max_steps=steps, seed=seed)
+            point, outcome, end = found.point, list(OUTCOMES).index(found.outcome), found.theta
+            search = [outcome, found.steps, found.attempts, found.distance]
+        codes = [KINDS.index(point.kind), list(REASONS).index(point.reason)]
+        whole = point.eigenvalues
+        spectrum = [math.nan] * len(self._eigenvalues) if whole is None else whole.tolist()
+        theta = end.tolist() if self._thetas else []
+        return [*codes, *(getattr(point, name) for name in NUMBERS), *search, *spectrum, *theta]
 
     def report(self, result: CriticalPoints, values: dict[str, float]) -> str:
         return report.critical(result)
@@ -82,16 +118,6 @@ def _starts(theta: Tensor, config: CriticalConfig) -> Tensor:
     return torch.stack(rows)
 
 
-def _row(run: CriticalRun, start: Tensor, i: int) -> list[float]:
-    """The numbers of ``COLUMNS``."""
-    config, ev = run.config, run.evaluator
-    search = [float("nan")] * len(SEARCH)
-    if config.find is None:
-        point = classify(ev, start, k=config.k, seed=config.seed)
-    else:
-        tol, steps, seed = config.tol, config.max_steps, (config.seed + i) % 2**64
-        found = find_critical_point(ev, start, config.find, tol=tol, max_steps=steps, seed=seed)
-        point, outcome = found.point, list(OUTCOMES).index(found.outcome)
-        search = [outcome, found.steps, found.attempts, found.distance]
-    codes = [KINDS.index(point.kind), list(REASONS).index(point.reason)]
-    return [*codes, *(getattr(point, name) for name in NUMBERS), *search]
+def _rows(values: ValuesByName, names: Sequence[str]) -> np.ndarray | None:
+    """(points, columns) of these names; None where there are none."""
+    return np.stack([values[name] for name in names], axis=1) if names else None

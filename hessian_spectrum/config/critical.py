@@ -17,7 +17,8 @@ class CriticalConfig(PointsConfig):
 
     Without --find it is the parameters of --checkpoint; with it, the critical points that searches
     from STARTS points lead to. Writes OUT, an HDF5 file with the kind, the loss, the ends of the
-    spectrum and the index of each, and prints one sentence for each.
+    spectrum and the index of each, up to 300 parameters the whole spectrum, and the points found;
+    prints one sentence for each. --checkpoint OUT.h5:3 of other commands is the point of start 3.
 
         hessian-spectrum critical --problem mine.py:make --find saddle --starts 50 --dtype float64
     """
@@ -38,6 +39,8 @@ class CriticalConfig(PointsConfig):
     """With --find: largest norm of the gradient."""
     max_steps: int = 200
     """With --find: Newton steps of a search."""
+    points: bool = True
+    """With --find: store the parameters of the points; --no-points where they are too large."""
     k: int = 10
     """Eigenpairs at each end of the spectrum, where there are more than 300 parameters."""
     seed: int = 0
@@ -51,3 +54,5 @@ class CriticalConfig(PointsConfig):
         seeds(self, "seed")
         if self.find is None and self.starts > 1:
             raise InputError(f"--starts {self.starts} is for --find any, minimum or saddle")
+        if self.find is None and not self.points:
+            raise InputError("--no-points is for --find any, minimum or saddle; leave it out")

@@ -10,10 +10,19 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum.landscape.results import Barriers, Curve, Pairs, Surface, Track, Trajectory
+from hessian_spectrum.landscape.results import (
+    Barriers,
+    CriticalPoints,
+    Curve,
+    Pairs,
+    Surface,
+    Track,
+    Trajectory,
+)
 from hessian_spectrum.landscape.results.pairs import holds_pairs
 from hessian_spectrum.plotting import (
     barrier_views,
+    critical_views,
     curves,
     density,
     landscape,
@@ -31,8 +40,8 @@ BESIDE: dict[type, tuple[str, tuple[str, ...]]] = {
     Curve: ("a curve", ()),
     SpectralMeasure: ("a density", ("density",)),
 }
-KINDS = ("surface", "curve", "trajectory", "barriers")
-DRAWN = (Surface, Curve, Trajectory, Track, Barriers)
+KINDS = ("surface", "curve", "trajectory", "barriers", "critical")
+DRAWN = (Surface, Curve, Trajectory, Track, Barriers, CriticalPoints)
 # Of the results that are drawn here by kind, the views that they have; of others see density.py and
 # several.py.
 VIEWS_BY_KIND: dict[str, tuple[str, ...]] = {
@@ -40,12 +49,15 @@ VIEWS_BY_KIND: dict[str, tuple[str, ...]] = {
     "surface": ("contour", "heat", "relief"),
     "trajectory": tuple(curves.TRAJECTORY_VIEWS),
     "barriers": tuple(barrier_views.VIEWS),
+    "critical": tuple(critical_views.VIEWS),
 }
 # Results that are drawn in panels: their picture, and its panels by the names of views.
 PANELS: dict[type, tuple[Callable[..., Figure], Mapping[str, object]]] = {
     Track: (track_views.track_figure, track_views.VIEWS),
     Barriers: (barrier_views.barriers_figure, barrier_views.VIEWS),
+    CriticalPoints: (critical_views.critical_figure, critical_views.VIEWS),
 }
+IN_WORDS = {Track: "a track", Barriers: "barriers", CriticalPoints: "critical points"}
 VIEWS: dict[str, Callable[..., Figure]] = {
     "contour": landscape.contour_figure,
     "heat": landscape.heat_figure,
@@ -171,7 +183,7 @@ def save_pairs(
 
 
 def save(
-    result: Curve | Surface | Trajectory | Track | Barriers,
+    result: Curve | Surface | Trajectory | Track | Barriers | CriticalPoints,
     out: Path,
     view: str | None = None,
     value: str | None = None,
@@ -189,7 +201,7 @@ def save(
         InputError: a view or a kind of file that it does not have.
     """
     kind = type(result).__name__.lower()
-    if isinstance(result, (Track, Barriers)):
+    if isinstance(result, (Track, Barriers, CriticalPoints)):
         density.save_figure(_panels(result, out, view, value, title), out)
         return
     if isinstance(result, Surface) and result.shape[1] == 1:
@@ -224,11 +236,14 @@ def save(
 
 
 def _panels(
-    result: Track | Barriers, out: Path, view: str | None, value: str | None, title: str | None
+    result: Track | Barriers | CriticalPoints,
+    out: Path,
+    view: str | None,
+    value: str | None,
+    title: str | None,
 ) -> Figure:
     draw, views = PANELS[type(result)]
-    kind = type(result).__name__.lower()
-    what = kind if kind == "barriers" else f"a {kind}"
+    what = IN_WORDS[type(result)]
     if value is not None or out.suffix in (".html", ".vts"):
         raise InputError(
             f"{f'--value {value}' if value else out} is for a surface, and this is {what}; choose "

@@ -11,6 +11,7 @@ from typing import Any
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.validation import dashed
 from hessian_spectrum.slurm.job_array import of_task
+from hessian_spectrum.storage.point_name import PointName
 
 WRITTEN = ("out", "track")  # the fields of commands that are paths, and no files to read
 
@@ -65,7 +66,9 @@ def _read(submitted: Any) -> Iterator[tuple[str, list[str]]]:
 
 
 def _require(option: str, files: Sequence[str]) -> None:
-    for file in files:
+    for name in files:
+        point = PointName.of(name)
+        file = str(point.file) if point else name
         if not Path(file).exists():
             hint = "; no file matches this pattern" if any(c in file for c in "*?[") else ""
             raise InputError(f"--{dashed(option)} {file}: no such file or folder{hint}")

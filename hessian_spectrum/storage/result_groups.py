@@ -98,6 +98,9 @@ def read_result(group: h5py.Group, made: type) -> Any:
     _require_shapes(group, made)
     found = {}
     for field in dataclasses.fields(made):
+        # An array that may be None, which is not written, as in files from before there was one.
+        if field.metadata["form"] == "data" and field.default is None and field.name not in group:
+            continue
         value = _READERS[field.metadata["form"]](group, field.name, field.metadata)
         if value is not ABSENT:
             found[field.name] = value

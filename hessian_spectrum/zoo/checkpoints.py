@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from hessian_spectrum._core.atomic import replacing
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.loss.wrappers import unwrapped
+from hessian_spectrum.storage.point_name import PointName
 from hessian_spectrum.zoo.state_dicts import few, renamed, state_dict_in
+from hessian_spectrum.zoo.stored_points import read_point
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:
@@ -28,7 +30,9 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
             "module". Names that wrappers of training have put before those of the model are
             dropped ("module.", "_orig_mod.", "model."), with the count of an AveragedModel. A tied
             tensor may be there under one of its names; BatchNorm's count of batches, which files
-            from before torch 0.4.1 lack, is zero then. Sparse tensors are made dense.
+            from before torch 0.4.1 lack, is zero then. Sparse tensors are made dense. Or
+            ``critical.h5:3``, the point of start 3 that the command critical has stored: what is
+            not among its parameters, such as buffers, stays as it is.
 
     Raises:
         InputError: no such file, not a checkpoint, the checkpoint of another model, or one whose
@@ -36,6 +40,8 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     """
     path, model = Path(path).expanduser(), unwrapped(model)
     state, own = renamed(state_dict_in(_read(path), path), model, path), model.state_dict()
+    if PointName.of(path):
+        state = {**own, **state}
     _require_same_entries(state, own, path)
     _require_same_numbers(state, own, path)
     model.load_state_dict(state)
@@ -112,6 +118,8 @@ def _stored_whole(path: str | Path, name: str) -> int | None:
 
 
 def _read(path: Path) -> object:
+    if name := PointName.of(path):
+        return read_point(name)
     if not path.is_file():
         raise InputError(
             f"no checkpoint file at {path}; give the path of a .pt or .safetensors file"

@@ -50,6 +50,11 @@ def equal(found, expected):
         assert np.array_equal(found.values[name], values, equal_nan=True), name
 
 
+def equal_points(found, expected):
+    assert np.array_equal(found.thetas, expected.thetas)
+    assert np.array_equal(found.eigenvalues, expected.eigenvalues)
+
+
 def test_searches_from_many_starts_are_those_of_python(words, tmp_path, capsys):
     assert cli.main([*words, "--out", str(tmp_path / "a.h5")]) == 0
     said = capsys.readouterr().out
@@ -67,8 +72,40 @@ def test_searches_from_many_starts_are_those_of_python(words, tmp_path, capsys):
         assert found.about["outcomes"][int(found.values["outcome"][i])] == expected.outcome
         assert str(point) in said
     assert "searches                 " in said
-    launch([*TORCHRUN, "3", "-m", "hessian_spectrum", *words, "--out", "b.h5"], tmp_path)
+    launch([*TORCHRUN, "2", "-m", "hessian_spectrum", *words, "--out", "b.h5"], tmp_path)
     equal(stored(tmp_path / "b.h5"), found)
+    equal_points(stored(tmp_path / "b.h5"), found)
+    with hs.open(tmp_path / "b.h5") as run:
+        assert run.plan["groups"] == 2  # each rank takes starts of its own
+
+
+def test_the_points_are_stored_with_their_spectra_and_are_checkpoints(words, tmp_path, capsys):
+    assert cli.main([*words, "--out", str(tmp_path / "a.h5")]) == 0
+    found, namespace = stored(tmp_path / "a.h5"), {}
+    exec(PROBLEM, namespace)
+    model, loss_fn, samples = namespace["make"]()
+    ev = hs.Evaluator(model, loss_fn, samples)
+    assert found.thetas.shape == found.eigenvalues.shape == (3, ev.n)
+    for theta, spectrum, point in zip(found.thetas, found.eigenvalues, found):
+        at = torch.from_numpy(theta)
+        assert ev.loss(at[None]).item() == pytest.approx(point.loss, rel=1e-12)
+        assert np.array_equal(point.eigenvalues, spectrum)
+        matrix = (hs.Hessian(ev, at) @ torch.eye(ev.n, dtype=at.dtype)).numpy()
+        assert np.allclose(np.linalg.eigvalsh(matrix), spectrum, atol=1e-12)
+    classified = [*words[:5], "--checkpoint", f"{tmp_path / 'a.h5'}:1"]
+    assert cli.main([*classified, "--out", str(tmp_path / "b.h5")]) == 0
+    again = stored(tmp_path / "b.h5")
+    assert str(again[0]) == str(found[1]) and again.thetas is None
+    capsys.readouterr()
+    assert cli.main([*words, "--no-points", "--out", str(tmp_path / "c.h5")]) == 0
+    assert "points are stored" not in capsys.readouterr().err
+    bare = stored(tmp_path / "c.h5")
+    equal(bare, found)
+    assert bare.thetas is None and np.array_equal(bare.eigenvalues, found.eigenvalues)
+    for name, message in [("a.h5:3", "this one is not there"), ("c.h5:0", "stores no points")]:
+        out = str(tmp_path / "d.h5")
+        assert cli.main([*words[:5], "--checkpoint", str(tmp_path / name), "--out", out]) == 2
+        assert message in capsys.readouterr().err
 
 
 def quadratic():
@@ -117,6 +154,7 @@ def test_a_resumed_run_is_the_straight_one(tmp_path):
     assert found.count("minimum") == 5
     assert np.ptp(found.loss) < 1e-12
     equal(found, stored(tmp_path / "whole.h5"))
+    equal_points(found, stored(tmp_path / "whole.h5"))
 
 
 def test_what_no_run_can_use_is_refused(tmp_path, words, capsys):
@@ -126,6 +164,7 @@ def test_what_no_run_can_use_is_refused(tmp_path, words, capsys):
         hs.run(CriticalConfig(out=tmp_path / "a.h5", find="any"), **single)
     for options, message in [
         ({"starts": 2}, "--starts 2 is for --find"),
+        ({"points": False}, "--no-points is for --find"),
         ({"find": "any", "spread": 0.0}, "--spread"),
         ({"find": "any", "tol": float("nan")}, "--tol"),
     ]:

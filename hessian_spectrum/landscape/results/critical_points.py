@@ -11,6 +11,7 @@ import numpy as np
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.stored_fields import stored
+from hessian_spectrum.landscape.results.correlation import Correlation, correlation
 from hessian_spectrum.landscape.results.values import Array, Evaluated, Values
 
 KINDS = ("not finite", "not critical", "minimum", "maximum", "saddle", "undecided")
@@ -54,6 +55,8 @@ class CriticalPoint:
     null: float  # eigenvalues known to be within the floor
     order: float  # of the terms that decide: 2, 3 or 4; 0 where undecided
     products: float  # Hessian products that this took
+    # (n,), ascending, where the whole spectrum was computed; else None.
+    eigenvalues: Array | None = field(default=None, repr=False, compare=False)
 
     @property
     def degenerate(self) -> bool:
@@ -109,7 +112,9 @@ class CriticalPoint:
         )
 
 
-NUMBERS = tuple(f.name for f in fields(CriticalPoint) if f.name not in ("kind", "reason"))
+NUMBERS = tuple(
+    f.name for f in fields(CriticalPoint) if f.name not in ("kind", "reason", "eigenvalues")
+)
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,18 @@ class CriticalPoints(Evaluated):
         metadata=stored("numbers by name: loss, gradient norm, eigenvalues, index", ("point",))
     )
     about: Mapping[str, Any] = field(default_factory=dict, metadata=stored("about the points"))
+    thetas: Array | None = field(
+        default=None,
+        metadata=stored("parameters of each point", ("point", "parameter"), "theta"),
+    )
+    eigenvalues: Array | None = field(
+        default=None,
+        metadata=stored(
+            "whole spectra, ascending; NaN where there is none",
+            ("point", "eigenvalue"),
+            "eigenvalue",
+        ),
+    )
 
     def __post_init__(self) -> None:
         for name, count in (("kind", len(KINDS)), ("reason", len(REASONS))):
@@ -152,15 +169,39 @@ class CriticalPoints(Evaluated):
                 f"CriticalPoints of {len(self.kind)} points have arrays of {shapes}, and miss "
                 f"{sorted(missing)}"
             )
+        for name in ("thetas", "eigenvalues"):
+            rows = getattr(self, name)
+            if rows is None:
+                continue
+            rows = np.asarray(rows, dtype=np.float64)
+            if rows.ndim != 2 or len(rows) != len(self.kind) or not rows.shape[1]:
+                raise InputError(f"{name} of shape {rows.shape} for {len(self.kind)} points")
+            object.__setattr__(self, name, rows)
 
     @classmethod
-    def of(cls, points: Sequence[CriticalPoint], **about: Any) -> CriticalPoints:
-        """Several points as one result, to store."""
+    def of(
+        cls, points: Sequence[CriticalPoint], thetas: Array | None = None, **about: Any
+    ) -> CriticalPoints:
+        """Several points as one result, to store.
+
+        Args:
+            thetas: shape (points, n), their parameters; default: they are not stored.
+            about: what is said of them all.
+        """
+        spectra = [point.eigenvalues for point in points]
+        sizes = {len(values) for values in spectra if values is not None}
+        whole = None
+        if len(sizes) == 1:
+            whole = np.full((len(points), sizes.pop()), np.nan)
+            for row, values in zip(whole, spectra):
+                row[:] = np.nan if values is None else values
         return cls(
             np.array([KINDS.index(point.kind) for point in points], dtype=np.float64),
             np.array([list(REASONS).index(point.reason) for point in points], dtype=np.float64),
             {name: np.array([getattr(point, name) for point in points]) for name in NUMBERS},
             about,
+            thetas,
+            whole,
         )
 
     def __len__(self) -> int:
@@ -171,7 +212,9 @@ class CriticalPoints(Evaluated):
             raise InputError(f"point {i} has not been computed yet")
         reason = list(REASONS)[int(self.reason[i])]
         numbers = {name: float(self.values[name][i]) for name in NUMBERS}
-        return CriticalPoint(KINDS[int(self.kind[i])], reason, **numbers)
+        row = None if self.eigenvalues is None else self.eigenvalues[i]
+        whole = None if row is None or np.isnan(row).any() else row
+        return CriticalPoint(KINDS[int(self.kind[i])], reason, **numbers, eigenvalues=whole)
 
     def __iter__(self) -> Iterator[CriticalPoint]:
         return (self[i] for i in range(len(self)))
@@ -180,6 +223,54 @@ class CriticalPoints(Evaluated):
     def kinds(self) -> list[str]:
         """What each point is; "" where it has not been computed yet."""
         return ["" if np.isnan(code) else KINDS[int(code)] for code in self.kind]
+
+    @property
+    def is_critical(self) -> Array:
+        """(point,), whether a point is known to be critical, of whichever kind."""
+        return np.isin(self.kinds, ("minimum", "maximum", "saddle", "undecided"))
+
+    @property
+    def is_unfinished(self) -> Array:
+        """(point,), whether a search has ended otherwise than at a point of the wanted kind."""
+        codes, names = self.values.get("outcome"), list(self.about.get("outcomes", ()))
+        if codes is None or "found" not in names:
+            return np.zeros(len(self), dtype=bool)
+        return np.isfinite(codes) & (codes != names.index("found"))
+
+    @property
+    def n(self) -> int:
+        """The number of parameters.
+
+        Raises:
+            InputError: it is not stored.
+        """
+        n = self.about.get("n")
+        for rows in (self.thetas, self.eigenvalues):
+            n = n or (None if rows is None else rows.shape[1])
+        if not n:
+            raise InputError("the number of parameters is not stored; CriticalPoints.of takes n=")
+        return int(n)
+
+    @property
+    def index_fraction(self) -> Array:
+        """(point,), alpha, the certified negative eigenvalues over the number of parameters.
+
+        NaN where no eigenvalues are certified.
+
+        Raises:
+            InputError: the number of parameters is not stored.
+        """
+        return self.values["negative"] / self.n
+
+    def rank_correlation(self) -> Correlation:
+        """Spearman's correlation of index fraction and loss over the critical points.
+
+        Raises:
+            InputError: there are fewer than 4 critical points, or all have one index or loss.
+        """
+        index = self.values["negative"]  # the ranks of the fractions are those of the numbers
+        of_it = self.is_critical & np.isfinite(index) & np.isfinite(self.loss)
+        return correlation(index[of_it], self.loss[of_it], rank=True)
 
     def count(self, kind: str) -> int:
         """How many points are of this kind.

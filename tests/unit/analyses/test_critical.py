@@ -184,6 +184,59 @@ def test_points_are_stored_and_come_back(tmp_path):
             found.count("flat")
 
 
+def test_points_without_parameters_or_spectra_are_read_as_such(tmp_path):
+    """As from files that were written before these were stored."""
+    small, large = (hs.classify(bowl(torch.eye(n).double(), np.zeros(n))) for n in (2, 3))
+    hs.save(tmp_path / "x.h5", hs.CriticalPoints.of([small, large]))
+    with hs.open(tmp_path / "x.h5") as run:
+        assert run["critical"].thetas is None and run["critical"].eigenvalues is None
+        with pytest.raises(hs.InputError, match="takes n="):
+            _ = run["critical"].index_fraction
+    with pytest.raises(hs.InputError, match="thetas of shape"):
+        hs.CriticalPoints.of([small, large], np.zeros((3, 2)))
+
+
+def test_a_point_in_a_file_is_a_checkpoint_of_the_parameters_it_has(tmp_path):
+    """Buffers, and what is not among them, are the model's own; another model is refused."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1, bias=False))
+    rows = np.arange(14.0).reshape(2, 7)
+    shapes = {"0.weight": [3, 2], "0.bias": [3]}
+    points = [hs.classify(nets())] * 2
+    for of_it, label in [(shapes, "a"), ({"0.weight": [3, 3]}, "b"), ({}, "c"), ({"9": [9]}, "d")]:
+        found = hs.CriticalPoints.of(points, np.hstack([rows, rows])[:, :9], shapes=of_it)
+        hs.save(tmp_path / f"{label}.h5", found)
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    hs.zoo.load_checkpoint(net, f"{tmp_path / 'a.h5'}:1")
+    after = net.state_dict()
+    assert after["0.weight"].flatten().tolist() == [7, 8, 9, 10, 11, 12]
+    assert after["0.bias"].tolist() == [13, 7, 8]
+    for name in before.keys() - shapes.keys():
+        assert torch.equal(after[name], before[name]), name
+    for label, message in [("b", "of another shape"), ("c", "is damaged"), ("d", "another model")]:
+        with pytest.raises(hs.InputError, match=message):
+            hs.zoo.load_checkpoint(net, f"{tmp_path / label}.h5:1")
+    with pytest.raises(hs.InputError, match="no such file"):
+        hs.zoo.load_checkpoint(net, f"{tmp_path}/none.h5:0")
+    hs.save(tmp_path / "e.h5", hs.CriticalPoints.of(points, rows))
+    with pytest.raises(hs.InputError, match="does not say of which"):
+        hs.zoo.load_checkpoint(net, f"{tmp_path / 'e.h5'}:0")
+
+
+def test_the_rank_correlation_is_that_of_the_critical_points():
+    diagonals = [[1.0, 1, 1], [-1.0, 1, 1], [-1.0, -1, 1], [-1.0, -1, -1]]
+    points = [
+        hs.classify(objective(lambda t, d=d, i=i: (tensor(d) * t**2).sum() + i, np.zeros(3)))
+        for i, d in enumerate(diagonals)
+    ]
+    points.append(hs.classify(nets()))  # not critical, of the second smallest loss
+    found = hs.CriticalPoints.of(points, n=3)
+    assert found.is_critical.tolist() == [True] * 4 + [False]
+    assert np.allclose(found.index_fraction[:4], [0, 1 / 3, 2 / 3, 1])
+    assert np.isnan(found.index_fraction[4])
+    assert (found.rank_correlation().value, found.rank_correlation().count) == (1.0, 4)
+
+
 def nets():
     torch.manual_seed(0)
     data = torch.randn(8, 2).double(), torch.randn(8, 1).double()

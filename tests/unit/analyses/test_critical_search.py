@@ -88,6 +88,15 @@ def test_where_only_the_gradients_norm_is_stationary_that_is_said(scale):
     assert str(found).startswith("H g = 0 at a gradient that is not 0")
 
 
+def test_a_search_ends_as_soon_as_the_gradients_norm_is_stationary():
+    """Of x^3 / 3 + x + y^2 at x = 0 two steps solve for y; no damping is tried after that."""
+    ev = objective(lambda t: t[0] ** 3 / 3 + t[0] + t[1] ** 2, (0.0, 0.5))
+    found = hs.find_critical_point(ev)
+    assert (found.outcome, found.steps) == ("stagnation", 2)
+    assert ev.counts.passes < 20  # 12, and 33 where steps are damped until none is left
+    assert found.point.kind == "not critical"
+
+
 def test_a_slope_that_only_flattens_out_has_no_critical_point():
     found = hs.find_critical_point(objective(lambda t: (-t[0]).exp(), (1.0,)), max_steps=60)
     assert (found.outcome, found.steps) == ("steps", 60)

@@ -170,7 +170,20 @@ def test_critical_points_are_asked_counted_and_told_of(tmp_path, capsys):
     answer, text = asked(capsys, path, "minimum", "--value", "smallest")
     assert (answer["value"], answer["place"]) == (-3.0, [2.0])
     assert text == "minimum of the smallest = -3 at point 2"
+    several = hs.CriticalPoints.of(
+        [dataclasses.replace(points[i % 3], loss=i * i % 5) for i in range(9)], n=2
+    )
+    hs.save(tmp_path / "several.h5", several)
+    answer, text = asked(capsys, str(tmp_path / "several.h5"), "rank_correlation")
+    told = several.rank_correlation()
+    assert (answer["value"], answer["low"], answer["high"]) == (told.value, *told.fisher)
+    assert answer["points"] == 9 and text.endswith(f"Of index and loss, Spearman's: {told}.")
+    assert cli.main(["plot", str(tmp_path / "several.h5"), "--view", "index"]) == 0
+    assert (tmp_path / "several.png").stat().st_size > 10_000
+    capsys.readouterr()
     for words, message in [
+        (["rank_correlation"], "at least 4"),
+        (["rank_correlation", "--value", "smallest"], "points are counted"),
         (["point", "4"], "expected a number from 0 to 3"),
         (["point", "0.5"], "expected a number from 0 to 3"),
         (["minima", "--value", "smallest"], "points are counted"),

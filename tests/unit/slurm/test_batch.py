@@ -165,6 +165,7 @@ def queue(tmp_path, monkeypatch):
         (DENSITY, "--problem my_problem.py: no such file"),
         ("density --problem here.py --out a.h5", "--problem here.py: expected FILE.py:FUNCTION"),
         ("density --problem here.py:f --checkpoint a.pt --out a.h5", "--checkpoint a.pt: no such"),
+        ("density --problem here.py:f --checkpoint c.h5:3 --out a.h5", "--checkpoint c.h5: no su"),
         ("density --problem here.py:f --config a.toml --out a.h5", "--config a.toml: no such file"),
         ("density --model cnn --dataset mnist --data-root D --out a.h5", "--data-root D: no such"),
         (
