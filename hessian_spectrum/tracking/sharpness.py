@@ -183,7 +183,6 @@ def ends(
         math.isfinite(above)
         and len(found.upper) < most
         and found.upper.min() > above
-        and found.converged
         and finder.spent < finder.max_products
     ):
         more = min(2 * len(found.upper) + 1, most)
