@@ -7,9 +7,13 @@ import json
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 import hessian_spectrum as hs
 from benchmarks.suite.findings import Finding
@@ -88,6 +92,22 @@ class Context:
             f"no {' or '.join(candidates)} in {self.data_root}; give the folder by --data or "
             "HESSIAN_SPECTRUM_DATA"
         )
+
+    def kept(
+        self, name: str, options: object, make: Callable[[], Mapping[str, Any]]
+    ) -> dict[str, NDArray[Any]]:
+        """Arrays by name that ``make`` returns; those of an earlier run where there are any.
+
+        They are kept in the study's folder, for the same options and sources of the package.
+        """
+        key = digest({"options": repr(options), "package": sources_digest()})[:12]
+        path = self.folder / f"{name}-{key}.npz"
+        if not path.exists():
+            beside = path.with_suffix(".part.npz")
+            np.savez(beside, **make())
+            beside.replace(path)
+        with np.load(path) as found:
+            return dict(found)
 
     # -- commands of the package -----------------------------------------------------------------
 
