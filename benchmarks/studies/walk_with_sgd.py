@@ -61,7 +61,7 @@ class Network:
 MLP = ("--model", "mlp-784-100-50-10", "--activation", "relu")
 MNIST = Network("mlp", MLP, "mnist", samples=1000, steps=300, window=20)
 VGG = ("--model", "vgg11", "--width", 0.125)
-CIFAR = Network("vgg11", VGG, "cifar10", 250, steps=150, window=8, has_batchnorm=True)
+CIFAR = Network("vgg11", VGG, "cifar10", 500, steps=75, window=8, has_batchnorm=True)
 DIGITS = Network("mlp", ("--model", "mlp-64-16-10"), "digits", samples=200, steps=8, window=3)
 LARGE = Network("vgg11", ("--model", "vgg11"), "cifar10", 5000, 500, 20, has_batchnorm=True)
 
@@ -78,7 +78,7 @@ class Options:
     networks: tuple[Network, ...] = (MNIST, CIFAR)
     batch_sizes: tuple[int, ...] = (20, 100)
     lr: float = 0.1
-    num_batches: int = 20
+    num_batches: int = 10
 
 
 @dataclass(frozen=True)
