@@ -143,11 +143,14 @@ class Context:
         self.command(name, *options, "--resume", "--out", path)
         return hs.open(path)
 
-    def network(self, *options: object) -> Path:
+    def network(self, *options: object, codes: Sequence[int] = (0,)) -> Path:
         """The folder of a network that the command ``train`` makes with these options.
 
         Shared by all studies: its name is the hash of the options and of the sources that train.
         One that another process is training is waited for.
+
+        Args:
+            codes: exit codes of ``train`` that are answers: 1 where a training may diverge.
         """
         words = [str(option) for option in options]
         folder = self.shared / f"network-{_hash(words)}"
@@ -157,7 +160,7 @@ class Context:
             try:
                 with WriterLock(done):
                     (folder / "options.json").write_text(json.dumps(words, indent=1))
-                    self.command("train", *words, "--resume", "--out", folder)
+                    self.command("train", *words, "--resume", "--out", folder, codes=codes)
                     done.touch()
             except InputError as error:
                 if ".lock" not in str(error):
