@@ -44,10 +44,10 @@ class Options:
 
     model: str = "resnet20"
     lr: float = 0.1
-    steps: int = 200
+    steps: int = 300
     records: int = 10
     batch: int = 64
-    probe: int = 64
+    probe: int = 32
     every: int = 10
     max_overhead: float = 0.1
     seed: int = 0
