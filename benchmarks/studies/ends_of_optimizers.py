@@ -63,10 +63,10 @@ class Options:
         odd: also starts from odd weights.
     """
 
-    samples: int = 400
+    samples: int = 2000
     surface_samples: int = 200
     points: int = 5
-    epochs: int = 25
+    epochs: int = 15
     width: float = 0.125
     optimizers: tuple[str, ...] = tuple(RATES)
     batchnorm: tuple[bool, ...] = (True, False)

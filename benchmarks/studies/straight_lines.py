@@ -109,7 +109,7 @@ class Options:
         every: epochs between the iterates whose distance from the line is measured.
     """
 
-    networks: tuple[Network, ...] = NETWORKS
+    networks: tuple[Network, ...] = ALL
     points: int = 200
     every: int = 5
 
@@ -356,7 +356,7 @@ STUDY = Study(
     scales={
         "test": Options((TEST,), points=20, every=1),
         "cpu": Options(),
-        "gpu": Options(ALL),
+        "gpu": Options(every=1),
     },
     data=("mnist", "ptb"),
 )
