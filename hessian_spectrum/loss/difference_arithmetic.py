@@ -30,6 +30,11 @@ class DifferenceArithmetic:
         """Relative changes of the parameters: larger where rounding is larger."""
         return (1e-6, 1e-5) if self.is_double else (3e-3, 1e-2)
 
+    @property
+    def finer_steps(self) -> tuple[float, ...]:
+        """Further steps, where those find a wrong gradient; none where they would be rounding."""
+        return (1e-7, 1e-8) if self.is_double else ()
+
 
 def arithmetic_of(function: LossFunction, pieces: tuple[Piece, ...]) -> DifferenceArithmetic:
     """Evaluate the first samples in float64, and see which types occur."""

@@ -21,7 +21,7 @@ from hessian_spectrum.loss.samples import Piece, on_fewer_if_needed
 TOLERANCE = 1e-4  # of a slope, in float64; in lower arithmetic COARSE
 COARSE = 1e-2
 CLEAR = 0.1  # rounding over slope, from which on a slope says nothing
-SAME = 0.3  # two steps find the same misfit, to this: then it is no rounding, and no curvature
+SAME = 0.3  # all steps find the same misfit, to this: then it is no rounding, and no curvature
 
 Sampled = Callable[[Tensor], Tensor]
 
@@ -69,7 +69,13 @@ def _check(
             if slopes[-1].fits(arithmetic) and slopes[-1].is_clear(arithmetic):
                 return held
         if is_wrong(slopes, arithmetic):
-            break
+            # Of millions of units so many switch between the two ends that both steps may find
+            # the same misfit by chance. It falls with the step, that of a wrong gradient does not.
+            slopes += [Slope(losses, at, u, step) for step in arithmetic.finer_steps]
+            if any(s.fits(arithmetic) and s.is_clear(arithmetic) for s in slopes):
+                return held
+            if is_wrong(slopes, arithmetic):
+                break
     else:
         if slopes[-1].is_zero and not slopes[-1].rate:
             return held if not slopes[-1].size else "the gradient is exactly zero"
@@ -132,9 +138,11 @@ class Slope:
 
 
 def is_wrong(slopes: list[Slope], arithmetic: DifferenceArithmetic) -> bool:
-    small, large = sorted(slope.misfit for slope in slopes)
-    return large - small <= SAME * large and all(
-        slope.misfit > 3 * slope.tolerance(arithmetic) for slope in slopes
+    """Do the slopes of all steps that are clear, the first two at least, find the same misfit?"""
+    told = [s for i, s in enumerate(slopes) if i < 2 or s.is_clear(arithmetic)]
+    misfits = [slope.misfit for slope in told]
+    return max(misfits) - min(misfits) <= SAME * max(misfits) and all(
+        slope.misfit > 3 * slope.tolerance(arithmetic) for slope in told
     )
 
 

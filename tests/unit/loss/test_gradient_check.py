@@ -253,6 +253,25 @@ def test_kinks_at_the_parameters_are_no_reason_to_refuse():
         assert "the gradient" not in ev.verification.unverified
 
 
+class Creased(nn.Module):
+    """Kinks at all distances from 5e-8 to 1e-4, as the units of a large network have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.p = nn.Parameter(torch.ones(1, dtype=torch.float64))
+        self.creases = 1 + 5e-8 * 2 ** (torch.arange(24, dtype=torch.float64) / 2)
+
+    def forward(self, x):
+        return (0.5 * self.p + 0.05 * (self.p - self.creases).abs().sum()) * x[:, :1]
+
+
+def test_kinks_at_every_distance_are_no_reason_to_refuse():
+    # Both steps of the check find the same misfit; it is gone with a step below all kinks.
+    x = torch.ones(4, 1, dtype=torch.float64)
+    ev = hs.Evaluator(Creased(), lambda out, _: out.mean(), (x, x))
+    assert "the gradient" not in ev.verification.unverified
+
+
 def test_a_loss_of_zero_with_a_gradient_of_zero_is_no_reason_to_refuse():
     def hinge(z, y):
         return F.relu(z.square().sum(1) - 1e6).mean()
