@@ -30,6 +30,9 @@ NETWORKS = {
 }
 
 
+SHARED = nn.Linear(3, 3)
+
+
 def theta_of(net):
     return parameters_to_vector(net.parameters()).detach().clone()
 
@@ -218,7 +221,7 @@ def test_the_nearest_members_of_an_orbit_are_an_exchange_or_a_flip(seed):
         (nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), "without an activation between"),
         (nn.Sequential(nn.Linear(3, 4), nn.Tanh()), "1 Linear layers"),
         (nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2), nn.Tanh()), "the last of them"),
-        (nn.Sequential(*[nn.Linear(3, 3), nn.Tanh()] * 2), "parameters of their own"),
+        (nn.Sequential(SHARED, nn.Tanh(), SHARED), "parameters of their own"),
     ],
 )
 def test_other_networks_are_refused(net, said):
