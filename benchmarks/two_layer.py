@@ -83,6 +83,10 @@ class TwoLayer:
             torch.diag_embed(p) - p[..., None] * p[..., None, :],
         )
 
+    def outputs(self, theta: Tensor) -> Tensor:
+        """(p, n) -> (p, m, outputs)."""
+        return self._forward(theta)[-1]
+
     def losses(self, theta: Tensor) -> Tensor:
         """(p, n) -> (p,)."""
         outputs = self._forward(theta)[-1]

@@ -7,9 +7,13 @@ import json
 import shlex
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 import hessian_spectrum as hs
 from benchmarks.suite.findings import Finding
@@ -89,6 +93,22 @@ class Context:
             "HESSIAN_SPECTRUM_DATA"
         )
 
+    def kept(
+        self, name: str, options: object, make: Callable[[], Mapping[str, Any]]
+    ) -> dict[str, NDArray[Any]]:
+        """Arrays by name that ``make`` returns; those of an earlier run where there are any.
+
+        They are kept in the study's folder, for the same options and sources of the package.
+        """
+        key = digest({"options": repr(options), "package": sources_digest()})[:12]
+        path = self.folder / f"{name}-{key}.npz"
+        if not path.exists():
+            beside = path.with_suffix(".part.npz")
+            np.savez(beside, **make())
+            beside.replace(path)
+        with np.load(path) as found:
+            return dict(found)
+
     # -- commands of the package -----------------------------------------------------------------
 
     def command(self, name: str, *options: object, codes: Sequence[int] = (0,)) -> int:
@@ -123,11 +143,14 @@ class Context:
         self.command(name, *options, "--resume", "--out", path)
         return hs.open(path)
 
-    def network(self, *options: object) -> Path:
+    def network(self, *options: object, codes: Sequence[int] = (0,)) -> Path:
         """The folder of a network that the command ``train`` makes with these options.
 
         Shared by all studies: its name is the hash of the options and of the sources that train.
         One that another process is training is waited for.
+
+        Args:
+            codes: exit codes of ``train`` that are answers: 1 where a training may diverge.
         """
         words = [str(option) for option in options]
         folder = self.shared / f"network-{_hash(words)}"
@@ -137,7 +160,7 @@ class Context:
             try:
                 with WriterLock(done):
                     (folder / "options.json").write_text(json.dumps(words, indent=1))
-                    self.command("train", *words, "--resume", "--out", folder)
+                    self.command("train", *words, "--resume", "--out", folder, codes=codes)
                     done.touch()
             except InputError as error:
                 if ".lock" not in str(error):

@@ -107,6 +107,7 @@ class EndsFinder:
             self.outermost(operator, min(lower, 1))
         products, scale = 0, np.abs(self.values).max(initial=0.0)
         tol = self.tol * min(1.0, level / scale) if scale else self.tol
+        tol = max(tol, min(self.tol, 2 * (self._rounding or 0.0)))  # no search for what is noise
 
         def count(space: RitzSpace) -> None:
             nonlocal products
@@ -183,7 +184,6 @@ def ends(
         math.isfinite(above)
         and len(found.upper) < most
         and found.upper.min() > above
-        and found.converged
         and finder.spent < finder.max_products
     ):
         more = min(2 * len(found.upper) + 1, most)

@@ -12,7 +12,7 @@ import h5py
 import pytest
 from locations import ROOT
 
-from benchmarks.suite import Finding, array_job, results, tables
+from benchmarks.suite import Context, Finding, array_job, results, tables
 from benchmarks.suite.registry import Registry, UnknownStudy
 from benchmarks.suite.results import NotAResult, Result
 
@@ -151,6 +151,20 @@ def test_patterns_choose_studies():
     assert toys.chosen(["t*"]) == ["tidy", "turned"]
     with pytest.raises(UnknownStudy, match="expected one of: killed, needs_data"):
         toys.chosen(["tidy", "t?"])
+
+
+def test_what_is_kept_is_not_made_again_for_the_same_options(tmp_path):
+    context = Context("one", "test", tmp_path, tmp_path, tmp_path)
+    made = []
+
+    def make():
+        made.append(1)
+        return {"x": [1.0, 2.0], "n": 3}
+
+    for options in ((1,), (1,), (2,)):
+        found = context.kept("a", options, make)
+        assert found["x"].tolist() == [1.0, 2.0] and found["n"] == 3
+    assert len(made) == 2
 
 
 def test_every_study_has_a_test_and_says_what_it_is():

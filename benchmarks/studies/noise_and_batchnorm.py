@@ -5,8 +5,9 @@ eigenvalue density", sections 4 and 5) find that without BatchNorm a few eigenva
 of the Hessian's spectrum and gradients lie in their span; that with BatchNorm neither is so; and
 that the outliers come back where BatchNorm normalizes by constants.
 
-A slim residual network is trained twice on CIFAR pictures, with BatchNorm and without, with the
-same steps. At some epochs this script computes, for the loss of all training data:
+A slim residual network is trained twice on CIFAR-10 pictures, averaged over squares of pixels, with
+BatchNorm and without, with the same steps. At some epochs are computed, for the loss of all
+training data:
 
 - zeta = lambda_1 / lambda_K of the Hessian H, K = 10, which is also the number of classes;
 - the part of |g|^2 in the span of the top 10 eigenvectors, of the gradient of all the data and of
@@ -18,22 +19,17 @@ same steps. At some epochs this script computes, for the loss of all training da
 With BatchNorm H is that of the function that is trained, in which each minibatch is normalized by
 its own statistics ("train": derivatives go through them, samples have no gradient of their own, and
 there is no C), and that of the same network with statistics of all the data, constants in
-derivatives ("recalibrate").
-
-    python benchmarks/noise_and_batchnorm.py --data-root cifar10_jpeg.npz --out noise.png
-    python benchmarks/noise_and_batchnorm.py --quick                       # digits, seconds
+derivatives ("recalibrate"). Both have the same loss if all the data are one minibatch, which is
+known exactly. The test has the shipped digits and a tiny network.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import math
-import os
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,13 +39,45 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import hessian_spectrum as hs
+from benchmarks.suite import Context, Finding, Outcome, Study
 from hessian_spectrum import zoo
 from hessian_spectrum.analyses.noise_result import variance_factor
 
+SOURCE = "Ghorbani et al. 2019, sections 4 and 5"
 K = 10
 PLAN = hs.ProductPlan(keep=True)  # reverse over reverse: the same products on every machine
 WITHOUT, TRAIN, CONSTANT = "without BatchNorm", "BatchNorm, train", "BatchNorm, recalibrate"
 COLORS = {WITHOUT: "#D55E00", TRAIN: "#0072B2", CONSTANT: "#56B4E9"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """
+    Args:
+        samples: CIFAR-10 pictures; 0: the first 60 shipped digits.
+        pixels: side of a picture; divides 32.
+        depth: of the residual network, 6 b + 2.
+        width: of 16, 32 and 64 channels.
+        epochs: at which networks are looked at; training ends with the last.
+        train_batch: samples of a step.
+        batch_size: samples of a minibatch of the loss.
+        minibatch: samples of a gradient.
+        num_batches: gradients of minibatches.
+        tol: of eigenvalues.
+    """
+
+    samples: int = 2000
+    pixels: int = 16
+    depth: int = 8
+    width: float = 0.25
+    epochs: tuple[int, ...] = (10,)
+    lr: float = 0.05
+    train_batch: int = 50
+    batch_size: int = 250
+    minibatch: int = 50
+    num_batches: int = 20
+    tol: float = 1e-3
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,6 +87,7 @@ class Measured:
     case: str
     epoch: int
     loss: float
+    loss_at_once: float  # the same if all the data are one minibatch
     eigenvalues: np.ndarray  # (K,), descending
     whole: np.ndarray  # (K,), part of |g|^2 in the top 1..K eigenvectors, all the data
     shares: np.ndarray  # (minibatch, K), the same of minibatches
@@ -86,53 +115,70 @@ class Measured:
         )
 
 
-def pictures(args: argparse.Namespace) -> TensorDataset:
-    """Digits with --quick; else CIFAR pictures, averaged over squares of pixels."""
-    if args.quick:
-        return zoo.load_dataset("digits", limit=200)
-    data = zoo.load_dataset("arrays", data_root=args.data_root, limit=args.samples)
-    x, y = data.tensors
-    return TensorDataset(F.avg_pool2d(x, x.shape[-1] // args.pixels), y)
-
-
-def network(data: TensorDataset, args: argparse.Namespace, batchnorm: bool) -> nn.Module:
-    options = {"batchnorm": batchnorm, "width": args.width}
-    return zoo.model_for(data, f"resnet{args.depth}", "relu", args.seed, **options)
+def pictures(context: Context, options: Options) -> TensorDataset:
+    if not options.samples:
+        return zoo.load_dataset("digits", limit=60)
+    root = context.data("cifar10")
+    x, y = zoo.load_dataset("arrays", data_root=root, limit=options.samples).tensors
+    return TensorDataset(F.avg_pool2d(x, x.shape[-1] // options.pixels), y)
 
 
 def checkpoints(
-    data: TensorDataset, args: argparse.Namespace, batchnorm: bool
+    data: TensorDataset, options: Options, batchnorm: bool
 ) -> Iterator[tuple[int, nn.Module]]:
-    """(epoch, the network then) at each of ``args.epochs``."""
-    model, kept = network(data, args, batchnorm), {}
+    """(epoch, the network then) at each of ``options.epochs``."""
+    parts = {"batchnorm": batchnorm, "width": options.width}
+    model = zoo.model_for(data, f"resnet{options.depth}", "relu", options.seed, **parts)
+    kept = {}
 
     def keep(result, model, _optimizer):
-        if result.epoch in args.epochs:
+        if result.epoch in options.epochs:
             kept[result.epoch] = copy.deepcopy(model)
 
     zoo.train(
         model,
         data,
-        epochs=max(args.epochs),
-        batch_size=args.train_batch,
-        lr=args.lr,
-        seed=args.seed,
+        epochs=max(options.epochs),
+        batch_size=options.train_batch,
+        lr=options.lr,
+        seed=options.seed,
         on_epoch=keep,
+        device="cuda" if torch.cuda.is_available() else "cpu",
     )
     yield from sorted(kept.items())
 
 
-def measured(case: str, epoch: int, model: nn.Module, data: TensorDataset, args) -> Measured:
+def measured(
+    context: Context,
+    case: str,
+    epoch: int,
+    model: nn.Module,
+    data: TensorDataset,
+    options: Options,
+) -> Measured:
+    """As ``measure`` finds it, or has found it in an earlier run."""
+
+    def make() -> Mapping[str, Any]:
+        return vars(measure(case, epoch, model, data, options))
+
+    kept = context.kept(f"{case}-{epoch}", options, make)
+    return Measured(**{name: v if v.ndim else v.item() for name, v in kept.items()})
+
+
+def measure(
+    case: str, epoch: int, model: nn.Module, data: TensorDataset, options: Options
+) -> Measured:
     batch_norm = {TRAIN: "train", CONSTANT: "recalibrate"}.get(case, "eval")
-    ev = evaluator(model, data, args.batch_size, batch_norm)
+    ev = evaluator(model, data, options.batch_size, batch_norm)
     hessian = hs.Hessian(ev, plan=PLAN)
-    pairs = hs.eigenpairs(hessian, K, "largest", args.tol, copies=False, seed=args.seed)
+    pairs = hs.eigenpairs(hessian, K, "largest", options.tol, copies=False, seed=options.seed)
     if batch_norm == "train":
-        gradients = list(minibatch_gradients(model, data, args))
+        gradients = list(minibatch_gradients(model, data, options))
         return Measured(
             case,
             epoch,
             ev.loss().item(),
+            evaluator(model, data, len(data), "train").loss().item(),
             pairs.values[::-1],
             shares_of([ev.gradient()], pairs)[0],
             shares_of(gradients, pairs),
@@ -141,24 +187,27 @@ def measured(case: str, epoch: int, model: nn.Module, data: TensorDataset, args)
         )
     hessian.forget()  # its graphs take the memory of those of C
     covariance = hs.GradientCovariance(ev, plan=PLAN)
-    noise_pairs = hs.eigenpairs(covariance, K, "largest", args.tol, copies=False, seed=args.seed)
+    noise_pairs = hs.eigenpairs(
+        covariance, K, "largest", options.tol, copies=False, seed=options.seed
+    )
     found = hs.noise(
         ev,
         (K,),
-        (args.minibatch, "full"),
-        args.num_batches,
+        (options.minibatch, "full"),
+        options.num_batches,
         operator=hessian,
         covariance=covariance,
         pairs=pairs,
         noise_pairs=noise_pairs,
-        seed=args.seed,
+        seed=options.seed,
     )
     dimensions = range(1, K + 1)
     shares = np.array([found.gradient_share(k) for k in dimensions])  # (K, size, minibatch)
-    trace = found.mean_deviation()[0] / variance_factor(found.num_samples, args.minibatch)
+    trace = found.mean_deviation()[0] / variance_factor(found.num_samples, options.minibatch)
     return Measured(
         case,
         epoch,
+        ev.loss().item(),
         ev.loss().item(),
         pairs.values[::-1],
         shares[:, 1, 0],
@@ -174,18 +223,20 @@ def evaluator(model: nn.Module, data, batch_size: int, batch_norm: str) -> hs.Ev
     )
 
 
-def minibatch_gradients(model: nn.Module, data: TensorDataset, args) -> Iterator[Tensor]:
+def minibatch_gradients(
+    model: nn.Module, data: TensorDataset, options: Options
+) -> Iterator[Tensor]:
     """As SGD sees them: each minibatch is normalized by its own statistics."""
-    generator = torch.Generator().manual_seed(args.seed)
-    for _ in range(args.num_batches):
-        rows = torch.randperm(len(data), generator=generator)[: args.minibatch]
+    generator = torch.Generator().manual_seed(options.seed)
+    for _ in range(options.num_batches):
+        rows = torch.randperm(len(data), generator=generator)[: options.minibatch]
         chosen = tuple(t[rows] for t in data.tensors)
-        yield evaluator(model, chosen, args.minibatch, "train").gradient()
+        yield evaluator(model, chosen, options.minibatch, "train").gradient()
 
 
 def shares_of(gradients: list[Tensor], pairs: hs.EigenPairs) -> np.ndarray:
     """(gradient, K): the part of |g|^2 in the span of the top 1..K eigenvectors."""
-    rows = torch.stack(gradients).double().numpy()
+    rows = torch.stack(gradients).double().cpu().numpy()
     cosines = rows @ pairs.vectors[::-1].T / np.linalg.norm(rows, axis=1, keepdims=True)
     return np.cumsum(np.square(cosines), axis=1)
 
@@ -193,55 +244,59 @@ def shares_of(gradients: list[Tensor], pairs: hs.EigenPairs) -> np.ndarray:
 # -- what is found ------------------------------------------------------------------------------
 
 
-def findings(results: list[Measured]) -> list[str]:
-    """A sentence each, at the last epoch: holds, or does not hold at this size."""
+def judged(context: Context, results: list[Measured]) -> list[Finding]:
+    """The claims, at the last epoch."""
     last = max(result.epoch for result in results)
     without, train, constant = (
         next(r for r in results if (r.case, r.epoch) == (case, last))
         for case in (WITHOUT, TRAIN, CONSTANT)
     )
+    error = math.hypot(without.share[1], train.share[1])
 
-    def sentence(holds: bool, claim: str, numbers: str) -> str:
-        return f"{claim}: {'holds' if holds else 'does not hold at this size'}, {numbers}."
+    def check(claim: str, measured: float, low: float, high: float, **more: Any) -> Finding:
+        return context.check(claim, measured, low, high, **{"source": SOURCE, **more})
 
-    shares = {r.case: r.share[0] for r in (without, train, constant)}
     return [
-        sentence(
-            without.zeta > train.zeta,
-            "Without BatchNorm the largest eigenvalue stands out further (lambda_1 / lambda_10)",
-            f"{without.zeta:.2f} without and {train.zeta:.2f} with BatchNorm",
+        check(
+            "how far the largest eigenvalue stands out, lambda_1 / lambda_10, without BatchNorm "
+            "over with it",
+            *(without.zeta / train.zeta, 1.0, math.inf),
         ),
-        sentence(
-            without.whole[-1] > train.whole[-1],
-            "Without BatchNorm the gradient of all the data lies more in the top 10 eigenvectors",
-            f"{without.whole[-1]:.1%} of |g|^2 without and {train.whole[-1]:.1%} with BatchNorm",
+        check(
+            "part of |g|^2 in the top 10 eigenvectors, all the data: without BatchNorm over with "
+            "it",
+            *(without.whole[-1] / train.whole[-1], 1.0, math.inf),
         ),
-        sentence(
-            shares[WITHOUT] > shares[TRAIN] + 2 * math.hypot(without.share[1], train.share[1]),
-            "Without BatchNorm so do those of minibatches, by more than two standard errors",
-            f"{shares[WITHOUT]:.1%} +- {without.share[1]:.1%} without and {shares[TRAIN]:.1%} +- "
-            f"{train.share[1]:.1%} with BatchNorm",
+        check(
+            "the same of minibatches: without BatchNorm minus with it, in standard errors",
+            *((without.share[0] - train.share[0]) / error, 2.0, math.inf),
+            uncertainty=1.0,
         ),
-        sentence(
-            constant.zeta > train.zeta,
-            "Statistics that are constants in derivatives bring the outliers back",
-            f"lambda_1 / lambda_10 is {constant.zeta:.2f} with constant statistics and "
-            f"{train.zeta:.2f} with those of minibatches",
+        check(
+            "lambda_1 / lambda_10 with BatchNorm's statistics as constants in derivatives, over "
+            "that with those of minibatches",
+            *(constant.zeta / train.zeta, 1.0, math.inf),
         ),
-        sentence(
-            min(without.overlap[-1], constant.overlap[-1]) > 0.5,
-            "The spans of the top 10 eigenvectors of H and of C overlap by more than a half",
-            f"by {without.overlap[-1]:.2f} without BatchNorm, {constant.overlap[-1]:.2f} with "
-            "it and constant statistics",
+        check(
+            "overlap of the top 10 eigenvectors of H and of C, the smaller of both networks",
+            *(min(without.overlap[-1], constant.overlap[-1]), 0.5, 1.0),
+            source="ours; for random spans it is 10 / n",
+        ),
+        check(
+            "loss with BatchNorm, all the data as one minibatch, over that with constant "
+            "statistics",
+            *(train.loss_at_once / constant.loss_at_once, 1 - 1e-5, 1 + 1e-5),
+            source="the same statistics",
+            judged_from="test",
         ),
     ]
 
 
-def draw(results: list[Measured], out: Path) -> None:
+def figure(results: list[Measured]) -> Figure:
     """The last epoch: eigenvalues, shares of gradients, overlaps, against the dimension."""
     last = [r for r in results if r.epoch == max(result.epoch for result in results)]
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    spectra, shares, overlaps = figure.subplots(1, 3)
+    picture = Figure(figsize=(12, 3.8), layout="constrained")
+    spectra, shares, overlaps = picture.subplots(1, 3)
     k = np.arange(1, K + 1)
     for result in last:
         color = COLORS[result.case]
@@ -266,50 +321,38 @@ def draw(results: list[Measured], out: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     for axes in (shares, overlaps):
         axes.set_ylim(0, 1)
-    figure.savefig(out, dpi=80)
+    return picture
 
 
-def options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    data = Path(os.environ.get("HESSIAN_SPECTRUM_DATA", "../shared/data")) / "cifar10_jpeg.npz"
-    parser.add_argument("--data-root", type=Path, default=data, help="arrays of CIFAR pictures")
-    parser.add_argument("--samples", type=int, default=2000)
-    parser.add_argument("--pixels", type=int, default=16, help="side of a picture; divides 32")
-    parser.add_argument("--depth", type=int, default=8, help="6 b + 2")
-    parser.add_argument("--width", type=float, default=0.25, help="of 16, 32 and 64 channels")
-    parser.add_argument("--epochs", type=int, nargs="+", default=[10])
-    parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument("--train-batch", type=int, default=50)
-    parser.add_argument("--batch-size", type=int, default=250, help="minibatches of the loss")
-    parser.add_argument("--minibatch", type=int, default=50, help="samples of a gradient")
-    parser.add_argument("--num-batches", type=int, default=20)
-    parser.add_argument("--tol", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=Path("noise_and_batchnorm.png"))
-    parser.add_argument("--quick", action="store_true", help="digits and a tiny network")
-    args = parser.parse_args()
-    if args.quick:
-        args.width, args.epochs, args.num_batches = 0.125, [1], 3
-        args.batch_size, args.minibatch = 100, 50
-    return args
-
-
-def main() -> None:
-    args, started = options(), time.perf_counter()
-    data, results = pictures(args), []
+def run(context: Context, options: Options) -> Outcome:
+    data = pictures(context, options)
+    results = []
     for batchnorm in (False, True):
-        for epoch, model in checkpoints(data, args, batchnorm):
+        for epoch, model in checkpoints(data, options, batchnorm):
             for case in (TRAIN, CONSTANT) if batchnorm else (WITHOUT,):
-                results.append(measured(case, epoch, model, data, args))
+                results.append(measured(context, case, epoch, model, data, options))
                 print(results[-1], flush=True)
-    draw(results, args.out)
-    print("\n".join(findings(results)))
-    size = sum(p.numel() for p in network(data, args, True).parameters())
-    print(
-        f"{size:,} parameters with BatchNorm, {len(data):,} samples, "
-        f"{torch.get_num_threads()} threads, {time.perf_counter() - started:.0f} s; {args.out}"
-    )
+    values = {
+        f"{result.case}/epoch {result.epoch}/{name}": value
+        for result in results
+        for name, value in vars(result).items()
+        if name not in ("case", "epoch")
+    }
+    size = sum(p.numel() for p in model.parameters())
+    notes = f"{size:,} parameters with BatchNorm, {len(data):,} samples"
+    return Outcome(judged(context, results), values, figure(results), notes)
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study(
+    title="What does BatchNorm do to outliers, gradients and their covariance?",
+    source="Ghorbani, Krishnan & Xiao 2019, figures 5 to 8",
+    run=run,
+    scales={
+        "test": Options(
+            0, width=0.125, epochs=(1,), batch_size=60, minibatch=20, num_batches=3, tol=0.1
+        ),
+        "cpu": Options(),
+        "gpu": Options(10_000, 32, 20, 1.0, (5, 20), batch_size=500, num_batches=40),
+    },
+    data=("cifar10",),
+)
