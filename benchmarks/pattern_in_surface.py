@@ -5,8 +5,8 @@ any given picture; Czarnecki et al. (2020, arXiv:1912.07559) prove that large ne
 sections, and find that they look alike on test data. ``hs.fit_section`` trains the origin and two
 directions of a plane for the correlation with a grey picture, here of a bat and of a cow's head,
 16 x 16 pixels. The network is an MLP with ReLU on pictures of digits; the correlation is that over
-the grid, on the training data and on as many other digits. The first, random plane is beside it, and
-a smaller network.
+the grid, on the training data and on as many other digits. The first, random plane is beside it,
+and a smaller network.
 
     python benchmarks/pattern_in_surface.py --data-root DATA --out pattern    # DATA: MNIST's folder
     python benchmarks/pattern_in_surface.py --quick --out pattern            # shipped digits
