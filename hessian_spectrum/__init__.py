@@ -86,6 +86,8 @@ _HOME = {
     "FoundPoint": "analyses.critical_search",
     "find_critical_point": "analyses.critical_search",
     "find_asymmetric": "analyses.asymmetric_valleys",
+    "FittedSection": "analyses.fit_section",
+    "fit_section": "analyses.fit_section",
     "fitness_distance": "analyses.global_structure",
     "functional_distances": "analyses.functional_distance",
     "functional_path": "analyses.functional_distance",
