@@ -20,10 +20,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
-from exact import eigenvalues, l1_distance
-from spectra import SPECTRA, Diagonal
 
 import hessian_spectrum as hs
+from benchmarks.suite.exact import eigenvalues, l1_distance
+from benchmarks.suite.spectra import SPECTRA, Diagonal
 from hessian_spectrum.algorithms.budget import Estimator, choose
 from hessian_spectrum.config import ProblemConfig
 from hessian_spectrum.operators.base import SymmetricOperator
