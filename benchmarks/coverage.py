@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 import tyro
-from spectra import SPECTRA, Diagonal
 from tqdm import trange
 
 import hessian_spectrum as hs
+from benchmarks.suite.spectra import SPECTRA, Diagonal
 from hessian_spectrum.spectral.quadrature import Array
 
 MOST_POINTS = 25  # at which a density is compared

@@ -29,10 +29,10 @@ import numpy as np
 import peers
 import torch
 import tyro
-from exact import eigenvalues, l1_distance
 from torch import Tensor, nn
 
 import hessian_spectrum as hs
+from benchmarks.suite.exact import eigenvalues, l1_distance
 from hessian_spectrum.algorithms import budget
 from hessian_spectrum.config import ProblemConfig
 from hessian_spectrum.loss.problem import Problem

@@ -17,7 +17,7 @@ MAX_PRODUCTS = 1800  # with a target error
 STEPS = {"block": (15, 10), "lean": (15, 15), "slq": (45, 90)}
 STEPS_BETWEEN = 240, 360  # products up to which, and from which, these are the defaults
 # The number of eigenvalues outside the bulk that no probe has found varies by 1 / sqrt(b); blocks
-# of this many over the target reached it, on the networks of benchmarks/exact_density.py.
+# of this many over the target reached it, on the networks of benchmarks/studies/exact_density.py.
 PER_TARGET = 0.015
 PROBES_FOR_TARGET = 8, 72  # least, most
 LEAST_CHOSEN = 4  # probes, and steps

@@ -4,7 +4,8 @@ import functools
 
 import pytest
 import torch
-from kinds import KINDS, oracle
+
+from benchmarks.suite.kinds import KINDS, oracle
 
 
 @functools.cache

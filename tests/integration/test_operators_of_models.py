@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from kinds import KINDS
 from model_kinds import kind_and_oracle
 from small_networks import relative
 from torch import nn
 from torch.nn import functional as F
 
 import hessian_spectrum as hs
+from benchmarks.suite.kinds import KINDS
 from hessian_spectrum.operators.product_modes import MODES
 from hessian_spectrum.zoo import build_model
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from kinds import KINDS, oracle
 from small_networks import relative
 from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 import hessian_spectrum as hs
+from benchmarks.suite.kinds import KINDS, oracle
 from hessian_spectrum.loss import cross_entropy as softmax
 from hessian_spectrum.operators.product_modes import MODES
 

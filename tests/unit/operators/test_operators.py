@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from kinds import BATCH, collated
 from model_kinds import kind_and_oracle
 from prescribed_spectra import with_spectrum
 from small_networks import NETWORKS, Rows, data, mlp, relative
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 import hessian_spectrum as hs
+from benchmarks.suite.kinds import BATCH, collated
 
 
 def test_the_minibatches_of_the_kinds_are_uneven():
