@@ -142,10 +142,12 @@ def findings_of(pairs: list[Pair], args: argparse.Namespace) -> list[Finding]:
                     wide.barrier(wide.best, value),
                     0.0,
                     most,
-                    judged=judged,
+                    judged=judged and wide.width >= 1,  # the claim is about wide networks
                 )
             )
     slim = pairs[0]
+    if slim.width == wide.width:
+        return found
     found.append(
         within(
             f"barrier of the loss after matching, width {wide.width:g} over width {slim.width:g}",
