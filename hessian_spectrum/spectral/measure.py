@@ -164,7 +164,8 @@ class SpectralMeasure(Atoms):
         rounding of products and vectors adds to first order (rounding.py), in quadrature;
         benchmarks/studies/coverage.py counts how often it covers the truth. NaN with one probe.
         It is about this data set: ``data_error`` is not in it. Where
-        ``arithmetic.compared_with_float64`` is False, the error of products is only what their rounding unit and asymmetry show.
+        ``arithmetic.compared_with_float64`` is False, the error of products is only what their
+        rounding unit and asymmetry show.
 
         Args:
             level: the probability that it covers the truth, 0 to 1.
