@@ -21,7 +21,7 @@ from hessian_spectrum.spectral.quadrature import Array, BlockRule
 
 ALONE, GROUPS = 24, 12  # up to 24 probes are held out one by one, more in 12 groups
 # Probes are not independent, since each uses the others' Krylov space: the error of their mean is
-# 1.1 to 1.3 times what their scatter suggests on the spectra of benchmarks/coverage.py.
+# 1.1 to 1.3 times what their scatter suggests on the spectra of benchmarks/studies/coverage.py.
 SCATTER = 1.25
 # On the edges of a semicircle each of the last five of 15 steps of the others adds to a bias.
 STEPS_FOR_ONE_BACK, MOST_BACK = 5, 3

@@ -150,7 +150,7 @@ class SpectralMeasure(Atoms):
         By the jackknife over random groups of samples (jackknife.py), which are taken to be
         independent draws from a population. The probes' noise and truncation are not in it. Like
         every jackknife it errs to the large side, by a factor of up to 1.6 in
-        benchmarks/data_error.py, and by more for counts inside a bulk that few steps leave
+        benchmarks/studies/data_error.py, and by more for counts inside a bulk that few steps leave
         unresolved. With K groups it has K - 1 degrees of freedom. NaN where it cannot be known:
         without ``replicates``.
         """
@@ -162,9 +162,10 @@ class SpectralMeasure(Atoms):
 
         The value minus and plus Student's quantile of its standard error, ``truncation``, and what
         rounding of products and vectors adds to first order (rounding.py), in quadrature;
-        benchmarks/coverage.py counts how often it covers the truth. NaN with one probe. It is about
-        this data set: ``data_error`` is not in it. Where ``arithmetic.compared_with_float64`` is
-        False, the error of products is only what their rounding unit and asymmetry show.
+        benchmarks/studies/coverage.py counts how often it covers the truth. NaN with one probe.
+        It is about this data set: ``data_error`` is not in it. Where
+        ``arithmetic.compared_with_float64`` is False, the error of products is only what their
+        rounding unit and asymmetry show.
 
         Args:
             level: the probability that it covers the truth, 0 to 1.
