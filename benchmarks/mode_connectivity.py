@@ -4,8 +4,8 @@ Garipov et al. (2018, arXiv:1802.10026): the straight line between two independe
 networks crosses a high barrier, and a curve with a single free vertex, fitted for a low mean loss,
 has none. As in their tables, for each pair and path the loss on the training data and the error on
 test data: at the ends, the mean and the largest over the path. Two MLPs of different width on MNIST
-pictures of 7 x 7 pixels, two starts each, trained by Adam on all samples; Bezier curves and polygons
-with one free vertex.
+pictures of 7 x 7 pixels, two starts each, trained by Adam on all samples; Bezier curves and
+polygons with one free vertex.
 
     python benchmarks/mode_connectivity.py --data-root DATA --out modes    # DATA: MNIST's folder
     python benchmarks/mode_connectivity.py --quick --out modes            # shipped digits

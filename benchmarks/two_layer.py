@@ -160,6 +160,8 @@ def newton(net: TwoLayer, theta: Tensor, steps: int, tol: float) -> tuple[Tensor
     damping = torch.full_like(norms, FIRST_DAMPING)
     for _ in range(steps):
         open_ = torch.where((norms > tol) & (damping < MOST_DAMPING))[0]
+        if not len(open_):
+            break
         for rows in open_.split(AT_ONCE):
             theta[rows], norms[rows], damping[rows] = _step(
                 net, theta[rows], norms[rows], damping[rows]

@@ -196,6 +196,28 @@ def test_points_without_parameters_or_spectra_are_read_as_such(tmp_path):
         hs.CriticalPoints.of([small, large], np.zeros((3, 2)))
 
 
+def test_points_that_are_no_critical_points_are_stored_beside_others(tmp_path):
+    """Not finite, not critical, too coarse to say: none has an index, and none is correlated."""
+    points = [
+        hs.classify(polynomial(lambda x, y: 1 / x + y**2, at=(1.0, 0.0)), tensor([0.0, 0.0])),
+        hs.classify(nets()),
+        hs.classify(polynomial(POLYNOMIALS["x^2 + y^2"][0], dtype=torch.float32), tol=1e-8),
+        hs.classify(polynomial(POLYNOMIALS["x^2 + y^2"][0])),
+    ]
+    hs.save(tmp_path / "x.h5", hs.CriticalPoints.of(points[:1] + points[2:], n=2))
+    with hs.open(tmp_path / "x.h5") as run:
+        found = run["critical"]
+    assert found.kinds == ["not finite", "undecided", "minimum"]
+    assert [found[i].reason for i in range(3)] == ["decided", "too coarse", "decided"]
+    assert [point.eigenvalues is None for point in found] == [True, False, False]
+    assert found.is_critical.tolist() == [False, True, True]
+    assert np.isnan(found.index_fraction[:2]).all() and found.index_fraction[2] == 0
+    with pytest.raises(hs.InputError, match="at least 4"):
+        found.rank_correlation()
+    with pytest.raises(hs.InputError, match="has no index"):
+        _ = points[1].index
+
+
 def test_a_point_in_a_file_is_a_checkpoint_of_the_parameters_it_has(tmp_path):
     """Buffers, and what is not among them, are the model's own; another model is refused."""
     torch.manual_seed(0)
