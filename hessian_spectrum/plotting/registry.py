@@ -226,7 +226,7 @@ def save(
         figure = landscape.curve_figure(result, value, title=title)
         density.save_figure(figure, out)
     elif out.suffix == ".html":
-        surface_export.save_page(result, out, value, title=title)
+        surface_export.save_page(result, out, value, title=title, way=path)
     elif out.suffix == ".vts":
         surface_export.save_vtk(result, out, value)
     else:

@@ -1,0 +1,1 @@
+"""One HTML page about result files, and results in notebooks. NumPy and Matplotlib: no torch."""
