@@ -40,8 +40,7 @@ class CriticalConfig(PointsConfig):
     max_steps: int = 200
     """With --find: Newton steps of a search."""
     points: bool = True
-    """With --find: store the parameters of the points. --no-points leaves them out, where they are
-    too large."""
+    """With --find: store the parameters of the points; --no-points leaves them out of OUT."""
     k: int = 10
     """Eigenpairs at each end of the spectrum, where there are more than 300 parameters."""
     seed: int = 0
