@@ -306,7 +306,9 @@ def _document(
 def checked_policy(scripts: Sequence[Trusted]) -> Element:
     """What a browser lets the page do: run these scripts, and fetch nothing."""
     hashes = " ".join(f"'sha256-{_digest(script.text)}'" for script in scripts)
-    rules = f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {hashes}"
+    rules = (
+        f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {hashes}"
+    )
     return element("meta", **{"http_equiv": "Content-Security-Policy", "content": rules})
 
 

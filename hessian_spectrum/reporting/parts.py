@@ -225,7 +225,10 @@ def origin(source: Source, heading: str) -> list[Node]:
         element(
             "details",
             element("summary", "Configuration and plan, in full"),
-            [_record(name, record) for name, record in (("config", run.config), ("plan", run.plan))],
+            [
+                _record(name, record)
+                for name, record in (("config", run.config), ("plan", run.plan))
+            ],
         ),
     ]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import norm, rankdata
+from scipy.special import ndtri
 
 from hessian_spectrum._core.errors import InputError, require_whole
 from hessian_spectrum.landscape.results.values import Array
@@ -100,13 +100,15 @@ def _fisher(found: float, count: int, rank: bool, level: float) -> tuple[float, 
     if abs(found) >= 1:
         return found, found
     deviation = math.sqrt((RANK_VARIANCE if rank else 1.0) / (count - 3))
-    half = float(norm.ppf((1 + level) / 2)) * deviation
+    half = float(ndtri((1 + level) / 2)) * deviation
     return math.tanh(math.atanh(found) - half), math.tanh(math.atanh(found) + half)
 
 
 def _coefficients(a: Array, b: Array, rank: bool) -> Array:
     """(r, m), (r, m) -> (r,), Pearson's, of the ranks if asked; NaN where one is constant."""
     if rank:
+        from scipy.stats import rankdata  # half a second that readers of files need not wait
+
         a, b = rankdata(a, axis=1), rankdata(b, axis=1)
     # Constant numbers are centred to rounding error, of which a coefficient says nothing.
     is_constant = (np.ptp(a, axis=1) == 0) | (np.ptp(b, axis=1) == 0)
