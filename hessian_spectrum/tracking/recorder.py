@@ -18,7 +18,7 @@ from hessian_spectrum.operators.linearization import ProductPlan
 from hessian_spectrum.operators.transforms import Preconditioned, Shifted
 from hessian_spectrum.planning import product_planner
 from hessian_spectrum.tracking.critical_step import critical_step
-from hessian_spectrum.tracking.sharpness import Ends, EndsFinder, ends
+from hessian_spectrum.tracking.sharpness import Ends, EndsFinder, SpareTime, ends
 from hessian_spectrum.tracking.stability import Stability
 
 EXPECTED_PRODUCTS = 20  # of a record, for a plan
@@ -75,8 +75,12 @@ class Recorder:
         if self._start is None:
             self._start = self.evaluator.theta
 
-    def values(self, step: Step) -> tuple[dict[str, float], Ends]:
-        """The quantities by name, NaN where they are not known, and the eigenpairs found."""
+    def values(self, step: Step, spare: SpareTime) -> tuple[dict[str, float], Ends]:
+        """The quantities by name, NaN where they are not known, and the eigenpairs found.
+
+        Args:
+            spare: for eigenvalues above the edge beyond ``largest``.
+        """
         ev, theta, rule = self.evaluator, step.theta, step.rule
         assert self._start is not None  # ``begin`` sets it
         before = ev.counts.products
@@ -96,11 +100,11 @@ class Recorder:
         if math.isfinite(values["loss"]):
             # A product that is not finite is an outcome of training, like a loss that is not.
             with suppress(FloatingPointError):
-                found = ends(self._finder, operator, self.smallest, self.largest, above)
+                found = ends(self._finder, operator, self.smallest, self.largest, above, spare)
                 values |= self._seen(operator, rule, found)
                 values["captured"] = _captured(found, step.gradient)
             values |= self._critical_sharpness(theta, step.update, rule.lr, values["loss"])
-        values |= _named(found, above)
+        values |= _named(found, above, ev.n)
         values["threshold"] = math.nan if rule.threshold is None else rule.threshold
         values["products"] = ev.counts.products - before
         operator.forget()
@@ -128,7 +132,7 @@ class Recorder:
         if rule.preconditioner is not None:
             base = Shifted(operator, rule.shift) if rule.shift else operator
             seen = Preconditioned(base, rule.preconditioner.to(operator.device))
-            top = ends(self._seen_finder, seen, 0, 1, math.inf)
+            top = ends(self._seen_finder, seen, 0, 1)
             return {
                 "preconditioned": float(top.values[-1]),
                 "preconditioned_error": float(top.residuals[-1]),
@@ -173,13 +177,14 @@ class Recorder:
         self._seen_finder.load_state_dict(state["finders"]["seen"], device)
 
 
-def _named(found: Ends, above: float) -> dict[str, float]:
+def _named(found: Ends, above: float, n: int) -> dict[str, float]:
     values = {
         "lambda_max": float(found.values[-1]),
         "lambda_max_error": float(found.residuals[-1]),
         "num_above": math.nan,
     }
-    if found.is_known and math.isfinite(above):
+    is_whole = len(found.values) == n
+    if found.is_known and math.isfinite(above) and (found.upper.min() <= above or is_whole):
         values["num_above"] = float((found.upper > above).sum())
     if found.num_lower:
         values["lambda_min"] = float(found.values[0])

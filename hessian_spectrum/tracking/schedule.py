@@ -27,7 +27,7 @@ class Schedule:
             raise InputError(f"at={at!r}: expected numbers of steps, 1 or more, such as (1, 10)")
         self.every, self.at, self.max_overhead = every, frozenset(at), max_overhead
         self.spent = 0.0  # seconds, on records
-        self.last = 0.0  # seconds, of the latest record
+        self.last = 0.0  # seconds, of the latest record, without what it did in spare time
         self._earlier = 0.0  # seconds, of earlier starts
         self._began: float | None = None  # this start's first step, by perf_counter
 
@@ -56,9 +56,16 @@ class Schedule:
         share = (self.spent + self.last) / max(1e-9, self.seconds + self.last)
         return share > self.max_overhead
 
-    def took(self, seconds: float) -> None:
-        """A record was made in this time."""
-        self.last = seconds
+    def spare(self) -> float | None:
+        """Seconds of the share that a record like the latest, made now, leaves; None: no limit."""
+        if self.max_overhead is None or self.max_overhead >= 1:
+            return None
+        room = (self.max_overhead * self.seconds - self.spent) / (1 - self.max_overhead)
+        return max(0.0, room - self.last)
+
+    def took(self, seconds: float, in_spare_time: float = 0.0) -> None:
+        """A record was made in this time, a part of it spare time."""
+        self.last = seconds - in_spare_time
         self.spent += seconds
 
     def state_dict(self) -> dict[str, Any]:

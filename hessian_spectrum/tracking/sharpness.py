@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -129,6 +130,17 @@ class EndsFinder:
         converged = bool(found.converged.all())
         return self._remembered(Ends(found.values, found.residuals, vectors, lower, converged))
 
+    def keep_inner(self, vectors: Tensor | None, values: Array, num_lower: int) -> None:
+        """Beside the latest ends remember the inner pairs of these, of an earlier matrix."""
+        if vectors is None or num_lower != self.num_lower or len(vectors) <= len(self.values):
+            return
+        assert self.vectors is not None
+        inner = slice(num_lower, len(vectors) - (len(self.values) - num_lower))
+        rows = self.vectors[:num_lower], vectors[inner], self.vectors[num_lower:]
+        self.vectors = torch.cat(rows)
+        parts = self.values[:num_lower], values[inner], self.values[num_lower:]
+        self.values = np.concatenate(parts)
+
     def _nearest(self, lower: int, upper: int) -> Tensor | None:
         """Of the vectors that are remembered, those nearest to the ends that are looked for."""
         if self.vectors is None or not len(self.vectors):
@@ -164,28 +176,74 @@ class EndsFinder:
         return replace(ends, residuals=ends.residuals + (self._rounding or 0.0) * scale)
 
 
+class SpareTime:
+    """Seconds in which more may be searched for than was asked; all ranks decide as the first.
+
+    Args:
+        seconds: None: no limit.
+    """
+
+    def __init__(self, seconds: float | None = None):
+        self.seconds, self.taken = seconds, 0.0
+        self._next = 0.0  # seconds that the next search may take: twice as many pairs
+        self._began = time.perf_counter()
+
+    def allows_more(self, operator: SymmetricOperator) -> bool:
+        if self.seconds is None:
+            return True
+        enough = self.taken + self._next <= self.seconds
+        return bool(operator.layout.world.from_first(enough))
+
+    def start(self) -> None:
+        self._began = time.perf_counter()
+
+    def stop(self, is_spare: bool) -> None:
+        """A search has ended."""
+        seconds = time.perf_counter() - self._began
+        self._next = 2 * seconds
+        if is_spare:
+            self.taken += seconds
+
+
 def ends(
-    finder: EndsFinder, operator: SymmetricOperator, lower: int, upper: int, above: float
+    finder: EndsFinder,
+    operator: SymmetricOperator,
+    lower: int,
+    upper: int,
+    above: float = math.inf,
+    spare: SpareTime | None = None,
 ) -> Ends:
     """``lower`` and ``upper`` pairs, and more of the upper end until one is not above ``above``.
 
     The first guess is one more than were above it in the matrix before. The search for more ends
-    with the finder's products.
+    with the finder's products, and with the spare time; ``Ends.upper`` is then all above it.
     """
+    spare = spare or SpareTime()
     finder.spent = 0
     most = operator.n - lower
+    asked = min(upper, most)
+    known = finder.vectors, finder.values, finder.num_lower
     before = finder.values[finder.num_lower :]
-    upper = min(max(upper, int((before > above).sum()) + 1), most)
-    if upper == 1 and lower <= 1 < operator.n:
+    count = min(max(asked, int((before > above).sum()) + 1), most)
+    if count > asked and spare.seconds is not None:
+        count = asked  # how long that takes is known first
+    spare.start()
+    if count == 1 and lower <= 1 < operator.n:
         found = finder.outermost(operator, lower)
     else:
-        found = finder.several(operator, lower, upper, above)
+        found = finder.several(operator, lower, count, above)
+    spare.stop(is_spare=False)
+    if found.upper.min() > above:  # there may be as many as before
+        finder.keep_inner(*known)
     while (
         math.isfinite(above)
         and len(found.upper) < most
         and found.upper.min() > above
         and finder.spent < finder.max_products
+        and spare.allows_more(operator)
     ):
-        more = min(2 * len(found.upper) + 1, most)
-        found = finder.several(operator, lower, more, above)
+        count = min(max(2 * len(found.upper) + 1, int((before > above).sum()) + 1), most)
+        spare.start()
+        found = finder.several(operator, lower, count, above)
+        spare.stop(is_spare=True)
     return found

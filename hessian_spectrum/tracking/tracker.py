@@ -23,7 +23,7 @@ from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.storage.hdf5_schema import Result
 from hessian_spectrum.tracking.recorder import Recorder, Step
 from hessian_spectrum.tracking.schedule import Schedule
-from hessian_spectrum.tracking.sharpness import Ends
+from hessian_spectrum.tracking.sharpness import Ends, SpareTime
 from hessian_spectrum.tracking.stability import require_stepped, stability
 from hessian_spectrum.tracking.track_file import TrackFile
 
@@ -64,7 +64,8 @@ class Tracker:
     curvature/lambda_max               the largest eigenvalue of the Hessian; lambda_min the
                                        smallest
     curvature/lambda_max_error         an eigenvalue lies within it; lambda_min_error likewise
-    curvature/num_above                eigenvalues above ``above`` / lr that were found
+    curvature/num_above                eigenvalues above ``above`` / lr; left out where products or
+                                       time ended the search for them
     curvature/preconditioned           the largest eigenvalue of the matrix that the optimizer
                                        sees, P^-1/2 (H + decay) P^-1/2 (``stability``), and _error
     curvature/threshold                above which that eigenvalue makes the optimizer unstable
@@ -88,7 +89,8 @@ class Tracker:
         path: result file, HDF5, which grows with each record and can be read at any time.
         every, at: recorded are the steps that ``every`` divides, and those in ``at``.
         largest, smallest: eigenvalues of each end that are recorded at least.
-        above: all eigenvalues above this over the learning rate are recorded; None: no more.
+        above: all eigenvalues above this over the learning rate are recorded, as far as
+            ``max_products`` and ``max_overhead`` allow; None: no more.
         relative: other evaluators of the same model by name, along whose loss the same update is
             followed: relative critical sharpness.
         density_every: recorded steps that it divides get a density of ``num_products`` products,
@@ -102,8 +104,8 @@ class Tracker:
             that the optimizer sees. An eigenvalue lies within the residual, or about its square
             where it stands apart. A larger one that has just overtaken it may be missed for some
             records, the less often the smaller ``tol`` is.
-        max_products: for the eigenvalues of one matrix. Where it ends the search, there may be
-            more above ``above`` / lr than were found, and errors say how far the others are.
+        max_products: for the eigenvalues of one matrix; errors say how far those are that have not
+            converged by then.
         overwrite: replace a file of another run.
 
     Raises:
@@ -261,14 +263,15 @@ class Tracker:
             pending.cosine,
             rule,
         )
-        values, found = self._recorder.values(made)
+        spare = SpareTime(self._schedule.spare())
+        values, found = self._recorder.values(made, spare)
         if loss is not None:
             values["minibatch_loss"] = float(loss.detach() if isinstance(loss, Tensor) else loss)
         results = self._larger_results(step, pending.theta, found) if found.is_known else {}
         values["seconds"] = pending.seconds + time.perf_counter() - began
         self.file.note_rule(type(pending.optimizer).__name__, rule)
         self.file.append(step, values, found, results)
-        self._schedule.took(pending.seconds + time.perf_counter() - began)
+        self._schedule.took(pending.seconds + time.perf_counter() - began, spare.taken)
         self._step = step
         flat = {f"curvature/{name}": v for name, v in values.items() if not math.isnan(v)}
         if self.log is not None and self.world.rank == 0:

@@ -6,7 +6,7 @@ import torch
 
 import hessian_spectrum as hs
 from hessian_spectrum.operators.base import Dense
-from hessian_spectrum.tracking.sharpness import EndsFinder, ends
+from hessian_spectrum.tracking.sharpness import EndsFinder, SpareTime, ends
 
 N, ABOVE = 120, 2.0
 VALUES = np.concatenate([np.linspace(-1.0, 1.0, N - 6), [2.5, 3.0, 4.0, 5.0, 7.0, 9.0]])
@@ -63,6 +63,22 @@ def test_one_pair_of_each_end_starts_from_the_outermost_of_more():
     assert finder.outermost(warm, 1).values[-1] == pytest.approx(9.0, rel=1e-5)
     assert alone.outermost(cold, 1).values[-1] == pytest.approx(9.0, rel=1e-5)
     assert warm.spent < cold.spent
+
+
+def test_without_spare_time_the_largest_is_all_that_is_looked_for():
+    finder = EndsFinder(1e-3, 400, 0)
+    cold, none, much, again = matrix(), matrix(0.001), matrix(0.001), matrix(0.001)
+    ends(finder, cold, 1, 1, ABOVE)
+    spare = SpareTime(0.0)
+    found = ends(finder, none, 1, 1, ABOVE, spare)
+    assert len(found.upper) == 1 and spare.taken == 0
+    assert found.upper[0] == pytest.approx(9.0, rel=1e-5)
+    # The others are remembered: with time again they are found at once, from where they were.
+    spare = SpareTime(1e6)
+    assert (ends(finder, much, 1, 1, ABOVE, spare).upper > ABOVE).sum() == 6
+    assert spare.taken > 0
+    ends(EndsFinder(1e-3, 400, 0), again, 1, 1, ABOVE, SpareTime(1e6))
+    assert much.spent < again.spent / 2
 
 
 @pytest.mark.parametrize("most", [12, 30])

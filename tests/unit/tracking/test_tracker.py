@@ -251,22 +251,26 @@ def test_alignment_is_stored_beside_the_records(tmp_path):
 
 
 def test_the_overhead_is_bounded_and_skips_are_recorded(tmp_path, monkeypatch):
-    clock = [0.0]
+    clock, taken = [0.0], []
     monkeypatch.setattr("time.perf_counter", lambda: clock[0])
     training = Training(tmp_path / "track.h5", every=1, at=(), max_overhead=0.1)
     recorder = training.tracker._recorder
     values = recorder.values
 
-    def slow(step):
-        clock[0] += 5.0
-        return values(step)
+    def slow(step, spare):
+        found = values(step, spare)
+        spare.taken = min(spare.seconds, 7.0)  # for a search of more than was asked
+        taken.append(spare.taken)
+        clock[0] += 5.0 + spare.taken
+        return found
 
     monkeypatch.setattr(recorder, "values", slow)
     for step in range(1, 201):
         clock[0] += 1.0
         training.steps(step, step)
-    spent = 5.0 * len(training.records)
+    spent = 5.0 * len(training.records) + sum(taken)
     assert 0.08 < spent / clock[0] <= 0.1 + 5.0 / clock[0]
+    assert taken[0] == 0
     with hs.open(tmp_path / "track.h5") as run:
         track = run["track"]
     assert set(track.skipped) | set(track.steps) >= set(range(1, int(track.steps[-1]) + 1))
