@@ -160,12 +160,17 @@ def distance(one: Path, other: Path) -> float:
     return math.sqrt(sum(float((a[n] - b[n]).square().sum()) for n in trained))
 
 
+def _relative_error(values: np.ndarray) -> float:
+    """Standard error of their mean over it."""
+    return float(np.nanstd(values, ddof=1) / np.sqrt(len(values)) / np.nanmean(values))
+
+
 # -- findings ------------------------------------------------------------------------------------
 
 WHY_NOT = {
     "mlp": "gradient descent has not reached the edge of stability after so few steps, and its "
     "consecutive updates point the same way",
-    "vgg11": "the network fits its few pictures, and the loss is nearly 0 in the last window",
+    "vgg11": "the last window is in mid-training, from one start",
 }
 
 
@@ -214,6 +219,8 @@ def judged(context: Context, walks: list[Walk], options: Options) -> list[Findin
     check(
         f"{smallest.label}: g^T H g / |g|^2, batch {sizes[-1]} over batch {sizes[0]}",
         *(mean[-1] / mean[0], 1.0, np.inf),
+        uncertainty=mean[-1] / mean[0] * _relative_error(smallest.alignment.alignment[0]),
+        why_not=why if smallest.network.has_batchnorm else "",
     )
     if not largest.network.has_batchnorm:
         at_start = aligned(
