@@ -8,8 +8,8 @@ CPU seconds of this process on one thread, in each round in turn:
 - product: one vector by reverse over reverse, its graph formed anew.
 
 Networks are as they are initialized: a perceptron on MNIST in float32 and float64, ResNet-20 on
-CIFAR-10 pictures and, at scale "gpu", the tagger of ``jobs/problems``. That a gradient and a product each take one
-pass over the data is counted, which the test checks on the shipped digits.
+CIFAR-10 pictures and, at scale "gpu", the tagger of ``jobs/problems``. That a gradient and a
+product each take one pass over the data is counted, which the test checks on the shipped digits.
 """
 
 from __future__ import annotations
