@@ -26,12 +26,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import peers
 import torch
 import tyro
 from torch import Tensor, nn
 
 import hessian_spectrum as hs
+from benchmarks.suite import peers
 from benchmarks.suite.exact import eigenvalues, l1_distance
 from hessian_spectrum.algorithms import budget
 from hessian_spectrum.config import ProblemConfig

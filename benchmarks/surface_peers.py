@@ -36,13 +36,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import peers
 import torch
 import tyro
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hessian_spectrum as hs
+from benchmarks.suite import peers
 from hessian_spectrum.landscape import directions, point_planner
 from hessian_spectrum.landscape.direction_grid import grid_task
 from hessian_spectrum.landscape.parameter_points import Points
