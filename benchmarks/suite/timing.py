@@ -1,9 +1,9 @@
-"""Times of several actions, taken in turn so that a change in the machine's speed affects all."""
+"""Times of actions, and their ratios, round by round: a change in speed affects all of a round."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,18 +50,3 @@ def seconds(action: Callable[[], object], now: Callable[[], float] = time.proces
     began = now()
     action()
     return now() - began
-
-
-def in_turn(
-    actions: Mapping[str, Callable[[int], object]],
-    rounds: int,
-    now: Callable[[], float] = time.process_time,
-) -> dict[str, Array]:
-    """Seconds of each action, called with the number of the round, in each round."""
-    found: dict[str, list[float]] = {name: [] for name in actions}
-    for turn in range(rounds):
-        for name, action in actions.items():
-            began = now()
-            action(turn)
-            found[name].append(now() - began)
-    return {name: np.array(column) for name, column in found.items()}
