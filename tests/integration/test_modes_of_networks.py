@@ -1,10 +1,10 @@
 """The modes of products agree on the networks of the benchmark."""
 
-import networks
 import pytest
 import torch
 
 import hessian_spectrum as hs
+from benchmarks.suite import networks
 from hessian_spectrum.operators import product_modes
 
 

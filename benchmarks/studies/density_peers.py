@@ -1,64 +1,67 @@
-"""Time to a density as accurate as a peer's: wall-clock time with set-up and tracing.
+"""Time to a density as accurate as a peer's: with set-up and tracing.
 
 On one network, in turn: ours with several budgets of products, and PyHessian, curvlinops and
-hessian-eigenthings with 900 products (10 probes, 90 steps), each by its own Lanczos quadrature on
-all the data in one batch. All densities are smoothed in the same way from nodes and weights, and
-compared with the exact eigenvalues by their L1 error, as in ``exact_density.py``::
+hessian-eigenthings, as far as they are installed, with 900 products (10 probes, 90 steps), each by
+its own Lanczos quadrature on all the data in one batch. All densities are smoothed in the same way
+from nodes and weights, and compared with all eigenvalues by their L1 error.
 
-    python benchmarks/density_peers.py --model mlp-784-20-10 --activation tanh --dataset mnist \
-        --data-root ../shared/data --checkpoint nets/tanh/epoch-0020.pt --peers peers
+The time starts with model and data in memory and ends with nodes and weights. Ours includes the
+evaluator, its checks and the plan, chosen as by the command ``density``. Every method runs once on
+a few samples first, so that imports are not timed. A ratio is the peer's time over that of our
+smallest budget whose median error is at most the peer's, repeat by repeat.
 
-The measured time starts with model and data in memory and ends with nodes and weights. Ours
-includes the evaluator, its checks and the plan, chosen as by the command ``density``. Every method
-runs once on a few samples first, so that imports are not timed. A ratio is the peer's time divided
-by that of our smallest budget whose median error is at most the peer's, repeat by repeat.
+The test has a tiny network; as many products as there are parameters make the density exact.
 """
 
 from __future__ import annotations
 
 import copy
 import importlib
-import sys
-import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
-import peers
 import torch
-import tyro
 from torch import Tensor, nn
 
 import hessian_spectrum as hs
-from benchmarks.suite.exact import eigenvalues, l1_distance
+from benchmarks.suite import Context, Finding, Outcome, Study, peers
+from benchmarks.suite.exact import l1_distance
+from benchmarks.suite.exact_networks import DIGITS, MNIST, TINY, Network
+from benchmarks.suite.timing import Ratio, clock, seconds, spread
 from hessian_spectrum.algorithms import budget
-from hessian_spectrum.config import ProblemConfig
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.planning import product_planner
-from hessian_spectrum.zoo import problem_loader
 
 WARM_UP_SAMPLES = 100
-FORMATS = {"time": "{:.2f}", "error": "{:.5f}", "ratio": "{:.1f}"}
+PACKAGES = {
+    "pyhessian": "pyhessian",
+    "curvlinops": "curvlinops",
+    "hessian-eigenthings": "hessian_eigenthings",
+}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Config(ProblemConfig):
+@dataclass(frozen=True)
+class Options:
+    """
+    Args:
+        num_products: our budgets; the package chooses probes and steps.
+        num_probes, num_steps: of the peers.
+        repeats: each with its own seed.
+        sigma2: of the smoothing; None: (width of the spectrum / 500)^2.
+    """
+
+    network: Network = DIGITS[0]
     num_products: tuple[int, ...] = (90, 120, 180, 360)
-    """Our budgets; the package chooses probes and steps."""
     num_probes: int = 10
-    """Of the peers."""
     num_steps: int = 90
-    """Of the peers."""
-    methods: tuple[str, ...] = ("pyhessian", "curvlinops", "hessian-eigenthings")
-    repeats: int = 5
-    """Repeats, each with its own seed."""
+    methods: tuple[str, ...] = tuple(PACKAGES)
+    repeats: int = 3
     threads: int = 1
-    sigma2: float = 1e-5
-    peers: Path | None = None
-    """Folder of peers, filled by ``pip install --no-deps --target``."""
-    cache: Path = Path(__file__).parent / "cache"
+    dtype: str = "float32"
+    sigma2: float | None = None
 
 
 @dataclass(frozen=True)
@@ -91,41 +94,43 @@ class Runs:
 Method = Callable[[Work, int, int, int], hs.SpectralMeasure]  # probes, steps, seed
 
 
-def main(config: Config) -> None:
-    config.check()
-    torch.set_num_threads(config.threads)
-    peers.find(config.peers)
-    warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph=True")
-    problem = replace(problem_loader.load(config), dtype=getattr(torch, config.dtype or "float32"))
-    exact = eigenvalues(replace(problem, dtype=torch.float64).evaluator(), config.cache)
-    methods = _methods(config)
+def measured(
+    context: Context, options: Options, methods: dict[str, tuple[Method, int, int]]
+) -> tuple[dict[str, Runs], int]:
+    """All repeats of each method, and the number of parameters."""
+    problem = options.network.problem(context, getattr(torch, options.dtype))
+    exact = options.network.exact(context)
+    sigma2 = options.sigma2 or ((exact[-1] - exact[0]) / 500) ** 2
     for method, probes, steps in methods.values():
         method(_work(problem, WARM_UP_SAMPLES), probes, min(steps, 12), 0)
-
+    now = clock(options.threads)
     found = {name: Runs([], []) for name in methods}
-    for repeat in range(config.repeats):
+    for repeat in range(options.repeats):
         for name, (method, probes, steps) in methods.items():
-            work = _work(problem)
-            clock = time.perf_counter()
-            measure = method(work, probes, steps, repeat)
-            found[name].seconds.append(time.perf_counter() - clock)
-            found[name].errors.append(l1_distance(measure, exact, config.sigma2))
-            words = f"{found[name].seconds[-1]:.2f} s, L1 {found[name].errors[-1]:.5f}"
-            print(f"{repeat}  {name:32s} {words}", file=sys.stderr, flush=True)
-    print("\n".join(report(config, len(exact), found)))
+            work, made = _work(problem), []
+
+            def action(method=method, size=(probes, steps, repeat), work=work, made=made) -> None:
+                made.append(method(work, *size))
+
+            found[name].seconds.append(seconds(action, now))
+            found[name].errors.append(l1_distance(made[0], exact, sigma2))
+    return found, len(exact)
 
 
 # -- methods ---------------------------------------------------------------------------------
 
 
-def _methods(config: Config) -> dict[str, tuple[Method, int, int]]:
+def _methods(options: Options) -> dict[str, tuple[Method, int, int]]:
     """By name: the method, and its probes and steps."""
-    ours_first = {}
-    for products in config.num_products:
+    found = {}
+    for products in options.num_products:
         probes, steps = budget.choose(1 << 62, num_products=products)
-        ours_first[_name("ours", probes, steps)] = (ours, probes, steps)
-    size = config.num_probes, config.num_steps
-    return ours_first | {_name(name, *size): (PEERS[name], *size) for name in config.methods}
+        found[_name("ours", probes, steps)] = (ours, probes, steps)
+    size = options.num_probes, options.num_steps
+    for name in options.methods:
+        if peers.is_installed(PACKAGES[name]):
+            found[_name(name, *size)] = (PEERS[name], *size)
+    return found
 
 
 def ours(work: Work, num_probes: int, num_steps: int, seed: int) -> hs.SpectralMeasure:
@@ -196,7 +201,7 @@ def _work(problem: Problem, samples: int | None = None) -> Work:
 
 
 def _measure(work: Work, nodes: Sequence, weights: Sequence) -> hs.SpectralMeasure:
-    """From each run's nodes and weights, which sum to 1 up to the rounding of float32."""
+    """From each run's nodes and weights, which sum to 1 up to the up to rounding."""
     nodes = [np.asarray(run, dtype=np.float64) for run in nodes]
     weights = [np.asarray(run, dtype=np.float64) for run in weights]
     joined = np.concatenate(nodes)
@@ -215,46 +220,65 @@ def _measure(work: Work, nodes: Sequence, weights: Sequence) -> hs.SpectralMeasu
     )
 
 
-# -- the report ------------------------------------------------------------------------------
+# -- findings --------------------------------------------------------------------------------
 
 
-def report(config: Config, n: int, found: dict[str, Runs]) -> list[str]:
-    """Markdown: times and errors of each method, then the ratio of each peer."""
-    installed = ", ".join(f"{name} {version}" for name, version in peers.versions().items())
-    lines = [
-        f"{config.model} {config.activation}: n = {n:,}, sigma2 {config.sigma2:g}, "
-        f"{config.dtype or 'float32'}, {config.threads} of {torch.multiprocessing.cpu_count()} "
-        f"cores; torch {torch.__version__}, {installed}",
-        "",
-        f"median [min, max] of {config.repeats}",
-        "",
-        "| method | seconds | L1 | as good: ours with | times ours |",
-        "|---|---|---|---|---|",
-    ]
+def judged(context: Context, options: Options, n: int, found: dict[str, Runs]) -> Iterator[Finding]:
+    own = {name: runs for name, runs in found.items() if name.startswith("ours")}
+    for name in options.methods:
+        claim = f"time of {name} over ours with a density as good"
+        runs = found.get(_name(name, options.num_probes, options.num_steps))
+        if runs is None:
+            yield peers.absent(PACKAGES[name], claim)
+            continue
+        good = [r for r in own.values() if np.median(r.errors) <= np.median(runs.errors)]
+        ratio = Ratio.of(runs.seconds, good[0].seconds if good else float("nan"))
+        yield context.check(
+            claim,
+            *(ratio.median, 2.0, np.inf),
+            source="measured 2026-11-22: 11 to 25 on MNIST",
+            uncertainty=ratio.spread,
+        )
+    whole = [runs for name, runs in own.items() if np.prod(_size(name)) >= n]
+    for runs in whole:
+        yield context.check(
+            "L1 of a density from as many products as there are parameters, the largest",
+            *(max(runs.errors), 0.0, 1e-6),
+            source="the Krylov space is the whole space; up to rounding",
+            judged_from="test",
+        )
+
+
+def run(context: Context, options: Options) -> Outcome:
+    torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", message="Using backward\\(\\) with create_graph=True")
+    found, n = measured(context, options, _methods(options))
+    values: dict[str, Any] = {}
+    notes = []
     for name, runs in found.items():
-        cells = [_cell("time", runs.seconds), _cell("error", runs.errors)]
-        cells += [] if name.startswith("ours") else _compared(found, runs)
-        lines.append(f"| {name} | " + " | ".join([*cells, "", ""][:4]) + " |")
-    return lines
-
-
-def _compared(found: dict[str, Runs], peer: Runs) -> list[str]:
-    """Our smallest budget that is as accurate as the peer, and the ratio of times."""
-    for name, runs in found.items():
-        if name.startswith("ours") and np.median(runs.errors) <= np.median(peer.errors):
-            ratios = [theirs / own for theirs, own in zip(peer.seconds, runs.seconds)]
-            return [name.removeprefix("ours, "), _cell("ratio", ratios)]
-    return ["none of these", ""]
+        values[f"{name}/seconds"], values[f"{name}/L1"] = runs.seconds, runs.errors
+        notes.append(f"{name}: {spread(runs.seconds)} s, L1 {spread(runs.errors)}")
+    return Outcome(list(judged(context, options, n, found)), values, notes="; ".join(notes))
 
 
 def _name(method: str, probes: int, steps: int) -> str:
     return f"{method}, {probes} x {steps}"
 
 
-def _cell(kind: str, values: list[float]) -> str:
-    number = FORMATS[kind].format
-    return f"{number(np.median(values))} [{number(min(values))}, {number(max(values))}]"
+def _size(name: str) -> tuple[int, int]:
+    probes, steps = name.rpartition(", ")[2].split(" x ")
+    return int(probes), int(steps)
 
 
-if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+STUDY = Study(
+    title="How long does a density take, compared with other packages?",
+    source="PyHessian, curvlinops and hessian-eigenthings, as documented",
+    run=run,
+    scales={
+        "test": Options(TINY, (360,), methods=(), repeats=1, dtype="float64"),
+        "cpu": Options(),
+        "gpu": Options(MNIST[0], repeats=5, sigma2=1e-5),
+    },
+    group="speed",
+    data=("mnist",),
+)

@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-import networks
-import peers
 import torch
-from methods import METHODS, Method, plain_gradient, reference
-from networks import Problem
 from torch import Tensor
 
+from benchmarks.suite import networks, peers
+from benchmarks.suite.networks import Problem
+from benchmarks.suite.product_methods import METHODS, Method, plain_gradient, reference
 from hessian_spectrum.distributed.memory import PeakMemory
 
 SHORT = 0.1  # seconds; shorter actions are repeated within one measurement
@@ -38,7 +37,6 @@ class Case:
     samples: int | None
     steps: int
     data_root: Path | None
-    peers: Path | None
     tf32: bool
 
 
@@ -132,7 +130,7 @@ def attempt(case: Case) -> dict:
 def _configure(case: Case) -> None:
     torch.set_num_threads(case.threads)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = case.tf32
-    peers.find(case.peers)
+    peers.find()
 
 
 def _errors(method: Method, problem: Problem, case: Case) -> tuple[float, float | None]:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-import peers
 import torch
-from networks import Problem
 from torch import Tensor
 
 import hessian_spectrum as hs
+from benchmarks.suite import peers
+from benchmarks.suite.networks import Problem
 from hessian_spectrum.operators.linearization import ProductPlan
 from hessian_spectrum.operators.product_modes import MODES, Products, linearized
 from hessian_spectrum.planning import product_planner

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
+import math
+import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from networks import Problem
 from torch import Tensor
+
+from benchmarks.suite.findings import Finding
+from benchmarks.suite.networks import Problem
 
 Products = Callable[[Tensor], Tensor]
 
@@ -22,13 +26,30 @@ PACKAGES = {
     "pyhessian": "PyHessian",
     "hessian_eigenthings": "hessian_eigenthings",
     "curvlinops": "curvlinops-for-pytorch",
+    "loss_landscapes": "loss-landscapes",
 }
 
 
-def find(folder: Path | None) -> None:
-    """Add a folder to the import path, filled by ``pip install --no-deps --target``."""
-    if folder is not None and str(folder) not in sys.path:
-        sys.path.append(str(folder))
+def find() -> None:
+    """Add the folder that HESSIAN_SPECTRUM_PEERS names to the import path.
+
+    It is filled by ``pip install --no-deps --target``.
+    """
+    folder = os.environ.get("HESSIAN_SPECTRUM_PEERS")
+    if folder and folder not in sys.path:
+        sys.path.append(folder)
+
+
+def is_installed(name: str) -> bool:
+    """Whether a package of ``PACKAGES`` can be imported here."""
+    find()
+    return importlib.util.find_spec(name) is not None
+
+
+def absent(name: str, claim: str) -> Finding:
+    """The finding on a claim about a package that is not here: nothing is judged."""
+    what = f"{claim}: {PACKAGES[name]} is not installed here"
+    return Finding(what, PACKAGES[name], math.nan, -math.inf, math.inf, is_judged=False)
 
 
 def versions() -> dict[str, str]:
@@ -102,7 +123,9 @@ def imported(name: str):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise RuntimeError(f"{PACKAGES[name]} is not installed ({error}); see --peers") from None
+        raise RuntimeError(
+            f"{PACKAGES[name]} is not installed ({error}); see HESSIAN_SPECTRUM_PEERS"
+        ) from None
 
 
 def replace_eig() -> None:
