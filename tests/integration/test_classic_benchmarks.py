@@ -10,10 +10,10 @@ import pytest
 import torch
 from locations import ROOT
 from small_data_success import hidden, outputs, starts
-from spurious_minima import descend, minima
 from torch import nn
 
 import hessian_spectrum as hs
+from benchmarks.studies.spurious_minima import descend, minima
 from hessian_spectrum.zoo.student_teacher import expected_loss
 
 
@@ -23,18 +23,6 @@ def run(script, out, *options):
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     return json.loads((out / "findings.json").read_text())["findings"], done.stdout
-
-
-@pytest.mark.slow
-def test_a_quick_count_of_spurious_minima_has_an_interval_for_each_size(tmp_path):
-    findings, said = run("spurious_minima.py", tmp_path / "out", "--quick")
-    assert [line[:5] for line in said.splitlines()[:2]] == ["k = 5", "k = 8"]
-    shares = json.loads((tmp_path / "out" / "shares.json").read_text())
-    for one in shares:
-        assert one["low"] <= one["local"] / one["runs"] <= one["high"]
-        assert one["local"] == sum(one["counts"]) and not one["not_ended"]
-    assert shares[0]["local"] == 0  # theorem 1: from 6 units on
-    assert {f["verdict"] for f in findings} == {"cannot be judged at this size"}
 
 
 @pytest.mark.slow
