@@ -1,52 +1,14 @@
-"""The benchmarks of classical results on small networks run, and say what they find."""
-
-import json
-import os
-import subprocess
-import sys
+"""The studies of classical results on small networks: their descents and batches of networks."""
 
 import numpy as np
 import pytest
 import torch
-from locations import ROOT
-from small_data_success import hidden, outputs, starts
-from spurious_minima import descend, minima
 from torch import nn
 
 import hessian_spectrum as hs
+from benchmarks.studies.small_data_success import hidden, outputs, starts
+from benchmarks.studies.spurious_minima import descend, minima
 from hessian_spectrum.zoo.student_teacher import expected_loss
-
-
-def run(script, out, *options):
-    words = [sys.executable, str(ROOT / "benchmarks" / script), *options, "--out", str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    return json.loads((out / "findings.json").read_text())["findings"], done.stdout
-
-
-@pytest.mark.slow
-def test_a_quick_count_of_spurious_minima_has_an_interval_for_each_size(tmp_path):
-    findings, said = run("spurious_minima.py", tmp_path / "out", "--quick")
-    assert [line[:5] for line in said.splitlines()[:2]] == ["k = 5", "k = 8"]
-    shares = json.loads((tmp_path / "out" / "shares.json").read_text())
-    for one in shares:
-        assert one["low"] <= one["local"] / one["runs"] <= one["high"]
-        assert one["local"] == sum(one["counts"]) and not one["not_ended"]
-    assert shares[0]["local"] == 0  # theorem 1: from 6 units on
-    assert {f["verdict"] for f in findings} == {"cannot be judged at this size"}
-
-
-@pytest.mark.slow
-def test_a_quick_count_of_successes_takes_other_points_too(tmp_path):
-    x = np.array([[0.0], [1.0], [2.0], [3.0]])
-    np.savez(tmp_path / "line.npz", x=x, y=np.array([0, 0, 1, 1]))
-    findings, said = run(
-        "small_data_success.py", tmp_path / "out", "--quick", "--points", tmp_path / "line.npz"
-    )
-    assert len(findings) == 4 and said.count(" hidden: ") == 4
-    rows = json.loads((tmp_path / "out" / "success.json").read_text())
-    assert all(one["right"] == one["runs"] for one in rows if one["activation"] == "sigmoid")
 
 
 def test_descents_end_at_the_minimum_of_seven_units_or_at_the_teacher():
