@@ -52,7 +52,7 @@ def save_page(
         config={"responsive": True, "displaylogo": False},
     )
     heading = html.escape(title or described(surface) or name)
-    head = f'<head><title>{heading}</title><style>body{{margin:0;overflow:hidden}}</style>'
+    head = f"<head><title>{heading}</title><style>body{{margin:0;overflow:hidden}}</style>"
     page = page.replace("<html>", '<html lang="en">', 1).replace("<head>", head, 1)
     _write(Path(path), page, ".html")
 
@@ -91,7 +91,12 @@ def surface_figure(
         customdata=values,
         hovertemplate=_hover(surface, name),
         colorscale="Viridis",
-        colorbar={"title": {"text": _label(name)}, "thickness": 16, "len": 0.7, **_ticks(finite, is_log)},
+        colorbar={
+            "title": {"text": _label(name)},
+            "thickness": 16,
+            "len": 0.7,
+            **_ticks(finite, is_log),
+        },
     )
     figure = objects.Figure([drawn, *_marks(objects, surface, name, path)])
     axes = dict(zip(("xaxis", "yaxis"), _axis_names(surface, path)))
@@ -137,7 +142,8 @@ def map_figure(
         y=surface.b,
         z=_height(values, is_log).T,
         customdata=held,
-        hovertemplate="<br>".join([f"{a} %{{x:.4g}}", f"{b} %{{y:.4g}}", *lines]) + "<extra></extra>",
+        hovertemplate="<br>".join([f"{a} %{{x:.4g}}", f"{b} %{{y:.4g}}", *lines])
+        + "<extra></extra>",
         colorscale="Viridis",
         colorbar={"title": {"text": _label(name)}, "thickness": 16, **_ticks(finite, is_log)},
     )
@@ -231,9 +237,7 @@ def _or_gap(values: Array) -> Array:
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _marks(
-    objects: Any, surface: Surface, name: str, path: Trajectory | Array | None
-) -> list[Any]:
+def _marks(objects: Any, surface: Surface, name: str, path: Trajectory | Array | None) -> list[Any]:
     """The minimum, and the way of a training with heights between the surface's points."""
     marks, values = [], surface.values[name]
     if np.isfinite(values).any():
@@ -246,7 +250,12 @@ def _marks(
                 z=[least.value],
                 mode="markers",
                 name=f"minimum {least.value:.4g}",
-                marker={"symbol": "diamond", "size": 6, "color": "white", "line": {"color": "black", "width": 2}},
+                marker={
+                    "symbol": "diamond",
+                    "size": 6,
+                    "color": "white",
+                    "line": {"color": "black", "width": 2},
+                },
                 hovertemplate=f"minimum {least.value:.5g}<extra></extra>",
             )
         )

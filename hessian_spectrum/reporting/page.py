@@ -13,11 +13,10 @@ import numpy as np
 
 from hessian_spectrum._core.atomic import replacing
 from hessian_spectrum._core.version import __version__
-from hessian_spectrum.landscape.results import Surface
 from hessian_spectrum.reporting import look, parts, pictures, turning
 from hessian_spectrum.reporting.findings import Finding
 from hessian_spectrum.reporting.html import Element, Node, Trusted, element
-from hessian_spectrum.reporting.numbers import command_line, counted
+from hessian_spectrum.reporting.numbers import command_line
 from hessian_spectrum.reporting.source import Source, files_of, names_of
 from hessian_spectrum.reporting.tables import Column, Table
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
@@ -306,7 +305,9 @@ def _document(
 def checked_policy(scripts: Sequence[Trusted]) -> Element:
     """What a browser lets the page do: run these scripts, and fetch nothing."""
     hashes = " ".join(f"'sha256-{_digest(script.text)}'" for script in scripts)
-    rules = f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {hashes}"
+    rules = (
+        f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {hashes}"
+    )
     return element("meta", **{"http_equiv": "Content-Security-Policy", "content": rules})
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.landscape.results import Surface, Trajectory
-from hessian_spectrum.plotting import pair_views
 from hessian_spectrum.landscape.results.pairs import Pairs, holds_pairs
+from hessian_spectrum.plotting import pair_views
 from hessian_spectrum.reporting import findings, pictures, result_tables, turning
 from hessian_spectrum.reporting.figures import inline_svg
 from hessian_spectrum.reporting.findings import Finding
@@ -225,7 +225,10 @@ def origin(source: Source, heading: str) -> list[Node]:
         element(
             "details",
             element("summary", "Configuration and plan, in full"),
-            [_record(name, record) for name, record in (("config", run.config), ("plan", run.plan))],
+            [
+                _record(name, record)
+                for name, record in (("config", run.config), ("plan", run.plan))
+            ],
         ),
     ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -176,9 +175,7 @@ def _barriers(found: Barriers) -> str:
 
 
 def _critical(found: CriticalPoints) -> str:
-    return (
-        f"Index, the number of negative eigenvalues, against the loss of {counted(len(found), 'point')}."
-    )
+    return f"Index, the number of negative eigenvalues, against the loss of {counted(len(found), 'point')}."
 
 
 def _functional(found: FunctionalDistances) -> str:
@@ -228,9 +225,7 @@ def _of_surface(surface: Surface, path: Trajectory | None) -> Iterator[Picture]:
         return
     sentence = _surface(surface, name)
     if name == "ratio" or 1 in surface.shape:
-        yield Picture(
-            "Map", sentence, lambda: landscape.heat_figure(surface, name), "heat"
-        )
+        yield Picture("Map", sentence, lambda: landscape.heat_figure(surface, name), "heat")
         return
     way = None if path is None or path.coordinates.shape[1] < 2 else path
     sentence += "" if way is None else " A line is the way of training."
@@ -266,7 +261,7 @@ def _functional_figure(found: FunctionalDistances) -> Figure:
     return figure
 
 
-def averaged_figure(losses: np.ndarray) -> Figure:
+def _averaged_figure(losses: np.ndarray) -> Figure:
     """Losses of iterates in their order."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
@@ -287,9 +282,7 @@ _OF_KIND: dict[type, tuple[Row, ...]] = {
         ("Certified eigenvalues", "certified", spectra.certified_figure, _certified),
         ("Summed up", "cumulative", spectra.cumulative_figure, _cumulative),
     ),
-    Alignment: (
-        ("Curvature along gradients", "alignment", spectra.alignment_figure, _alignment),
-    ),
+    Alignment: (("Curvature along gradients", "alignment", spectra.alignment_figure, _alignment),),
     Noise: (("Gradients and their covariance", "noise", spectra.noise_figure, _noise),),
     Curve: (("Along the path", None, landscape.curve_figure, _curve),),
     Trajectory: (("Along the run", None, landscape.trajectory_figure, _trajectory),),
@@ -366,5 +359,3 @@ def over_epochs(kind: str, found: Any) -> Picture | None:
 def _plain(name: str) -> str:
     """A name as a legend shows it; matplotlib leaves out those that begin with an underscore."""
     return f"\u200b{name}" if name.startswith("_") else name
-
-

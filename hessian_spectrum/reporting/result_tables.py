@@ -77,9 +77,7 @@ def _answers(measure: SpectralMeasure, file: str, key: str) -> Table:
         command = command_line(["hessian-spectrum", "query", file, *words, *result])
         rows.append((" ".join(words), answer["value"], low, high, command))
     names = ("question", "answer", "95 % from", "to", "command")
-    return Table(
-        "Answers", tuple(Column(name, cells) for name, cells in zip(names, zip(*rows)))
-    )
+    return Table("Answers", tuple(Column(name, cells) for name, cells in zip(names, zip(*rows))))
 
 
 def _eigenpairs(pairs: EigenPairs, file: str, key: str) -> list[Table]:
@@ -91,7 +89,9 @@ def _eigenpairs(pairs: EigenPairs, file: str, key: str) -> list[Table]:
             (
                 Column("rank", range(1, len(pairs) + 1)),
                 Column("eigenvalue", pairs.values[::-1], UNIT),
-                Column("an eigenvalue lies within", pairs.residuals[::-1], f"|H v - lambda v|, {UNIT}"),
+                Column(
+                    "an eigenvalue lies within", pairs.residuals[::-1], f"|H v - lambda v|, {UNIT}"
+                ),
                 Column("converged", pairs.converged[::-1].tolist()),
             ),
         )

@@ -29,8 +29,10 @@ def box(surface: Surface, mark: str, path: Trajectory | None = None) -> list[Nod
     name = "ratio" if is_map else "loss"
     draw = surface_export.map_figure if is_map else surface_export.surface_figure
     text = draw(surface, name, path=path).to_json()
-    told = "Point at the map: its values appear." if is_map else (
-        "Drag the surface to turn it, scroll to come nearer, point at it to read its values."
+    told = (
+        "Point at the map: its values appear."
+        if is_map
+        else ("Drag the surface to turn it, scroll to come nearer, point at it to read its values.")
     )
     return [
         element("p", told, class_="soft turntold", hidden=True),
