@@ -10,6 +10,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -25,7 +26,7 @@ TOLERANCE = 0.12  # points of 1/72 inch that a simplified line may be off
 MANY_CELLS = 400  # cells of a map; more are a picture inside the picture
 XLINK = "{http://www.w3.org/1999/xlink}href"
 FONT = "'DejaVu Sans',Verdana,sans-serif"
-_SETTINGS = {
+_SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hessian_spectrum",
     "font.family": "DejaVu Sans",
@@ -62,7 +63,7 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> Eleme
 
 def _drawn(figure: Figure) -> bytes:
     for mesh in figure.findobj(QuadMesh):
-        mesh.set_rasterized(np.size(mesh.get_array()) > MANY_CELLS)
+        mesh.set_rasterized(np.size(np.asarray(mesh.get_array())) > MANY_CELLS)
     try:
         return _saved(figure)
     except ValueError:  # a name with dollar signs, which is no formula

@@ -24,7 +24,7 @@ PATIENCE = 120.0  # seconds for one answer; the machine may be busy
 
 
 class Browser:
-    """One page. Errors of the console and of scripts are kept in ``errors``, requests in ``urls``."""
+    """One page; ``errors`` are those of the console and of scripts, ``urls`` what was asked for."""
 
     def __init__(self, folder):
         to_read, self._write = os.pipe()
