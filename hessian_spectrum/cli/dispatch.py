@@ -10,7 +10,7 @@ from typing import Any
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.standard_output import nobody_reads
-from hessian_spectrum.cli import read_commands
+from hessian_spectrum.cli import read_commands, report_command
 from hessian_spectrum.cli.exit_status import (
     DONE,
     FAILED,
@@ -216,6 +216,13 @@ _READERS = [
         read_commands.PlotConfig,
         "hessian_spectrum.cli.read_commands:plot",
         "draw a result",
+        "at once",
+    ),
+    Command(
+        "report",
+        report_command.ReportConfig,
+        "hessian_spectrum.cli.report_command:report",
+        "one page about one run or many, to be read and printed",
         "at once",
     ),
     Command(

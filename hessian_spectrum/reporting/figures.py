@@ -10,6 +10,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterator
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -21,12 +22,11 @@ from matplotlib.text import Text
 
 from hessian_spectrum.reporting.html import SVG_TAGS, Element, checked, element
 
-SCALE = 0.8  # of a figure's size: text is larger beside the lines, which a phone needs
 TOLERANCE = 0.12  # points of 1/72 inch that a simplified line may be off
 MANY_CELLS = 400  # cells of a map; more are a picture inside the picture
 XLINK = "{http://www.w3.org/1999/xlink}href"
 FONT = "'DejaVu Sans',Verdana,sans-serif"
-_SETTINGS = {
+_SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hessian_spectrum",
     "font.family": "DejaVu Sans",
@@ -62,11 +62,17 @@ def inline_svg(figure: Figure, name: str, title: str, description: str) -> Eleme
 
 
 def _drawn(figure: Figure) -> bytes:
-    figure.set_size_inches(*(SCALE * figure.get_size_inches()))
-    for text in figure.findobj(Text):
-        _require_plain(text)
     for mesh in figure.findobj(QuadMesh):
-        mesh.set_rasterized(np.size(mesh.get_array()) > MANY_CELLS)
+        mesh.set_rasterized(np.size(np.asarray(mesh.get_array())) > MANY_CELLS)
+    try:
+        return _saved(figure)
+    except ValueError:  # a name with dollar signs, which is no formula
+        for text in figure.findobj(Text):
+            text.set_parse_math(_is_formula(text.get_text()))
+        return _saved(figure)
+
+
+def _saved(figure: Figure) -> bytes:
     content = io.BytesIO()
     with rc_context(_SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # the reader's fonts may have it
@@ -74,15 +80,14 @@ def _drawn(figure: Figure) -> bytes:
     return content.getvalue()
 
 
-def _require_plain(text: Text) -> None:
-    """A label with dollar signs that is no formula is drawn as it is: names come from files."""
-    content = text.get_text()
-    if content.count("$") < 2:
-        return
+def _is_formula(text: str) -> bool:
+    """Can matplotlib read what stands between dollar signs?"""
     try:
-        MathTextParser("path").parse(content)
+        for line in text.split("\n"):
+            MathTextParser("path").parse(line)
     except ValueError:
-        text.set_parse_math(False)
+        return False
+    return True
 
 
 def _references(root: ElementTree.Element) -> Iterator[str]:
@@ -104,11 +109,10 @@ def _converted(node: ElementTree.Element, name: str, used: set[str]) -> Element 
     children = tuple(
         found for child in node if (found := _converted(child, name, used)) is not None
     )
-    text = () if node.text is None or tag not in ("text", "tspan") else (node.text,)
-    tail = tuple(child.tail for child in node if child.tail and child.tail.strip())
     if tag == "g" and not children:
         return None
-    return checked(tag, attributes, (*text, *children, *tail))
+    text = (node.text,) if node.text is not None and tag in ("text", "tspan") else ()
+    return checked(tag, attributes, (*text, *children))
 
 
 def _attribute(key: str, value: str, name: str, used: set[str]) -> str | None:

@@ -51,11 +51,18 @@ class Finding:
     beware: bool = False
 
 
-def of_result(result: Any) -> list[Finding]:
-    """Of one result, by its kind; none of a kind that has no sentences of its own."""
+def of_result(result: Any, operator: str = "hessian") -> list[Finding]:
+    """Of one result, by its kind; none of a kind that has no sentences of its own.
+
+    Args:
+        operator: which matrix a spectrum is of, as ``--operator`` names it.
+    """
     for kind, said in _OF_KIND.items():
         if isinstance(result, kind):
             return list(said(result))
+    for kind, spectral in _OF_SPECTRA.items():
+        if isinstance(result, kind):
+            return list(spectral(result, operator))
     return []
 
 
@@ -126,7 +133,7 @@ def _number(values: Mapping[str, Any], name: str) -> float:
 # -- spectra -------------------------------------------------------------------------------------
 
 
-def _density(measure: SpectralMeasure) -> Iterator[Finding]:
+def _density(measure: SpectralMeasure, operator: str) -> Iterator[Finding]:
     low, high = measure.support
     scale = max(abs(low), abs(high))
     yield Finding(
@@ -146,18 +153,20 @@ def _density(measure: SpectralMeasure) -> Iterator[Finding]:
             f"{number(known.counts.sum())} eigenvalues are certified one by one; the density "
             "describes the rest."
         )
-    yield from _negative(measure, low, scale)
+    yield from _negative(measure, low, scale, operator)
     yield from _density_limits(measure)
 
 
-def _negative(measure: SpectralMeasure, low: float, scale: float) -> Iterator[Finding]:
+def _negative(
+    measure: SpectralMeasure, low: float, scale: float, operator: str
+) -> Iterator[Finding]:
     if low + measure.residuals[0] < 0:
         share = measure.negative_fraction(SMALL * scale)
         yield _beware(
-            f"Negative curvature: an eigenvalue of {number(low)} is certain. {percent(share)} of "
-            "the eigenvalues are below \u22120.1 % of |lambda|max"
-            f"{_interval(measure, 'negative_fraction', SMALL * scale, share=True)}. The point is "
-            "no minimum of this loss."
+            f"Negative curvature: an eigenvalue is at most {number(low + measure.residuals[0])}. "
+            f"{percent(share)} of the eigenvalues are below \u22120.1 % of |lambda|max"
+            f"{_interval(measure, 'negative_fraction', SMALL * scale, share=True)}."
+            f"{_no_minimum(operator)}"
         )
     elif low < 0:
         yield _beware(
@@ -202,7 +211,7 @@ def _interval(measure: SpectralMeasure, query: str, *args: float, share: bool = 
     return f" (95 % interval {told(low)} to {told(high)})"
 
 
-def _eigenpairs(pairs: EigenPairs) -> Iterator[Finding]:
+def _eigenpairs(pairs: EigenPairs, operator: str) -> Iterator[Finding]:
     if not len(pairs):
         return
     done = int(np.count_nonzero(pairs.converged))
@@ -220,7 +229,7 @@ def _eigenpairs(pairs: EigenPairs) -> Iterator[Finding]:
         if sign.verdict == "negative":
             yield _beware(
                 f"Negative curvature: the smallest eigenvalue is {number(sign.value)}, below 0 for "
-                "certain. The point is no minimum of this loss."
+                f"certain.{_no_minimum(operator)}"
             )
         elif sign.verdict == "undecided":
             yield _beware(
@@ -233,6 +242,10 @@ def _eigenpairs(pairs: EigenPairs) -> Iterator[Finding]:
             f"Not converged: {len(pairs) - done} of {len(pairs)} eigenpairs, with residuals up to "
             f"{number(open_.max(), 2)}. More --max-products with --resume, or a larger --tol."
         )
+
+
+def _no_minimum(operator: str) -> str:
+    return " The point is no minimum of this loss." if operator == "hessian" else ""
 
 
 # -- gradients -----------------------------------------------------------------------------------
@@ -331,10 +344,10 @@ def _trajectory(found: Trajectory) -> Iterator[Finding]:
         f"{number(np.max(found.beta))} off the straight line; two components hold "
         f"{percent(float(shares))} of the variance."
     )
-    if len(found.steps) > 2 and float(shares) > 0.9:
+    if len(found.steps) > 2:
         yield _beware(
-            "Two components hold most of the variance of any random walk in many dimensions, too; "
-            "the picture of the components compares."
+            "A random walk in many dimensions has 76 % of its variance in two components, too: a "
+            "smooth way in their plane is no sign of a simple one."
         )
     yield from _invalid(found, "iterates")
 
@@ -406,8 +419,6 @@ def _averaging(found: AveragingBias) -> Iterator[Finding]:
 
 
 _OF_KIND: dict[type, Callable[[Any], Iterator[Finding]]] = {
-    SpectralMeasure: _density,
-    EigenPairs: _eigenpairs,
     Alignment: _alignment,
     Noise: _noise,
     Curve: _curve,
@@ -419,4 +430,8 @@ _OF_KIND: dict[type, Callable[[Any], Iterator[Finding]]] = {
     FunctionalDistances: _functional,
     Asymmetry: _asymmetry,
     AveragingBias: _averaging,
+}
+_OF_SPECTRA: dict[type, Callable[[Any, str], Iterator[Finding]]] = {
+    SpectralMeasure: _density,
+    EigenPairs: _eigenpairs,
 }

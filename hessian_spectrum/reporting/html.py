@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any, Union
+from typing import Any
 
 VOID = frozenset({"meta", "br", "hr", "col"})
 PAGE_TAGS = frozenset(
@@ -51,7 +51,7 @@ class Element:
         return "".join(_written(self))
 
 
-Node = Union[Element, Trusted, str, int, float, None, Iterable["Node"]]
+Node = Any  # an Element, a text, a number, None, or several of these
 
 
 def element(tag: str, *children: Node, **attributes: Any) -> Element:

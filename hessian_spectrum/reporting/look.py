@@ -33,7 +33,7 @@ ul.said{margin:.3rem 0;padding-left:1.2rem}
 figure{margin:1rem 0}
 .paper{background:#fff;border:1px solid var(--line);border-radius:.3rem;padding:.3rem;
 overflow-x:auto}
-.paper svg{display:block;width:100%;min-width:28rem;max-width:50rem;height:auto;margin:0 auto}
+.paper svg{display:block;width:100%;min-width:34rem;max-width:50rem;height:auto;margin:0 auto}
 .scroll{overflow-x:auto;margin:.5rem 0}
 .scroll:focus-visible,.paper:focus-visible{outline:3px solid var(--link)}
 table{border-collapse:collapse;font-size:.92rem}

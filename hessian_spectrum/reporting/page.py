@@ -13,11 +13,10 @@ import numpy as np
 
 from hessian_spectrum._core.atomic import replacing
 from hessian_spectrum._core.version import __version__
-from hessian_spectrum.landscape.results import Surface
 from hessian_spectrum.reporting import look, parts, pictures, turning
 from hessian_spectrum.reporting.findings import Finding
 from hessian_spectrum.reporting.html import Element, Node, Trusted, element
-from hessian_spectrum.reporting.numbers import command_line, counted
+from hessian_spectrum.reporting.numbers import command_line
 from hessian_spectrum.reporting.source import Source, files_of, names_of
 from hessian_spectrum.reporting.tables import Column, Table
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
@@ -82,18 +81,17 @@ def page(files: Sequence[Path], command: Sequence[str]) -> str:
     for name, file in zip(names_of(files), files):
         with run_file.open(file) as run:
             source = Source(name, run)
-            found = parts.findings_of(source)
+            found, top = parts.findings_of(source), parts.foremost(source)
             rows.append(_row(source, marks.new("run"), found))
-            sections.append(_run(source, marks, rows[-1].mark, found, len(files)))
-            if not many:
-                said = found
+            sections.append(_run(source, marks, rows[-1].mark, top, len(files)))
+            said = top
             for kind, result in run.items():
                 if "/" not in kind:
                     held.setdefault(kind, {})[name] = _detached(result)
     turns = any(map(_has_turning, sections))
     title = f"Curvature report: {rows[0].name if not many else f'{len(rows)} runs'}"
     content = [
-        _overview(rows, said, held, marks) if many else _summary(rows[0], said),
+        _overview(rows, held, marks) if many else _summary(rows[0], said),
         *sections,
     ]
     return _document(title, _head(title, rows), _contents(rows), content, command, turns)
@@ -117,7 +115,6 @@ def _summary(row: Row, said: Sequence[Finding]) -> Element:
 
 def _overview(
     rows: Sequence[Row],
-    said: Sequence[Finding],
     held: Mapping[str, Mapping[str, Any]],
     marks: parts.Marks,
 ) -> Element:
@@ -285,7 +282,7 @@ def _document(
             "head",
             element("meta", charset="utf-8"),
             element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            checked_policy(scripts),
+            _policy(scripts),
             element("title", title),
             element("style", Trusted(look.STYLE)),
         ),
@@ -303,7 +300,7 @@ def _document(
     return f"<!DOCTYPE html>\n{document}\n"
 
 
-def checked_policy(scripts: Sequence[Trusted]) -> Element:
+def _policy(scripts: Sequence[Trusted]) -> Element:
     """What a browser lets the page do: run these scripts, and fetch nothing."""
     hashes = " ".join(f"'sha256-{_digest(script.text)}'" for script in scripts)
     rules = (

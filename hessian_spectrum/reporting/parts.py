@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.landscape.results import Surface, Trajectory
-from hessian_spectrum.plotting import pair_views
 from hessian_spectrum.landscape.results.pairs import Pairs, holds_pairs
+from hessian_spectrum.plotting import pair_views
 from hessian_spectrum.reporting import findings, pictures, result_tables, turning
 from hessian_spectrum.reporting.figures import inline_svg
 from hessian_spectrum.reporting.findings import Finding
@@ -104,7 +105,7 @@ def result(source: Source, key: str, marks: Marks, heading: str, brief: bool) ->
     kind, _, label = key.partition("/")
     name = f"{NAMES.get(kind, kind)}: {label}" if label else NAMES.get(kind, kind)
     mark = marks.new("result")
-    told = findings.of_result(found)
+    told = [] if _is_foremost(source, key) else _told(source, key)
     path = _path(source, key)
     drawn = pictures.of_result(found, _sizes(source), path)
     small = "h4" if heading == "h3" else "h5"
@@ -156,10 +157,27 @@ def _beware(told: Iterable[Finding], heading: Element | None) -> Element | None:
 
 
 def findings_of(source: Source) -> list[Finding]:
-    """Of the file and of all its results, each sentence once."""
-    found = [*findings.of_run(source)]
-    found += [finding for key in source.run for finding in findings.of_result(source.run[key])]
+    """Of the file and of all its results."""
+    return [*findings.of_run(source), *itertools.chain(*map(partial(_told, source), source.run))]
+
+
+def foremost(source: Source) -> list[Finding]:
+    """What stands first: of the file, and of its results but labelled ones, which are many.
+
+    Sentences of labelled results stand in their sections.
+    """
+    keys = [key for key in source.run if _is_foremost(source, key)]
+    found = [*findings.of_run(source), *itertools.chain(*map(partial(_told, source), keys))]
     return list(dict.fromkeys(found))
+
+
+def _is_foremost(source: Source, key: str) -> bool:
+    return "/" not in key or len(source.run) == 1
+
+
+def _told(source: Source, key: str) -> list[Finding]:
+    operator = str(source.config_of(key).get("operator", "hessian"))
+    return findings.of_result(source.run[key], operator)
 
 
 def results(source: Source, marks: Marks, heading: str, brief: bool) -> list[Node]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from hessian_spectrum.analyses.alignment_result import Alignment
 from hessian_spectrum.analyses.noise_result import Noise
 from hessian_spectrum.landscape.results import (
     Asymmetry,
+    AveragingBias,
     Barriers,
     CriticalPoints,
     Curve,
@@ -58,6 +58,8 @@ def of_result(
     if isinstance(result, Surface):
         return list(_of_surface(result, path))
     if isinstance(result, Track) and not len(result):
+        return []
+    if isinstance(result, CriticalPoints) and not result.is_critical.any():
         return []
     for kind, rows in _OF_KIND.items():
         if isinstance(result, kind):
@@ -154,9 +156,9 @@ def _surface(surface: Surface, name: str) -> str:
 
 def _trajectory(found: Trajectory) -> str:
     return (
-        f"{counted(len(found.steps), 'iterate')} of a training run: values along it, distances from "
-        "its start and to its end, its way beside the straight line, and the variance that its "
-        "principal components explain."
+        f"{counted(len(found.steps), 'iterate')} of a training run: values along it, distances "
+        "from its start and to its end, its way beside the straight line, and the variance that "
+        "its principal components explain."
     )
 
 
@@ -176,7 +178,8 @@ def _barriers(found: Barriers) -> str:
 
 
 def _critical(found: CriticalPoints) -> str:
-    return f"Index, the number of negative eigenvalues, against the loss of {counted(len(found), 'point')}."
+    many = counted(len(found), "point")
+    return f"Index, the number of negative eigenvalues, against the loss of {many}."
 
 
 def _functional(found: FunctionalDistances) -> str:
@@ -187,6 +190,13 @@ def _asymmetry(found: Asymmetry) -> str:
     return (
         f"Slopes of the loss along {counted(len(found.forward), 'direction')}, forwards in solid "
         "and backwards in dashed lines, against the distance from the solution."
+    )
+
+
+def _averaging(found: AveragingBias) -> str:
+    return (
+        f"Losses of {counted(len(found.losses), 'iterate')}; lines are the loss at their mean, "
+        f"{number(found.loss_at_average)}, and at the minimum, {number(found.loss_at_minimum)}."
     )
 
 
@@ -262,11 +272,18 @@ def _functional_figure(found: FunctionalDistances) -> Figure:
     return figure
 
 
-def averaged_figure(losses: np.ndarray) -> Figure:
-    """Losses of iterates in their order."""
+def _averaging_figure(found: AveragingBias) -> Figure:
+    """Losses of iterates in their order, and at their mean."""
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
-    axes.plot(np.arange(len(losses)), losses, "o-", color=BLUE, markersize=3)
+    losses = found.losses
+    axes.plot(np.arange(len(losses)), losses, "o-", color=BLUE, markersize=3, label="iterates")
+    for level, color, label in (
+        (found.loss_at_average, COLORS[1], "at their mean"),
+        (found.loss_at_minimum, COLORS[2], "at the minimum"),
+    ):
+        axes.axhline(level, color=color, linestyle="--", linewidth=1.2, label=label)
+    axes.legend(frameon=False, fontsize=9)
     if is_wide([losses]):
         axes.set_yscale("log")
     axes.set_xlabel("iterate")
@@ -297,6 +314,7 @@ _OF_KIND: dict[type, tuple[Row, ...]] = {
     },
     FunctionalDistances: (("Between networks", None, _functional_figure, _functional),),
     Asymmetry: (("Slopes on both sides", None, _asymmetry_figure, _asymmetry),),
+    AveragingBias: (("Iterates and their mean", None, _averaging_figure, _averaging),),
 }
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from hessian_spectrum.analyses.alignment_result import Alignment
-from hessian_spectrum.landscape.results import Barriers, CriticalPoints, FunctionalDistances
+from hessian_spectrum.landscape.results import (
+    Barriers,
+    CriticalPoints,
+    DirectionVectors,
+    FunctionalDistances,
+    Surface,
+)
 from hessian_spectrum.landscape.results.critical_points import REASONS
 from hessian_spectrum.plotting.certified import certified_eigenvalues
-from hessian_spectrum.reporting.numbers import command_line
-from hessian_spectrum.reporting.tables import Column, Table, of_result
+from hessian_spectrum.reporting.numbers import command_line, number
+from hessian_spectrum.reporting.tables import Column, Table, matrix, of_result
 from hessian_spectrum.spectral import queries
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.measure import SpectralMeasure
@@ -155,6 +161,24 @@ def _functional(found: FunctionalDistances, file: str, key: str) -> list[Table]:
     return [Table("Pairs of networks", columns)]
 
 
+def _surface(surface: Surface, file: str, key: str) -> list[Table]:
+    """A table of each value, the one that is drawn first."""
+    names = sorted(
+        surface.values, key=lambda name: (name not in ("ratio", "loss"), name != "ratio")
+    )
+    rows = Column("a", surface.a, "first coordinate; columns are the second")
+    columns = [f"b = {number(b)}" for b in surface.b]
+    return [matrix(name.replace("_", " "), rows, columns, surface.values[name]) for name in names]
+
+
+def _directions(found: DirectionVectors, file: str, key: str) -> list[Table]:
+    recipes = [recipe for recipe in found.about.get("recipes", ()) if isinstance(recipe, Mapping)]
+    names = list(dict.fromkeys(name for recipe in recipes for name in recipe))
+    columns = [Column(str(n), [str(recipe.get(n, "")) for recipe in recipes]) for n in names]
+    counter = Column("direction", range(len(recipes)), "counted from 0")
+    return [Table("How the directions were made", (counter, *columns))] if recipes else []
+
+
 _OF_KIND: dict[type, Callable[[Any, str, str], list[Table]]] = {
     SpectralMeasure: _density,
     EigenPairs: _eigenpairs,
@@ -162,4 +186,6 @@ _OF_KIND: dict[type, Callable[[Any, str, str], list[Table]]] = {
     Barriers: _barriers,
     CriticalPoints: _critical,
     FunctionalDistances: _functional,
+    Surface: _surface,
+    DirectionVectors: _directions,
 }

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.plotting import density, registry
 from hessian_spectrum.reporting.numbers import command_line
 from hessian_spectrum.storage import hdf5_schema
 from hessian_spectrum.storage.run_file import Run
 
+PLOTTED = {"track", *density.VIEWS_OF, *registry.KINDS}  # kinds that ``plot`` draws
 SUFFIXES = (".h5", ".hdf5")
 
 
@@ -83,13 +85,15 @@ class Source:
             return None
         return command_line(words)
 
-    def plot_command(self, key: str, view: str | None = None) -> str:
-        """The command that draws a picture of a result."""
+    def plot_command(self, key: str, view: str | None = None) -> str | None:
+        """The command that draws a picture of a result; None of what ``plot`` does not draw."""
         kind, label = hdf5_schema.split_key(key)
+        if kind not in PLOTTED:
+            return None
         words = ["hessian-spectrum", "plot", str(self.run.path)]
         words += ["--result", hdf5_schema.join_key(kind, label)]
         words += ["--view", view] if view else []
-        return command_line([*words, "--out", f"{kind}.png"])
+        return command_line([*words, "--out", f"{'-'.join(filter(None, (kind, view)))}.png"])
 
 
 def _part(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:

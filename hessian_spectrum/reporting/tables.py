@@ -26,7 +26,7 @@ class Column:
     """Cells under a name; ``about`` says what they are, with their unit."""
 
     name: str
-    cells: Sequence[Any]
+    cells: Any  # a sequence
     about: str = ""
 
 
@@ -84,7 +84,7 @@ def _cell(value: Any, is_head: bool) -> Element:
     if isinstance(value, (bool, np.bool_)):
         content = "yes" if value else "no"
     elif isinstance(value, (int, float, np.integer, np.floating)):
-        content = number(value)
+        content = number(float(value))
         attributes |= {"class_": "number", "data_value": _sorted_as(float(value))}
     return element("th" if is_head else "td", content, **attributes)
 
@@ -116,7 +116,7 @@ def of_result(result: Any) -> list[Table]:
                 counter = Column(axes[0], range(lengths.pop()), "counted from 0")
                 tables.append(Table(f"By {_words(axes[0])}", (counter, *columns)))
         else:
-            tables += [found for column in columns if (found := _matrix(axes, column)) is not None]
+            tables += [_matrix(axes, column) for column in columns]
     return tables
 
 
@@ -139,18 +139,19 @@ def _about(metadata: Mapping[str, Any]) -> str:
     return metadata["description"] + (f"; in units of {unit}" if unit not in (None, "1") else "")
 
 
-def _matrix(axes: tuple[str, ...], column: Column) -> Table | None:
+def _matrix(axes: tuple[str, ...], column: Column) -> Table:
     values = np.asarray(column.cells)
-    if values.shape[1] > MOST_COLUMNS:
-        return None
-    counter = Column(axes[0], range(len(values)), "counted from 0")
-    return Table(
-        f"{column.name}: {column.about}",
-        (
-            counter,
-            *(Column(f"{_words(axes[1])} {j}", values[:, j]) for j in range(values.shape[1])),
-        ),
-    )
+    rows = Column(axes[0], range(len(values)), "counted from 0")
+    names = [f"{_words(axes[1])} {j}" for j in range(values.shape[1])]
+    return matrix(f"{column.name}: {column.about}", rows, names, values)
+
+
+def matrix(caption: str, rows: Column, names: Sequence[str], values: np.ndarray) -> Table:
+    """A table of a matrix, (row, column); of many columns some are left out evenly."""
+    shown = thinned(len(names), MOST_COLUMNS)
+    if len(shown) < len(names):
+        caption += f" ({len(shown)} of {len(names)} columns, evenly spaced)"
+    return Table(caption, (rows, *(Column(names[j], values[:, j]) for j in shown)))
 
 
 def _named_values(result: Mapping[str, Any]) -> Table:
