@@ -102,6 +102,9 @@ def surface_figure(
     axes = dict(zip(("xaxis", "yaxis"), _axis_names(surface, path)))
     scene: dict[str, Any] = {axis: {"title": {"text": text}} for axis, text in axes.items()}
     scene["zaxis"] = {"title": {"text": _label(name)}, "type": "log" if is_log else "linear"}
+    if is_log:
+        scene["zaxis"] |= {"tickvals": 10 ** np.array(_ticks(finite, True)["tickvals"])}
+        scene["zaxis"] |= {"ticktext": _ticks(finite, True)["ticktext"]}
     # From this far the box of the axes is in view in every direction, with the axes' names.
     scene |= {
         "aspectmode": "manual",
