@@ -153,15 +153,53 @@ def eigenpairs(
     capacity, most = sizes(operator.n, k, which, block_size, basis_size, max_products)
     goal = Goal(k, which, tol, most, seed, copies)
     if basis_size is None and basis == "device":
-        fitting = vectors_that_fit(operator.layout, operator.dtype)
-        least = least_basis(operator.n, k, which, block_size)
-        capacity = max(least, min(capacity, fitting))
+        capacity = capacity_that_fits(operator, capacity, k, which, block_size)
     operator = planned(
         operator,
         block_size,
         expected_steps(most, block_size, k, which),
         kept=capacity if basis == "device" else block_size,
     )
+    pairs, rows, _ = search(
+        operator,
+        goal,
+        capacity,
+        start,
+        block_size=block_size,
+        certify=certify,
+        basis=basis,
+        state=state,
+        on_step=on_step,
+    )
+    missed = int((~pairs.converged).sum())
+    if missed and operator.layout.world.rank == 0:
+        logging.getLogger("hessian_spectrum").warning(
+            "%d of %d eigenpairs have not converged; their residuals and ``converged`` say so",
+            missed,
+            len(pairs),
+        )
+    whole = operator.layout.gather(rows).cpu().numpy() if vectors else None
+    return replace(pairs, vectors=whole)
+
+
+def search(
+    operator: SymmetricOperator,
+    goal: Goal,
+    capacity: int,
+    start: Any = None,
+    *,
+    block_size: int = BLOCK_SIZE,
+    certify: bool = False,
+    basis: Place = "device",
+    state: RitzSpace | None = None,
+    on_step: Callable[[RitzSpace], None] | None = None,
+) -> tuple[EigenPairs, Tensor, RitzSpace]:
+    """``eigenpairs`` of an operator that is planned and checked, without a word where some have not
+    converged.
+
+    Returns:
+        The pairs without vectors; the vectors, (k, n_local) rows; the space at the end.
+    """
     operator = InRange(operator)
     space = state or first(operator, goal, block_size, capacity, start, basis)
     while True:
@@ -171,18 +209,8 @@ def eigenpairs(
         if on_step:
             on_step(space)
     pairs, rows, _ = checked_pairs(operator, space, goal, found, certify)
-    whole = operator.layout.gather(rows).cpu().numpy() if vectors else None
-    missed = int((~pairs.converged).sum())
-    if missed and operator.layout.world.rank == 0:
-        logging.getLogger("hessian_spectrum").warning(
-            "%d of %d eigenpairs have not converged; their residuals and ``converged`` say so",
-            missed,
-            len(pairs),
-        )
     unit = operator.unit
-    return replace(
-        pairs, values=pairs.values * unit, residuals=pairs.residuals * unit, vectors=whole
-    )
+    return replace(pairs, values=pairs.values * unit, residuals=pairs.residuals * unit), rows, space
 
 
 def first(
@@ -308,6 +336,14 @@ def sizes(
         basis_size = BASIS_SIZE + BASIS_SIZE_PER_PAIR * pairs
     most = max_products or MAX_PRODUCTS + MAX_PRODUCTS_PER_PAIR * pairs
     return min(basis_size, n + block_size), most
+
+
+def capacity_that_fits(
+    operator: SymmetricOperator, capacity: int, k: K, which: Which, block_size: int
+) -> int:
+    """Of ``capacity`` Krylov vectors on the device so many as the memory has room for."""
+    fitting = vectors_that_fit(operator.layout, operator.dtype)
+    return max(least_basis(operator.n, k, which, block_size), min(capacity, fitting))
 
 
 def least_basis(n: int, k: K, which: Which, block_size: int) -> int:

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hessian_spectrum.algorithms.eigenpairs import eigenpairs
+from hessian_spectrum.algorithms.convergence import Goal
+from hessian_spectrum.algorithms.eigenpairs import capacity_that_fits, search, sizes
 from hessian_spectrum.algorithms.residual_check import arithmetic_error
 from hessian_spectrum.krylov.extremal import Extremes, extremes
-from hessian_spectrum.krylov.krylov_schur import RitzSpace
+from hessian_spectrum.krylov.ritz import K, Which
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
@@ -106,27 +107,18 @@ class EndsFinder:
         """
         if math.isfinite(level) and not self.values.size and operator.n > 1:
             self.outermost(operator, min(lower, 1))
-        products, scale = 0, np.abs(self.values).max(initial=0.0)
+        scale = np.abs(self.values).max(initial=0.0)
         tol = self.tol * min(1.0, level / scale) if scale else self.tol
         tol = max(tol, min(self.tol, 2 * (self._rounding or 0.0)))  # no search for what is noise
-
-        def count(space: RitzSpace) -> None:
-            nonlocal products
-            products = space.products
-
-        found = eigenpairs(
-            operator,
-            (lower, upper) if lower else upper,
-            "both" if lower else "largest",
-            tol,
-            seed=self.seed,
-            copies=False,
-            max_products=max(1, self.max_products - self.spent),
-            start=self._nearest(lower, upper),
-            on_step=count,
-        )
-        self.spent += products + 1  # the last step is not told
-        vectors = torch.as_tensor(np.asarray(found.vectors)).to(operator.device, operator.dtype)
+        k: K = (lower, upper) if lower else upper
+        which: Which = "both" if lower else "largest"
+        left = max(1, self.max_products - self.spent)
+        capacity, most = sizes(operator.n, k, which, 1, None, left)
+        capacity = capacity_that_fits(operator, capacity, k, which, 1)
+        goal = Goal(k, which, tol, most, self.seed, copies=False)
+        found, rows, space = search(operator, goal, capacity, self._nearest(lower, upper))
+        self.spent += space.products
+        vectors = operator.layout.gather(rows)
         converged = bool(found.converged.all())
         return self._remembered(Ends(found.values, found.residuals, vectors, lower, converged))
 
