@@ -1,6 +1,5 @@
 """The studies of critical points, minima and sections: their own derivatives, and quick runs."""
 
-import importlib
 import os
 import subprocess
 import sys
@@ -11,12 +10,7 @@ from locations import ROOT
 from torch import nn
 
 import hessian_spectrum as hs
-
-
-@pytest.fixture
-def two_layer(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("two_layer")
+from benchmarks.suite.two_layer import TwoLayer, newton
 
 
 def half_squares(outputs, targets):
@@ -26,10 +20,10 @@ def half_squares(outputs, targets):
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("loss", ["mse", "cross-entropy"])
 @pytest.mark.parametrize("biases", [True, False])
-def test_written_out_derivatives_are_those_of_the_package(two_layer, activation, loss, biases):
+def test_written_out_derivatives_are_those_of_the_package(activation, loss, biases):
     torch.manual_seed(0)
     x, y = torch.randn(20, 4).double(), torch.eye(3).double()[torch.arange(20) % 3]
-    net = two_layer.TwoLayer(x, y, 2, activation, loss, biases, 0.01)
+    net = TwoLayer(x, y, 2, activation, loss, biases, 0.01)
     loss_fn = half_squares if loss == "mse" else nn.CrossEntropyLoss()
     ev = hs.Evaluator(net.module(), loss_fn, (x, y), weight_decay=0.01)
     theta = torch.randn(2, net.n).double()
@@ -43,11 +37,11 @@ def test_written_out_derivatives_are_those_of_the_package(two_layer, activation,
         assert torch.allclose(found, matrix[order][:, order], atol=1e-13)
 
 
-def test_newton_steps_of_many_points_end_at_critical_points(two_layer):
+def test_newton_steps_of_many_points_end_at_critical_points():
     torch.manual_seed(0)
     x, y = torch.randn(20, 3).double(), torch.eye(2).double()[torch.arange(20) % 2]
-    net = two_layer.TwoLayer(x, y, 2, "tanh", "cross-entropy", True, 0.05)
-    found, norms = two_layer.newton(net, torch.randn(8, net.n).double(), 60, 1e-10)
+    net = TwoLayer(x, y, 2, "tanh", "cross-entropy", True, 0.05)
+    found, norms = newton(net, torch.randn(8, net.n).double(), 60, 1e-10)
     ended = norms <= 1e-10
     assert ended.sum() >= 4
     ev = hs.Evaluator(net.module(), nn.CrossEntropyLoss(), (x, y), weight_decay=0.05)
@@ -59,8 +53,6 @@ def test_newton_steps_of_many_points_end_at_critical_points(two_layer):
 @pytest.mark.parametrize(
     ("name", "picture"),
     [
-        ("critical_index", "exponent.png"),
-        ("global_structure", "structure.png"),
         ("pattern_in_surface", "pattern.png"),
         ("mode_connectivity", "modes.png"),
     ],
