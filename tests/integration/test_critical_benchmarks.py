@@ -1,22 +1,11 @@
-"""The studies of critical points, minima and sections: their own derivatives, and quick runs."""
-
-import importlib
-import os
-import subprocess
-import sys
+"""Networks with one hidden layer, as studies write them out: derivatives and Newton steps."""
 
 import pytest
 import torch
-from locations import ROOT
 from torch import nn
 
 import hessian_spectrum as hs
-
-
-@pytest.fixture
-def two_layer(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    return importlib.import_module("two_layer")
+from benchmarks.suite.two_layer import TwoLayer, newton
 
 
 def half_squares(outputs, targets):
@@ -26,10 +15,10 @@ def half_squares(outputs, targets):
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("loss", ["mse", "cross-entropy"])
 @pytest.mark.parametrize("biases", [True, False])
-def test_written_out_derivatives_are_those_of_the_package(two_layer, activation, loss, biases):
+def test_written_out_derivatives_are_those_of_the_package(activation, loss, biases):
     torch.manual_seed(0)
     x, y = torch.randn(20, 4).double(), torch.eye(3).double()[torch.arange(20) % 3]
-    net = two_layer.TwoLayer(x, y, 2, activation, loss, biases, 0.01)
+    net = TwoLayer(x, y, 2, activation, loss, biases, 0.01)
     loss_fn = half_squares if loss == "mse" else nn.CrossEntropyLoss()
     ev = hs.Evaluator(net.module(), loss_fn, (x, y), weight_decay=0.01)
     theta = torch.randn(2, net.n).double()
@@ -43,34 +32,13 @@ def test_written_out_derivatives_are_those_of_the_package(two_layer, activation,
         assert torch.allclose(found, matrix[order][:, order], atol=1e-13)
 
 
-def test_newton_steps_of_many_points_end_at_critical_points(two_layer):
+def test_newton_steps_of_many_points_end_at_critical_points():
     torch.manual_seed(0)
     x, y = torch.randn(20, 3).double(), torch.eye(2).double()[torch.arange(20) % 2]
-    net = two_layer.TwoLayer(x, y, 2, "tanh", "cross-entropy", True, 0.05)
-    found, norms = two_layer.newton(net, torch.randn(8, net.n).double(), 60, 1e-10)
+    net = TwoLayer(x, y, 2, "tanh", "cross-entropy", True, 0.05)
+    found, norms = newton(net, torch.randn(8, net.n).double(), 60, 1e-10)
     ended = norms <= 1e-10
     assert ended.sum() >= 4
     ev = hs.Evaluator(net.module(), nn.CrossEntropyLoss(), (x, y), weight_decay=0.05)
     for theta in net.parameters(found[ended]):
         assert ev.gradient(theta).norm() < 1e-9
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "picture"),
-    [
-        ("critical_index", "exponent.png"),
-        ("global_structure", "structure.png"),
-        ("pattern_in_surface", "pattern.png"),
-        ("mode_connectivity", "modes.png"),
-    ],
-)
-def test_a_quick_run_says_what_it_finds(name, picture, tmp_path):
-    script = ROOT / "benchmarks" / f"{name}.py"
-    words = [sys.executable, str(script), "--quick", "--out", str(tmp_path / "out")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    assert "cannot be judged at this size" in done.stdout
-    assert (tmp_path / "out" / picture).read_bytes()[:4] == b"\x89PNG"
-    assert (tmp_path / "out" / "findings.json").exists()
