@@ -120,7 +120,6 @@ def result(source: Source, key: str, marks: Marks, heading: str, brief: bool) ->
             for picture in (drawn[:1] if brief else drawn)
         ],
         _numbers(found, source, key, small),
-        aria_labelledby=mark,
     )
 
 
@@ -294,7 +293,7 @@ def _record(name: str, record: Mapping[str, Any]) -> Element:
         "table", element("caption", name), element("thead", head), element("tbody", rows)
     )
     return element(
-        "div", table, class_="scroll", tabindex="0", role="region", aria_label=f"{name}, in full"
+        "div", table, class_="scroll", tabindex="0", role="group", aria_label=f"{name}, in full"
     )
 
 

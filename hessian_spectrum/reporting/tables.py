@@ -67,7 +67,7 @@ class Table:
         )
         # A table that is wider than a phone scrolls in its own box, also by keyboard.
         return element(
-            "div", table, class_="scroll", tabindex="0", role="region", aria_label=caption
+            "div", table, class_="scroll", tabindex="0", role="group", aria_label=caption
         )
 
 

@@ -116,7 +116,7 @@ class Browser:
 
     def wait_for(self, expression):
         end = time.monotonic() + PATIENCE
-        while not self.ask(expression):
+        while not self.ask(f"!!({expression})"):  # an element has no value that can be sent
             assert time.monotonic() < end, expression
             time.sleep(0.1)
 

@@ -10,7 +10,7 @@ import hessian_spectrum as hs
 from hessian_spectrum.landscape.results import Barriers, Curve, Surface, Trajectory
 
 HOSTILE = '<script>hacked=1</script>"><img src=x onerror="hacked=1">\u202e$\\frac{'
-LABEL = HOSTILE.replace("/", "|")  # in the names of groups a file has no slash
+LABEL = HOSTILE.replace("/", "|").replace("\u202e", "")  # what the names of groups can be
 
 
 def spectrum(low=-1.0, seed=0, n=40):
@@ -69,7 +69,7 @@ def save_named(path, name):
         config=texts,
         plan={"batch_norm": name, "sizes": {name: 40}, name: {name: [name]}},
         provenance={"command": [name, name], "host": name, "libraries": {name: name}, name: name},
-        values={name.replace("/", "|"): name, "loss": 1.0},
+        values={LABEL if name == HOSTILE else name: name, "loss": 1.0},
         **named(name),
     )
 

@@ -4,6 +4,7 @@ Where axe-core is installed (``pip install axe-core-python``) it looks for what 
 """
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 
@@ -68,7 +69,8 @@ def test_the_page_is_whole_without_scripts(browser, plain):
 
 def test_tables_sort_by_their_numbers_both_ways(browser, plain):
     browser.open(plain)
-    rows = "[...document.querySelectorAll('table')].find(t => /largest first/.test(t.caption.textContent))"
+    tables = "[...document.querySelectorAll('table')]"
+    rows = f"{tables}.find(t => /largest first/.test(t.caption.textContent))"
     cells = f"[...{rows}.tBodies[0].rows].map(r => Number(r.cells[1].dataset.value))"
     before = browser.ask(cells)
     assert before == sorted(before, reverse=True)
@@ -80,34 +82,26 @@ def test_tables_sort_by_their_numbers_both_ways(browser, plain):
 
 def test_surfaces_turn_and_maps_tell_their_values(browser, turning):
     browser.open(turning, 1100, 1600)
-    box = "document.querySelector('.turn')"
+    box, middle = (
+        "document.querySelector('.turn')",
+        "(r => [r.x + r.width / 2, r.y + r.height / 2])",
+    )
     browser.ask(f"{box}.scrollIntoView()")
-    browser.wait_for(
-        f"{box}._fullLayout && {box}._fullLayout.scene && {box}._fullLayout.scene._scene"
-    )
-    eye = f"({box}._fullLayout.scene._scene.getCamera() || {{eye: 0}}).eye"
+    browser.wait_for(f"{box}.querySelector('canvas')")
+    eye = f"JSON.stringify({box}._fullLayout.scene.camera.eye)"
     before = browser.ask(eye)
-    place = browser.ask(
-        f"(r => [r.x + r.width / 2, r.y + r.height / 2])({box}.getBoundingClientRect())"
-    )
-    browser.drag(place, (place[0] + 120, place[1] + 10))
-    browser.wait_for(f"JSON.stringify({eye}) !== {before_text(before)}")
+    x, y = browser.ask(f"{middle}({box}.querySelector('canvas').getBoundingClientRect())")
+    browser.drag((x, y), (x + 120, y + 10))
+    browser.wait_for(f"{eye} !== {json.dumps(before)}")
     heat = "document.querySelectorAll('.turn')[1]"
     browser.ask(f"{heat}.scrollIntoView()")
     browser.wait_for(f"{heat}.querySelector('.nsewdrag')")
-    middle = "(r => [r.x + r.width / 2, r.y + r.height / 2])"
     x, y = browser.ask(f"{middle}({heat}.querySelector('.nsewdrag').getBoundingClientRect())")
     browser.mouse("mouseMoved", x - 5, y - 5)
     browser.mouse("mouseMoved", x, y)
     browser.wait_for(f"/smallest/.test({heat}.querySelector('.hoverlayer').textContent)")
     assert browser.errors == []
     assert browser.urls == [turning.as_uri()]
-
-
-def before_text(value):
-    import json
-
-    return json.dumps(json.dumps(value, separators=(",", ":")))
 
 
 def test_it_prints(browser, plain, turning):
