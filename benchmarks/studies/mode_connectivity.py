@@ -7,8 +7,8 @@ test data: at the ends, the mean and the largest over the path. Two MLPs of diff
 pictures of 7 x 7 pixels, two starts each, trained by Adam on all samples; Bezier curves and
 polygons with one free vertex.
 
-A path ends at the two networks, whatever it does between them, and a Bezier curve whose search takes
-no step is the line. The test takes the shipped digits and small networks.
+A path ends at the two networks, whatever it does between them, and a Bezier curve whose search
+takes no step is the line. The test takes the shipped digits and small networks.
 """
 
 from __future__ import annotations

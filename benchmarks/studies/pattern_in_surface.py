@@ -9,8 +9,8 @@ the grid, on the training data and on as many other digits. The first, random pl
 and a smaller network.
 
 The losses of the plane are formed for many points in one call; at the corners and in the middle of
-a picture they must be those of the network there, evaluated alone. The test takes the shipped digits
-and few steps.
+a picture they must be those of the network there, evaluated alone. The test takes the shipped
+digits and few steps.
 """
 
 from __future__ import annotations
