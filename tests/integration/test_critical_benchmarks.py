@@ -1,12 +1,7 @@
-"""The studies of critical points, minima and sections: their own derivatives, and quick runs."""
-
-import os
-import subprocess
-import sys
+"""Networks with one hidden layer, as studies write them out: derivatives and Newton steps."""
 
 import pytest
 import torch
-from locations import ROOT
 from torch import nn
 
 import hessian_spectrum as hs
@@ -47,22 +42,3 @@ def test_newton_steps_of_many_points_end_at_critical_points():
     ev = hs.Evaluator(net.module(), nn.CrossEntropyLoss(), (x, y), weight_decay=0.05)
     for theta in net.parameters(found[ended]):
         assert ev.gradient(theta).norm() < 1e-9
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "picture"),
-    [
-        ("pattern_in_surface", "pattern.png"),
-        ("mode_connectivity", "modes.png"),
-    ],
-)
-def test_a_quick_run_says_what_it_finds(name, picture, tmp_path):
-    script = ROOT / "benchmarks" / f"{name}.py"
-    words = [sys.executable, str(script), "--quick", "--out", str(tmp_path / "out")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    assert "cannot be judged at this size" in done.stdout
-    assert (tmp_path / "out" / picture).read_bytes()[:4] == b"\x89PNG"
-    assert (tmp_path / "out" / "findings.json").exists()
