@@ -141,15 +141,15 @@ def judged_index(
 ) -> list[Finding]:
     # Copies of a point, by permuted or negated units, have its loss.
     index = found.values["negative"]
-    alike = np.unique(np.stack([np.round(found.loss, 8), index]), axis=1)
+    losses, indices = np.unique(np.stack([np.round(found.loss, 8), index]), axis=1)
     findings = [context.check("critical points", len(found), 200, np.inf, source=DAUPHIN)]
-    for which, (losses, indices) in {
-        "points": (found.loss, index),
-        "points that differ in loss or index": alike,
-    }.items():
-        if len(losses) < LEAST:
+    for which, x, y in (
+        ("points", index, found.loss),
+        ("points that differ in loss or index", indices, losses),
+    ):
+        if len(x) < LEAST:
             continue
-        told = correlation(indices, losses, rank=True)
+        told = correlation(x, y, rank=True)
         print(f"Spearman's correlation of index and loss of {which}: {told}")
         findings.append(
             context.check(
@@ -364,8 +364,8 @@ STUDY = Study(
             steps=40,
             width=3,
             m=24,
-            searches=20,
-            draws=2,
+            searches=12,
+            draws=1,
             energy_steps=10,
             resamples=5,
         ),

@@ -41,7 +41,7 @@ LR, BETAS, EPSILON = 0.03, (0.9, 0.999), 1e-8
 COPY = 1e-4  # points within so many norms of the reference of each other are one
 LEAST = 8  # points of a correlation or of triangles
 COPIES = 20  # of the reference, that are matched with it
-SOURCE = "Gallagher 2000"
+SOURCE, SYMMETRY = "Gallagher 2000", "symmetries of tanh units"
 Z95 = 1.96
 
 
@@ -225,17 +225,18 @@ def judged_matching(context: Context, problem: Problem) -> list[Finding]:
     left = (matched(net, copies, reference) - reference).norm(dim=1).max()
     losses = net.losses(problem.matched).numpy()
     changed = np.abs(losses - problem.losses).max() / problem.losses.max()
-    known = {"source": "symmetries of tanh units", "judged_from": "test"}
     return [
         context.check(
             f"{problem.name}: distance of {COPIES} disordered copies of the reference, matched",
-            *(left, 0.0, 0.0),
-            **known,
+            *(left.item(), 0.0, 0.0),
+            source=SYMMETRY,
+            judged_from="test",
         ),
         context.check(
             f"{problem.name}: largest change of a loss by matching, over the largest loss",
             *(changed, 0.0, 1e-12),
-            **known,
+            source=SYMMETRY,
+            judged_from="test",
         ),
     ]
 

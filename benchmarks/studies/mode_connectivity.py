@@ -115,8 +115,17 @@ def searched(
     options: Options,
     steps: int,
 ) -> Way:
-    given = {"num_steps": steps, "lr": options.lr, "seed": options.seed}
-    return Way(kind, hs.connect(ev, *ends, kind=kind, num_points=POINTS, test=test, **given).curve)
+    """The curve that a search of so many steps leads to."""
+    fit = hs.connect(
+        *(ev, ends[0], ends[1]),
+        kind=kind,
+        num_steps=steps,
+        lr=options.lr,
+        seed=options.seed,
+        num_points=POINTS,
+        test=test,
+    )
+    return Way(kind, fit.curve)
 
 
 def ways_of(context: Context, options: Options, hidden: int) -> tuple[list[Way], Way]:
