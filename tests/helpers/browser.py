@@ -89,7 +89,9 @@ class Browser:
         elif name == "Runtime.consoleAPICalled" and told["type"] in ("error", "assert"):
             self.errors.append(told["args"])
         elif name == "Network.requestWillBeSent":
-            self.urls.append(told["request"]["url"])
+            url = told["request"]["url"]
+            if not url.startswith(("data:", "blob:")):  # what the page itself holds
+                self.urls.append(url)
 
     def open(self, path, width=1100, height=800, scripts=True, scheme="light"):
         self.errors, self.urls, self._events = [], [], []
