@@ -261,7 +261,7 @@ def _launched(source: Source) -> str | None:
 def _provenance(source: Source) -> dict[str, str]:
     run = source.run
     told = source.provenance_of(next(iter(run), ""))
-    found = {
+    found: dict[str, Any] = {
         "file": str(run.path),
         "written": f"{run.created:%Y-%m-%d %H:%M} UTC",
         "state": "finished" if run.finished else "not finished",
