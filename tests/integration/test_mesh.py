@@ -18,7 +18,9 @@ def alone():
     return mesh_worker.loss(hs.World())
 
 
-@pytest.mark.parametrize(("ranks", "per_point"), [(3, 1), (4, 2)])
+@pytest.mark.parametrize(
+    ("ranks", "per_point"), [(3, 1), pytest.param(4, 2, marks=pytest.mark.slow)]
+)
 def test_groups_of_ranks(ranks, per_point, alone, tmp_path):
     launch([*TORCHRUN, str(ranks), str(WORKER), str(tmp_path), str(per_point)], tmp_path)
     found = json.loads((tmp_path / "results.json").read_text())

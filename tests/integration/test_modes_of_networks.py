@@ -8,7 +8,16 @@ from benchmarks.suite import networks
 from hessian_spectrum.operators import product_modes
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet20", "lstm", "transformer"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mlp",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("resnet20", "lstm", "transformer")
+        ),
+    ],
+)
 def test_every_mode_agrees_with_reverse_on_the_networks_of_the_benchmark(name):
     torch.manual_seed(0)
     problem = networks.build(name, 3, None).to(torch.device("cpu"), torch.float64)

@@ -320,8 +320,15 @@ def same_files(one, two):
                     np.testing.assert_array_equal(array, getattr(b[key], name), err_msg=name)
 
 
-@pytest.mark.parametrize("largest", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize(
+    ("dtype", "largest"),
+    [
+        (torch.float64, 2),
+        (torch.float32, 1),
+        pytest.param(torch.float64, 1, marks=pytest.mark.slow),
+        pytest.param(torch.float32, 2, marks=pytest.mark.slow),
+    ],
+)
 def test_a_restarted_training_goes_on_with_the_same_bits(tmp_path, dtype, largest):
     options = {"largest": largest, "density_every": 10, "num_products": 20, "dtype": dtype}
     options |= {"alignment_every": 5, "alignment_batches": 2}
