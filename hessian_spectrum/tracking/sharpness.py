@@ -120,7 +120,11 @@ class EndsFinder:
         self.spent += space.products
         vectors = operator.layout.gather(rows)
         converged = bool(found.converged.all())
-        return self._remembered(Ends(found.values, found.residuals, vectors, lower, converged))
+        ends = self._remembered(Ends(found.values, found.residuals, vectors, lower, converged))
+        has_grown = np.abs(ends.values).max() > 2 * scale  # residuals are relative to the largest
+        if math.isfinite(level) and scale and has_grown and self.spent < self.max_products:
+            return self.several(operator, lower, upper, level)
+        return ends
 
     def keep_inner(self, vectors: Tensor | None, values: Array, num_lower: int) -> None:
         """Beside the latest ends remember the inner pairs of these, of an earlier matrix."""

@@ -56,6 +56,14 @@ def test_none_above_a_level_far_below_the_largest_is_missed():
             assert (found.upper > 1.5).sum() == 20
 
 
+def test_none_is_missed_where_the_largest_has_grown_since():
+    values = np.concatenate([np.linspace(-1, 1, N - 20), np.geomspace(1.6, 300, 20)])
+    finder = EndsFinder(1e-2, 400, 0)
+    ends(finder, matrix(values=np.minimum(values, 2.0 + 1e-3 * values)), 1, 20, 1.5)
+    found = ends(finder, matrix(0.3, values), 1, 20, 1.5)
+    assert (found.upper > 1.5).sum() == 20
+
+
 def test_one_pair_of_each_end_starts_from_the_outermost_of_more():
     finder, alone = EndsFinder(1e-3, 400, 0), EndsFinder(1e-3, 400, 0)
     finder.several(matrix(), 1, 7)
