@@ -23,6 +23,7 @@ import torch
 
 import hessian_spectrum as hs
 from benchmarks.suite import Context, Finding, Outcome, Study
+from benchmarks.suite.problems import Problem
 from benchmarks.suite.timing import Ratio, seconds, spread
 from hessian_spectrum.loss import gradient_check
 from hessian_spectrum.operators.run_check import check_on_all_data
@@ -41,41 +42,21 @@ MOST = {
 }
 
 
-@dataclass(frozen=True)
-class Problem:
-    """
-    Args:
-        data: "digits", "mnist", "cifar10", or "" where the problem's file makes them.
-        fields: of a configuration.
-    """
-
-    name: str
-    data: str
-    fields: tuple[tuple[str, Any], ...]
-
-    def load(self, context: Context) -> Any:
-        fields = dict(self.fields)
-        if self.data:
-            fields["dataset"] = "arrays" if self.data == "cifar10" else self.data
-        if self.data == "mnist" or self.data == "cifar10":
-            fields["data_root"] = context.data(self.data)
-        torch.manual_seed(0)  # the tagger draws its data
-        out = context.folder / "none.h5"
-        return problem_loader.load(hs.DensityConfig(out=out, device="cpu", **fields))
-
-
-def of(name: str, data: str, **fields: Any) -> Problem:
-    return Problem(name, data, tuple(fields.items()))
+def load(problem: Problem, context: Context) -> Any:
+    torch.manual_seed(0)  # the tagger draws its data
+    out = context.folder / "none.h5"
+    options = problem.options(context)
+    return problem_loader.load(hs.DensityConfig(out=out, device="cpu", **options))
 
 
 MLP = {"model": "mlp-784-20-10", "limit": 10_000}
 PROBLEMS = (
-    of("mlp-784-20-10, 10,000 digits, float32", "mnist", **MLP),
-    of("the same in float64", "mnist", **MLP, dtype="float64"),
-    of("resnet20, 256 pictures", "cifar10", model="resnet20", limit=256, batch_size=64),
+    Problem.of("mlp-784-20-10, 10,000 digits, float32", "mnist", **MLP),
+    Problem.of("the same in float64", "mnist", **MLP, dtype="float64"),
+    Problem.of("resnet20, 256 pictures", "cifar10", model="resnet20", limit=256, batch_size=64),
 )
-SENTENCES = of("tagger, 64 sentences", "", problem=TAGGER)
-TEST = of("mlp-64-16-10, 200 digits", "digits", model="mlp-64-16-10", limit=200)
+SENTENCES = Problem.of("tagger, 64 sentences", "", problem=TAGGER)
+TEST = Problem.of("mlp-64-16-10, 200 digits", "digits", model="mlp-64-16-10", limit=200)
 
 
 @dataclass(frozen=True)
@@ -95,7 +76,7 @@ class Round:
 
 
 def measured(context: Context, problem: Problem) -> Round:
-    loaded = problem.load(context)
+    loaded = load(problem, context)
     check, inside = gradient_check.check_gradient, [0.0]
 
     def timed(*args: Any) -> Any:

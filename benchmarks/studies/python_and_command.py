@@ -30,6 +30,7 @@ from unittest.mock import patch
 import numpy as np
 
 from benchmarks.suite import Context, Finding, Outcome, Study
+from benchmarks.suite.problems import Problem
 from benchmarks.suite.timing import Ratio
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,27 +44,6 @@ FEWER: dict[str, dict[str, Any]] = {  # of a model whose products take seconds
     "density": {"num_probes": 2, "num_steps": 10},
     "eigenpairs": {"k": 1, "which": "largest", "tol": 1e-2, "max_products": 20},
 }
-
-
-@dataclass(frozen=True)
-class Problem:
-    """
-    Args:
-        data: "digits", "mnist", "cifar10", or "" where the problem's file makes them.
-        fields: of a configuration.
-    """
-
-    name: str
-    data: str
-    fields: tuple[tuple[str, Any], ...]
-
-    def options(self, context: Context) -> dict[str, Any]:
-        found = dict(self.fields)
-        if self.data:
-            found["dataset"] = "arrays" if self.data == "cifar10" else self.data
-        if self.data == "mnist" or self.data == "cifar10":
-            found["data_root"] = str(context.data(self.data))
-        return found
 
 
 MNIST = (("model", "mlp-784-20-10"), ("limit", 3000))
