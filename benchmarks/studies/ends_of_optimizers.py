@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch.nn.functional import avg_pool2d
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import hessian_spectrum as hs
 from benchmarks.suite import Context, Finding, Outcome, Study
@@ -143,7 +143,10 @@ class Networks:
             return float("nan")
         config = hs.InterpolateConfig(**self.fields, batchnorm=batchnorm, checkpoint=checkpoint)
         problem = problem_loader.load(config)
-        inputs, labels = next(iter(DataLoader(problem.data, len(problem.data))))
+        data = problem.data
+        if not isinstance(data, Dataset):  # arrays: a pair of tensors
+            data = TensorDataset(*data)
+        inputs, labels = next(iter(DataLoader(data, len(data))))
         return float((problem.model.train()(inputs).argmax(1) == labels).float().mean())
 
 
