@@ -23,6 +23,23 @@ if TYPE_CHECKING:
     from hessian_spectrum.sharded.evaluator import ShardedEvaluator
 
 
+@dataclass
+class Doubts:
+    """What could not be verified, as ``loss.verification`` tells and stores it."""
+
+    unverified: list[str]
+    dtype: torch.dtype
+
+    def doubts(self) -> list[str]:
+        """In words."""
+        return list(self.unverified)
+
+    def stored(self) -> dict[str, Any]:
+        """Entries to be stored with results."""
+        name = str(self.dtype).removeprefix("torch.")
+        return {"unverified": self.doubts(), "without_gradient": [], "differences_in": name}
+
+
 @dataclass(frozen=True)
 class Share:
     """What all ranks know of the data."""
@@ -92,7 +109,9 @@ def require_function(ev: ShardedEvaluator, first: Any) -> None:
     def judge() -> tuple[bool, tuple[str, ...]]:
         for each in (value, again, *of_parts):
             validation.require_value(function, each, 0)
-        eps = torch.finfo(max((function.dtype, function.compute), key=lambda t: torch.finfo(t).eps)).eps
+        eps = torch.finfo(
+            max((function.dtype, function.compute), key=lambda t: torch.finfo(t).eps)
+        ).eps
         whole = _sum(ev, value, first)
         if not close(whole, _sum(ev, again, first), eps):
             raise InputError(
@@ -101,15 +120,16 @@ def require_function(ev: ShardedEvaluator, first: Any) -> None:
                 "a fixed function of parameters and data"
             )
         if parts is halves:
-            together_ = sum(_sum(ev, v, part) for v, part in zip(of_parts, parts))
+            sums = [_sum(ev, v, part) for v, part in zip(of_parts, parts)]
+            together_ = sums[0] + sums[1]
             if not close(whole, together_, eps):
                 raise InputError(
                     f"the loss of minibatch 0 ({leading_size(first)} samples) is "
                     f"{(whole / function.weight(first)).item():.9g}, but its two parts give "
                     f"{(together_ / function.weight(first)).item():.9g} under "
                     f"reduction={function.reduction!r}; state what loss_fn does "
-                    "(reduction='mean', 'sum' or 'none'), or pass count= if it divides by something "
-                    "else than samples"
+                    "(reduction='mean', 'sum' or 'none'), or pass count= if it divides by "
+                    "something else than samples"
                 )
         return watch.large_softmax, fallbacks.found(
             function.model, watch.attention, watch.weight_norm

@@ -30,11 +30,14 @@ from hessian_spectrum.distributed.random_vectors import gaussian_probes
 if TYPE_CHECKING:
     from hessian_spectrum.sharded.evaluator import ShardedEvaluator
 
-SEED, TURNS = 0x5D1F, 3  # of the vector that is turned towards large eigenvalues
+SEED, TURNS = 0x5D1F, 4  # of the vector that is turned towards large eigenvalues
 SAFETY = 2.0  # both parts of the error are estimates of a size
 EXPLAINED = 3.0  # d up to so many times that of the noise is noise
-# Steps that are tried, relative to |theta|, by the rounding of gradients: from eps^(2/3) upwards.
-STEPS = 7
+COARSE = 0.3  # error of a product whose direction is of use
+LARGEST = 0.5  # step, relative to |theta|
+SERIES = 0.05  # of the product: a larger d belongs to a step at which the series says nothing
+# Steps relative to |theta|, from eps^(2/3) upwards: so many, each so many times the one before.
+STEPS, RATIO = 12, 10**0.5
 _THIRD = math.sqrt(20.0)  # variance of a third difference, in that of its terms: 1 + 9 + 9 + 1
 
 
@@ -67,7 +70,7 @@ class Differences:
         self._length = self._norm(theta) or 1.0
 
     def product(self, v: Tensor) -> Tensor:
-        """H v, this rank's entries. Four gradients, and before the first product some fifty.
+        """H v, this rank's entries. Four gradients; before the first product some hundred.
 
         Raises:
             InputError: its error is too large.
@@ -89,23 +92,40 @@ class Differences:
         rows = gaussian_probes(ev.layout, range(2), SEED, ev.dtype, ev.device)
         plain, turned = (row / self._norm(row) for row in rows)
         eps = torch.finfo(ev.function.compute).eps
-        tried = [eps ** (2 / 3) * 10**k for k in range(STEPS) if eps ** (2 / 3) * 10**k < 0.5]
-        middle = tried[len(tried) // 2]
+        tried = [eps ** (2 / 3) * RATIO**k for k in range(STEPS)]
+        tried = [rho for rho in tried if rho < LARGEST]
         self.noise = self._noise(plain, tried[0])
+        rho = min(tried, key=lambda rho: self.at(plain, rho).error)
         for _ in range(TURNS):
-            found = self.at(turned, middle)
-            turned = found.value / (self._norm(found.value) or 1.0)
-        worst: dict[float, float] = {}
+            # Larger eigenvalues have larger third derivatives, and want smaller steps.
+            found = self.at(turned, rho)
+            while found.error > COARSE * found.size and rho / RATIO >= tried[0]:
+                rho /= RATIO
+                found = self.at(turned, rho)
+            turned = found.value / (found.size or 1.0)
+        best = math.inf
         for rho in tried:
             both = [self.at(v, rho) for v in (plain, turned)]
-            worst[rho] = max(found.error for found in both)
-            self.scale = max(self.scale, *(found.size for found in both))
-        self.rho = min(worst, key=lambda rho: worst[rho])
+            error = max(found.error for found in both)
+            if error < best:
+                best, self.rho = error, rho
+                self.scale = max(found.size for found in both)
+        if self.rho is None:
+            self.rho = tried[0]
         # At the step that is taken rounding of theta itself may count (bfloat16).
         self.noise = max(self.noise, self._noise(plain, self.rho / 3))
+        for v in (plain, turned):
+            found = self.at(v, self.rho)
+            self.error = max(self.error, found.error)
+            self._require_fine(found)
 
     def at(self, v: Tensor, rho: float) -> Difference:
-        """The difference for a unit vector with the step rho |theta|."""
+        """The difference for a unit vector with the step rho |theta|.
+
+        Where D(h) and D(2h) differ by more than ``SERIES`` of their size and noise does not explain
+        it, the step is outside of the series, and the product, which is then often far too small,
+        says nothing: its error is infinite.
+        """
         h = rho * self._length
         near, far = self._central(v, h), self._central(v, 2 * h)
         value = (4 * near - far) / 3
@@ -113,10 +133,11 @@ class Differences:
         rounding = self.noise / (math.sqrt(2) * h)
         seen = math.sqrt(1 + 0.25) * rounding / 3  # what noise alone makes of d
         if d <= EXPLAINED * seen:
-            error = max(1.36 * rounding, 3.6 * d)
+            error = SAFETY * max(1.36 * rounding, 3.6 * d)
+        elif d <= SERIES * size:
+            error = SAFETY * math.hypot(1.36 * rounding, 4 * d * d / size)
         else:
-            truncation = 4 * d * min(1.0, d / size) if size else d
-            error = SAFETY * math.hypot(1.36 * rounding, truncation)
+            error = math.inf
         return Difference(value, size, error)
 
     def _central(self, v: Tensor, h: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -94,6 +95,8 @@ class ShardedEvaluator:
     ):
         ranks = world or World.current()
 
+        self.units: tuple[Unit, ...] = ()
+
         def made() -> GatheredFunction:
             if not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:
                 raise InputError(f"weight_decay={weight_decay}: expected a number, 0 or more")
@@ -143,24 +146,22 @@ class ShardedEvaluator:
                 **({} if data_is_local else digests.of_source(data)),
             }
 
-        self.units: tuple[Unit, ...] = ()
         self.function = agreed(ranks, made, facts)
         function = self.function
         self.layout, self.n = function.layout, function.layout.n
         self.world, self.device, self.dtype = self.layout.world, function.device, function.dtype
         self.model, self.loss_fn, self.weight_decay = model, loss_fn, float(weight_decay)
         self.counts = Counts()
-        self.moving = [unit for unit in self.units if unit.moves]
-        self.weights = Weights(self.units, self.world, function.compute)
+        self.moving: list[Unit] = [unit for unit in self.units if unit.moves]
+        self.weights = Weights(self.units, self.world)
         attach(function.model, self.weights)
         self._placement = Placement(self.layout, self.moving)
         source = sources.source(model, weights, self.world)
-        shards = [sources.shard(unit, source, self._type_of(unit)) for unit in self.units]
+        units: tuple[Unit, ...] = self.units
+        shards = [sources.shard(unit, source, self._type_of(unit)) for unit in units]
         sources.require_same(source, self.world)
-        self._fixed = {i: t for i, t in enumerate(shards) if not self.units[i].moves}
-        self.theta = self._placement.to_theta(
-            [t for t, unit in zip(shards, self.units) if unit.moves]
-        )
+        self._fixed = {i: t for i, t in enumerate(shards) if not units[i].moves}
+        self.theta = self._placement.to_theta([t for t, unit in zip(shards, units) if unit.moves])
         del shards, source
         sources.require_finite(self.theta, self._fixed.values(), self.world)
         self.batches = together(
@@ -171,9 +172,10 @@ class ShardedEvaluator:
         self.num_rounds, self._spare = share.rounds, share.spare
         self.total_weight, self.num_samples = share.weight, share.samples
         self.fallbacks: tuple[str, ...] = ()
+        self.batch_norm, self.dropout = function.batch_norm, function.dropout
         checks.require_function(self, next(iter(self.batches), share.spare))
         sample = self.world.from_first(share.spare)
-        self.unverified = checks.require_same_loss(self, sample)
+        self.verification = checks.Doubts(checks.require_same_loss(self, sample), self.dtype)
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
@@ -207,6 +209,11 @@ class ShardedEvaluator:
         theta = self.checked(theta)
         return self.data_gradient(theta).add_(theta, alpha=self.weight_decay)
 
+    def gradient_norm(self, theta: Tensor | None = None) -> float:
+        """|dL/dtheta|, the same on all ranks. One pass."""
+        square = self.gradient(theta).double().square().sum()
+        return math.sqrt(self.world.sum(square).item())
+
     def data_gradient(self, theta: Tensor) -> Tensor:
         """The gradient without the weight decay's part, (n_local,). One pass."""
         with self.at(theta) as shards:
@@ -230,6 +237,25 @@ class ShardedEvaluator:
             )
         return theta.detach().to(self.device, self.dtype)
 
+    def in_float64(self) -> ShardedEvaluator:
+        """The same loss in float64, of the same parameters; its theta is theirs, converted.
+
+        Whole weights and activations take twice the memory.
+        """
+        other = copy.copy(self)
+        other.function = copy.copy(self.function)
+        other.function.dtype = other.function.compute = other.dtype = torch.float64
+        other.theta = self.theta.double()
+        return other
+
+    def digests(self) -> dict[str, str | None]:
+        """Of the parameters, as they are at every sharding, and of the samples. For provenance."""
+        found = sources.sums_of_bits(self.theta, self.layout)
+        found += [n for t in self._fixed.values() for n in sources.sums_of_bits(t, None)]
+        every = self.world.gather_objects(found)
+        total = "".join(f"{sum(column) % 2**64:016x}" for column in zip(*every))
+        return {"parameters": total, "data": digests.of_data(self.batches, self.world)}
+
     # -- for operators -----------------------------------------------------------------------------
 
     @contextmanager
@@ -239,7 +265,7 @@ class ShardedEvaluator:
         moving = iter(shards)
         every = [next(moving) if u.moves else self._fixed[i] for i, u in enumerate(self.units)]
         self.counts.passes += 1
-        with self.function.evaluation_mode(), self.weights.at(every):
+        with self.function.evaluation_mode(), self.weights.at(every, self.function.compute):
             yield shards
 
     def parts(self) -> Iterator[Callable[[], Tensor]]:

@@ -111,7 +111,9 @@ class GatheredFunction(LossFunction):
             if self.compute == self.dtype:
                 return found
             return tree_map(
-                lambda t: t.to(self.dtype) if isinstance(t, Tensor) and t.dtype == self.compute else t,
+                lambda t: (
+                    t.to(self.dtype) if isinstance(t, Tensor) and t.dtype == self.compute else t
+                ),
                 found,
             )
 

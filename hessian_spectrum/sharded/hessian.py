@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Literal
 
 import torch
@@ -25,15 +26,16 @@ class ShardedHessian(SymmetricOperator):
     and the noise floor include.
 
     At construction products are compared with themselves, u^T H v = v^T H u, and with a difference
-    of gradients. What does not agree is refused.
+    of gradients. What does not agree is not believed: "exact" is refused, and "auto" takes
+    differences, and says why.
 
     Args:
         evaluator: the loss; its weight decay is included.
         theta: this rank's entries, (n_local,); default: the model's parameters.
-        products: "exact", "differences", or "auto": exact where the model has second derivatives,
-            else differences.
+        products: "exact", "differences", or "auto": exact where the model has second derivatives
+            and they are right, else differences.
         max_error: differences whose stated error is a larger share of the largest product so far
-            are refused.
+            are refused; at most 0.5.
 
     Raises:
         InputError: there are no second derivatives, or products do not agree with differences of
@@ -44,9 +46,10 @@ class ShardedHessian(SymmetricOperator):
         product_error: the error of a product with a unit vector, in units of eigenvalues, that is
             stated beside rounding: 0.0 of exact ones.
 
-    Cost of a product: exact: one first-order graph for all vectors together, and for each two
-    backward passes of it; a block of weights is gathered four times, of the vector and for
-    gradients once. Differences: four gradients. Both: two exchanges of n / P entries.
+    Cost of a product: exact: one first-order graph for all vectors together, for which each block
+    of weights is gathered twice, and for each vector a backward pass through it, in which each is
+    gathered twice more, and the vector's part and that of the result are exchanged once.
+    Differences: four gradients. Both: two exchanges of n / P entries.
     Memory: exact: activations and their derivatives of a minibatch of the whole model
     (``recompute`` frees those of a forward pass); differences: those of a gradient.
     """
@@ -64,15 +67,24 @@ class ShardedHessian(SymmetricOperator):
                 f"ShardedHessian of a {type(evaluator).__name__}; expected a ShardedEvaluator"
             )
         if products not in ("auto", "exact", "differences"):
-            raise InputError(
-                f"products={products!r}: expected 'auto', 'exact' or 'differences'"
-            )
-        if not isinstance(max_error, (int, float)) or not 0 < max_error <= 1:
-            raise InputError(f"max_error={max_error}: expected a number above 0, at most 1")
+            raise InputError(f"products={products!r}: expected 'auto', 'exact' or 'differences'")
+        if not isinstance(max_error, (int, float)) or not 0 < max_error <= 0.5:
+            raise InputError(f"max_error={max_error}: expected a number above 0, at most 0.5")
         self.evaluator, self.layout, self.dtype = evaluator, evaluator.layout, evaluator.dtype
         self.theta = evaluator.checked(theta)
         self.differences = Differences(evaluator, self.theta, max_error)
-        self.kind, self.unverified = chosen(self, products)
+        self.kind, doubts = chosen(self, products)
+        evaluator.verification.unverified += doubts
+
+    def in_float64(self) -> ShardedHessian:
+        """The same matrix with products in float64, of the same kind."""
+        if self.evaluator.function.compute == torch.float64:
+            return self
+        other = copy.copy(self)
+        other.evaluator = self.evaluator.in_float64()
+        other.theta, other.dtype = self.theta.double(), torch.float64
+        other.differences = Differences(other.evaluator, other.theta, self.differences.most)
+        return other
 
     @property
     def product_error(self) -> float:
@@ -93,9 +105,7 @@ class ShardedHessian(SymmetricOperator):
             directions = [ev.to_units(v) for v in vectors]
             totals = [[torch.zeros_like(shard) for shard in shards] for _ in vectors]
             for part in ev.parts():
-                gradient = torch.autograd.grad(
-                    part(), shards, create_graph=True, allow_unused=True
-                )
+                gradient = torch.autograd.grad(part(), shards, create_graph=True, allow_unused=True)
                 ev.counts.graphs += 1
                 curved = [i for i, g in enumerate(gradient) if g is not None and g.requires_grad]
                 for k, direction in enumerate(directions):

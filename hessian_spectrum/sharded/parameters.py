@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.loss.batching import raw_bytes
 from hessian_spectrum.sharded.units import Unit, is_fsdp
@@ -19,6 +22,7 @@ from hessian_spectrum.sharded.units import Unit, is_fsdp
 # name, first and last entry of the flattened parameter -> these entries. Called by every rank in
 # one order, with ranges of its own.
 Source = Callable[[str, int, int], Tensor]
+BLOCK = 1 << 20  # entries that are looked at together
 INDEX = "model.safetensors.index.json"
 
 
@@ -96,8 +100,8 @@ def require_same(source: Source, world: World) -> None:
         names = [name for name, value in found.items() if value != sums[0][name]]
         if names:
             raise InputError(
-                f"the parameter {names[0]} has other values on rank {rank} than on rank 0; load the "
-                "same state on all ranks"
+                f"the parameter {names[0]} has other values on rank {rank} than on rank 0; load "
+                "the same state on all ranks"
             )
 
 
@@ -121,6 +125,31 @@ def require_finite(theta: Tensor, fixed: Iterable[Tensor], world: World) -> None
             f"the model's parameters have {total} entries that are NaN or infinite; did the "
             "training diverge? Use an earlier checkpoint"
         )
+
+
+def sums_of_bits(entries: Tensor, layout: Layout | None) -> list[int]:
+    """Two sums modulo 2^64 of entries' bits, multiplied by odd numbers that their places give.
+
+    Summed over ranks they are those of the whole vector, however it is shared out. They tell
+    parameters apart; they are no safeguard against one who wants them to agree.
+
+    Args:
+        layout: of theta; None: the order does not count.
+    """
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}[entries.element_size()]
+    bits = entries.detach().cpu().contiguous().view(kind).numpy().astype(np.uint64)
+    start = 0 if layout is None else layout.start
+    found = []
+    for multiplier in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F):
+        total = 0
+        for first in range(0, len(bits), BLOCK):
+            part = bits[first : first + BLOCK]
+            places = np.arange(start + first, start + first + len(part), dtype=np.uint64)
+            factors = np.uint64(multiplier) * (2 * places + 1 if layout else np.ones_like(places))
+            mixed = (part ^ (part >> np.uint64(17))) * factors
+            total += int((mixed ^ (mixed >> np.uint64(29))).sum(dtype=np.uint64))
+        found.append(total % 2**64)
+    return found
 
 
 def _is_dtensor(p: Tensor) -> bool:
@@ -200,17 +229,22 @@ def _of_checkpoint(path: Path, shapes: dict[str, torch.Size]) -> Source:
     from torch.distributed.checkpoint import FileSystemReader, load
 
     stored = FileSystemReader(path).read_metadata().state_dict_metadata
-    prefix = next((p for p in ("", "model.", "state_dict.") if f"{p}{next(iter(shapes))}" in stored), "")
+    prefix = next(
+        (p for p in ("", "model.", "state_dict.") if f"{p}{next(iter(shapes))}" in stored), ""
+    )
     whole: dict[str, Tensor] = {}
 
     def entries(name: str, first: int, last: int) -> Tensor:
         key = prefix + name
         if key not in stored:
-            raise InputError(f"{path}: has no tensor {name}; it has {', '.join(list(stored)[:6])}, ...")
+            raise InputError(
+                f"{path}: has no tensor {name}; it has {', '.join(list(stored)[:6])}, ..."
+            )
         size = getattr(stored[key], "size", None)
         if size != shapes[name]:
             raise InputError(
-                f"{path}: {key} has shape {tuple(size or ())}; the model expects {tuple(shapes[name])}"
+                f"{path}: {key} has shape {tuple(size or ())}; the model expects "
+                f"{tuple(shapes[name])}"
             )
         if name not in whole:
             whole.clear()
@@ -220,3 +254,33 @@ def _of_checkpoint(path: Path, shapes: dict[str, torch.Size]) -> Source:
         return whole[name][first:last]
 
     return entries
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Inside, new modules have parameters on the device meta, without values; buffers have theirs.
+
+    A model of any size is made so on every rank, and its values are read by
+    ``ShardedEvaluator(model, ..., weights=PATH)``.
+
+    Example:
+        >>> import torch, hessian_spectrum as hs
+        >>> with hs.parameters_on_meta():
+        ...     model = torch.nn.Linear(100_000, 100_000)
+        >>> model.weight.device.type
+        'meta'
+    """
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        register(module, name, param)
+        found = module._parameters[name]
+        if found is not None and not found.is_meta:
+            meta = nn.Parameter(found.to("meta"), requires_grad=found.requires_grad)
+            module._parameters[name] = meta
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]

@@ -3,7 +3,8 @@
 Vectors of the package are sharded by ``Layout``, in contiguous parts of equal length, whatever the
 model's own sharding is: probes, inner products and stored states are the same at every sharding,
 and a state is resumed on any number of ranks. Layers need the entries of one unit on all ranks at
-the same time. The exchange moves n / P entries of each rank, 1 / P of what gathering all units does.
+the same time. The exchange moves n / P entries of each rank, 1 / P of what
+gathering all units does.
 """
 
 from __future__ import annotations
@@ -109,4 +110,3 @@ def _starts(layout: Layout) -> list[int]:
 
 def _next(position: int, chunk: int) -> int:
     return (position // chunk + 1) * chunk
-

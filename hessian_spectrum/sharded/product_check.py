@@ -32,20 +32,18 @@ def chosen(operator: ShardedHessian, wanted: str) -> tuple[str, list[str]]:
     if wanted == "differences":
         operator.differences.calibrate()
         return "differences", []
-    missing = None
     try:
         return "exact", _verify(operator)
-    except NoSecondDerivative as failed:
-        missing = str(failed)
+    except NotExact as failed:
         if wanted == "exact":
-            raise InputError(missing) from failed
-    operator.evaluator.weights.release()
+            raise InputError(str(failed)) from failed
+        why = str(failed)
     operator.differences.calibrate()
-    return "differences", [f"products are differences of gradients: {missing}"]
+    return "differences", [f"products are differences of gradients: {why}"]
 
 
-class NoSecondDerivative(Exception):
-    """torch has no second derivative of an operation of the model."""
+class NotExact(Exception):
+    """torch has no second derivative of an operation of the model, or a wrong one."""
 
 
 def _verify(operator: ShardedHessian) -> list[str]:
@@ -61,7 +59,7 @@ def _verify(operator: ShardedHessian) -> list[str]:
         failed = error
     together(ev.world, lambda: None)
     if failed is not None:
-        raise NoSecondDerivative(no_second_derivatives("model", failed)) from failed
+        raise NotExact(no_second_derivatives("model", failed)) from failed
     parts = [a.double() @ b.double() for a, b in ((u, hv), (v, hu), (u, u), (hu, hu), (hv, hv))]
     uhv, vhu, uu, uhu, vhv = ev.world.sum_together(torch.stack(parts))[0].tolist()
     if not all(map(math.isfinite, (uhv, vhu, uhu, vhv))):
@@ -73,7 +71,7 @@ def _verify(operator: ShardedHessian) -> list[str]:
     # Errors of a product have no particular direction: u^T e is |u| |e| / sqrt(n).
     size = math.sqrt(uu * max(uhu, vhv) / max(ev.n, 1)) + abs(uhv)
     if abs(uhv - vhu) > max(UNEVEN * eps, 1e-9) * size + 1e-300 and eps < 1e-3:
-        raise InputError(
+        raise NotExact(
             f"Hessian products are not symmetric: u^T H v = {uhv:.9g}, v^T H u = {vhu:.9g}; does "
             "the model hold an operation whose second derivative is wrong, such as a custom "
             "autograd.Function that is once_differentiable?"
@@ -97,11 +95,9 @@ def _compared(operator: ShardedHessian, u: Tensor, hu: Tensor, size: float) -> l
         return ["second derivatives: differences of the gradient are too coarse to compare with"]
     if apart <= known + WRONG * max(size, found.size):
         return []
-    raise InputError(
+    raise NotExact(
         f"Hessian products would be wrong: H u differs from differences of the gradient by "
         f"{apart / max(size, found.size):.0%}; is there a custom autograd.Function that is "
         "once_differentiable, or whose backward detaches what it uses? Use differentiable "
-        "operations, or products='differences'"
+        "operations"
     )
-
-

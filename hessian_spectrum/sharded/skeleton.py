@@ -1,4 +1,4 @@
-"""A model without weights of its own: its modules, which find each parameter where ``Weights`` has it.
+"""A model without weights of its own, whose modules find each parameter in ``Weights``.
 
 The copy shares buffers and everything else with the model, and leaves out what FSDP2 and tensor
 parallelism add to modules: classes, hooks on calls, parameters as DTensors.
@@ -80,9 +80,7 @@ def _copy(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
     state["_parameters"] = {
         n: p if p is None else memo[id(p)] for n, p in module._parameters.items()
     }
-    state["_modules"] = {
-        n: m if m is None else _copy(m, memo) for n, m in module._modules.items()
-    }
+    state["_modules"] = {n: m if m is None else _copy(m, memo) for n, m in module._modules.items()}
     new.__dict__ = state
     return new
 

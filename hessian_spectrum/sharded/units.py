@@ -84,7 +84,7 @@ def _blocks(model: nn.Module, patterns: Sequence[str] | None) -> list[str]:
         return sharded
     lists = [name for name, module in modules.items() if isinstance(module, nn.ModuleList)]
     outer = [name for name in lists if not any(_is_inside(name, other) for other in lists)]
-    return [f"{name}.{index}" for name in outer for index in range(len(modules[name]))]  # type: ignore[arg-type]
+    return [f"{name}.{index}" for name in outer for index in range(len(modules[name]))]
 
 
 def is_fsdp(module: nn.Module) -> bool:

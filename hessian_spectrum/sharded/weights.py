@@ -26,7 +26,7 @@ class _View(NamedTuple):
     unit: int
     size: torch.Size
     stride: tuple[int, ...]
-    offset: int
+    offset: Any
 
 
 class Weights:
@@ -37,15 +37,15 @@ class Weights:
 
     Args:
         units: all of the model's.
-        dtype: of whole weights.
 
     Attributes:
         gathers: how many were made.
         peak: entries of whole weights at most, held here at the same time.
     """
 
-    def __init__(self, units: Sequence[Unit], world: World, dtype: torch.dtype):
-        self.units, self.world, self.dtype = units, world, dtype
+    def __init__(self, units: Sequence[Unit], world: World):
+        self.units, self.world = units, world
+        self._dtype = torch.float32  # inside ``at``: of whole weights
         self.gathers = self.peak = 0
         self._unit_of = {n: i for i, unit in enumerate(units) for n in unit.layout.names}
         self._shards: Sequence[Tensor] = ()  # inside ``at``: this rank's entries of each unit
@@ -55,9 +55,13 @@ class Weights:
         self._of_unit: dict[int, tuple[StorageWeakRef, int, int]] = {}  # by storage
 
     @contextmanager
-    def at(self, shards: Sequence[Tensor]) -> Iterator[None]:
-        """Inside, the weights are these: (c,) of each unit. Backward passes belong inside, too."""
-        self._shards = shards
+    def at(self, shards: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
+        """Inside, the weights are these: (c,) of each unit. Backward passes belong inside, too.
+
+        Args:
+            dtype: of whole weights.
+        """
+        self._shards, self._dtype = shards, dtype
         try:
             with saved_tensors_hooks(self._pack, self._unpack):
                 yield
@@ -91,7 +95,7 @@ class Weights:
         return self.units[other].name == self.units[index].name
 
     def _gathered(self, index: int) -> Tensor:
-        whole = Gather.apply(self._shards[index], self.world, self.dtype)
+        whole = Gather.apply(self._shards[index], self.world, self._dtype)
         storage = whole.untyped_storage()
         alive = {k: e for k, e in self._of_unit.items() if not e[0].expired()}
         self._of_unit = alive | {storage._cdata: (StorageWeakRef(storage), index, whole.numel())}
