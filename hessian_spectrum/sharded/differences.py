@@ -18,7 +18,7 @@ a Krylov space contains.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,7 +37,8 @@ COARSE = 0.3  # error of a product whose direction is of use
 LARGEST = 0.5  # step, relative to |theta|
 SERIES = 0.05  # of the product: a larger d belongs to a step at which the series says nothing
 # Steps relative to |theta|, from eps^(2/3) upwards: so many, each so many times the one before.
-STEPS, RATIO = 12, 10**0.5
+STEPS, RATIO = 9, 4.0
+FAR = 1e2  # times the least error: larger steps are not tried
 _THIRD = math.sqrt(20.0)  # variance of a third difference, in that of its terms: 1 + 9 + 9 + 1
 
 
@@ -95,7 +96,8 @@ class Differences:
         tried = [eps ** (2 / 3) * RATIO**k for k in range(STEPS)]
         tried = [rho for rho in tried if rho < LARGEST]
         self.noise = self._noise(plain, tried[0])
-        rho = min(tried, key=lambda rho: self.at(plain, rho).error)
+        of_plain = self._ladder(plain, tried)
+        rho = min(of_plain, key=lambda rho: of_plain[rho].error)
         for _ in range(TURNS):
             # Larger eigenvalues have larger third derivatives, and want smaller steps.
             found = self.at(turned, rho)
@@ -103,21 +105,25 @@ class Differences:
                 rho /= RATIO
                 found = self.at(turned, rho)
             turned = found.value / (found.size or 1.0)
-        best = math.inf
-        for rho in tried:
-            both = [self.at(v, rho) for v in (plain, turned)]
-            error = max(found.error for found in both)
-            if error < best:
-                best, self.rho = error, rho
-                self.scale = max(found.size for found in both)
-        if self.rho is None:
-            self.rho = tried[0]
+        of_turned = self._ladder(turned, list(of_plain))
+        self.rho = min(of_turned, key=lambda rho: max(of_plain[rho].error, of_turned[rho].error))
+        self.scale = of_turned[self.rho].size
         # At the step that is taken rounding of theta itself may count (bfloat16).
         self.noise = max(self.noise, self._noise(plain, self.rho / 3))
         for v in (plain, turned):
             found = self.at(v, self.rho)
             self.error = max(self.error, found.error)
             self._require_fine(found)
+
+    def _ladder(self, v: Tensor, tried: list[float]) -> dict[float, Difference]:
+        """The difference for each step, upwards, until errors are far above the least one."""
+        found: dict[float, Difference] = {}
+        for rho in tried:
+            found[rho] = replace(self.at(v, rho), value=v[:0])
+            least = min(d.error for d in found.values())
+            if least < found[rho].error / FAR:
+                break
+        return found
 
     def at(self, v: Tensor, rho: float) -> Difference:
         """The difference for a unit vector with the step rho |theta|.

@@ -95,9 +95,8 @@ class ShardedEvaluator:
     ):
         ranks = world or World.current()
 
-        self.units: tuple[Unit, ...] = ()
 
-        def made() -> GatheredFunction:
+        def made() -> tuple[GatheredFunction, tuple[Unit, ...]]:
             if not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:
                 raise InputError(f"weight_decay={weight_decay}: expected a number, 0 or more")
             if compute_dtype not in (None, *COMPUTE):
@@ -127,14 +126,14 @@ class ShardedEvaluator:
                 parameters=parameters,
                 dtype=dtype,
             )
-            self.units = found
-            return function
+            return function, found
 
-        def facts(function: GatheredFunction) -> dict[str, Any]:
+        def facts(made: tuple[GatheredFunction, tuple[Unit, ...]]) -> dict[str, Any]:
+            function, found = made
             return {
                 CALL: "ShardedEvaluator",
                 "parameters": list(zip(function.layout.names, function.layout.shapes)),
-                "units": [unit.name for unit in self.units],
+                "units": [unit.name for unit in found],
                 "weight_decay": float(weight_decay),
                 "reduction": reduction,
                 "batch_size": batch_size,
@@ -146,22 +145,21 @@ class ShardedEvaluator:
                 **({} if data_is_local else digests.of_source(data)),
             }
 
-        self.function = agreed(ranks, made, facts)
+        self.function, self.units = agreed(ranks, made, facts)
         function = self.function
         self.layout, self.n = function.layout, function.layout.n
         self.world, self.device, self.dtype = self.layout.world, function.device, function.dtype
         self.model, self.loss_fn, self.weight_decay = model, loss_fn, float(weight_decay)
         self.counts = Counts()
-        self.moving: list[Unit] = [unit for unit in self.units if unit.moves]
+        self.moving = [unit for unit in self.units if unit.moves]
         self.weights = Weights(self.units, self.world)
         attach(function.model, self.weights)
         self._placement = Placement(self.layout, self.moving)
         source = sources.source(model, weights, self.world)
-        units: tuple[Unit, ...] = self.units
-        shards = [sources.shard(unit, source, self._type_of(unit)) for unit in units]
+        shards = [sources.shard(unit, source, self._type_of(unit)) for unit in self.units]
         sources.require_same(source, self.world)
-        self._fixed = {i: t for i, t in enumerate(shards) if not units[i].moves}
-        self.theta = self._placement.to_theta([t for t, unit in zip(shards, units) if unit.moves])
+        self._fixed = {i: t for i, t in enumerate(shards) if not self.units[i].moves}
+        self.theta = self._placement.to_theta([t for t, unit in zip(shards, self.units) if unit.moves])
         del shards, source
         sources.require_finite(self.theta, self._fixed.values(), self.world)
         self.batches = together(

@@ -279,7 +279,7 @@ def parameters_on_meta() -> Iterator[None]:
             meta = nn.Parameter(found.to("meta"), requires_grad=found.requires_grad)
             module._parameters[name] = meta
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
