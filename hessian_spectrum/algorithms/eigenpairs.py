@@ -295,7 +295,10 @@ def current(operator: SymmetricOperator, space: RitzSpace, goal: Goal) -> EigenP
 
 
 def _examined(space: RitzSpace, operator: SymmetricOperator, goal: Goal) -> Examined:
-    return convergence.examined(space, operator.n, torch.finfo(operator.dtype).eps, goal)
+    eps, stated = torch.finfo(operator.dtype).eps, operator.product_error
+    if stated and space.scale:
+        eps = max(eps, stated / space.scale)
+    return convergence.examined(space, operator.n, eps, goal)
 
 
 # -- input ---------------------------------------------------------------------------------------

@@ -62,6 +62,9 @@ def checked_pairs(
             added = arithmetic_error(operator, rows, goal.seed)
             on_products(NUM_COMBINATIONS)
             residuals = residuals + added
+    # A misfit shows what products have in common with themselves: an error of their own is added.
+    stated = operator.product_error
+    added, residuals = added + stated, residuals + stated
     converged = (residuals <= goal.tol * found.scale) & ~in_doubt
     lower = num_lower(goal.which, goal.k, values)
     return EigenPairs(values, residuals, converged, num_lower=lower), rows, added

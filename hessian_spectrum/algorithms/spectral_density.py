@@ -310,14 +310,16 @@ def measure(state: ProbeState, operator: SymmetricOperator) -> SpectralMeasure:
         )
     eps = torch.finfo(operator.dtype).eps
     # A residual below the error of a product is not known to be real.
-    floor, tolerance = (max(f * eps, state.noise) * state.scale for f in (1, 10))
+    stated = operator.product_error
+    floor, tolerance = (max(max(f * eps, state.noise) * state.scale, stated) for f in (1, 10))
     rules = [BlockRule(*matrix, tolerance) for matrix in state.reduced()]
     if state.can_hold_out_probes:
         found = certified(rules[0], operator.n, floor)
     else:
         found = SpectralMeasure.of_rules(rules, operator.n, floor)
     length = found.frobenius_norm / operator.n**0.5  # root mean square of |A z| for unit z
-    error, is_double = max(eps, state.noise) * length, operator.dtype == torch.float64
+    error = max(max(eps, state.noise) * length, stated)
+    is_double = operator.dtype == torch.float64
     return replace(found, arithmetic=Arithmetic(error, eps, is_double))
 
 

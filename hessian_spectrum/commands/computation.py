@@ -168,22 +168,29 @@ class CurvatureComputation(Computation[CurvatureT, ResultT]):
         """How products are formed, and what the run costs."""
 
     def preview(self) -> str:
-        estimate = self.estimate(OPERATORS[self.config.operator](self.evaluator))
+        estimate = self.estimate(self.made_operator())
         return self._cost(estimate, first_order(self.evaluator))
 
     def look(self) -> dict[str, float]:
         return {**first_order(self.evaluator), **stored_age(self.config.checkpoint)}
 
     def prepare(self, session: Session) -> None:
-        operator, formed = OPERATORS[self.config.operator](self.evaluator), None
+        operator, formed = self.made_operator(), None
         if session.product_plan is None:
-            check_on_all_data(operator)
+            if isinstance(operator, Curvature):
+                check_on_all_data(operator)
             estimate = self.estimate(operator)
             session.take(estimate)
             session.say(self._cost(estimate, session.values))
             formed = estimate.first
         assert session.product_plan is not None
-        self.operator = operator.planned(session.product_plan, formed)
+        if isinstance(operator, Curvature):
+            operator = operator.planned(session.product_plan, formed)
+        self.operator = operator
+
+    def made_operator(self) -> Curvature:
+        """The matrix, before it is known how its products are formed."""
+        return OPERATORS[self.config.operator](self.evaluator)
 
     def _cost(self, estimate: Estimate, values: dict[str, float]) -> str:
         ev, self.expected_seconds = self.evaluator, estimate.total
@@ -194,7 +201,7 @@ def first_order(evaluator: Evaluator) -> dict[str, float]:
     """The loss and the norm of its gradient."""
     return {
         "loss": evaluator.loss().item(),
-        "gradient_norm": evaluator.gradient().norm().item(),
+        "gradient_norm": evaluator.gradient_norm(),
     }
 
 

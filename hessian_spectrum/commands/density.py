@@ -11,7 +11,7 @@ from hessian_spectrum._core.json_forms import Flag, Maybe, Real, Record, Whole
 from hessian_spectrum.algorithms import leave_group_out
 from hessian_spectrum.algorithms import spectral_density as spectrum
 from hessian_spectrum.algorithms.budget import choose
-from hessian_spectrum.commands import report
+from hessian_spectrum.commands import report, sharded
 from hessian_spectrum.commands.header import FREE_FIELDS
 from hessian_spectrum.commands.krylov_computation import KrylovComputation
 from hessian_spectrum.commands.session import Session
@@ -23,7 +23,6 @@ from hessian_spectrum.krylov.state import KrylovState, ProbeState
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.problem import Problem
 from hessian_spectrum.operators.curvature import Curvature
-from hessian_spectrum.planning import product_planner
 from hessian_spectrum.planning.product_planner import Estimate
 from hessian_spectrum.planning.step_cost import answers_seconds, step_cost
 from hessian_spectrum.spectral.measure import SpectralMeasure
@@ -271,16 +270,12 @@ def estimate(
 ) -> Estimate:
     """How products are formed, and what ``count`` densities cost."""
     passes = 2 * num_steps if config.data_groups else num_steps
-    found = product_planner.plan(
-        operator.evaluator,
-        operator.theta,
+    found = sharded.plan(
+        config,
+        operator,
         num_probes,
         count * passes,
         kept=spectrum.vectors_kept(operator.n, config.estimator, num_probes, num_steps),
-        form=operator.form,
-        mode=config.hvp,
-        precision=config.hvp_dtype,
-        memory=config.memory_bytes,
         folder=config.scratch_folder,
     )
     one = found.seconds / max(1, found.products)
@@ -289,7 +284,9 @@ def estimate(
     # Orthogonalization and exchange.
     lockstep = config.estimator == "slq"  # each probe has a basis of its own
     block, bases = (1, num_probes) if lockstep else (num_probes, 1)
-    cost = step_cost(operator.layout, operator.dtype, operator.device, block)
+    cost = step_cost(
+        operator.layout, operator.dtype, operator.device, block, isinstance(operator, Curvature)
+    )
     most = 2 if config.estimator == "lean" else num_steps
     beside = bases * cost.of(block * min(step, most) for step in range(1, num_steps + 1))
     return dataclasses.replace(found, beside=count * beside, after=count * after)

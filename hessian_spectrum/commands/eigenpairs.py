@@ -14,7 +14,7 @@ from hessian_spectrum._core.json_forms import Real, Record, Text, Whole
 from hessian_spectrum.algorithms import eigenpairs as eigensolver
 from hessian_spectrum.algorithms import residual_check
 from hessian_spectrum.algorithms.convergence import Goal, WantedPairs
-from hessian_spectrum.commands import output, report
+from hessian_spectrum.commands import output, report, sharded
 from hessian_spectrum.commands.header import FREE_FIELDS, RunHeader
 from hessian_spectrum.commands.krylov_computation import KrylovComputation
 from hessian_spectrum.commands.session import Session
@@ -69,19 +69,10 @@ class Eigenpairs(KrylovComputation[EigenpairsConfig, EigenPairs]):
         config = self.config
         block, most = _block(config), _sizes(config, operator.n)[1]
         steps = eigensolver.expected_steps(most, block, config.wanted, config.which)
-        found = product_planner.plan(
-            operator.evaluator,
-            operator.theta,
-            block,
-            steps,
-            kept=self.room,
-            form=operator.form,
-            mode=config.hvp,
-            precision=config.hvp_dtype,
-            memory=config.memory_bytes,
-            folder=config.scratch_folder,
+        found = sharded.plan(config, operator, block, steps, self.room, config.scratch_folder)
+        cost = step_cost(
+            operator.layout, operator.dtype, operator.device, block, isinstance(operator, Curvature)
         )
-        cost = step_cost(operator.layout, operator.dtype, operator.device, block)
         beside = cost.of(min(block * step, self.room) for step in range(1, steps + 1))
         after = 0.0
         if operator.in_float64() is not operator:

@@ -6,14 +6,16 @@ from typing import Any, ClassVar
 
 from hessian_spectrum._core.json_forms import Record
 from hessian_spectrum.algorithms import spectral_density as spectrum
-from hessian_spectrum.commands import output
+from hessian_spectrum.commands import output, sharded
 from hessian_spectrum.commands.computation import CurvatureComputation, CurvatureT, ResultT
 from hessian_spectrum.commands.header import RunHeader
 from hessian_spectrum.commands.session import Session
+from hessian_spectrum.config.sharding import ShardedConfig
 from hessian_spectrum.distributed.agreement import on_first_rank, together
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.state import KrylovState
 from hessian_spectrum.loss.problem import Problem
+from hessian_spectrum.operators.curvature import Curvature
 from hessian_spectrum.storage.krylov_state import RecurrenceStore
 from hessian_spectrum.storage.manifest_schema import HEADER
 
@@ -26,8 +28,17 @@ class KrylovComputation(CurvatureComputation[CurvatureT, ResultT]):
 
     def __init__(self, config: CurvatureT, problem: Problem, world: World):
         self.config, self.world = config, world
-        self.evaluator = problem.evaluator(world)
+        # A sharded evaluator and its Hessian have all that these commands use of whole ones.
+        self.is_sharded = isinstance(config, ShardedConfig) and config.sharded
+        made: Any = sharded.evaluator(config, problem, world) if self.is_sharded else None
+        self.evaluator = made or problem.evaluator(world)
         self.states = RecurrenceStore(output.state_folder(config.out), world)
+
+    def made_operator(self) -> Curvature:
+        if self.is_sharded:
+            found: Any = sharded.operator(self.config, self.evaluator)
+            return found
+        return super().made_operator()
 
     @property
     def room(self) -> int:

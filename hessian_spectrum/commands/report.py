@@ -71,7 +71,7 @@ def estimate(
         f"{duration(estimate.total)}{_parts(estimate)}{up_to}",
         f"a rank needs {_bytes(estimate.basis)} for Krylov vectors ({_PLACES[estimate.place]}) and "
         f"{_bytes(estimate.working)} for products, of {_bytes(estimate.budget)}",
-        f"products by {plan.mode} ({', '.join(how)}; {chosen})",
+        estimate.how or f"products by {plan.mode} ({', '.join(how)}; {chosen})",
     ]
     for name, reason in estimate.refused.items():
         lines.append(f"  not by {name}: {reason}")

@@ -10,6 +10,7 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.validation import above_zero, positive
 from hessian_spectrum.algorithms.budget import Estimator
 from hessian_spectrum.config.curvature import KrylovConfig
+from hessian_spectrum.config.sharding import ShardedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class DensityOptions(KrylovConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DensityConfig(DensityOptions):
+class DensityConfig(DensityOptions, ShardedConfig):
     """Estimate the eigenvalue density of the Hessian or another curvature matrix.
 
     Lanczos quadrature from random vectors needs only matrix-vector products. Writes OUT, an HDF5

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.validation import positive
-from hessian_spectrum.config.curvature import KrylovConfig
+from hessian_spectrum.config.sharding import ShardedConfig
 from hessian_spectrum.krylov.ritz import K, Which
 
 
 @dataclass(frozen=True, kw_only=True)
-class EigenpairsConfig(KrylovConfig):
+class EigenpairsConfig(ShardedConfig):
     """Compute the largest and smallest eigenvalues of a curvature matrix, with eigenvectors.
 
     A restarted block Krylov method, with a residual for each pair. Writes OUT, an HDF5 file with

@@ -93,6 +93,23 @@ class World:
         _call(_reduce_scatter, share, by_rank, group=self.group)
         return share
 
+    def exchange(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
+        """One part for each rank, 1-D -> what each rank has for this one, in rank order.
+
+        Args:
+            sizes: the lengths of what this rank is sent; all parts have one dtype.
+        """
+        if self.size == 1:
+            return [parts[0]]
+        received = parts[0].new_empty(sum(sizes))
+        lengths = [len(part) for part in parts]
+        _call(
+            dist.all_to_all_single,
+            *(received, torch.cat(list(parts)), list(sizes), lengths),
+            group=self.group,
+        )
+        return list(received.split(list(sizes)))
+
     def gather_objects(self, value: Any) -> list:
         """Every rank's small Python value, in rank order, on every rank."""
         if self.size == 1:

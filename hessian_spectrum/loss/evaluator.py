@@ -199,6 +199,10 @@ class Evaluator:
         theta = self.checked(theta)
         return self.data_gradient(theta).add_(theta, alpha=self.weight_decay)
 
+    def gradient_norm(self, theta: Tensor | None = None) -> float:
+        """|dL/dtheta|. One pass."""
+        return self.gradient(theta).norm().item()
+
     def data_gradient(self, theta: Tensor) -> Tensor:
         """The gradient without the weight decay's part, shape (n,). One pass."""
         total, failures = torch.zeros_like(theta), Failures(self.world)

@@ -43,6 +43,7 @@ class LossFunction:
 
     Args:
         world: the device to compute on, and the ranks over which ``layout`` shards theta.
+        has_values: False: the model's parameters lie elsewhere, and are on the device meta here.
         others: as for ``Evaluator``.
 
     Raises:
@@ -63,8 +64,11 @@ class LossFunction:
         dropout: str = "off",
         dropout_seed: int = 0,
         dtype: torch.dtype | None = None,
+        has_values: bool = True,
     ):
         _require_known(model, loss_fn, reduction, batch_norm, dropout, dtype)
+        if has_values:
+            models.refuse(model)
         patterns = (parameters,) if isinstance(parameters, str) else parameters
         self.model, self.loss_fn, self.reduction = model, loss_fn, reduction
         self.layout = Layout.of_model(model, patterns, world)
@@ -75,6 +79,7 @@ class LossFunction:
         self.is_pair = forward is None  # batches are pairs (inputs, targets)
         self.large_softmax = False  # use the cross entropy that keeps fewer copies of the logits
         self.weight_norm = False  # use the weight normalization that has second derivatives
+        self.recomputes = False  # torch.utils.checkpoint is left as it is
         self.constant_rows = embeddings.constant_rows(model)  # by name of parameter
         self._count = count or criteria.default_count(loss_fn, is_pair=self.is_pair)
         self.counts_samples = self._count is leading_size  # by default
@@ -303,7 +308,8 @@ class LossFunction:
                     stack.enter_context(embeddings.DifferentiableEmbedding())
                 stack.enter_context(wrappers.bypassed(self._module))
                 stack.enter_context(unfused_recurrences(self.model))
-                stack.enter_context(without_checkpointing())
+                if not self.recomputes:
+                    stack.enter_context(without_checkpointing())
                 stack.enter_context(differentiable_kernels(precision, self.device))
                 self._attributes = Attributes(self._module)
                 try:
@@ -363,7 +369,6 @@ def _require_known(
     if not isinstance(model, nn.Module):
         kind = f"the class {model.__name__}" if isinstance(model, type) else type(model).__name__
         raise InputError(f"model is {kind}; expected a torch.nn.Module, such as nn.Linear(4, 3)")
-    models.refuse(model)
     embeddings.refuse_renormalized(model)
     normalization.check(model, batch_norm)
     if dropout == "frozen" and not frozen_dropout.layers(model):

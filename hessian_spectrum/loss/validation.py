@@ -88,9 +88,7 @@ def check(function: LossFunction, batches: Minibatches) -> Found:
     found, shape, deterministic, first = Found(), None, False, None
     samples = Samples(function)
     for index, batch in enumerate(batches):
-        _structure(batch, function.is_pair)
-        _has_tensors(batch)
-        _finite_leaves(batch, index)
+        require_usable(function, batch, index)
         if function.is_pair and shape is None:
             with fallbacks.Watch():  # which refuses, with the cause, what fails elsewhere
                 outputs = with_unchanged_inputs(batch, partial(_outputs, function))
@@ -98,7 +96,7 @@ def check(function: LossFunction, batches: Minibatches) -> Found:
             criteria.check_shapes(function.loss_fn, outputs, batch)
         if shape:
             criteria.check_labels(function.loss_fn, shape, batch, index)
-        weight = _weight(function, batch, index)
+        weight = weight_of(function, batch, index)
         found = found._replace(
             weight=found.weight + weight,
             samples=found.samples + leading_size(batch),
@@ -115,7 +113,7 @@ def check(function: LossFunction, batches: Minibatches) -> Found:
             weight_norm=found.weight_norm or watch.weight_norm,
             embeddings=found.embeddings or watch.embeddings,
         )
-        _shape_and_value(function, value, index)
+        require_value(function, value, index)
         if not deterministic:
             require_determinism(function, batch)
             deterministic = True
@@ -128,7 +126,15 @@ def check(function: LossFunction, batches: Minibatches) -> Found:
     return found._replace(chosen=tuple(samples.pieces()))
 
 
-def _weight(function: LossFunction, batch: Any, index: int) -> float:
+def require_usable(function: LossFunction, batch: Any, index: int) -> None:
+    """InputError unless the batch has the structure that is expected, and finite tensors."""
+    _structure(batch, function.is_pair)
+    _has_tensors(batch)
+    _finite_leaves(batch, index)
+
+
+def weight_of(function: LossFunction, batch: Any, index: int) -> float:
+    """The batch's weight; InputError if it has none."""
     try:
         weight = function.weight(batch)
     except Exception as error:
@@ -192,7 +198,8 @@ def _value(function: LossFunction, index: int, batch: Any) -> Any:
         ) from error
 
 
-def _shape_and_value(function: LossFunction, value: Any, index: int) -> None:
+def require_value(function: LossFunction, value: Any, index: int) -> None:
+    """InputError unless loss_fn has returned what ``reduction`` says, and it is finite."""
     if not isinstance(value, Tensor):
         raise InputError(f"loss_fn returned a {type(value).__name__}; expected a tensor")
     if function.reduction == "none" and value.ndim == 0:

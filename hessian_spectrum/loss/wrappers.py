@@ -69,11 +69,13 @@ def _refuse_sharded(model: nn.Module) -> None:
         if kinds.intersection(_SHARDED):
             raise InputError(
                 f"the module {name or 'given as model'} is sharded over ranks (FSDP), but each "
-                "rank needs all parameters; load the full state_dict into the module without FSDP"
+                "rank needs all parameters; use ShardedEvaluator (--sharded), or load the full "
+                "state_dict into the module without FSDP"
             )
     for name, p in model.named_parameters():
         if type(p).__name__ == "DTensor" or type(p.data).__name__ == "DTensor":
             raise InputError(
                 f"the parameter {name} is a DTensor, sharded over ranks, but each rank needs all "
-                "parameters; load the full state_dict into the module without sharding"
+                "parameters; use ShardedEvaluator (--sharded), or load the full state_dict into "
+                "the module without sharding"
             )

@@ -34,6 +34,14 @@ class SymmetricOperator(ABC):
     layout: Layout
     dtype: torch.dtype
 
+    @property
+    def product_error(self) -> float:
+        """|error of a product with a unit vector| beside rounding, as the operator states it.
+
+        Of all products so far; the same on every rank.
+        """
+        return 0.0
+
     @abstractmethod
     def products(self, vectors: Tensor) -> Tensor:
         """V -> V A for rows V, shape (k, n_local) -> (k, n_local). Called by every rank.

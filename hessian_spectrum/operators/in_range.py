@@ -32,6 +32,10 @@ class InRange(Transform):
         self.unit = 1.0
         self._decided = self.dtype != torch.float64  # float32 has no such numbers
 
+    @property
+    def product_error(self) -> float:
+        return self.base.product_error / self.unit
+
     def products(self, vectors: Tensor) -> Tensor:
         found = self.base.products(vectors)
         if not self._decided:

@@ -29,6 +29,10 @@ class Transform(SymmetricOperator):
             )
         self.base, self.layout, self.dtype = base, base.layout, base.dtype
 
+    @property
+    def product_error(self) -> float:
+        return self.base.product_error
+
     def in_float64(self) -> SymmetricOperator:
         base = self.base.in_float64()
         if base is self.base:

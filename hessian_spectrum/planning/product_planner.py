@@ -19,6 +19,7 @@ from hessian_spectrum.operators.linearization import ProductPlan
 from hessian_spectrum.operators.product_modes import MODES, Products
 from hessian_spectrum.planning.calibration import Trial
 from hessian_spectrum.planning.plan_choice import Workload, choose
+from hessian_spectrum.sharded.evaluator import ShardedEvaluator
 
 MEMORY_SHARE = 0.8  # of what is available, unless the user says otherwise
 BASIS_SHARE = 0.5  # of the memory: Krylov vectors that take more go to the next larger place
@@ -40,6 +41,7 @@ class Estimate:
     what_beside: str = field(default="orthogonalization and exchange", kw_only=True)
     after: float = field(default=0.0, kw_only=True)  # after the last step
     what_after: str = field(default="answers and their intervals", kw_only=True)
+    how: str = field(default="", kw_only=True)  # products are formed, where no mode says it
     calibrated: bool  # False: a default, timed on one minibatch
     trials: tuple[Trial, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)  # modes left out, and why
@@ -99,7 +101,7 @@ def plan(
     if world.rank == 0:
         try:
             budget = memory or int(MEMORY_SHARE * available(world))
-            place = place or _place(evaluator, basis, budget, vectors, folder)
+            place = place or place_of(evaluator, basis, budget, vectors, folder)
             room = budget - vectors - (basis if place == "device" else 0)
             if room <= 0:
                 raise _no_room(basis, vectors, budget)
@@ -128,8 +130,18 @@ def plan(
     )
 
 
-def _place(evaluator: Evaluator, basis: int, budget: int, vectors: int, folder: Path | None) -> str:
-    """The fastest place that holds the Krylov vectors and leaves room for the products."""
+def place_of(
+    evaluator: Evaluator | ShardedEvaluator,
+    basis: int,
+    budget: int,
+    vectors: int,
+    folder: Path | None,
+) -> str:
+    """The fastest place that holds the Krylov vectors and leaves room for the products.
+
+    Raises:
+        InputError: there is none.
+    """
     if basis + vectors < budget and basis <= BASIS_SHARE * budget:
         return "device"
     if evaluator.device.type == "cuda":

@@ -37,8 +37,14 @@ class StepCost:
         return sum(self.fixed + self.per_vector * rank for rank in ranks)
 
 
-def step_cost(layout: Layout, dtype: torch.dtype, device: torch.device, block: int) -> StepCost:
-    """Measured; called by every rank. The basis is taken to lie on the device."""
+def step_cost(
+    layout: Layout, dtype: torch.dtype, device: torch.device, block: int, gathers: bool = True
+) -> StepCost:
+    """Measured; called by every rank. The basis is taken to lie on the device.
+
+    Args:
+        gathers: products exchange whole vectors, which is not part of their own time.
+    """
     size = max(1, layout.n_local) * dtype.itemsize
     held = int(max(block, min(SAMPLE_BYTES // size, 8 * block)))
     generator = torch.Generator().manual_seed(0)
@@ -53,7 +59,7 @@ def step_cost(layout: Layout, dtype: torch.dtype, device: torch.device, block: i
         layout.reduce(layout.gather(rows))
 
     alone, beside = (_seconds(partial(orthogonalized, rank), device) for rank in (0, held))
-    exchange = _seconds(exchanged, device) if layout.world.size > 1 else 0.0
+    exchange = _seconds(exchanged, device) if gathers and layout.world.size > 1 else 0.0
     found = exchange + alone, max(0.0, beside - alone) / held
     return StepCost(*layout.world.from_first(found))
 
