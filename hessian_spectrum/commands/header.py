@@ -12,6 +12,7 @@ import torch
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.json_forms import Record
 from hessian_spectrum.config import ProblemConfig
+from hessian_spectrum.config.sharding import ShardedConfig
 from hessian_spectrum.operators.linearization import ProductPlan
 from hessian_spectrum.storage.manifest_schema import DIGESTS, HEADER, PLAN, WORK
 from hessian_spectrum.storage.run_file import Run
@@ -34,7 +35,11 @@ NAMES = frozenset(
         *("dataset", "data_root", "image_size", "split", "limit", "problem", "problem_arg"),
     }
 )
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(ProblemConfig)}
+DEFAULTS = {
+    field.name: list(field.default) if isinstance(field.default, tuple) else field.default
+    for kind in (ProblemConfig, ShardedConfig)
+    for field in dataclasses.fields(kind)
+}
 
 
 @dataclass(frozen=True)

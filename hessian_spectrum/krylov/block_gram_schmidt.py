@@ -46,6 +46,7 @@ def extension(
     noise: float,
     most: int,
     flags: Flags | None = None,
+    precise: bool = False,
 ) -> Extension | None:
     """Split A Q into coordinates along ``basis`` and new rows; None if it is not finite.
 
@@ -61,6 +62,8 @@ def extension(
             times it, are left out.
         most: how many rows there may be.
         flags: what ranks tell each other, sent with the second reduction.
+        precise: form inner products of float32 vectors in float64. Rounded to eps, they would show
+            as an asymmetry of eps, which is that of products with an error of sqrt(n) eps.
 
     Cost: 8 k r n_local flops, and two reductions of k (r + k) float64 numbers, or three.
 
@@ -70,7 +73,8 @@ def extension(
             of reorthogonalized block classical Gram-Schmidt (2024).
         [3] Fukaya, Kannan, Nakatsukasa, Yamamoto & Yanagisawa, SIAM J. Sci. Comput. 42 (2020).
     """
-    h, gram = (a.numpy() for a in world.sum_together(aq @ basis.T, algebra.gram(aq)))
+    along = algebra.inner(aq, basis) if precise else aq @ basis.T
+    h, gram = (a.numpy() for a in world.sum_together(along, algebra.gram(aq)))
     # A NaN in one product makes the reduced coefficients NaN on every rank.
     if not (np.isfinite(h).all() and np.isfinite(gram).all()):
         return None
@@ -78,7 +82,7 @@ def extension(
     tolerance = max(10 * torch.finfo(aq.dtype).eps, noise) * scale
     r = aq - torch.from_numpy(h).to(aq) @ basis
     gram = gram - product(h, h.T)  # of r; what is short drowns in rounding
-    rows, out, c = orthonormalized(r, basis, gram, world, tolerance, most, flags)
+    rows, out, c = orthonormalized(r, basis, gram, world, tolerance, most, flags, precise)
     return Extension(rows, h + c, out, scale)
 
 
@@ -90,6 +94,7 @@ def orthonormalized(
     tolerance: float,
     most: int,
     flags: Flags | None = None,
+    precise: bool = False,
 ) -> tuple[Tensor, Array, Array]:
     """Orthonormal Q, (k', n_local), out (k, k') and c (k, r): rows = out Q + c basis.
 
@@ -103,7 +108,7 @@ def orthonormalized(
     eps = torch.finfo(rows.dtype).eps
     # The solver and the coefficients must agree on the factor: it is rounded as the rows are.
     first = _rounded(algebra.shifted_cholesky(gram, eps), rows.dtype)
-    rows, c, gram = _projected(_solved(first, rows), basis, world, flags)
+    rows, c, gram = _projected(_solved(first, rows), basis, world, flags, precise)
     second, c = algebra.cholesky(gram), product(first, c)
     if second is not None and len(rows) <= most:
         out = product(first, second)
@@ -125,11 +130,16 @@ def orthonormalized(
 
 
 def _projected(
-    rows: Tensor, basis: Tensor, world: World, flags: Flags | None = None
+    rows: Tensor,
+    basis: Tensor,
+    world: World,
+    flags: Flags | None = None,
+    precise: bool = False,
 ) -> tuple[Tensor, Array, Array]:
     """Rows without their part along the basis, its coordinates, and the Gram matrix of the rest."""
     answers = flags.answers() if flags else torch.empty(0)
-    sums, gram, counts = world.sum_together(rows @ basis.T, algebra.gram(rows), answers)
+    along = algebra.inner(rows, basis) if precise else rows @ basis.T
+    sums, gram, counts = world.sum_together(along, algebra.gram(rows), answers)
     if flags:
         flags.hear(counts)
     rows, c = rows - sums.to(rows) @ basis, sums.numpy()

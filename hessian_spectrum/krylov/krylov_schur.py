@@ -92,7 +92,11 @@ class RitzSpace:
         aq = operator.products(q)
         noise = self.noise if self.num_steps else asymmetry(operator, q, aq)
         most = operator.n - r - b
-        extended = extension(aq.to(basis.device), basis, world, self.scale, noise, most, flags)
+        # The error of products is read off the first coordinates: they are not to have one.
+        precise = b == 1 and self.num_steps < NOISE_AT
+        extended = extension(
+            aq.to(basis.device), basis, world, self.scale, noise, most, flags, precise
+        )
         if extended is None:
             raise not_finite(operator, f"block step {self.num_steps + 1}")
         found, rows, out, scale = extended

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hessian_spectrum.krylov.small_dense import inner
 from hessian_spectrum.krylov.state import Array
 from hessian_spectrum.operators.base import SymmetricOperator
 
@@ -19,7 +20,7 @@ def asymmetry(operator: SymmetricOperator, q: Tensor, aq: Tensor) -> float:
     if len(q) < 2:
         return 0.0
     squares = torch.linalg.vector_norm(aq, dim=1, dtype=torch.float64).square()
-    gram, sums = operator.layout.world.sum_together(q @ aq.T, squares)
+    gram, sums = operator.layout.world.sum_together(inner(q, aq), squares)
     largest = sums.max().item()
     pairs = len(q) * (len(q) - 1)
     variance = (gram - gram.T).square().sum().item() / pairs

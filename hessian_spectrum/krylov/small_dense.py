@@ -30,10 +30,15 @@ SWEEPS = 40  # of Jacobi rotations; about ten are needed
 
 def gram(rows: Tensor) -> Tensor:
     """This rank's part of R R^T, (k, n_local) -> (k, k), in float64 whatever the rows are."""
-    total = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=rows.device)
-    for part in rows.split(COLUMNS if rows.dtype != torch.float64 else max(1, rows.shape[1]), 1):
-        part = part.double()
-        total.addmm_(part, part.T)
+    return inner(rows, rows)
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """This rank's part of A B^T, (k, n_local) and (r, n_local) -> (k, r), in float64."""
+    total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
+    columns = COLUMNS if a.dtype != torch.float64 else max(1, a.shape[1])
+    for part, other in zip(a.split(columns, 1), b.split(columns, 1)):
+        total.addmm_(part.double(), other.double().T)
     return total
 
 

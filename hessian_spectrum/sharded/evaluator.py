@@ -95,7 +95,6 @@ class ShardedEvaluator:
     ):
         ranks = world or World.current()
 
-
         def made() -> tuple[GatheredFunction, tuple[Unit, ...]]:
             if not isinstance(weight_decay, (int, float)) or not 0 <= weight_decay < math.inf:
                 raise InputError(f"weight_decay={weight_decay}: expected a number, 0 or more")
@@ -159,7 +158,9 @@ class ShardedEvaluator:
         shards = [sources.shard(unit, source, self._type_of(unit)) for unit in self.units]
         sources.require_same(source, self.world)
         self._fixed = {i: t for i, t in enumerate(shards) if not self.units[i].moves}
-        self.theta = self._placement.to_theta([t for t, unit in zip(shards, self.units) if unit.moves])
+        self.theta = self._placement.to_theta(
+            [t for t, unit in zip(shards, self.units) if unit.moves]
+        )
         del shards, source
         sources.require_finite(self.theta, self._fixed.values(), self.world)
         self.batches = together(
