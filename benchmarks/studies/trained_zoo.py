@@ -103,7 +103,11 @@ NETWORKS = (
         activation="maxout",
         loss="fast-gradient-sign",
     ),
-    net("deep linear", *DENSE, model="dlinear-784-50-50-50-10"),
+    net(
+        "deep linear",
+        *("mnist", 2000, 15, "momentum", 0.01, 0.9),
+        model="dlinear-784-50-50-50-10",
+    ),
     net(
         "linear autoencoder",
         *("mnist", 1000, 60, "adam", 0.002, 0.1),

@@ -33,7 +33,9 @@ class DifferenceArithmetic:
     @property
     def finer_steps(self) -> tuple[float, ...]:
         """Further steps, where those find a wrong gradient; none where they would be rounding."""
-        return (1e-7, 1e-8) if self.is_double else ()
+        if self.is_double:
+            return (1e-7, 1e-8)
+        return (1e-3, 3e-4) if self.eps <= torch.finfo(torch.float32).eps else ()
 
 
 def arithmetic_of(function: LossFunction, pieces: tuple[Piece, ...]) -> DifferenceArithmetic:

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.agreement import CALL, Failures, agreed
 from hessian_spectrum.distributed.world import World, resolve_device
-from hessian_spectrum.loss import digests, fallbacks, reading, validation, wrappers
+from hessian_spectrum.loss import (
+    digests,
+    fallbacks,
+    huggingface,
+    reading,
+    validation,
+    wrappers,
+)
 from hessian_spectrum.loss.batching import cast
 from hessian_spectrum.loss.counts import Counts
 from hessian_spectrum.loss.functional import LossFunction
@@ -158,6 +165,39 @@ class Evaluator:
         if self.batch_norm == "recalibrate":
             self._recalibrated = Recalibrated(self.function, self.batches, world, self.counts)
         self.total_weight, self.num_samples = reading.totals(share, world, count is not None)
+
+    @classmethod
+    def from_huggingface(
+        cls,
+        model: nn.Module,
+        dataset: Any,
+        tokenizer: Any = None,
+        *,
+        batch_size: int = 8,
+        max_length: int | None = None,
+        **options: Any,
+    ) -> Evaluator:
+        """The loss of a model of Hugging Face's transformers, as the model itself has it.
+
+        The mean cross entropy of all targets that are not ignored, in all samples: uneven batches,
+        padding and ranks do not change it. Dropout is off, the routers' auxiliary loss left out.
+
+        Args:
+            model: causal, masked or sequence-to-sequence, or a classifier of tokens or sequences;
+                with adapters of peft these are the parameters.
+            dataset: token ids (N, T), texts with their ``tokenizer``, columns as a tokenizer gives
+                them, or a Dataset or list of samples that are dicts; padded on the right.
+            batch_size: samples of a minibatch.
+            max_length: longer samples are cut; of texts to 1,024 tokens by default.
+            **options: other arguments of ``Evaluator``.
+
+        Raises:
+            InputError: as ``Evaluator``; or the model's own loss of two samples is another one.
+        """
+        made = huggingface.arguments(
+            model, dataset, tokenizer, batch_size=batch_size, max_length=max_length
+        )
+        return cls(**made, **options)
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")

@@ -102,7 +102,8 @@ def require_function(ev: ShardedEvaluator, first: Any) -> None:
     parts = halves if halves and all(map(function.weight, halves)) else (first, first)
     with torch.no_grad(), ev.at(ev.theta), fallbacks.Watch() as watch:
         constants = function.constants()
-        value = function.batch_value(first, constants)
+        with function.noting_casts():
+            value = function.batch_value(first, constants)
         again = function.batch_value(first, constants)
         of_parts = [function.batch_value(part, constants) for part in parts]
 

@@ -92,7 +92,7 @@ class Differences:
         ev = self.evaluator
         rows = gaussian_probes(ev.layout, range(2), SEED, ev.dtype, ev.device)
         plain, turned = (row / self._norm(row) for row in rows)
-        eps = torch.finfo(ev.function.compute).eps
+        eps = ev.function.rounding
         tried = [eps ** (2 / 3) * RATIO**k for k in range(STEPS)]
         tried = [rho for rho in tried if rho < LARGEST]
         self.noise = self._noise(plain, tried[0])

@@ -16,7 +16,7 @@ from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.agreement import CALL, MODELS, Digest, agreed, together
 from hessian_spectrum.distributed.sharding import Layout
 from hessian_spectrum.distributed.world import World, resolve_device
-from hessian_spectrum.loss import digests, loaders
+from hessian_spectrum.loss import digests, huggingface, loaders
 from hessian_spectrum.loss.batching import pieces
 from hessian_spectrum.loss.counts import Counts
 from hessian_spectrum.sharded import checks
@@ -175,6 +175,40 @@ class ShardedEvaluator:
         checks.require_function(self, next(iter(self.batches), share.spare))
         sample = self.world.from_first(share.spare)
         self.verification = checks.Doubts(checks.require_same_loss(self, sample), self.dtype)
+
+    @classmethod
+    def from_huggingface(
+        cls,
+        model: nn.Module,
+        dataset: Any,
+        tokenizer: Any = None,
+        *,
+        batch_size: int = 8,
+        max_length: int | None = None,
+        **options: Any,
+    ) -> ShardedEvaluator:
+        """The loss of a model of Hugging Face's transformers, as the model itself has it.
+
+        The mean cross entropy of all targets that are not ignored, in all samples: uneven batches,
+        padding and ranks do not change it. Dropout is off, the routers' auxiliary loss left out.
+
+        Args:
+            model: causal, masked or sequence-to-sequence, or a classifier of tokens or sequences;
+                with adapters of peft these are the parameters.
+            dataset: token ids (N, T), texts with their ``tokenizer``, columns as a tokenizer gives
+                them, or a Dataset or list of samples that are dicts; padded on the right.
+            batch_size: samples of a minibatch.
+            max_length: longer samples are cut; of texts to 1,024 tokens by default.
+            **options: other arguments of ``ShardedEvaluator``.
+
+        Raises:
+            InputError: as ``ShardedEvaluator``; or the model's own loss of two samples is another
+                one.
+        """
+        made = huggingface.arguments(
+            model, dataset, tokenizer, batch_size=batch_size, max_length=max_length
+        )
+        return cls(**made, **options)
 
     def __repr__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")

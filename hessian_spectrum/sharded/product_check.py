@@ -67,7 +67,7 @@ def _verify(operator: ShardedHessian) -> list[str]:
             "Hessian products are not finite; are the derivatives of the loss finite at these "
             f"parameters in {ev.function.compute}?"
         )
-    eps = max(torch.finfo(t).eps for t in (ev.dtype, ev.function.compute))
+    eps = ev.function.rounding
     # Errors of a product have no particular direction: u^T e is |u| |e| / sqrt(n).
     size = math.sqrt(uu * max(uhu, vhv) / max(ev.n, 1)) + abs(uhv)
     if abs(uhv - vhu) > max(UNEVEN * eps, 1e-9) * size + 1e-300 and eps < 1e-3:
@@ -83,7 +83,7 @@ def _compared(operator: ShardedHessian, u: Tensor, hu: Tensor, size: float) -> l
     """H u beside a difference of the gradient; refused where they differ for certain."""
     differences = operator.differences
     ev = operator.evaluator
-    eps = torch.finfo(ev.function.compute).eps
+    eps = ev.function.rounding
     found = min(
         (differences.at(u, rho) for rho in (eps ** (1 / 3) / 30, eps ** (1 / 3))),
         key=lambda d: d.error,
