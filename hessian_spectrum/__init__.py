@@ -99,6 +99,7 @@ _HOME = {
     "noise": "analyses.noise",
     "nonascending_path": "analyses.nonascending",
     "open": "storage.run_file",
+    "parameter_blocks": "operators.parameter_blocks",
     "parameters_on_meta": "sharded.parameters",
     "plane": "analyses.corner_surfaces",
     "principal_directions": "analyses.trajectory",

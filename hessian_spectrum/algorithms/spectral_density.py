@@ -213,7 +213,7 @@ def _reached(
 
 def spectral_densities(
     operator: SymmetricOperator,
-    blocks: Mapping[str, str | Sequence[str]],
+    blocks: Mapping[str, str | Sequence[str] | Tensor],
     num_probes: int = 10,
     num_steps: int = 90,
     seed: int = 0,
@@ -227,7 +227,8 @@ def spectral_densities(
     the probes of all blocks. A block smaller than ``num_steps`` takes as many steps as its size.
 
     Args:
-        blocks: name patterns of parameters by label; ``layer_blocks(operator)`` gives one a layer.
+        blocks: name patterns of parameters by label, or entries of theta, as ``layer_blocks`` and
+            ``parameter_blocks`` give them.
         num_probes, num_steps, seed, basis: as for ``spectral_density``, for each block.
         on_step: called with the number of steps done, on every rank.
 
@@ -240,7 +241,7 @@ def spectral_densities(
     require_same_computation(
         operator,
         "spectral_densities",
-        blocks=dict(blocks),
+        blocks={n: vectors_of(b) if isinstance(b, Tensor) else b for n, b in blocks.items()},
         num_probes=num_probes,
         num_steps=num_steps,
         seed=seed,
@@ -248,11 +249,11 @@ def spectral_densities(
     )
     _check_seed(seed)
     choose(operator.n, "slq", num_probes, num_steps)
-    sizes = [Restricted(operator, patterns).n for patterns in blocks.values()]
+    sizes = [_block(operator, block).n for block in blocks.values()]
     kept = math.ceil(num_probes * (num_steps + 1) * sum(sizes) / operator.n)
     together = num_probes * len(blocks)
     operator = planned(operator, together, num_steps, kept=_held_on_device(basis, kept, together))
-    restricted = {name: Restricted(operator, patterns) for name, patterns in blocks.items()}
+    restricted = {name: _block(operator, block) for name, block in blocks.items()}
     states = {
         name: lanczos.start(block, _probes(block, num_probes, seed), min(num_steps, block.n), basis)
         for name, block in restricted.items()
@@ -274,6 +275,12 @@ def spectral_densities(
         if on_step:
             on_step(done)
     return {name: measure(states[name], block) for name, block in restricted.items()}
+
+
+def _block(operator: SymmetricOperator, block: str | Sequence[str] | Tensor) -> Restricted:
+    if isinstance(block, Tensor):
+        return Restricted(operator, entries=block)
+    return Restricted(operator, block)
 
 
 def layer_blocks(operator: SymmetricOperator) -> dict[str, list[str]]:

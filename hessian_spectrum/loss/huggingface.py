@@ -210,7 +210,7 @@ def _compare(model: nn.Module, made: Mapping[str, Any], batch: dict[str, Tensor]
         for module, _ in modes:
             module.training = False
         with torch.no_grad():
-            with _experts_one_by_one(model.config):  # type: ignore[attr-defined]
+            with _experts_one_by_one(model.config):
                 own = model(**batch, return_dict=True).loss
             found = made["loss_fn"](made["forward"](model, batch), batch)
     except Exception as error:

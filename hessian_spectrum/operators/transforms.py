@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,16 +61,50 @@ class Restricted(Transform):
     Args:
         base: an operator whose layout has named parameters.
         parameters: shell-style name patterns, such as ``"layer1.*"`` or ``["*.weight"]``.
+        entries: in place of patterns the block's entries of theta, ascending whole numbers, as
+            ``parameter_blocks`` gives them for attention heads.
 
     Raises:
-        InputError: no parameter matches.
+        InputError: no parameter matches; entries are none of the operator's, or not ascending.
 
     Cost: a product of ``base``, and two exchanges of the block's entries. For a single block,
     ``Evaluator(..., parameters=...)`` is cheaper: its products are of that block only.
     """
 
-    def __init__(self, base: SymmetricOperator, parameters: str | Sequence[str]):
+    def __init__(
+        self,
+        base: SymmetricOperator,
+        parameters: str | Sequence[str] | None = None,
+        *,
+        entries: Tensor | np.ndarray | None = None,
+    ):
         super().__init__(base)
+        if (parameters is None) == (entries is None):
+            raise InputError("Restricted: expected either name patterns or entries=")
+        if parameters is None:
+            self._of_entries(as_tensor(entries))
+        else:
+            self._of_patterns(parameters)
+
+    def _of_entries(self, entries: Tensor) -> None:
+        base = self.base
+        fits = entries.ndim == 1 and not entries.is_floating_point() and len(entries)
+        if not fits or not (0 <= entries.min() and entries.max() < base.n):
+            raise InputError(
+                f"entries of shape {tuple(entries.shape)}, {entries.dtype}; expected whole numbers "
+                f"of shape (m,), from 0 to {base.n - 1}"
+            )
+        steps = entries.diff()
+        if not (steps > 0).all():
+            raise InputError("entries: expected ascending numbers, each once")
+        self.layout = Layout.of_size(len(entries), base.layout.world)
+        ends = [-1, *(steps > 1).nonzero()[:, 0].tolist(), len(entries) - 1]
+        self._ranges = [
+            (int(entries[a + 1]), int(entries[b]) + 1, a + 1) for a, b in pairwise(ends)
+        ]
+
+    def _of_patterns(self, parameters: str | Sequence[str]) -> None:
+        base = self.base
         patterns = (parameters,) if isinstance(parameters, str) else tuple(parameters)
         names, shapes = base.layout.names, base.layout.shapes
         if not patterns:

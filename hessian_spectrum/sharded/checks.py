@@ -110,9 +110,7 @@ def require_function(ev: ShardedEvaluator, first: Any) -> None:
     def judge() -> tuple[bool, tuple[str, ...]]:
         for each in (value, again, *of_parts):
             validation.require_value(function, each, 0)
-        eps = torch.finfo(
-            max((function.dtype, function.compute), key=lambda t: torch.finfo(t).eps)
-        ).eps
+        eps = function.rounding
         whole = _sum(ev, value, first)
         if not close(whole, _sum(ev, again, first), eps):
             raise InputError(

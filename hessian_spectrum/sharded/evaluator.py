@@ -277,6 +277,9 @@ class ShardedEvaluator:
         """
         other = copy.copy(self)
         other.function = copy.copy(self.function)
+        casts = self.function.rounding > torch.finfo(self.function.compute).eps
+        if not casts:
+            other.function.rounding = torch.finfo(torch.float64).eps
         other.function.dtype = other.function.compute = other.dtype = torch.float64
         other.theta = self.theta.double()
         return other
