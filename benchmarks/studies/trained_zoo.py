@@ -70,15 +70,21 @@ def net(name: str, data: str, samples: int, epochs: int, *rule: Any, **fields: A
     return Network(name, tuple(fields.items()), data, samples, epochs, optimizer, lr, least)
 
 
-def both(name: str, *sizes: Any, **fields: Any) -> tuple[Network, Network]:
-    """With BatchNorm, and without."""
+def both(name: str, *sizes: Any, plain_epochs: int, **fields: Any) -> tuple[Network, Network]:
+    """With BatchNorm, and without, which takes longer."""
+    data, samples, _, *rule = sizes
     return (
         net(name, *sizes, **fields),
-        net(f"{name}, without BatchNorm", *sizes, **fields, batchnorm=False),
+        net(
+            f"{name}, without BatchNorm",
+            *(data, samples, plain_epochs, *rule),
+            **fields,
+            batchnorm=False,
+        ),
     )
 
 
-MOMENTUM, ADAM = ("momentum", 0.02, 0.5), ("adam", 0.002, 0.5)
+ADAM = ("adam", 0.002, 0.5)
 DENSE = ("mnist", 2000, 15, "momentum", 0.05, 0.9)
 NETWORKS = (
     net("FC2, tanh", *DENSE, model="mlp-784-20-10", activation="tanh"),
@@ -116,7 +122,7 @@ NETWORKS = (
     ),
     net(
         "MP-DBM",
-        *("mnist", 500, 20, "adam", 0.005, 0.7),
+        *("mnist", 500, 60, "adam", 0.01, 0.7),
         model="mpdbm-784-50-50-10",
         loss="multi-prediction",
     ),
@@ -129,22 +135,32 @@ NETWORKS = (
     ),
     net(
         "convolutional maxout, CIFAR",
-        *("cifar10", 300, 15, "momentum", 0.02, 0.5),
+        *("cifar10", 300, 40, "adam", 0.002, 0.5),
         model="convmaxout-cifar10",
         width=1 / 16,
         dropout_rate=0.0,
     ),
     net(
         "LSTM",
-        *("ptb", 100, 20, "adam", 0.01, 1.0),
+        *("ptb", 100, 80, "adam", 0.02, 1.0),
         model="lstm",
         width=0.1,
     ),
-    *both("CNN", "mnist", 1000, 10, *MOMENTUM[:2], 0.9, model="cnn"),
-    *both("NIN", "cifar10", 500, 20, *ADAM, model="nin", width=0.125, dropout_rate=0.0),
-    *both("VGG-11", "cifar10", 500, 15, *ADAM, model="vgg11", width=0.125),
-    *both("VGG-16", "cifar10", 500, 15, *ADAM, model="vgg16", width=0.125),
-    *both("ResNet-20", "cifar10", 400, 15, *ADAM, model="resnet20", width=0.5),
+    *both("CNN", "mnist", 1000, 30, "adam", 0.01, 0.9, model="cnn", plain_epochs=30),
+    *both(
+        "NIN",
+        "cifar10",
+        500,
+        20,
+        *ADAM,
+        model="nin",
+        width=0.125,
+        dropout_rate=0.0,
+        plain_epochs=50,
+    ),
+    *both("VGG-11", "cifar10", 500, 15, *ADAM, model="vgg11", width=0.125, plain_epochs=40),
+    *both("VGG-16", "cifar10", 500, 15, *ADAM, model="vgg16", width=0.125, plain_epochs=60),
+    *both("ResNet-20", "cifar10", 400, 15, *ADAM, model="resnet20", width=0.5, plain_epochs=40),
     net(
         "ResNet-20, without shortcuts",
         *("cifar10", 400, 20, *ADAM),
@@ -152,8 +168,8 @@ NETWORKS = (
         width=0.5,
         shortcut=False,
     ),
-    *both("wide ResNet", "cifar10", 300, 12, *ADAM, model="wrn-10-2", width=0.25),
-    *both("DenseNet", "cifar10", 300, 12, *ADAM, model="densenet-13-6", width=1.0),
+    *both("wide ResNet", "cifar10", 300, 12, *ADAM, model="wrn-10-2", width=0.25, plain_epochs=40),
+    *both("DenseNet", "cifar10", 300, 25, *ADAM, model="densenet-13-6", width=1.0, plain_epochs=40),
 )
 TEST = (
     net("FC2, tanh", "digits", 300, 3, "momentum", 0.05, 0.5, model="mlp-64-20-10"),

@@ -37,6 +37,7 @@ View = Literal[
     "heat",
     "relief",
     "ridge",
+    "blocks",
     "loss",
     "critical",
     "distance",
@@ -109,8 +110,9 @@ class PlotConfig:
     bars over the density of the rest. For eigenpairs: eigenvalues with their residuals;
     participation, the share of each layer in the eigenvectors. For a surface: contour; heat, one
     cell per point; relief, in three dimensions. For several densities: heat, colours on a log
-    scale; ridge, one curve above the other. Along a training run: eigenvalues; density; zeta, the
-    largest eigenvalue over the tenth; alignment; loss; distance; of a tracker's file also critical.
+    scale; ridge, one curve above the other; blocks, a named row for each. Along a training run:
+    eigenvalues; density; zeta, the largest eigenvalue over the tenth; alignment; loss; distance; of
+    a tracker's file also critical.
     For barriers: loss between iterates; heights; cosine of consecutive updates. For all pairs of
     networks, as interpolate --pairs writes them: table; lines. Several curves, such as those before
     and after --match, are drawn on one axis. For critical points: index against loss; spectra, the
@@ -202,7 +204,7 @@ def _say_axis(several: Series) -> None:
         {"between", "match"} & getattr(found, "about", {}).keys()
         for found in several.results.values()
     )
-    if several.axis == "index" and not is_between:
+    if several.axis == "index" and not is_between and several.kind != "density":
         say("the results do not say of which epochs they are: they are numbered 0, 1, ...")
 
 

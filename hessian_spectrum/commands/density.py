@@ -12,6 +12,7 @@ from hessian_spectrum.algorithms import leave_group_out
 from hessian_spectrum.algorithms import spectral_density as spectrum
 from hessian_spectrum.algorithms.budget import choose
 from hessian_spectrum.commands import report, sharded
+from hessian_spectrum.commands.computation import Computation
 from hessian_spectrum.commands.header import FREE_FIELDS
 from hessian_spectrum.commands.krylov_computation import KrylovComputation
 from hessian_spectrum.commands.session import Session
@@ -63,6 +64,14 @@ class Density(KrylovComputation[DensityConfig, SpectralMeasure]):
         self.measure: SpectralMeasure | None = None  # once it is known
         self._state: ProbeState | None = None
         self._krylov_is_done = False
+
+    @classmethod
+    def chosen(cls, config: DensityConfig) -> type[Computation[DensityConfig, Any]]:
+        if not config.blocks:
+            return cls
+        from hessian_spectrum.commands.block_densities import BlockDensities
+
+        return BlockDensities
 
     @property
     def room(self) -> int:

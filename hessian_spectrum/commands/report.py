@@ -375,6 +375,23 @@ def density(
     return "\n".join(line for line in lines if line)
 
 
+def block_densities(found: Mapping[str, SpectralMeasure], values: dict[str, float]) -> str:
+    """One line a block, the largest first; of more than ``LONG`` blocks those at both ends."""
+    rows = sorted(found.items(), key=lambda item: -abs(item[1].nodes).max())
+    lines = [
+        f"loss {values['loss']:.6g}, gradient norm {values['gradient_norm']:.3g}; "
+        f"{len(found)} blocks",
+        f"{'block':40s} {'entries':>9s} {'smallest':>11s} {'largest':>11s} {'trace':>11s}",
+    ]
+    shown = rows if len(rows) <= LONG else [*rows[: LONG // 2], *rows[-LONG // 2 :]]
+    for name, measure in shown:
+        low, high = measure.nodes[[0, -1]]
+        lines.append(f"{name:40s} {measure.n:9,} {low:11.4g} {high:11.4g} {measure.trace:11.4g}")
+    if len(shown) < len(rows):
+        lines.append(f"and {len(rows) - len(shown)} blocks between them")
+    return "\n".join(lines)
+
+
 def eigenpairs(pairs: EigenPairs, values: dict[str, float], products: int) -> str:
     """The pairs in a table, largest first, each with its residual."""
     done = int(pairs.converged.sum())

@@ -66,6 +66,25 @@ class DensityConfig(DensityOptions, ShardedConfig):
 
     out: Path = Path("density.h5")
     """Result file, HDF5."""
+    blocks: tuple[str, ...] = ()
+    """One density for each diagonal block, several in each pass over the data: layers; heads, the
+    query, key, value and output weights of each attention head; experts; or patterns of parameter
+    names, a block for each. Default: one of all parameters together. NUM_PROBES is 4 and NUM_STEPS
+    30 for each block, unless they are given."""
     keep_state: Literal["auto", "always", "never"] = "auto"
     """Keep the Krylov vectors of a finished run in OUT.d, so that --resume with a larger NUM_STEPS
     or NUM_PRODUCTS, or a smaller TARGET_ERROR, extends it. auto: if they take less than 2 GiB."""
+
+    def check(self) -> None:
+        """Raise InputError, naming the option, for a value that no run can use."""
+        super().check()
+        if not self.blocks:
+            return
+        for name in ("num_products", "target_error", "data_groups"):
+            if getattr(self, name) is not None:
+                raise InputError(
+                    f"--{name.replace('_', '-')} with --blocks: say --num-probes and --num-steps "
+                    "of each block"
+                )
+        if self.estimator == "lean":
+            raise InputError("--estimator lean with --blocks; leave it out")

@@ -36,7 +36,7 @@ def parameter_blocks(evaluator: Evaluator, kind: str | Sequence[str]) -> dict[st
     Raises:
         InputError: no parameter in theta belongs to such a block; a pattern matches none.
     """
-    layout, model = evaluator.layout, evaluator.function.model
+    layout, model = evaluator.layout, evaluator.model
     if isinstance(kind, str) and kind in KINDS:
         makers = {"layers": _layers, "heads": _heads, "experts": _experts}
         found = makers[kind](model, _Places(layout))

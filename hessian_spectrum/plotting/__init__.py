@@ -19,6 +19,7 @@ _WHERE = {
     "curves_figure": "several",
     "eigenvalues_figure": "several",
     "heat_figure": "several",
+    "blocks_figure": "several",
     "ridge_figure": "several",
 }
 __all__ = sorted(_WHERE)

@@ -150,14 +150,16 @@ def save_series(
             f"there are {len(found)} labelled results of the kind {found.kind}; choose one by "
             f"--result: {', '.join(found.keys)}"
         )
-    view = view or next(iter(views))
+    # Names that say nothing of a training are those of blocks.
+    unordered = "blocks" if found.axis == "index" and "blocks" in views else None
+    view = view or unordered or next(iter(views))
     if view not in views:
         raise InputError(
             f"--view {view} of {len(found)} labelled results: expected {' or '.join(views)}; or "
             f"choose one of them by --result, such as {found.keys[0]}"
         )
-    if sigma2 is not None and found.kind != "density":
-        raise InputError("--sigma2 is for densities; leave it out")
+    if sigma2 is not None and (found.kind != "density" or view == "blocks"):
+        raise InputError("--sigma2 is for densities that are smoothed; leave it out")
     options: dict[str, Any] = {} if sigma2 is None else {"sigma2": sigma2}
     figure = views[view](found.results, found.places, found.axis, title=title, **options)
     density.save_figure(figure, out)

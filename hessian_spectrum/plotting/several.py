@@ -22,6 +22,8 @@ from hessian_spectrum.spectral.measure import SpectralMeasure
 from hessian_spectrum.spectral.quadrature import Array
 
 POINTS = 2000  # of the axis of eigenvalues, about
+BINS, FEW = 120, 1e-2  # of the picture of blocks; fewer eigenvalues in a bin are white
+MOST_ROWS = 60  # of blocks that have their names beside them
 OVERLAP = 2.2  # rows that the highest ridge is high
 
 Densities = Mapping[str, SpectralMeasure]
@@ -109,6 +111,63 @@ def ridge_figure(
         fontsize=9,
         color=GREY,
     )
+    return figure
+
+
+def blocks_figure(
+    measures: Densities,
+    places: Sequence[float] | None = None,
+    axis: str = "index",
+    title: str | None = None,
+) -> Figure:
+    """A row for each block: how many eigenvalues it has of each size and sign.
+
+    Colours are numbers of eigenvalues in a bin, on a log scale; bins are even in asinh of the
+    eigenvalue over a thousandth of the largest one in size. Dots are the smallest and the largest.
+
+    Args:
+        measures: by the block's name, in order.
+        places, axis: as for ``heat_figure``, not used: rows have names.
+
+    Raises:
+        InputError: no densities.
+    """
+    _places(measures, places)
+    nodes = np.concatenate([measure.nodes for measure in measures.values()])
+    unit = (np.abs(nodes).max() or 1.0) / 1e3
+    low, high = np.arcsinh(nodes.min() / unit), np.arcsinh(nodes.max() / unit)
+    margin = 0.03 * (high - low) or 1.0
+    edges = np.linspace(low - margin, high + margin, BINS + 1)
+    counts = np.array(
+        [
+            np.histogram(np.arcsinh(m.nodes / unit), edges, weights=m.n * m.weights.mean(axis=0))[0]
+            for m in measures.values()
+        ]
+    )
+    rows = np.arange(len(measures))
+    figure = Figure(figsize=(8, 1.6 + 0.17 * min(len(rows), MOST_ROWS)), layout="constrained")
+    axes = figure.subplots()
+    shown = np.ma.masked_less(counts, FEW)
+    mesh = axes.pcolormesh(
+        *(edges, np.arange(len(rows) + 1) - 0.5, shown),
+        norm=LogNorm(FEW, max(counts.max(), 10 * FEW)),
+        cmap="viridis_r",
+        rasterized=True,
+    )
+    figure.colorbar(mesh, ax=axes, label="eigenvalues in a bin")
+    for end in (0, -1):
+        ends = [np.arcsinh(measure.nodes[end] / unit) for measure in measures.values()]
+        axes.plot(ends, rows, "o", color=GREY, markersize=3)
+    decades = 10.0 ** (math.floor(math.log10(unit * 1e3)) - np.arange(2, -1, -1))
+    ticks = [*-decades[::-1], 0.0, *decades]
+    axes.set_xticks([np.arcsinh(t / unit) for t in ticks], [number(t) for t in ticks], fontsize=8)
+    axes.set_xlim(edges[0], edges[-1])
+    every = math.ceil(len(rows) / MOST_ROWS)
+    axes.set_yticks(rows[::every], list(measures)[::every], fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel(EIGENVALUE)
+    axes.set_title(title or f"Spectra of {len(measures)} blocks", loc="left", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -254,7 +313,12 @@ def _label(axes: Axes, measures: Densities, axis: str, sigma2: float, title: str
 
 
 VIEWS_OF: dict[str, dict[str, Callable[..., Figure]]] = {
-    "density": {"heat": heat_figure, "ridge": ridge_figure, "density": heat_figure},
+    "density": {
+        "heat": heat_figure,
+        "ridge": ridge_figure,
+        "density": heat_figure,
+        "blocks": blocks_figure,
+    },
     "eigenpairs": {"eigenvalues": eigenvalues_figure, "zeta": zeta_figure},
     "alignment": {"alignment": alignments_figure},
 }
