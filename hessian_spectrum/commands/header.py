@@ -33,6 +33,7 @@ NAMES = frozenset(
         *("model", "activation", "shortcut", "batchnorm", "width", "dropout_rate", "loss"),
         *("init_seed", "checkpoint"),
         *("dataset", "data_root", "image_size", "split", "limit", "problem", "problem_arg"),
+        *("text", "max_length"),
     }
 )
 DEFAULTS = {

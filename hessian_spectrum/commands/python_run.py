@@ -28,6 +28,7 @@ ConfigT = TypeVar("ConfigT", bound=ComputingConfig)
 NAMING = (
     *("model", "activation", "shortcut", "batchnorm", "width", "dropout_rate", "loss", "init_seed"),
     *("dataset", "data_root", "image_size", "download", "split", "problem", "problem_arg"),
+    *("text", "max_length"),
 )
 # Options that are also arguments of a Problem: they are set in one of both places.
 SHARED = (

@@ -22,6 +22,7 @@ from hessian_spectrum.planning import product_planner
 from hessian_spectrum.planning.product_planner import MEMORY_SHARE, Estimate
 from hessian_spectrum.sharded.evaluator import ShardedEvaluator
 from hessian_spectrum.sharded.hessian import ShardedHessian
+from hessian_spectrum.zoo import language_model
 
 SEED = 0x71E  # of the vectors whose products are timed
 VECTORS = 6  # of a rank's length, beside activations: theta, units, a product, its sums
@@ -37,7 +38,7 @@ def evaluator(config: CurvatureConfig, problem: Problem, world: World) -> Sharde
     }
     return ShardedEvaluator(
         **shared,
-        weights=config.weights,
+        weights=config.weights or language_model.folder_of(config),
         units=config.units or None,
         recompute=config.recompute,
         compute_dtype=config.compute_dtype and getattr(torch, config.compute_dtype),

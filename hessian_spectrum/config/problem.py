@@ -13,6 +13,8 @@ Activation = Literal["tanh", "relu", "sigmoid", "maxout"]
 Loss = Literal["cross-entropy", "mse", "fast-gradient-sign", "multi-prediction"]
 
 
+HUGGINGFACE = "huggingface:"  # begins a problem that is a folder of transformers
+
 # Fields that say nothing about a problem of one's own.
 ZOO_FIELDS = (
     "model",
@@ -75,7 +77,12 @@ class ProblemConfig:
     """Use only the first LIMIT samples."""
     problem: str | None = None
     """Your own problem, FILE.py:FUNCTION. The function returns (model, loss_fn, data) or a dict of
-    Evaluator's arguments."""
+    Evaluator's arguments. Or huggingface:FOLDER, a causal language model of transformers with its
+    tokenizer, as save_pretrained writes them in safetensors, with --text."""
+    text: Path | None = None
+    """With --problem huggingface:FOLDER: a text file, each line a sample."""
+    max_length: int | None = None
+    """With --text: cut longer samples to this many tokens. Default: 1024."""
     problem_arg: tuple[str, ...] = ()
     """KEY=VALUE arguments of that function. Give several at once or repeat the option:
     --problem-arg a=1 b=2 or --problem-arg a=1 --problem-arg b=2."""
@@ -119,10 +126,19 @@ class ProblemConfig:
             raise InputError(
                 f"{missing} is missing: a zoo problem needs both --model and --dataset"
             )
+        is_language = self.problem is not None and self.problem.startswith(HUGGINGFACE)
+        if is_language != (self.text is not None):
+            raise InputError(
+                f"--problem {self.problem}: a language model needs --text FILE"
+                if is_language
+                else "--text is for --problem huggingface:FOLDER; leave it out"
+            )
+        if self.max_length is not None and not is_language:
+            raise InputError("--max-length is for --problem huggingface:FOLDER; leave it out")
         for text in self.problem_arg:
             if "=" not in text:
                 raise InputError(f"--problem-arg {text!r}: expected KEY=VALUE")
-        positive(self, "limit", "batch_size", "image_size")
+        positive(self, "limit", "batch_size", "image_size", "max_length")
         model_options(self)
         finite(self, "weight_decay")
         seeds(self, "init_seed", "dropout_seed")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from hessian_spectrum._core.errors import InputError, in_one_line, is_out_of_memory, require_whole
 
@@ -270,7 +270,7 @@ def _samples(dataset: Any, tokenizer: Any, max_length: int | None) -> Any:
     return _Cut(dataset, max_length)
 
 
-class _Cut:
+class _Cut(Dataset):
     """Samples as dicts of tensors, no longer than ``most``."""
 
     def __init__(self, samples: Any, most: int | None):

@@ -10,6 +10,7 @@ from typing import Any
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.validation import dashed
+from hessian_spectrum.config.problem import HUGGINGFACE
 from hessian_spectrum.slurm.job_array import of_task
 from hessian_spectrum.storage.point_name import PointName
 
@@ -53,7 +54,9 @@ def _read(submitted: Any) -> Iterator[tuple[str, list[str]]]:
     """Name of each option that names files to read, and those files."""
     for field in dataclasses.fields(submitted):
         value = getattr(submitted, field.name)
-        if field.name == "problem" and value is not None:
+        if field.name == "problem" and str(value).startswith(HUGGINGFACE):
+            yield field.name, [str(value).removeprefix(HUGGINGFACE)]
+        elif field.name == "problem" and value is not None:
             if ":" not in value:
                 raise InputError(f"--problem {value}: expected FILE.py:FUNCTION")
             yield field.name, [value.rpartition(":")[0]]

@@ -22,7 +22,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from hessian_spectrum import zoo
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.config import ProblemConfig
+from hessian_spectrum.config.problem import HUGGINGFACE
 from hessian_spectrum.loss.problem import Problem
+from hessian_spectrum.zoo import language_model
 from hessian_spectrum.zoo.objectives import problem_for
 
 REQUIRED = ("model", "loss_fn", "data")
@@ -39,7 +41,12 @@ def load(config: ProblemConfig) -> Problem:
         InputError: unknown names, missing files, or a function that fails or returns the wrong
             kind of object.
     """
-    found = _from_file(config.problem, config.problem_arg) if config.problem else _from_zoo(config)
+    if config.problem and config.problem.startswith(HUGGINGFACE):
+        found = language_model.problem(config)
+    elif config.problem:
+        found = _from_file(config.problem, config.problem_arg)
+    else:
+        found = _from_zoo(config)
     if config.checkpoint:
         zoo.load_checkpoint(found.model, config.checkpoint)
     return with_options(config, found)
@@ -235,6 +242,9 @@ def _first(data: Any, limit: int) -> Any:
         raise InputError(f"--limit {limit}: expected 1 or more samples")
     if isinstance(data, (tuple, list)) and all(isinstance(t, torch.Tensor) for t in data):
         return tuple(t[:limit] for t in data)
+    if isinstance(data, DataLoader) and data.batch_size and hasattr(data.dataset, "__len__"):
+        first = _first(data.dataset, limit)
+        return DataLoader(first, data.batch_size, collate_fn=data.collate_fn)
     if isinstance(data, torch.utils.data.Dataset) and hasattr(data, "__len__"):
         return torch.utils.data.Subset(data, range(min(limit, len(data))))
     raise InputError(

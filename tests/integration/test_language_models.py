@@ -192,3 +192,51 @@ def test_every_head_of_a_trained_model_has_the_spectrum_of_its_dense_block():
         block = hs.Restricted(many, entries=entries)
         found = hs.eigenpairs(block, (1, 2), tol=1e-10, copies=False).values
         assert abs(found - values[[0, -2, -1]].numpy()).max() < 1e-9 * values.abs().max()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A causal model with a tokenizer of words, as save_pretrained writes them; and a text."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made("gpt2").float().save_pretrained(tmp_path / "model", safe_serialization=True)
+    words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(VOCABULARY)}, unk_token="w1"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    hf.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="w0").save_pretrained(
+        tmp_path / "model"
+    )
+    (tmp_path / "text.txt").write_text("w2 w3 w4 w5\n\nw6 w7 w8\nw9 w2 w3 w4 w5 w6 w7\n")
+    return tmp_path
+
+
+def test_a_folder_and_a_text_on_the_command_line(folder, capsys):
+    from hessian_spectrum.cli.main import main
+
+    words = ["density", "--problem", f"huggingface:{folder / 'model'}", "--dtype", "float64"]
+    words += ["--text", str(folder / "text.txt"), "--num-probes", "2", "--num-steps", "5"]
+    for more in ([], ["--sharded"], ["--blocks", "heads"], ["--sharded", "--blocks", "heads"]):
+        name = "-".join(["run", *(m.strip("-") for m in more)])
+        assert main([*words, *more, "--out", str(folder / f"{name}.h5")]) == 0, more
+    with hs.open(folder / "run.h5") as run, hs.open(folder / "run-sharded.h5") as sharded:
+        expected, found = run["density"].nodes, sharded["density"].nodes
+        assert abs(found - expected).max() < 1e-9 * abs(expected).max()
+    with (
+        hs.open(folder / "run-blocks-heads.h5") as run,
+        hs.open(folder / "run-sharded-blocks-heads.h5") as sharded,
+    ):
+        keys = [key for key in run if key.startswith("density/")]
+        assert len(keys) == 4
+        for key in keys:
+            scale = abs(run[key].nodes).max()
+            assert abs(run[key].nodes - sharded[key].nodes).max() < 1e-8 * scale
+    assert main(["plot", str(folder / "run-blocks-heads.h5"), "--out", str(folder / "b.png")]) == 0
+    capsys.readouterr()
+    for place, change, message in (
+        (2, "huggingface:nowhere", "there is no folder nowhere"),
+        (6, str(folder / "none.txt"), "cannot be read"),
+        (2, f"huggingface:{folder}", "cannot be loaded as a causal model"),
+    ):
+        assert words[place - 1] in ("--problem", "--text")
+        wrong = [*words[:place], change, *words[place + 1 :]]
+        assert main([*wrong, "--out", str(folder / "no.h5")]) == 2
+        assert message in capsys.readouterr().err

@@ -7,6 +7,7 @@ import pytest
 from launching import TORCHRUN, launch
 from locations import HELPERS
 
+import hessian_spectrum as hs
 from hessian_spectrum.cli.main import main
 
 WORKER = HELPERS / "sharded_worker.py"
@@ -60,3 +61,54 @@ def test_a_run_is_resumed_on_another_number_of_ranks(tmp_path, capsys):
         found, expected = run["density"], straight["density"]
         assert abs(found.nodes - expected.nodes).max() < 1e-9 * abs(expected.nodes).max()
         assert run.provenance["digests"] == straight.provenance["digests"]
+
+
+def test_options_of_sharded_models_are_refused_where_they_do_nothing(tmp_path, capsys):
+    problem = make("problem.py", tmp_path)
+    for words, message in (
+        (["--recompute"], "--recompute says how a model is sharded; add --sharded"),
+        (["--hvp", "differences"], "add it"),
+        (["--sharded", "--hvp", "linearize"], "expected one of exact, differences"),
+        (["--sharded", "--operator", "fisher"], "expected hessian"),
+        (["--sharded", "--batch-norm", "train"], "expected eval"),
+        (["--sharded", "--data-groups", "4"], "leave it out"),
+        (["--sharded", "--weights", str(tmp_path / "no.safetensors")], "no such file"),
+        (["--blocks", "heads", "--num-products", "9"], "say --num-probes"),
+        (["--blocks", "experts"], "the model has none"),
+        (["--text", "text.txt"], "is for --problem huggingface:FOLDER"),
+        (["--max-length", "3"], "is for --problem huggingface:FOLDER"),
+    ):
+        out = str(tmp_path / "no.h5")
+        assert main(["density", "--problem", problem, *words, "--out", out]) == 2, words
+        assert message in capsys.readouterr().err, words
+
+
+def test_densities_of_blocks_are_interrupted_and_resumed(tmp_path, monkeypatch, capsys):
+    from hessian_spectrum.commands import block_densities
+
+    monkeypatch.setattr(block_densities, "TOGETHER", 4)
+    problem = make("problem.py", tmp_path)
+    words = ["density", "--problem", problem, "--blocks", "layers", "--num-probes", "2"]
+    words += ["--num-steps", "3", "--checkpoint-minutes", "0"]
+    assert main([*words, "--out", str(tmp_path / "straight.h5")]) == 0
+    step, made_of = block_densities.BlockDensities.step, []
+
+    def fails(self, session):
+        if len(made_of) == 2:
+            raise FloatingPointError("here")
+        made_of.append(1)
+        step(self, session)
+
+    monkeypatch.setattr(block_densities.BlockDensities, "step", fails)
+    assert main([*words, "--out", str(tmp_path / "run.h5")]) != 0
+    monkeypatch.setattr(block_densities.BlockDensities, "step", step)
+    with hs.open(tmp_path / "run.h5") as run:
+        assert not run.finished
+        assert len([key for key in run if key.startswith("density/")]) == 4
+    assert main([*words, "--out", str(tmp_path / "run.h5"), "--resume"]) == 0
+    with hs.open(tmp_path / "run.h5") as run, hs.open(tmp_path / "straight.h5") as straight:
+        keys = [key for key in straight if key.startswith("density/")]
+        assert [key for key in run if key.startswith("density/")] == keys
+        assert all((run[key].nodes == straight[key].nodes).all() for key in keys)
+    assert main([*words, "--out", str(tmp_path / "run.h5"), "--resume"]) == 2
+    assert "is finished" in capsys.readouterr().err
