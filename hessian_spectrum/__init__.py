@@ -83,6 +83,7 @@ _HOME = {
     "by_distance": "analyses.interpolate",
     "classify": "analyses.critical",
     "connect": "analyses.mode_connectivity",
+    "critical_sharpness": "analyses.critical_sharpness",
     "curvature_map": "analyses.curvature_map",
     "family_of_lines": "analyses.trajectory",
     "FoundPoint": "analyses.critical_search",

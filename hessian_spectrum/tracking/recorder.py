@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hessian_spectrum.analyses.critical_step import critical_step
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.operators.curvature import Hessian
 from hessian_spectrum.operators.linearization import ProductPlan
 from hessian_spectrum.operators.transforms import Preconditioned, Shifted
 from hessian_spectrum.planning import product_planner
-from hessian_spectrum.tracking.critical_step import critical_step
 from hessian_spectrum.tracking.sharpness import Ends, EndsFinder, SpareTime, ends
 from hessian_spectrum.tracking.stability import Stability
 

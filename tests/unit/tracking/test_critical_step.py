@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from hessian_spectrum.tracking.critical_step import critical_step
+from hessian_spectrum.analyses.critical_step import critical_step
 
 
 @pytest.mark.parametrize("curvature", [1e-8, 0.7, 1e8])
