@@ -164,7 +164,6 @@ def launched(context: Context, options: Options, ranks: int) -> dict[str, Any]:
 
 def of_ranks(context: Context, options: Options, jobs: list[dict[str, Any]]) -> Iterator[Finding]:
     alone, layers = jobs[0], options.large[2]
-    vectors = 4 * (options.steps + 1)  # of the density whose memory is measured
     for job in jobs:
         ranks, what = job["ranks"], f"{job['ranks']} ranks"
         yield context.check(
@@ -188,12 +187,13 @@ def of_ranks(context: Context, options: Options, jobs: list[dict[str, Any]]) -> 
         for way in WAYS:
             print(f"{what}: {way} product {job[way] / job['gradient']:.2f} gradients")
         if ranks > 1:
-            # What does not shrink: whole weights, activations.
-            share = (alone["memory"] - job["memory"]) / (vectors * job["n"] * 4)
+            # Whole weights of two units and activations do not shrink.
+            fixed = 2 * max(job["units"]) * 4
             yield context.check(
-                f"{what}: memory of a density that is saved, over that of its Krylov vectors",
-                *(share / (1 - 1 / ranks), 0.8, 1.5),
-                source="a rank holds 1 / P of them",
+                f"{what}: memory of a density on a rank without two whole units, times the ranks, "
+                "over that of one rank",
+                *((job["memory"] - fixed) * ranks / (alone["memory"] - fixed), 0.8, 1.6),
+                source="a rank holds 1 / P of parameters, gradients and Krylov vectors",
             )
 
 

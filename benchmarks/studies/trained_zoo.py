@@ -23,7 +23,7 @@ from torch import Tensor
 
 import hessian_spectrum as hs
 from benchmarks.suite import Context, Finding, Outcome, Study
-from benchmarks.suite.context import DataMissing
+from benchmarks.suite.context import DataMissing, digest
 from hessian_spectrum.zoo import problem_loader
 from hessian_spectrum.zoo.checkpoints import read_state
 from hessian_spectrum.zoo.objectives import objective_for
@@ -320,7 +320,8 @@ def of_resumption(
 ) -> Finding:
     small = (*words(fields), "--limit", 50, *rule)
     straight = context.network(*small, "--epochs", 2, "--every", 1)
-    parts = context.folder / f"resumed-{network.name.replace(' ', '-').replace(',', '')}"
+    key = digest({"options": [str(word) for word in small]})[:12]
+    parts = context.folder / f"resumed-{key}"
     if not (parts / "epoch-0002.pt").exists():
         for epochs in (1, 2):
             context.command(
