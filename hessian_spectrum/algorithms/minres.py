@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.algorithms.residual_check import NUM_COMBINATIONS, arithmetic_error
-from hessian_spectrum.distributed.arrays import as_tensor
+from hessian_spectrum.distributed.arrays import as_tensor, length
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.operators.same_call import require_same_computation
 from hessian_spectrum.planning.planned_operator import planned
@@ -91,7 +91,7 @@ def solve(
     unit = world.sum(torch.tensor([own], dtype=torch.float64, device=world.device))
     y = world.sum(torch.from_numpy(found).to(operator.device)).to(operator.dtype)
     residual, more = _residual(operator, y, right.to(y.device), damping, unit.item())
-    residual /= right.norm().item()
+    residual /= length(right)
     # In Python's numbers: the quotient of the two may be what overflows in float32.
     x = (y.double() * (size / unit.item())).to(operator.dtype)
     return Solution(x, residual, residual <= tol, products.count + more)

@@ -15,6 +15,7 @@ from hessian_spectrum._core.errors import InputError, require_whole
 from hessian_spectrum.algorithms.eigenpairs import eigenpairs
 from hessian_spectrum.algorithms.residual_check import arithmetic_error
 from hessian_spectrum.analyses.critical_terms import lines
+from hessian_spectrum.distributed.arrays import length
 from hessian_spectrum.krylov.dense_eigen import eigh
 from hessian_spectrum.landscape.results.critical_points import CriticalPoint
 from hessian_spectrum.loss.evaluator import Evaluator
@@ -173,7 +174,7 @@ def _by_lines(
     null = found.vectors[signs == 0]
     if not len(null):
         return _point("undecided", "eigenvalues", **told)
-    size = max(1.0, theta.norm().item() / ev.n**0.5)
+    size = max(1.0, length(theta) / ev.n**0.5)
 
     def product(t: float, u: Array) -> Array:
         told["products"] += 1

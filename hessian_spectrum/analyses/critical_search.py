@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError, require_whole
 from hessian_spectrum.analyses import critical
+from hessian_spectrum.distributed.arrays import length
 from hessian_spectrum.landscape.results.critical_points import CriticalPoint
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.operators.curvature import Hessian
@@ -137,7 +138,7 @@ def find_critical_point(
         base = end if kind == "minimum" and outcome == "other kind" else theta
         shift = torch.from_numpy(rng.standard_normal(ev.n)).to(base) / ev.n**0.5
         begin = base + SHIFTS[kind] * attempt * _size(base) * shift
-    distance = (end - theta).norm().item()
+    distance = length(end - theta)
     return FoundPoint(end, point, outcome, distance, steps, attempt)
 
 
@@ -168,7 +169,7 @@ def _attempt(
 
 def _descended(ev: Evaluator, theta: Tensor) -> Tensor:
     """Where a trust region on the loss has come to, from theta."""
-    unit = ev.gradient(theta).norm().item()
+    unit = ev.gradient_norm(theta)
     if not unit:
         return theta
 
@@ -266,7 +267,7 @@ def _finite_gradient(ev: Evaluator, theta: Tensor) -> Array:
 
 
 def _size(theta: Tensor) -> float:
-    return max(1.0, theta.norm().item())
+    return max(1.0, length(theta))
 
 
 def _numpy(tensor: Tensor) -> Array:

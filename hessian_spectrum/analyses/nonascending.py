@@ -13,6 +13,7 @@ from torch import Tensor
 from hessian_spectrum._core.errors import InputError, require_whole
 from hessian_spectrum.analyses.critical import whole_spectrum
 from hessian_spectrum.distributed.agreement import require_same_call
+from hessian_spectrum.distributed.arrays import length
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.operators.curvature import Hessian
 
@@ -104,7 +105,7 @@ def nonascending_path(
     losses = [ev.loss(theta).item()]
     rounding = ROUNDING * torch.finfo(ev.dtype).eps * abs(losses[0])
     # Of the start's size on all the way: rises that are wider than an eighth of it are seen.
-    steps = STEPS * max(1.0, theta.norm().item() / ev.n**0.5)
+    steps = STEPS * max(1.0, length(theta) / ev.n**0.5)
     goal = losses[0] - fall * abs(losses[0])
     while not _is_lower(losses, goal, rounding) and len(corners) <= max_moves:
         move = _move(ev, corners[-1], losses[-1], steps, rounding, rng)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.distributed.agreement import CALL, Failures, agreed
+from hessian_spectrum.distributed.arrays import length
 from hessian_spectrum.distributed.world import World, resolve_device
 from hessian_spectrum.loss import (
     digests,
@@ -241,7 +242,7 @@ class Evaluator:
 
     def gradient_norm(self, theta: Tensor | None = None) -> float:
         """|dL/dtheta|. One pass."""
-        return self.gradient(theta).norm().item()
+        return length(self.gradient(theta))
 
     def data_gradient(self, theta: Tensor) -> Tensor:
         """The gradient without the weight decay's part, shape (n,). One pass."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum.distributed.arrays import length
 from hessian_spectrum.loss.batching import cast
 from hessian_spectrum.loss.difference_arithmetic import DifferenceArithmetic
 from hessian_spectrum.loss.functional import LossFunction
@@ -99,10 +100,10 @@ class Slope:
         self.ahead, self.behind = ahead[1], behind[1]  # gradients, (n,)
         self.size = max(abs(ahead[0]), abs(behind[0]))  # of the values
         mean = (self.ahead.double() + self.behind.double()) / 2
-        self.gradient_norm = mean.norm().item()
+        self.gradient_norm = length(mean)
         self.rate = (ahead[0] - behind[0]) / (2 * step)
         self.slope = (mean @ u.double()).item()
-        self.typical = (mean * u.double()).norm().item()  # of slopes along random directions
+        self.typical = length(mean * u.double())  # of slopes along random directions
 
     @property
     def is_zero(self) -> bool:

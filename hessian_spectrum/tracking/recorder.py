@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hessian_spectrum.analyses.critical_step import critical_step
+from hessian_spectrum.distributed.arrays import length
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.operators.base import SymmetricOperator
 from hessian_spectrum.operators.curvature import Hessian
@@ -85,14 +86,14 @@ class Recorder:
         assert self._start is not None  # ``begin`` sets it
         before = ev.counts.products
         operator = self.operator(theta)
-        norm = step.gradient.norm().item()
+        norm = length(step.gradient)
         values = {
             "loss": ev.loss(theta[None]).item(),  # NaN and infinities are recorded
-            "gradient_norm": ev.gradient(theta).norm().item(),
+            "gradient_norm": ev.gradient_norm(theta),
             "minibatch_gradient_norm": norm,
             "lr": rule.lr,
-            "step_length": step.update.norm().item(),
-            "distance": (theta - self._start).norm().item(),
+            "step_length": length(step.update),
+            "distance": length(theta - self._start),
             "cosine": step.cosine,
         }
         above = math.inf if self.above is None or not rule.lr else self.above / rule.lr

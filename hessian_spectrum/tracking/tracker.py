@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from hessian_spectrum._core.errors import InputError, is_whole, require_whole
 from hessian_spectrum.algorithms.spectral_density import spectral_density
 from hessian_spectrum.analyses.alignment import alignment, sizes_of
+from hessian_spectrum.distributed.arrays import dot, length
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.storage.hdf5_schema import Result
 from hessian_spectrum.tracking.recorder import Recorder, Step
@@ -323,8 +324,8 @@ class Tracker:
         if self._previous is None or self._previous[0] != step - 1:
             return math.nan
         before = self._previous[1]
-        norms = (gradient.norm() * before.norm()).item()
-        return (gradient @ before).item() / norms if norms else math.nan
+        norms = length(gradient) * length(before)
+        return dot(gradient, before) / norms if norms else math.nan
 
     # -- state -----------------------------------------------------------------------------------
 
