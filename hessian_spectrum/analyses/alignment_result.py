@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.notebooks import ShownInNotebooks
 from hessian_spectrum._core.stored_fields import stored, stored_attribute
 
 Array = NDArray[np.float64]
@@ -20,7 +21,7 @@ QUANTITIES = ("alignment", "share", "captured", "gradient_norm")
 
 
 @dataclass(frozen=True)
-class Alignment:
+class Alignment(ShownInNotebooks):
     """Curvature along minibatch gradients g, and cosines between g and top eigenvectors v_j of H.
 
     ``alignment = g^T H g / |g|^2`` with H of all the data (Xing et al. 2018, "A walk with SGD",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hessian_spectrum._core.errors import InputError
+from hessian_spectrum._core.notebooks import ShownInNotebooks
 
 Array = np.ndarray
 
@@ -50,7 +51,7 @@ class Values(Mapping[str, Array]):
         return f"Values({', '.join(self)})"
 
 
-class Evaluated:
+class Evaluated(ShownInNotebooks):
     """What curves and surfaces share: values by name, of which "loss" is always one."""
 
     values: Mapping[str, Array]
