@@ -20,6 +20,7 @@ from hessian_spectrum.spectral.eigenpairs import EigenPairs
 NUM_COMBINATIONS = 2  # products that check all residuals together
 ROWS_PER_PRODUCT = 8  # vectors in one block product, where each pair gets a product of its own
 ODD = 1.3  # no power of two: products with v and with ODD v round differently
+TOGETHER = 2**28  # bytes of vectors in one block product that checks others
 MISFIT_ACCEPTED = 2.0  # misfit over the recurrence's residuals up to which these are accepted
 
 
@@ -112,7 +113,25 @@ def arithmetic_error(operator: SymmetricOperator, rows: Tensor, seed: int) -> fl
     if exact is operator:
         return _errors(_products(operator, ODD * u).double() / ODD - product, operator)
     operator.forget()  # there may be no room for both
-    return _errors(_products(exact, u.to(exact.dtype)) - product, exact)
+    return float(errors_of(product, exact, u).max())
+
+
+def errors_of(product: Tensor, exact: SymmetricOperator, rows: Tensor) -> Tensor:
+    """|e| of each row, float64, with e the difference of its product from that with ``exact``.
+
+    As many rows at a time as ``TOGETHER`` bytes hold, one of a large model: a block product keeps
+    what its derivatives need for all of its vectors at once.
+
+    Raises:
+        FloatingPointError: a product is not finite; on every rank.
+    """
+    together = max(1, TOGETHER // (exact.dtype.itemsize * exact.n))
+    return torch.cat(
+        [
+            norms(_products(exact, part.to(exact.dtype)) - given, exact.layout.world)
+            for part, given in zip(rows.split(together), product.split(together))
+        ]
+    )
 
 
 def _errors(differences: Tensor, operator: SymmetricOperator) -> float:

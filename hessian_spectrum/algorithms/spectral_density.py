@@ -14,7 +14,7 @@ from torch import Tensor
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.algorithms import leave_group_out
 from hessian_spectrum.algorithms.budget import Estimator, choose
-from hessian_spectrum.algorithms.residual_check import norms
+from hessian_spectrum.algorithms.residual_check import errors_of
 from hessian_spectrum.distributed.random_vectors import gaussian_probes
 from hessian_spectrum.distributed.world import Flags
 from hessian_spectrum.krylov import block_lanczos, lanczos
@@ -355,7 +355,7 @@ def with_product_error(
     rows = torch.cat([krylov.to(random), random]) / layout.n**0.5
     product = operator.products(rows).double()
     operator.forget()  # there may be no room for both
-    errors = norms(exact.products(rows.to(exact.dtype)) - product, layout.world)
+    errors = errors_of(product, exact, rows)
     error = (errors.square().sum().item() / 2) ** 0.5
     if not math.isfinite(error):
         operator.raise_failure()

@@ -204,7 +204,7 @@ def _say_axis(several: Series) -> None:
         {"between", "match"} & getattr(found, "about", {}).keys()
         for found in several.results.values()
     )
-    if several.axis == "index" and not is_between and several.kind != "density":
+    if several.axis == "index" and not is_between:
         say("the results do not say of which epochs they are: they are numbered 0, 1, ...")
 
 

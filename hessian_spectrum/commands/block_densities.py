@@ -120,7 +120,13 @@ class BlockDensities(CurvatureComputation[DensityConfig, dict[str, SpectralMeasu
         ordered = {
             join_key(KIND, name): self.found[name] for name in self.blocks if name in self.found
         }
-        session.write(finished=finished, **ordered)
+        # A file lists labels by the alphabet: these numbers keep the order of the model.
+        places = {
+            join_key("values", name): {"block": float(place), "parameters": float(len(entries))}
+            for place, (name, entries) in enumerate(self.blocks.items())
+            if name in self.found
+        }
+        session.write(finished=finished, **ordered, **places)
 
     def report(self, result: dict[str, SpectralMeasure], values: dict[str, float]) -> str:
         return report.block_densities(result, values)

@@ -18,7 +18,7 @@ from hessian_spectrum.commands import output, report, sharded
 from hessian_spectrum.commands.header import FREE_FIELDS, RunHeader
 from hessian_spectrum.commands.krylov_computation import KrylovComputation
 from hessian_spectrum.commands.session import Session
-from hessian_spectrum.config import CurvatureConfig, EigenpairsConfig
+from hessian_spectrum.config import CurvatureConfig, EigenpairsConfig, defaults
 from hessian_spectrum.distributed.agreement import on_first_rank, together
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.block_lanczos import BlockSpace
@@ -270,7 +270,8 @@ def _space_of(path: Path, session: Session) -> BlockSpace:
     shared = {field.name for field in dataclasses.fields(CurvatureConfig)} - {"seed"}
     earlier, now = RunHeader.from_json(saved), session.header()
     try:
-        earlier.require_same_run(now, FREE_FIELDS | (own | set(earlier.config)) - shared)
+        free = FREE_FIELDS | (own | set(earlier.config)) - shared
+        earlier.require_same_run(now, defaults(CurvatureConfig), free)
         earlier.require_same_values(now.values, evaluator.dtype)
     except InputError as error:
         why = str(error).removeprefix("cannot resume: ").split(";")[0]

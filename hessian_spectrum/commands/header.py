@@ -11,8 +11,6 @@ import torch
 
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum._core.json_forms import Record
-from hessian_spectrum.config import ProblemConfig
-from hessian_spectrum.config.sharding import ShardedConfig
 from hessian_spectrum.operators.linearization import ProductPlan
 from hessian_spectrum.storage.manifest_schema import DIGESTS, HEADER, PLAN, WORK
 from hessian_spectrum.storage.run_file import Run
@@ -36,11 +34,6 @@ NAMES = frozenset(
         *("text", "max_length"),
     }
 )
-DEFAULTS = {
-    field.name: list(field.default) if isinstance(field.default, tuple) else field.default
-    for kind in (ProblemConfig, ShardedConfig)
-    for field in dataclasses.fields(kind)
-}
 
 
 @dataclass(frozen=True)
@@ -138,13 +131,19 @@ class RunHeader:
 
     # -- comparison ------------------------------------------------------------------------------
 
-    def require_same_run(self, now: RunHeader, free_fields: Collection[str] = FREE_FIELDS) -> None:
-        """InputError, with the reason, unless the run ``now`` may resume this one."""
+    def require_same_run(
+        self, now: RunHeader, defaults: Mapping[str, Any], free_fields: Collection[str]
+    ) -> None:
+        """InputError, with the reason, unless the run ``now`` may resume this one.
+
+        Args:
+            defaults: of the command's options (``config.defaults``). An option that is not stored
+                is younger than the run, which had its default.
+        """
         before, options = self.config, now.config
         ignored = {*free_fields, *(NAMES if _is_nameless(before) or _is_nameless(options) else ())}
         for name in sorted({*before, *options} - ignored):
-            # An option that is not stored is younger than the run, which had its default.
-            was, now_is = (config.get(name, DEFAULTS.get(name)) for config in (before, options))
+            was, now_is = (config.get(name, defaults.get(name)) for config in (before, options))
             if was != now_is:
                 raise InputError(
                     f"cannot resume: --{name.replace('_', '-')} was {was!r} and is now "

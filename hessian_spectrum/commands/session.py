@@ -15,7 +15,7 @@ from hessian_spectrum.commands.checkpointing import Checkpoints
 from hessian_spectrum.commands.header import ProblemSize, RunHeader, Work
 from hessian_spectrum.commands.progress import Progress
 from hessian_spectrum.commands.progress_file import leave_progress
-from hessian_spectrum.config import to_dict
+from hessian_spectrum.config import defaults, to_dict
 from hessian_spectrum.distributed.agreement import on_first_rank
 from hessian_spectrum.distributed.world import World
 from hessian_spectrum.krylov.storage import Place
@@ -80,7 +80,8 @@ class Session:
         Raises:
             InputError: it was another run.
         """
-        earlier.require_same_run(self.header(), self.computation.free_fields)
+        options = defaults(type(self.computation.config))
+        earlier.require_same_run(self.header(), options, self.computation.free_fields)
         self.earlier = earlier
         if earlier.product_plan:
             self.product_plan, self.place = earlier.product_plan, earlier.place

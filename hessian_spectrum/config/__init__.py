@@ -5,7 +5,7 @@ from hessian_spectrum.config.critical import CriticalConfig
 from hessian_spectrum.config.curvature import CurvatureConfig, KrylovConfig
 from hessian_spectrum.config.density import DensityConfig, DensityOptions
 from hessian_spectrum.config.eigenpairs import EigenpairsConfig
-from hessian_spectrum.config.files import to_dict
+from hessian_spectrum.config.files import defaults, to_dict
 from hessian_spectrum.config.landscape import (
     BarriersConfig,
     InterpolateConfig,
@@ -46,5 +46,6 @@ __all__ = [
     "TrackConfig",
     "TrainConfig",
     "ValuesConfig",
+    "defaults",
     "to_dict",
 ]

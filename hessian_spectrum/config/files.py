@@ -14,6 +14,7 @@ import importlib
 import json
 import reprlib
 import sys
+from dataclasses import MISSING
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -62,6 +63,14 @@ def read_file(path: Path) -> dict[str, Any]:
 def to_dict(config: Any) -> dict[str, Any]:
     """The fields of a configuration as JSON values: paths as text, tuples as lists."""
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def defaults(cls: type) -> dict[str, Any]:
+    """As ``to_dict``, of a configuration's fields that have a default: what an option was in a run
+    that is older than the option."""
+    fields = dataclasses.fields(cls)
+    found = {field.name: field.default for field in fields if field.default is not MISSING}
+    return json.loads(json.dumps(found, default=str))
 
 
 def with_fields(cls: type, fields: dict[str, Any], source: Path) -> dict[str, Any]:

@@ -150,9 +150,8 @@ def save_series(
             f"there are {len(found)} labelled results of the kind {found.kind}; choose one by "
             f"--result: {', '.join(found.keys)}"
         )
-    # Names that say nothing of a training are those of blocks.
-    unordered = "blocks" if found.axis == "index" and "blocks" in views else None
-    view = view or unordered or next(iter(views))
+    of_blocks = "blocks" if found.axis == "block" and "blocks" in views else None
+    view = view or of_blocks or next(iter(views))
     if view not in views:
         raise InputError(
             f"--view {view} of {len(found)} labelled results: expected {' or '.join(views)}; or "

@@ -10,6 +10,8 @@ from hessian_spectrum.storage import hdf5_schema
 
 STEP = "step-"  # begins a tracker's label of results of one step
 
+ORDINAL = ("block", "index")  # axes that count results and have no unit
+
 
 @dataclass(frozen=True)
 class Series:
@@ -18,7 +20,7 @@ class Series:
     kind: str
     results: Mapping[str, Any]  # by label, in order
     places: tuple[float, ...]  # of each on the axis, ascending
-    axis: str  # "epoch", "step", or "index" where neither is known
+    axis: str  # "epoch", "step", "block", or "index" where none is known
 
     def __len__(self) -> int:
         return len(self.results)
@@ -34,7 +36,8 @@ def of(run: Mapping[str, Any], kind: str) -> Series:
 
     An epoch is what a label's ``values`` say, who have it from the checkpoint. Labels of a
     tracker's file are of its steps; no other label's text is read as a number. Where a label has
-    none, or two have the same, the axis is the step that ``values`` say, and without it the index:
+    none, or two have the same, the axis is the step that ``values`` say, then the place of a block
+    of parameters among those of its run (``density --blocks``), and without either the index:
     in the order of a track's checkpoints where it is stored, else as the file lists them.
     """
     keys = [key for key in run if hdf5_schema.split_key(key)[0] == kind]
@@ -43,11 +46,11 @@ def of(run: Mapping[str, Any], kind: str) -> Series:
     if "track" in run and None not in steps.values():
         known_steps = tuple(sorted(float(step) for step in steps.values() if step is not None))
         return _series(kind, results, steps.__getitem__, known_steps, "step")
-    for name in ("epoch", "step", "index"):
+    for name in ("epoch", "step", "block", "index"):
         found = {label: _value(run, label, name) for label in results}
         known = {label: value for label, value in found.items() if value is not None}
         if len(set(known.values())) == len(results):
-            places = range(len(results)) if name == "index" else sorted(known.values())
+            places = range(len(results)) if name in ORDINAL else sorted(known.values())
             return _series(kind, results, known.__getitem__, tuple(places), name)
     order = list(results).index
     return _series(kind, results, order, tuple(range(len(results))), "index")

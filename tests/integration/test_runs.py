@@ -108,7 +108,8 @@ def test_resume_in_another_precision_is_refused(out):
     interrupted(out, problem())
     refused(out, problem(dtype=torch.float32), "cannot resume")
     with pytest.raises(hs.InputError, match=r"dtype was torch\.float64 and is now torch\.float32"):
-        header("torch.float64").require_same_run(header("torch.float32"), Density.free_fields)
+        now = header("torch.float32")
+        header("torch.float64").require_same_run(now, {}, Density.free_fields)
 
 
 def header(dtype):

@@ -9,6 +9,7 @@ from locations import HELPERS
 
 import hessian_spectrum as hs
 from hessian_spectrum.cli.main import main
+from hessian_spectrum.storage import series
 
 WORKER = HELPERS / "sharded_worker.py"
 
@@ -110,5 +111,10 @@ def test_densities_of_blocks_are_interrupted_and_resumed(tmp_path, monkeypatch, 
         keys = [key for key in straight if key.startswith("density/")]
         assert [key for key in run if key.startswith("density/")] == keys
         assert all((run[key].nodes == straight[key].nodes).all() for key in keys)
+        found = series.of(run, "density")
+        layers = ["position", "embedding"]  # in the order of the model, not of the alphabet
+        for block in ("blocks.0", "blocks.1"):
+            layers += [f"{block}.{name}" for name in "norm1 norm2 qkv out up down".split()]
+        assert found.axis == "block" and list(found.results) == [*layers, "norm"]
     assert main([*words, "--out", str(tmp_path / "run.h5"), "--resume"]) == 2
     assert "is finished" in capsys.readouterr().err

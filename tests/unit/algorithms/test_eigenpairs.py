@@ -230,12 +230,12 @@ def test_a_bounded_basis_gives_the_same_with_more_products(which):
     states = []
     one = hs.eigenpairs(free, 4, which, tol=1e-8)
     other = hs.eigenpairs(
-        bounded, 4, which, tol=1e-8, basis_size=30, max_products=5000, on_step=states.append
+        bounded, 4, which, tol=1e-8, basis_size=16, max_products=5000, on_step=states.append
     )
     assert other.converged.all() and states[-1].restarts > 3
-    assert max(state.order + state.width for state in states) <= 30
+    assert max(state.order + state.width for state in states) <= 16
     assert np.abs(one.values - other.values).max() <= 1e-13
-    assert bounded.count > free.count
+    assert bounded.count > free.count  # measured: 220 and 163 against 134 and 138
 
 
 @pytest.mark.parametrize("relative", [1e-3, 1e-6])

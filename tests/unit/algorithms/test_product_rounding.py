@@ -8,6 +8,7 @@ import torch
 from diagonal_operators import SPECTRA, Diagonal
 
 import hessian_spectrum as hs
+from hessian_spectrum.algorithms import residual_check
 from hessian_spectrum.spectral import queries, rounding
 from hessian_spectrum.spectral.arithmetic import Arithmetic
 from hessian_spectrum.spectral.functionals import OF_MEASURE
@@ -188,3 +189,28 @@ def test_where_there_are_no_products_in_float64_the_answer_says_so(tmp_path):
     assert "float64" in answer["left_out"] and answer["left_out"] in queries.sentence(answer)
     double = queries.ask(hs.spectral_density(Diagonal(SPECTRA["power law"]), 4, 5), "trace", ())
     assert "left_out" not in double and "float64" not in queries.sentence(double)
+
+
+class Counted(hs.Dense):
+    """A matrix that notes how many vectors each block product has."""
+
+    def __init__(self, matrix):
+        super().__init__(torch.tensor(matrix))
+        self.counts = []
+
+    def products(self, vectors):
+        self.counts.append(len(vectors))
+        return super().products(vectors)
+
+
+@pytest.mark.parametrize(("room", "counts"), [(3, [3, 2]), (1, [1] * 5), (9, [5]), (0.5, [1] * 5)])
+def test_products_in_float64_are_as_many_at_a_time_as_there_is_room_for(room, counts, monkeypatch):
+    """All at once, those of 124 million parameters ended a run that had made its 12 products."""
+    monkeypatch.setattr(residual_check, "TOGETHER", int(room * 8 * N))
+    matrix, wrong_by = symmetric(0), 1e-3 * symmetric(1)
+    rows = torch.tensor(np.random.default_rng(2).standard_normal((5, N)))
+    exact = Counted(matrix)
+    found = residual_check.errors_of(rows @ torch.tensor(matrix + wrong_by), exact, rows)
+    assert exact.counts == counts
+    expected = np.linalg.norm(rows.numpy() @ wrong_by, axis=1)
+    assert found.numpy() == pytest.approx(expected, rel=1e-9)

@@ -2,13 +2,21 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 import torch
 from locations import ROOT
 
 import hessian_spectrum as hs
-from hessian_spectrum.commands.header import HEADER_KEYS, ProblemSize, RunHeader, Work
+from hessian_spectrum.commands.header import (
+    FREE_FIELDS,
+    HEADER_KEYS,
+    ProblemSize,
+    RunHeader,
+    Work,
+)
+from hessian_spectrum.config import DensityConfig, defaults, to_dict
 from hessian_spectrum.operators.linearization import ProductPlan
 
 SCHEMA1 = ROOT / "tests" / "golden" / "schema1"
@@ -45,7 +53,7 @@ def test_a_result_file_and_the_manifest_beside_it_tell_the_same(name):
     assert (inside.digests, inside.problem) == (beside.digests, beside.problem)
     assert inside.values == beside.values and inside.plan == beside.plan
     assert inside.work.products == beside.work.products
-    beside.require_same_run(dataclasses.replace(inside, config=beside.config))
+    beside.require_same_run(dataclasses.replace(inside, config=beside.config), {}, FREE_FIELDS)
 
 
 @pytest.mark.parametrize(
@@ -59,24 +67,32 @@ def test_a_result_file_and_the_manifest_beside_it_tell_the_same(name):
 )
 def test_another_run_is_refused(now, message):
     with pytest.raises(hs.InputError, match=f"cannot resume: {message}"):
-        HEADER.require_same_run(now)
+        HEADER.require_same_run(now, {}, FREE_FIELDS)
 
 
 def test_what_changes_no_number_may_differ():
-    HEADER.require_same_run(changed(config={"model": "cnn", "k": 3, "out": "b.h5", "memory": "1"}))
-    HEADER.require_same_run(changed(config={"model": "cnn", "k": 4}), {"k", "out"})
-    HEADER.require_same_run(changed(digests={"parameters": "a", "data": "b"}))
-    HEADER.require_same_run(changed(values={}, plan={}, work=Work()))
+    HEADER.require_same_run(
+        changed(config={"model": "cnn", "k": 3, "out": "b.h5", "memory": "1"}), {}, FREE_FIELDS
+    )
+    HEADER.require_same_run(changed(config={"model": "cnn", "k": 4}), {}, {"k", "out"})
+    HEADER.require_same_run(changed(digests={"parameters": "a", "data": "b"}), {}, FREE_FIELDS)
+    HEADER.require_same_run(changed(values={}, plan={}, work=Work()), {}, FREE_FIELDS)
     # A problem given in Python has no name; its digests and sizes decide.
-    HEADER.require_same_run(changed(config={"k": 3, "model": None}))
-    changed(config={"k": 3}).require_same_run(changed(config={"k": 3, "problem": "my.py:make"}))
+    HEADER.require_same_run(changed(config={"k": 3, "model": None}), {}, FREE_FIELDS)
+    named = changed(config={"k": 3, "problem": "my.py:make"})
+    changed(config={"k": 3}).require_same_run(named, {}, FREE_FIELDS)
 
 
 def test_an_option_that_the_run_is_older_than_had_its_default():
-    options = {"model": "cnn", "k": 3, "width": 1.0, "dropout_rate": None}
-    HEADER.require_same_run(changed(config=options))
-    with pytest.raises(hs.InputError, match=r"cannot resume: --width was 1.0 and is now 0.5"):
-        HEADER.require_same_run(changed(config={**options, "width": 0.5}))
+    given = to_dict(DensityConfig(out="run.h5", model="cnn"))
+    written = {name: given[name] for name in ("out", "model")}  # a run older than all others
+    before, options = changed(config=written), defaults(DensityConfig)
+    before.require_same_run(changed(config=given), options, FREE_FIELDS)
+    for name, value in {"width": 0.5, "blocks": ["layers"], "num_steps": 7}.items():
+        now = changed(config={**given, name: value})
+        was = f"cannot resume: --{name.replace('_', '-')} was {given[name]!r} and is now {value!r}"
+        with pytest.raises(hs.InputError, match=re.escape(was)):
+            before.require_same_run(now, options, FREE_FIELDS)
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
