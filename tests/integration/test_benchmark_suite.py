@@ -23,7 +23,7 @@ def suite(*words, data="nowhere"):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks", *map(str, words)]
     if words[0] == "run":
-        command += ["--studies", str(TOYS), "--data", data]
+        command += ["--data", data, *([] if "--studies" in words else ["--studies", str(TOYS)])]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
@@ -60,9 +60,13 @@ def test_studies_run_apart_and_are_not_repeated(tmp_path):
 
 
 def test_a_study_that_takes_too_long_is_stopped(tmp_path):
-    done = suite("run", "tidy", "--out", tmp_path, "--minutes", "0.00001")
+    study = (
+        (TOYS / "tidy.py").read_text().replace("    print(", "    import time; time.sleep(1e4)\n#")
+    )
+    (tmp_path / "hangs.py").write_text(study)
+    done = suite("run", "hangs", "--out", tmp_path, "--minutes", "0.00001", "--studies", tmp_path)
     assert done.returncode == 1
-    assert "was stopped after" in results.read(tmp_path / "test")["tidy"].error
+    assert "was stopped after" in results.read(tmp_path / "test")["hangs"].error
 
 
 @pytest.mark.parametrize(
