@@ -257,11 +257,11 @@ def run(context: Context, options: Options) -> Outcome:
         for name in ("epochs", "losses", "largest", "lowest", "near", "negative"):
             values[f"{case}/{name}"] = getattr(found[case], name)
         for i, epoch in enumerate(found[case].epochs):
+            s = found[case]
             print(
-                f"{case}, epoch {epoch}: loss {found[case].losses[i]:.4g}, largest "
-                f"{found[case].largest[i, 0]:.4g}, tenth {found[case].largest[i, -1]:.4g}, smallest "
-                f"{found[case].lowest[i]:.4g}, near 0 {found[case].near[i]:.3f}, negative share of "
-                f"sum lambda^2 {found[case].negative[i]:.3g}"
+                f"{case}, epoch {epoch}: loss {s.losses[i]:.4g}, largest {s.largest[i, 0]:.4g}, "
+                f"tenth {s.largest[i, -1]:.4g}, smallest {s.lowest[i]:.4g}, near 0 "
+                f"{s.near[i]:.3f}, negative share of sum lambda^2 {s.negative[i]:.3g}"
             )
     return Outcome(findings + between(context, found), values, figure(found, options))
 
