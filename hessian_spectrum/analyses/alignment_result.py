@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum._core.notebooks import ShownInNotebooks
+from hessian_spectrum._core.exports import Exported
 from hessian_spectrum._core.stored_fields import stored, stored_attribute
 
 Array = NDArray[np.float64]
@@ -21,7 +21,7 @@ QUANTITIES = ("alignment", "share", "captured", "gradient_norm")
 
 
 @dataclass(frozen=True)
-class Alignment(ShownInNotebooks):
+class Alignment(Exported):
     """Curvature along minibatch gradients g, and cosines between g and top eigenvectors v_j of H.
 
     ``alignment = g^T H g / |g|^2`` with H of all the data (Xing et al. 2018, "A walk with SGD",

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum._core.notebooks import ShownInNotebooks
+from hessian_spectrum._core.exports import Exported
 from hessian_spectrum._core.stored_fields import stored, stored_attribute, stored_flag
 
 Array = NDArray[np.float64]
@@ -31,7 +31,7 @@ def variance_factor(num_samples: int, size: int) -> float:
 
 
 @dataclass(frozen=True)
-class Noise(ShownInNotebooks):
+class Noise(Exported):
     """Where gradients g and their covariance C lie, seen from the top eigenvectors of H.
 
     v_i are the top eigenvectors of H and u_j those of C, in ascending order of their eigenvalues;

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hessian_spectrum._core.notebooks import ShownInNotebooks
+from hessian_spectrum._core.exports import Exported
 from hessian_spectrum._core.stored_fields import stored, stored_attribute, stored_rows
 from hessian_spectrum.spectral.quadrature import Array
 
@@ -23,7 +23,7 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
-class EigenPairs(ShownInNotebooks):
+class EigenPairs(Exported):
     """Approximate eigenpairs of a symmetric H, with their residuals.
 
     For each pair there is an eigenvalue of H within ``residuals`` of ``values``.

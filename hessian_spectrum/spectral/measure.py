@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from hessian_spectrum._core.notebooks import ShownInNotebooks
+from hessian_spectrum._core.exports import Exported
 from hessian_spectrum.spectral import functionals, uncertainty
 from hessian_spectrum.spectral.atoms import Atoms
 from hessian_spectrum.spectral.drawn import DrawnDensity, drawn_density
@@ -24,7 +24,7 @@ from hessian_spectrum.spectral.uncertainty import DensityError
 
 
 @dataclass(frozen=True, repr=False)
-class SpectralMeasure(Atoms, ShownInNotebooks):
+class SpectralMeasure(Atoms, Exported):
     """The spectral measure of an n x n symmetric matrix, as atoms seen by random probes.
 
     Masses are shares of the n eigenvalues and densities are per unit eigenvalue: both

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum._core.notebooks import ShownInNotebooks
+from hessian_spectrum._core.exports import Exported
 from hessian_spectrum._core.stored_fields import stored
 from hessian_spectrum.landscape.results.values import Array
 
 
 @dataclass(frozen=True)
-class Asymmetry(ShownInNotebooks):
+class Asymmetry(Exported):
     """Slopes of the loss away from a solution on both sides, along directions of unit length."""
 
     distance: Array = field(metadata=stored("distance l from the solution", ("distance",), "theta"))
@@ -81,7 +81,7 @@ class Asymmetry(ShownInNotebooks):
 
 
 @dataclass(frozen=True)
-class AveragingBias(ShownInNotebooks):
+class AveragingBias(Exported):
     """Coordinates of SGD's iterates relative to a minimum, and the losses of their average."""
 
     coordinates: Array = field(

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum._core.notebooks import ShownInNotebooks
+from hessian_spectrum._core.exports import Exported
 from hessian_spectrum._core.stored_fields import stored
 from hessian_spectrum.landscape.results.values import Array
 
 
 @dataclass(frozen=True)
-class FunctionalDistances(ShownInNotebooks):
+class FunctionalDistances(Exported):
     """Pairwise distances between networks as functions of their inputs."""
 
     names: Array = field(metadata=stored("names of the networks", ("network",), texts=True))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum._core.notebooks import ShownInNotebooks
+from hessian_spectrum._core.exports import Exported
 from hessian_spectrum.landscape.results.curve import Curve
 
 UNMATCHED, MATCHED = "unmatched", "matched"  # labels of the curves
@@ -15,7 +15,7 @@ MATCH = "match"  # the entry of a curve's ``about`` that says how units were mat
 
 
 @dataclass(frozen=True)
-class MatchedLines(ShownInNotebooks):
+class MatchedLines(Exported):
     """Both lines, and what the matching did.
 
     A result file holds ``curve/unmatched`` and ``curve/matched``, and under ``values/matched`` what

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum._core.notebooks import ShownInNotebooks
+from hessian_spectrum._core.exports import Exported
 from hessian_spectrum.landscape.results.curve import Curve
 from hessian_spectrum.landscape.results.functional_distances import FunctionalDistances
 from hessian_spectrum.landscape.results.surface import Surface
@@ -22,7 +22,7 @@ DISAGREEMENT = ("disagreement_with_start", "disagreement_with_end")
 
 
 @dataclass(frozen=True)
-class Pairs(ShownInNotebooks):
+class Pairs(Exported):
     """Lines, triangles and functional distances of all pairs of several networks.
 
     A result file holds the parts under labels: ``curve/A--B``, the line from A to B;

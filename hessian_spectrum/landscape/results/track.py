@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum._core.notebooks import ShownInNotebooks
+from hessian_spectrum._core.exports import Exported
 from hessian_spectrum._core.stored_fields import stored
 from hessian_spectrum.landscape.results.values import Array, Values
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
 
 @dataclass(frozen=True)
-class Track(ShownInNotebooks):
+class Track(Exported):
     """Curvature and other quantities at recorded steps of a training run.
 
     ``values`` has one entry a record; what was not known there is NaN.

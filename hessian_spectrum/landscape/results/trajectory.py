@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum._core.notebooks import ShownInNotebooks
+from hessian_spectrum._core.exports import Exported
 from hessian_spectrum._core.stored_fields import stored
 from hessian_spectrum.landscape.results.values import Array, Values
 
 
 @dataclass(frozen=True)
-class Trajectory(ShownInNotebooks):
+class Trajectory(Exported):
     """Where the iterates w(0), ..., w(T) of a training run lie in parameter space."""
 
     steps: Array = field(metadata=stored("labels of the iterates, such as epochs", ("iterate",)))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hessian_spectrum._core.errors import InputError
-from hessian_spectrum._core.notebooks import ShownInNotebooks
+from hessian_spectrum._core.exports import Exported
 
 Array = np.ndarray
 
@@ -51,7 +51,7 @@ class Values(Mapping[str, Array]):
         return f"Values({', '.join(self)})"
 
 
-class Evaluated(ShownInNotebooks):
+class Evaluated(Exported):
     """What curves and surfaces share: values by name, of which "loss" is always one."""
 
     values: Mapping[str, Array]
