@@ -41,6 +41,7 @@ def scripts(
         f"#SBATCH --array=0-{tasks - 1}",
         f"#SBATCH --output={out}/task-%a.log",
         "#SBATCH --requeue",
+        "#SBATCH --open-mode=append",  # a requeued task goes on in its log
         f"cd {root}",
         f"{python} -m benchmarks run {words} --share $SLURM_ARRAY_TASK_ID/{tasks} --out {part}",
     ]
