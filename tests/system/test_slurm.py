@@ -15,6 +15,7 @@ import pytest
 from locations import HELPERS, ROOT
 
 import hessian_spectrum as hs
+from benchmarks.suite import results
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 PROBLEM = HELPERS / "faulty.py"
@@ -231,3 +232,33 @@ def test_an_array_over_checkpoints_fills_one_file(tmp_path):
     logs = submitted(options, command, tmp_path, 600)  # again: nothing is computed twice
     assert sum("is finished already" in text for text in logs.values()) == 8
     assert (tmp_path / "all.h5").stat().st_mtime >= before
+
+
+def test_studies_as_an_array_of_which_a_task_is_requeued_give_one_table(tmp_path):
+    """The share that is taken away begins anew with what is not done, and is collected."""
+    studies = tmp_path / "studies"
+    studies.mkdir()
+    text = (HELPERS / "toy_studies" / "tidy.py").read_text()
+    for name in ("first", "second", "third"):
+        (studies / f"{name}.py").write_text(text)
+    waits = (
+        "    import time\n\n    time.sleep(3600 if len(times.read_text()) == 1 else 0)\n    print("
+    )
+    (studies / "waits.py").write_text(text.replace("    print(", waits))
+    out = tmp_path / "out"
+    words = ["submit", "all", "--studies", studies, "--scale", "test", "--tasks", "2", "--out", out]
+    command = [sys.executable, "-m", "benchmarks", *map(str, words), "--data", "nowhere"]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    array, collect = re.findall(r"\d+", done.stdout)[:2]
+    wait_for(out / "part-1" / "test" / "waits" / "times")
+    subprocess.run(["scontrol", "requeue", f"{array}_1"], check=True)
+    logs_of([array, collect], tmp_path, 180)
+    found = results.read(out / "test")
+    assert {name: result.status for name, result in found.items()} == dict.fromkeys(
+        ("first", "second", "third", "waits"), "done"
+    )
+    assert (out / "part-1" / "test" / "waits" / "times").read_text() == "xx"
+    assert (out / "task-1.log").read_text().count("waits: begins") == 2
+    assert "second: is there already" in (out / "task-1.log").read_text()
+    assert "4 studies" in (out / "collect.log").read_text()
