@@ -31,6 +31,7 @@ import torch
 from matplotlib.figure import Figure
 
 from benchmarks.suite import Context, Finding, Outcome, Study
+from benchmarks.suite.pictures import small_pictures
 from hessian_spectrum.landscape.results import Curve, MatchedLines
 
 SOURCE = "Ainsworth et al. 2023"
@@ -47,6 +48,7 @@ class Network:
         data: "digits", "mnist" or "cifar10".
         widths: ascending; of the whole network's.
         almost_vanishes: at width 1 and more the paper's barrier is near zero.
+        has_small_pictures: of 16 x 16 pixels, and as many of them for the test.
     """
 
     name: str
@@ -57,12 +59,15 @@ class Network:
     epochs: int
     almost_vanishes: bool = True
     has_batchnorm: bool = False
+    has_small_pictures: bool = False
 
     def problem(self, context: Context, width: float) -> list[object]:
         """Options of both commands."""
         name = "arrays" if self.data == "cifar10" else self.data
         words: list[object] = [*self.model, "--dataset", name, "--width", width]
-        if self.data == "mnist" or self.data == "cifar10":
+        if self.has_small_pictures:
+            words += ["--data-root", small_pictures(context, self.samples)]
+        elif self.data == "mnist" or self.data == "cifar10":
             words += ["--data-root", context.data(self.data)]
         return [*words, "--limit", self.samples, "--dtype", "float64"]
 
@@ -76,6 +81,12 @@ RESNET = Network(
     *("ResNet-20", ("--model", "resnet20"), "cifar10", (0.25, 0.5), 2000, 30),
     almost_vanishes=False,
     has_batchnorm=True,
+)
+SLIM_RESNET = Network(
+    *("ResNet-20", ("--model", "resnet20"), "cifar10", (0.125, 0.25), 1000, 20),
+    almost_vanishes=False,
+    has_batchnorm=True,
+    has_small_pictures=True,
 )
 TEST = Network("MLP", SMALL, "digits", (0.25,), 200, 20)
 
@@ -278,7 +289,7 @@ STUDY = Study(
     run=run,
     scales={
         "test": Options((TEST,), pairs=1, points=5, lr=0.01),
-        "cpu": Options(),
+        "cpu": Options((SLIM, SLIM_RESNET)),
         "gpu": Options((WIDE, RESNET), points=21),
     },
     data=("mnist", "cifar10"),
