@@ -1,7 +1,6 @@
 """Models under FSDP2 and tensor parallelism have the Hessian of the whole model."""
 
 import json
-import sys
 
 import pytest
 from launching import TORCHRUN, launch
@@ -38,30 +37,41 @@ def test_sharded_models_have_the_hessian_of_the_whole_model(ranks, tmp_path):
 
 def make(path, folder):
     (folder / "problem.py").write_text(
-        "import sys\n"
+        "import os, signal, sys\n"
         f"sys.path.insert(0, {str(HELPERS)!r})\n"
         "from sharded_models import sequences, transformer\n"
         "from torch import nn\n"
+        "class Loss(nn.CrossEntropyLoss):\n"
+        "    def forward(self, *given):\n"
+        "        if os.path.exists(os.environ.get('KILLED_AFTER', '')):\n"
+        "            os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        return super().forward(*given)\n"
         "def make():\n"
-        "    return transformer(), nn.CrossEntropyLoss(), sequences()\n"
+        "    return transformer(), Loss(), sequences()\n"
     )
     return f"{folder / 'problem.py'}:make"
 
 
-def test_a_run_is_resumed_on_another_number_of_ranks(tmp_path, capsys):
-    import hessian_spectrum as hs
-
+def test_a_run_that_is_killed_goes_on_on_another_number_of_ranks(tmp_path, monkeypatch):
     problem = make("problem.py", tmp_path)
-    words = ["density", "--problem", problem, "--sharded", "--num-probes", "2"]
-    assert main([*words, "--num-steps", "8", "--out", str(tmp_path / "straight.h5")]) == 0
-    out = ["--out", str(tmp_path / "run.h5")]
-    module = ["-m", "hessian_spectrum"]
-    launch([*TORCHRUN, "2", *module, *words, "--num-steps", "4", *out], tmp_path)
-    launch([sys.executable, *module, *words, "--num-steps", "8", *out, "--resume"], tmp_path)
+    words = ["density", "--problem", problem, "--sharded", "--num-probes", "2", "--num-steps", "8"]
+    assert main([*words, "--out", str(tmp_path / "straight.h5")]) == 0
+    # Two ranks kill themselves as soon as a state is there.
+    state = tmp_path / "run.h5.d" / "manifest.json"
+    words += ["--checkpoint-minutes", "0", "--out", str(tmp_path / "run.h5")]
+    monkeypatch.setenv("KILLED_AFTER", str(state))
+    launch([*TORCHRUN, "2", "-m", "hessian_spectrum", *words], tmp_path, expected=1)
+    monkeypatch.delenv("KILLED_AFTER")
+    done = len(json.loads(state.read_text())["coefficients"]["diagonal"])
+    with hs.open(tmp_path / "run.h5") as run:
+        assert 1 <= done < 8 and not run.finished
+    assert main([*words, "--resume"]) == 0
     with hs.open(tmp_path / "run.h5") as run, hs.open(tmp_path / "straight.h5") as straight:
         found, expected = run["density"], straight["density"]
         assert abs(found.nodes - expected.nodes).max() < 1e-9 * abs(expected.nodes).max()
         assert run.provenance["digests"] == straight.provenance["digests"]
+        # What was done before the kill is not done again.
+        assert run.provenance["products"] == straight.provenance["products"] == 2 * 8
 
 
 def test_options_of_sharded_models_are_refused_where_they_do_nothing(tmp_path, capsys):
