@@ -71,7 +71,7 @@ def test_a_run_that_is_killed_goes_on_on_another_number_of_ranks(tmp_path, monke
         assert abs(found.nodes - expected.nodes).max() < 1e-9 * abs(expected.nodes).max()
         assert run.provenance["digests"] == straight.provenance["digests"]
         # What was done before the kill is not done again.
-        assert run.provenance["products"] == straight.provenance["products"] == 2 * 8
+        assert run.provenance["products"] == straight.provenance["products"]
 
 
 def test_options_of_sharded_models_are_refused_where_they_do_nothing(tmp_path, capsys):
