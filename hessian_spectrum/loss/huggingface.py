@@ -10,12 +10,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils.data import DataLoader, Dataset
 
 from hessian_spectrum._core.errors import InputError, in_one_line, is_out_of_memory, require_whole
@@ -126,7 +127,7 @@ class _Logits:
             options["use_cache"] = False
         if getattr(model.config, "output_router_logits", False):
             options["output_router_logits"] = False
-        with _experts_one_by_one(model.config):
+        with _experts_one_by_one(model.config), _unrounded(model):
             return model(**given, **options).logits
 
 
@@ -141,6 +142,28 @@ def _experts_one_by_one(config: Any) -> Iterator[None]:
     finally:
         if before is not None:
             config._experts_implementation = before
+
+
+class _AsFloat64(TorchFunctionMode):
+    """Whatever is to be float32 becomes float64."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is Tensor.float:
+            return args[0].double()
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        if (kwargs or {}).get("dtype") is torch.float32:
+            kwargs = {**kwargs, "dtype": torch.float64}
+        return func(*args, **(kwargs or {}))
+
+
+def _unrounded(model: nn.Module) -> AbstractContextManager[Any]:
+    """Norms, softmax and rotations in float64, where the parameters are.
+
+    Many models cast these to float32, which is more than half precision and less than float64: the
+    loss would be a staircase whose steps derivatives do not see.
+    """
+    is_double = any(p.dtype == torch.float64 for p in model.parameters())
+    return _AsFloat64() if is_double else nullcontext()
 
 
 class _Count:

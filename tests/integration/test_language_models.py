@@ -38,6 +38,21 @@ def test_the_loss_is_the_models_own_however_it_is_batched(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_in_float64_nothing_is_rounded_to_float32(name):
+    """A step of 1e-6 shows it: rounded losses would be off by 0.1 of a slope of 1."""
+    model, data = made(name), samples(name, 2)
+    for ev in (
+        hs.Evaluator.from_huggingface(model, data),
+        hs.ShardedEvaluator.from_huggingface(model, data),
+    ):
+        v = torch.randn(ev.n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        v /= v.norm()
+        ahead, behind = (ev.loss(ev.theta + step * v) for step in (1e-6, -1e-6))
+        slope = ev.gradient() @ v
+        assert ((ahead - behind) / 2e-6 - slope).abs() < 1e-6 * ev.gradient().norm()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_products_are_those_of_the_dense_hessian(name):
     """Whole and sharded, against reverse over reverse of the model's logits, sample by sample."""
     model, data = made(name).eval(), samples(name, 2)
