@@ -1,0 +1,654 @@
+"""Asymmetric valleys: slopes on both sides of minima, BatchNorm, and the bias of weight averages.
+
+He, Huang & Yuan (2019, "Asymmetric valleys: beyond sharp and flat local minima", NeurIPS): at minima
+there are directions along which the loss rises fast on one side and slowly on the other; directions
+of BatchNorm's parameters are the most asymmetric; a solution on the flat side has the lower expected
+loss if the test loss is the training loss, shifted at random; and the average of SGD's iterates is
+such a solution.
+
+Slim residual networks are trained on CIFAR-10 pictures of 16 x 16 pixels, with BatchNorm and
+without, by SGD with a constant learning rate, whose iterates of the last epochs are averaged
+(``train --swa``). Gradient descent from the average a leads to the minimum m. All training data are
+one minibatch, so that the loss with BatchNorm's statistics of that minibatch is a function of the
+parameters alone, which descent minimizes; test losses have the statistics of the test data.
+
+- Random directions from m: Gaussian along all parameters, along those of BatchNorm, and along the
+  others. Each has a distance of its own, l, at which the mean loss on both sides is by 0.5 above
+  that at m, so that all groups are compared at the same height. Their ratio of slopes is that of the
+  steeper side over the flatter side, both at l. By the paper's definition u is (r, p, c,
+  zeta)-asymmetric if the slope on the steep side is above c p everywhere in (zeta, r), and that on
+  the flat side below p; here at l / 2 and l. A paraboloid has c = 1/2 there, and the ratio 1.
+- The direction that ``hs.find_asymmetric`` finds at the distance |a - m|, and the coordinates of
+  SGD's iterates along it (``hs.averaging_bias``), positive on the flat side.
+- Lines through m and a, and through SGD's end and a, on training and test data.
+- Expected losses under shifts by +s and -s along the line from m to a, with s = |a - m|; and of the
+  test loss under the shifts +l u and -l u of the random directions.
+
+In one dimension, with slope b for x > 0 and slope -a for x < 0, a > b, all of it is known: c = a / b;
+under shifts by +s or -s the expected loss at 0 <= x <= s is (a - b) x / 2 below that at 0, and least
+at s; under shifts uniform in [-s, s] it is least at s (a - b) / (a + b). SGD with the step h and
+noise of variance v becomes a diffusion with density exp(-2 L / (h v)) as h max(a, b)^2 / v goes to
+0, and the mean of its iterates is h v (a - b) / (2 a b).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.utils.data import TensorDataset
+
+import hessian_spectrum as hs
+from benchmarks.suite import Context, Finding, Outcome, Study
+from benchmarks.suite.pictures import small_pictures
+from hessian_spectrum import zoo
+
+SOURCE = "He, Huang & Yuan 2019"
+FRACTIONS = np.array([0.5, 1.0])  # of a distance, at which slopes are compared
+WITHIN = {"r": 1.01, "zeta": 0.49}  # both fractions
+AT_END = {"r": 1.01, "zeta": 0.99}  # the distance alone
+WINDOW = (-1.0, 2.0)  # of lines; their ends are at 0 and 1
+RISE = 0.5  # of the loss at the distance of a random direction
+ALL, NORM, OTHERS = "all parameters", "BatchNorm's", "all but BatchNorm's"
+KINDS = {True: "BatchNorm", False: "without BatchNorm"}
+COLORS = {True: "#0072B2", False: "#D55E00"}
+STEEP, FLAT, SHIFT = 4.0, 1.0, 1.0  # of the valley in one dimension
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Options:
+    """
+    Args:
+        samples: CIFAR-10 pictures of each split; 0: the first 60 shipped digits of each.
+        models: residual networks of the zoo.
+        width: of their 16, 32 and 64 channels.
+        epochs: of SGD with the rate ``lr`` and minibatches of 50.
+        averaged: of these, the last ones, whose ends are averaged.
+        stride: every so many steps of these epochs is one of the iterates that are looked at.
+        descent: steps of gradient descent from the average to the minimum.
+        count: random directions of each group.
+        search: steps of the search of an asymmetric direction.
+        points: on a line.
+        walk: steps and number of valleys of SGD in one dimension.
+    """
+
+    samples: int = 1000
+    models: tuple[str, ...] = ("resnet8", "resnet14")
+    width: float = 0.25
+    epochs: int = 30
+    averaged: int = 10
+    lr: float = 0.05
+    stride: int = 4
+    descent: int = 100
+    count: int = 8
+    search: int = 15
+    points: int = 25
+    walk: tuple[int, int] = (1000, 200)
+    seed: int = 0
+
+
+# -- networks ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One network, its losses on training and test data, and its training."""
+
+    model: nn.Module
+    data: TensorDataset
+    ev: hs.Evaluator
+    test: hs.Evaluator
+    folder: Path  # of the training
+    options: Options
+
+    @staticmethod
+    def of(context: Context, name: str, batchnorm: bool, options: Options) -> Problem:
+        source: dict[str, Any] = {"name": "digits", "limit": 60}
+        if options.samples:
+            root = small_pictures(context, options.samples)
+            source = {"name": "arrays", "data_root": root, "limit": options.samples}
+        data, held_out = (zoo.load_dataset(**source, split=s) for s in ("train", "test"))
+        parts = {"width": options.width, "batchnorm": batchnorm}
+        model = zoo.model_for(data, name, "relu", options.seed, **parts)
+        where = ("--data-root", source["data_root"]) if options.samples else ()
+        first = options.epochs - options.averaged
+        folder = context.network(
+            *("--model", name, "--width", options.width, "--seed", options.seed),
+            *(() if batchnorm else ("--no-batchnorm",)),
+            *("--dataset", source["name"], "--limit", source["limit"], *where),
+            *("--batch-size", 50, "--lr", options.lr),
+            *("--epochs", options.epochs, "--every", options.epochs, "--swa", first),
+            *("--keep-epochs", *range(first + 1, options.epochs + 1)),
+        )
+        losses = (
+            hs.Evaluator(
+                model,
+                nn.CrossEntropyLoss(),
+                found,
+                batch_size=len(found),
+                batch_norm="train" if batchnorm else "eval",
+            )
+            for found in (data, held_out)
+        )
+        return Problem(model, data, *losses, folder, options)
+
+    def stored(self, name: str) -> Tensor:
+        """The parameters in a file of the training."""
+        zoo.load_checkpoint(self.model, self.folder / name)
+        return parameters_to_vector(self.model.parameters()).detach().clone()
+
+    def average(self) -> Tensor:
+        return self.stored(f"swa-{self.options.epochs:04d}.pt")
+
+    def end(self) -> Tensor:
+        return self.stored(f"epoch-{self.options.epochs:04d}.pt")
+
+    def iterates(self, stride: int) -> Tensor:
+        """SGD's parameters after every so many steps of the averaged epochs, ending with the last."""
+        files = sorted(self.folder.glob("step-*.pt"))[1:]  # the first is where the epochs start
+        return torch.stack([self.stored(path.name) for path in files[::-stride][::-1]])
+
+    def steps_in_epoch(self) -> int:
+        return -(-len(self.data) // 50)
+
+    def descended(self, theta: Tensor) -> Tensor:
+        """Where gradient descent of the training loss leads to."""
+        vector_to_parameters(theta.clone(), self.model.parameters())
+        zoo.train(
+            self.model,
+            self.data,
+            epochs=self.options.descent,
+            batch_size=len(self.data),
+            lr=self.options.lr / 2,
+        )
+        return parameters_to_vector(self.model.parameters()).detach().clone()
+
+
+def groups(ev: hs.Evaluator, minimum: Tensor, batchnorm: bool, options: Options) -> dict[str, Any]:
+    """Gaussian directions along all parameters, and, of the same numbers, along parts of them."""
+    drawn = {"count": options.count, "seed": options.seed, "normalize": "none"}
+    whole = hs.directions.random(ev, minimum, ignore=(), **drawn)
+    if not batchnorm:
+        return {ALL: whole}
+    others = hs.directions.random(ev, minimum, ignore=("norm",), **drawn)
+    norm = hs.directions.of_vectors(ev, whole.vectors - others.vectors, minimum)
+    return {ALL: whole, NORM: norm, OTHERS: others}
+
+
+def units(directions: hs.Directions) -> Tensor:
+    return nn.functional.normalize(directions.vectors.double(), dim=1).to(directions.vectors)
+
+
+def distances(ev: hs.Evaluator, minimum: Tensor, rows: Tensor) -> np.ndarray:
+    """For each unit vector, where the mean loss on both sides is by RISE above that at the minimum.
+
+    From losses at distances in steps of a factor of two, between which the logarithm of the rise is
+    a line over that of the distance; (k,).
+    """
+    lengths = minimum.norm().item() * 2.0 ** np.arange(-8.0, 2.0)
+    sides = torch.cat([rows, -rows])
+    found, start = [], ev.loss(minimum).item()
+    for length in lengths:
+        losses = ev.loss(minimum + length * sides).cpu().numpy().reshape(2, -1)
+        found.append(np.nan_to_num(losses.mean(axis=0) - start, nan=np.inf))
+        if (found[-1] > RISE).all():
+            break
+    rises = np.maximum.accumulate(np.maximum(found, 1e-12), axis=0)
+    return np.exp(
+        [np.interp(math.log(RISE), np.log(rise), np.log(lengths[: len(rise)])) for rise in rises.T]
+    )
+
+
+def sampled(ev: hs.Evaluator, directions: hs.Directions) -> dict[str, np.ndarray]:
+    """Slopes on both sides along random directions, each at its own distance."""
+    minimum, rows = directions.origin, units(directions)
+    lengths = distances(ev, minimum, rows)
+    found = [
+        hs.asymmetry(ev, hs.directions.of_vectors(ev, row, minimum), length * FRACTIONS)
+        for row, length in zip(rows, lengths)
+    ]
+    return {
+        "length": lengths,
+        "forward": np.concatenate([one.forward for one in found]),
+        "backward": np.concatenate([one.backward for one in found]),
+    }
+
+
+def searched(
+    ev: hs.Evaluator, minimum: Tensor, length: float, options: Options
+) -> dict[str, np.ndarray]:
+    """The direction that the search finds, slopes on both its sides, and losses along it."""
+    lengths = length * FRACTIONS
+    found = hs.find_asymmetric(
+        ev, minimum, distance=lengths, num_steps=options.search, seed=options.seed
+    )
+    slopes = hs.asymmetry(ev, found, lengths)
+    line = hs.interpolate(
+        ev, minimum, minimum + length * found.vectors[0], options.points, window=(-1.5, 1.5)
+    )
+    return {
+        "vector": found.vectors[0].cpu().numpy(),
+        "forward": slopes.forward,
+        "backward": slopes.backward,
+        "t": line.t,
+        "loss": line.loss,
+    }
+
+
+def of_line(problem: Problem, first: Tensor, second: Tensor) -> dict[str, np.ndarray]:
+    """Losses on the line through two networks, at 0 and 1, and slopes on both sides of the first."""
+    ev, points = problem.ev, problem.options.points
+    line = hs.interpolate(ev, first, second, points, window=WINDOW, test=problem.test)
+    ahead = hs.directions.differences(ev, [second], first)
+    slopes = hs.asymmetry(ev, ahead, ahead.vectors[0].norm().item() * FRACTIONS)
+    return {
+        "t": line.t,
+        "loss": line.loss,
+        "test_loss": line.values["test_loss"],
+        "forward": slopes.forward,
+        "backward": slopes.backward,
+    }
+
+
+def shifted(
+    problem: Problem, ends: Sequence[Tensor], directions: hs.Directions, lengths: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Test losses at each network, moved by +l u and -l u; (networks, 2 k)."""
+    moves = units(directions) * torch.as_tensor(lengths)[:, None].to(directions.vectors)
+    moves = torch.cat([moves, -moves])
+    return {"test_loss": np.array([problem.test.loss(end + moves).cpu().numpy() for end in ends])}
+
+
+@dataclass(frozen=True)
+class Valley:
+    """What was measured around the minimum of one network."""
+
+    name: str
+    batchnorm: bool
+    size: int  # parameters
+    swa_error: float  # of the stored average, against the mean of the iterates it is of
+    apart: float  # |a - m|
+    walk: Mapping[str, np.ndarray]
+    search: Mapping[str, np.ndarray]
+    line: Mapping[str, np.ndarray]  # from the minimum to the average
+    end_line: Mapping[str, np.ndarray]  # from SGD's end to the average
+    shifts: Mapping[str, np.ndarray]
+    random: Mapping[str, Mapping[str, np.ndarray]]  # by group
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}, {KINDS[self.batchnorm]}"
+
+    def parts(self) -> dict[str, np.ndarray]:
+        found = {"walk": self.walk, "search": self.search, "shifts": self.shifts}
+        found |= {"line": self.line, "end_line": self.end_line, **self.random}
+        return {
+            f"{self.label}/{part}/{name}": value
+            for part, values in found.items()
+            for name, value in values.items()
+        }
+
+
+def slopes_of(found: Mapping[str, np.ndarray]) -> hs.Asymmetry:
+    """With the unit of distance that of each direction."""
+    return hs.Asymmetry(FRACTIONS, found["forward"], found["backward"])
+
+
+def larger_side(found: Mapping[str, np.ndarray], where: Mapping[str, float]) -> np.ndarray:
+    """c of each direction or of the opposite one, the larger of both."""
+    slopes = slopes_of(found)
+    opposite = replace(slopes, forward=slopes.backward, backward=slopes.forward)
+    return np.maximum(slopes.ratio(**where), opposite.ratio(**where))
+
+
+def rise_at(found: Mapping[str, np.ndarray], t: float, start: float) -> float:
+    """Of the training loss on a line, from t = start to t."""
+    return float(np.interp(t, found["t"], found["loss"]) - at(found, start))
+
+
+def at(found: Mapping[str, np.ndarray], t: float, name: str = "loss") -> float:
+    return float(np.interp(t, found["t"], found[name]))
+
+
+def valley(context: Context, name: str, batchnorm: bool, options: Options) -> Valley:
+    problem = Problem.of(context, name, batchnorm, options)
+    ev, label = problem.ev, f"{name}-{'batchnorm' if batchnorm else 'plain'}"
+
+    def kept(part: str, make: Any) -> dict[str, np.ndarray]:
+        return context.kept(f"{label}-{part}", options, make)
+
+    average, end = problem.average(), problem.end()
+    means = problem.iterates(problem.steps_in_epoch()).mean(0)
+    made = kept("minimum", lambda: {"theta": problem.descended(average).numpy()})
+    minimum = torch.from_numpy(made["theta"])
+    apart = (average - minimum).norm().item()
+    search = kept("search", lambda: searched(ev, minimum, apart, options))
+
+    def walked() -> dict[str, np.ndarray]:
+        along = torch.from_numpy(search["vector"])[None]
+        found = hs.averaging_bias(ev, problem.iterates(options.stride), minimum, along)
+        return {
+            "coordinates": found.coordinates[:, 0],
+            "standard_error": found.standard_error,
+            "losses": found.losses,
+            "loss_at_average": np.array(found.loss_at_average),
+        }
+
+    directions = groups(ev, minimum, batchnorm, options)
+    random = {
+        group: kept(f"random-{i}", lambda drawn=drawn: sampled(ev, drawn))
+        for i, (group, drawn) in enumerate(directions.items())
+    }
+    return Valley(
+        name,
+        batchnorm,
+        ev.n,
+        ((average - means).norm() / means.norm()).item(),
+        apart,
+        kept("walk", walked),
+        search,
+        kept("line", lambda: of_line(problem, minimum, average)),
+        kept("end-line", lambda: of_line(problem, end, average)),
+        kept(
+            "shifts",
+            lambda: shifted(problem, [minimum, average], directions[ALL], random[ALL]["length"]),
+        ),
+        random,
+    )
+
+
+# -- one dimension -------------------------------------------------------------------------------
+
+
+class Broken(nn.Module):
+    """Slopes FLAT and -STEEP on the two sides of 0, summed over coordinates."""
+
+    def __init__(self, x: Tensor):
+        super().__init__()
+        self.x = nn.Parameter(x)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return broken(self.x).sum().expand(len(inputs))
+
+
+def broken(x: Any) -> Any:
+    where = torch.where if isinstance(x, Tensor) else np.where
+    return where(x > 0, FLAT * x, -STEEP * x)
+
+
+def valleys_in_one_dimension(number: int) -> hs.Evaluator:
+    """So many of them, side by side, at their minimum."""
+    data = torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1, 1, dtype=torch.float64)
+    start = torch.zeros(number, dtype=torch.float64)
+    return hs.Evaluator(Broken(start), lambda out, _: out.mean(), data)
+
+
+def sgd_in_one_dimension(steps: int, number: int, seed: int) -> tuple[float, float, float]:
+    """The mean of SGD's iterates over its limit for small steps, its standard error, and the steps.
+
+    The noise has the standard deviation 20 STEEP, so that the density of the limit spans many steps.
+    """
+    rng, rate, deviation = np.random.default_rng(seed), 1e-3, 20 * STEEP
+    x, rows, skip = np.zeros(number), [], steps // 2
+    for step in range(skip + steps):
+        slope = np.where(x > 0, FLAT, -STEEP)
+        x = x - rate * (slope + deviation * rng.standard_normal(number))
+        if step >= skip:
+            rows.append(x)
+    ev = valleys_in_one_dimension(number)
+    found = hs.averaging_bias(
+        ev, torch.from_numpy(np.array(rows)), ev.theta, torch.ones(1, number, dtype=torch.float64)
+    )
+    limit = rate * deviation**2 * (STEEP - FLAT) / (2 * STEEP * FLAT) * math.sqrt(number)
+    return float(found.bias[0] / limit), float(found.standard_error[0] / limit), float(steps)
+
+
+def of_one_dimension(context: Context, options: Options) -> list[Finding]:
+    ev = valleys_in_one_dimension(1)
+    distance = SHIFT * np.array([0.1, 0.5, 1.0, 2.0])
+    c = hs.asymmetry(ev, torch.ones(1, 1), distance).ratio(r=3 * SHIFT, zeta=0.05 * SHIFT)[0]
+    x = np.linspace(-2 * SHIFT, 3 * SHIFT, 501)
+    both = ev.loss(torch.from_numpy(x[:, None] + SHIFT)) + ev.loss(
+        torch.from_numpy(x[:, None] - SHIFT)
+    )
+    expected = both.numpy() / 2
+    inside = (x > 0.005) & (x < SHIFT + 0.005)
+    gain = np.interp(0.0, x, expected) - expected[inside]
+    exact = (STEEP - FLAT) * x[inside] / 2
+    shifts = SHIFT * ((np.arange(2000) + 0.5) / 1000 - 1)  # the middles of equal parts
+    uniform = broken(x[:, None] + shifts).mean(axis=1)
+    bias, error, steps = sgd_in_one_dimension(*options.walk, options.seed)
+
+    def check(claim: str, measured: float, low: float, high: float, **more: Any) -> Finding:
+        return context.check(f"one dimension: {claim}", measured, low, high, **more)
+
+    theorem = {"source": f"{SOURCE}, theorem 1, with its sum worked out", "judged_from": "test"}
+    grid = (x[1] - x[0]) / 2 + 1e-9
+    best = SHIFT * (STEEP - FLAT) / (STEEP + FLAT)
+    return [
+        check(
+            "largest c with which the valley is asymmetric, over a / b, minus 1",
+            *(c / (STEEP / FLAT) - 1, -ROUNDING, ROUNDING),
+            **{**theorem, "source": "the definition"},
+        ),
+        check(
+            "expected loss under shifts +s and -s: what it gains at x over (a - b) x / 2, minus 1, "
+            "largest over 0 < x <= s",
+            *(np.abs(gain / exact - 1).max(), 0.0, ROUNDING),
+            **theorem,
+        ),
+        check(
+            "where the expected loss under shifts +s and -s is least, over s",
+            *(x[expected.argmin()] / SHIFT, 1 - grid, 1 + grid),
+            **theorem,
+        ),
+        check(
+            "where that under shifts uniform in [-s, s] is least",
+            *(x[uniform.argmin()], best - grid, best + grid),
+            **theorem,
+        ),
+        check(
+            f"mean of {steps:.0f} iterates of SGD over its limit for small steps",
+            *(bias, 0.9, 1.1),
+            source="the diffusion's density",
+            uncertainty=error,
+        ),
+    ]
+
+
+# -- findings ------------------------------------------------------------------------------------
+
+
+def of_valley(context: Context, found: Valley) -> list[Finding]:
+    """Asymmetry at the minimum, and on which side SGD's iterates and their average are."""
+    line, end_line, walk, shifts = found.line, found.end_line, found.walk, found.shifts
+    gain = shifts["test_loss"][1] - shifts["test_loss"][0]
+    apart = at(line, 0, "test_loss")
+
+    def check(claim: str, measured: float, low: float, high: float, **more: Any) -> Finding:
+        return context.check(
+            f"{found.label}: {claim}", measured, low, high, **{"source": SOURCE, **more}
+        )
+
+    return [
+        check(
+            "the stored average against the mean of the epochs' ends, relative",
+            *(found.swa_error, 0.0, 1e-5),
+            source="the same mean",
+            judged_from="test",
+        ),
+        check(
+            "largest c of the direction that the search finds",
+            *(slopes_of(found.search).ratio(**WITHIN)[0], 2.0, math.inf),
+        ),
+        check(
+            "slope behind the minimum over that beyond the average, at the same distance",
+            *(slopes_of(line).ratio(**AT_END)[0], 1.0, math.inf),
+        ),
+        check(
+            "training loss at the average over that at the minimum",
+            *(at(line, 1) / at(line, 0), 1.0, 1.5),
+        ),
+        check(
+            "test loss at the average over that at the minimum",
+            *(at(line, 1, "test_loss") / apart, 0.0, 1.0),
+        ),
+        check(
+            "training loss at the average over the mean of SGD's iterates",
+            *(at(line, 1) / walk["losses"].mean(), 0.0, 1.0),
+        ),
+        check(
+            "test loss at the average over that at SGD's end",
+            *(at(end_line, 1, "test_loss") / at(end_line, 0, "test_loss"), 0.0, 1.0),
+        ),
+        check(
+            "rise of the loss beyond SGD's end over that beyond the average, on their line",
+            *(rise_at(end_line, -1, 0) / rise_at(end_line, 2, 1), 1.0, math.inf),
+        ),
+        check(
+            "mean coordinate of SGD's iterates along the direction that was found, towards the "
+            "flat side, in standard errors",
+            *(walk["coordinates"].mean() / walk["standard_error"][0], 2.0, math.inf),
+            uncertainty=1.0,
+        ),
+        check(
+            "mean training loss under shifts along the line, at the average over that at the "
+            "minimum",
+            *((at(line, 0) + at(line, 2)) / (at(line, -1) + at(line, 1)), 0.0, 1.0),
+        ),
+        check(
+            "mean test loss under random shifts, at the average minus that at the minimum",
+            *(gain.mean(), -math.inf, 0.0),
+            uncertainty=gain.std(ddof=1) / math.sqrt(len(gain)),
+        ),
+    ]
+
+
+def of_batchnorm(context: Context, having: Valley, without: Valley) -> list[Finding]:
+    """Is it BatchNorm that makes valleys asymmetric?"""
+
+    def check(claim: str, measured: float, low: float, high: float, **more: Any) -> Finding:
+        return context.check(f"{having.name}: {claim}", measured, low, high, source=SOURCE, **more)
+
+    slopes = {group: larger_side(one, AT_END) for group, one in having.random.items()}
+    plain = larger_side(without.random[ALL], AT_END)
+    definition = larger_side(having.random[NORM], WITHIN)
+    searched = [slopes_of(one.search).ratio(**WITHIN)[0] for one in (having, without)]
+    return [
+        check(
+            "share of random directions of BatchNorm's parameters that are asymmetric, c > 1",
+            *((definition > 1).mean(), 0.1, 1.0),
+        ),
+        check(
+            "median ratio of slopes, random directions of BatchNorm's parameters over the others",
+            *(np.median(slopes[NORM]) / np.median(slopes[OTHERS]), 1.0, math.inf),
+        ),
+        check(
+            "the same of all parameters, with BatchNorm over without",
+            *(np.median(slopes[ALL]) / np.median(plain), 1.0, math.inf),
+        ),
+        check(
+            "largest c of the directions that searches find, with BatchNorm over without",
+            *(searched[0] / searched[1], 1.0, math.inf),
+        ),
+    ]
+
+
+def figure(found: list[Valley]) -> Figure:
+    """By architecture: lines from minimum to average, asymmetric directions, ratios of slopes."""
+    names = list(dict.fromkeys(one.name for one in found))
+    picture = Figure(figsize=(12, 3.6 * len(names)), layout="constrained")
+    for name, row in zip(names, picture.subplots(len(names), 3, squeeze=False)):
+        line, search, ratios = row
+        labels: list[str] = []
+        for one in (one for one in found if one.name == name):
+            color, label = COLORS[one.batchnorm], KINDS[one.batchnorm]
+            for values, style, data in (
+                (one.line["loss"], "-", "training"),
+                (one.line["test_loss"], ":", "test"),
+            ):
+                zero = np.interp(0, one.line["t"], values)
+                line.plot(
+                    one.line["t"], values - zero, style, color=color, label=f"{label}, {data}"
+                )
+            search.plot(one.search["t"], one.search["loss"], color=color, label=label)
+            for group, sampled_there in one.random.items():
+                ratio = larger_side(sampled_there, AT_END)
+                ratios.plot(np.full(len(ratio), len(labels)), ratio, "o", color=color, alpha=0.5)
+                ratios.plot([len(labels) - 0.3, len(labels) + 0.3], [np.median(ratio)] * 2, "k-")
+                labels.append(group if one.batchnorm else f"{group},\nno BatchNorm")
+        line.set(xlabel="t: minimum at 0, average at 1", ylabel="loss minus that at the minimum")
+        line.set_title(name)
+        search.set(
+            xlabel="t along the direction that was found, 1: |a - m|", ylabel="training loss"
+        )
+        search.set_yscale("log")
+        ratios.set_xticks(range(len(labels)), labels, fontsize=8)
+        ratios.set_ylabel("slope of the steeper side over the flatter")
+        ratios.set_yscale("log")
+        line.legend(frameon=False, fontsize=8)
+        for axes in row:
+            axes.grid(True, color="#DDDDDD", linewidth=0.6)
+            axes.spines[["top", "right"]].set_visible(False)
+    return picture
+
+
+def told(one: Valley) -> str:
+    medians = ", ".join(
+        f"{group} {np.median(larger_side(values, AT_END)):.2f} "
+        f"(c {np.median(larger_side(values, WITHIN)):.2f})"
+        for group, values in one.random.items()
+    )
+    return (
+        f"{one.label}: {one.size:,} parameters, |a - m| {one.apart:.3g}, loss at m "
+        f"{at(one.line, 0):.4f} (test {at(one.line, 0, 'test_loss'):.4f}), at a "
+        f"{at(one.line, 1):.4f} (test {at(one.line, 1, 'test_loss'):.4f}), SGD's end "
+        f"{at(one.end_line, 0):.4f} (test {at(one.end_line, 0, 'test_loss'):.4f}); median ratio "
+        f"of slopes: {medians}"
+    )
+
+
+def run(context: Context, options: Options) -> Outcome:
+    findings = of_one_dimension(context, options)
+    found: list[Valley] = []
+    for name in options.models:
+        having, without = (valley(context, name, b, options) for b in (True, False))
+        for one in (having, without):
+            print(told(one), flush=True)
+            findings += of_valley(context, one)
+        findings += of_batchnorm(context, having, without)
+        found += [having, without]
+    values = {name: value for one in found for name, value in one.parts().items()}
+    return Outcome(findings, values, figure(found))
+
+
+STUDY = Study(
+    title="Are valleys steep on one side, and are averages on the flat side?",
+    source=f"{SOURCE}, sections 3 to 5",
+    run=run,
+    scales={
+        "test": Options(
+            *(0, ("resnet8",), 0.125, 4, 2),
+            stride=1,
+            descent=5,
+            count=3,
+            search=2,
+            points=7,
+            walk=(100, 20),
+        ),
+        "cpu": Options(),
+        "gpu": Options(
+            10_000, ("resnet20", "resnet56"), 1.0, 100, 30, stride=100, descent=500, count=32
+        ),
+    },
+    data=("cifar10",),
+)
