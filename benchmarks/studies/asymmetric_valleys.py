@@ -1,34 +1,40 @@
 """Asymmetric valleys: slopes on both sides of minima, BatchNorm, and the bias of weight averages.
 
-He, Huang & Yuan (2019, "Asymmetric valleys: beyond sharp and flat local minima", NeurIPS): at minima
-there are directions along which the loss rises fast on one side and slowly on the other; directions
-of BatchNorm's parameters are the most asymmetric; a solution on the flat side has the lower expected
-loss if the test loss is the training loss, shifted at random; and the average of SGD's iterates is
-such a solution.
+He, Huang & Yuan (2019, "Asymmetric valleys: beyond sharp and flat local minima", NeurIPS): at
+minima there are directions along which the loss rises fast on one side and slowly on the other;
+directions of BatchNorm's parameters are the most asymmetric; a solution on the flat side has the
+lower expected loss if the test loss is the training loss, shifted at random; and the average of
+SGD's iterates is such a solution.
 
-Slim residual networks are trained on CIFAR-10 pictures of 16 x 16 pixels, with BatchNorm and
+A slim residual network is trained on CIFAR-10 pictures of 16 x 16 pixels, with BatchNorm and
 without, by SGD with a constant learning rate, whose iterates of the last epochs are averaged
 (``train --swa``). Gradient descent from the average a leads to the minimum m. All training data are
 one minibatch, so that the loss with BatchNorm's statistics of that minibatch is a function of the
 parameters alone, which descent minimizes; test losses have the statistics of the test data.
 
 - Random directions from m: Gaussian along all parameters, along those of BatchNorm, and along the
-  others. Each has a distance of its own, l, at which the mean loss on both sides is by 0.5 above
-  that at m, so that all groups are compared at the same height. Their ratio of slopes is that of the
-  steeper side over the flatter side, both at l. By the paper's definition u is (r, p, c,
-  zeta)-asymmetric if the slope on the steep side is above c p everywhere in (zeta, r), and that on
-  the flat side below p; here at l / 2 and l. A paraboloid has c = 1/2 there, and the ratio 1.
-- The direction that ``hs.find_asymmetric`` finds at the distance |a - m|, and the coordinates of
-  SGD's iterates along it (``hs.averaging_bias``), positive on the flat side.
+  others; and the absolute values of these, along which all parameters of a group grow, since the
+  asymmetries of many parameters with random signs cancel. Each has a distance of its own, l, at
+  which the mean loss on both sides is by 0.5 above that at m, so that all groups are compared at
+  the same height. Their ratio of slopes is that of the steeper side over the flatter side, both at
+  l. By the paper's definition u is (r, p, c, zeta)-asymmetric if the slope on the steep side is
+  above c p everywhere in (zeta, r), and that on the flat side below p; here at l / 2 and l. A
+  paraboloid has c = 1/2 there, and the ratio 1.
+- The direction that ``hs.find_asymmetric`` finds at the distance |a - m|, the part of its squared
+  length that is along BatchNorm's parameters, and the coordinates of SGD's iterates along it
+  (``hs.averaging_bias``), positive on the flat side.
 - Lines through m and a, and through SGD's end and a, on training and test data.
-- Expected losses under shifts by +s and -s along the line from m to a, with s = |a - m|; and of the
+- Expected losses under shifts by +s and -s with s = |a - m|, along the line from m to a, and along
+  the direction that the search finds, there at the mean coordinate of SGD's iterates; and of the
   test loss under the shifts +l u and -l u of the random directions.
 
-In one dimension, with slope b for x > 0 and slope -a for x < 0, a > b, all of it is known: c = a / b;
-under shifts by +s or -s the expected loss at 0 <= x <= s is (a - b) x / 2 below that at 0, and least
-at s; under shifts uniform in [-s, s] it is least at s (a - b) / (a + b). SGD with the step h and
-noise of variance v becomes a diffusion with density exp(-2 L / (h v)) as h max(a, b)^2 / v goes to
-0, and the mean of its iterates is h v (a - b) / (2 a b).
+In one dimension, with slope b for x > 0 and slope -a for x < 0, a > b, all of it is known: c = a/b;
+under shifts by +s or -s the expected loss at 0 <= x <= s is (a - b) x / 2 below that at 0, and
+least at s; under shifts uniform in [-s, s] it is least at s (a - b) / (a + b). SGD with the step h
+and noise of variance v becomes a diffusion with density exp(-2 L / (h v)) as a^2 / v goes to 0, and
+the mean of its iterates is h v (a - b) / (2 a b).
+
+The test has the shipped digits and a tiny network.
 """
 
 from __future__ import annotations
@@ -58,6 +64,7 @@ AT_END = {"r": 1.01, "zeta": 0.99}  # the distance alone
 WINDOW = (-1.0, 2.0)  # of lines; their ends are at 0 and 1
 RISE = 0.5  # of the loss at the distance of a random direction
 ALL, NORM, OTHERS = "all parameters", "BatchNorm's", "all but BatchNorm's"
+NORM_GROWS, OTHERS_GROW = "BatchNorm's grow", "all others grow"
 KINDS = {True: "BatchNorm", False: "without BatchNorm"}
 COLORS = {True: "#0072B2", False: "#D55E00"}
 STEEP, FLAT, SHIFT = 4.0, 1.0, 1.0  # of the valley in one dimension
@@ -81,8 +88,8 @@ class Options:
         walk: steps and number of valleys of SGD in one dimension.
     """
 
-    samples: int = 1000
-    models: tuple[str, ...] = ("resnet8", "resnet14")
+    samples: int = 2000
+    models: tuple[str, ...] = ("resnet8",)
     width: float = 0.25
     epochs: int = 30
     averaged: int = 10
@@ -92,7 +99,7 @@ class Options:
     count: int = 8
     search: int = 15
     points: int = 25
-    walk: tuple[int, int] = (1000, 200)
+    walk: tuple[int, int] = (2000, 200)
     seed: int = 0
 
 
@@ -153,7 +160,7 @@ class Problem:
         return self.stored(f"epoch-{self.options.epochs:04d}.pt")
 
     def iterates(self, stride: int) -> Tensor:
-        """SGD's parameters after every so many steps of the averaged epochs, ending with the last."""
+        """SGD's parameters after every so many steps of the averaged epochs, up to the last."""
         files = sorted(self.folder.glob("step-*.pt"))[1:]  # the first is where the epochs start
         return torch.stack([self.stored(path.name) for path in files[::-stride][::-1]])
 
@@ -174,14 +181,17 @@ class Problem:
 
 
 def groups(ev: hs.Evaluator, minimum: Tensor, batchnorm: bool, options: Options) -> dict[str, Any]:
-    """Gaussian directions along all parameters, and, of the same numbers, along parts of them."""
+    """Gaussian directions along all parameters; of the same numbers, those along parts of them."""
     drawn = {"count": options.count, "seed": options.seed, "normalize": "none"}
     whole = hs.directions.random(ev, minimum, ignore=(), **drawn)
     if not batchnorm:
         return {ALL: whole}
     others = hs.directions.random(ev, minimum, ignore=("norm",), **drawn)
-    norm = hs.directions.of_vectors(ev, whole.vectors - others.vectors, minimum)
-    return {ALL: whole, NORM: norm, OTHERS: others}
+    norm = whole.vectors - others.vectors
+    rows = {NORM: norm, OTHERS: others.vectors}
+    rows |= {NORM_GROWS: norm.abs(), OTHERS_GROW: others.vectors.abs()}
+    parts = {name: hs.directions.of_vectors(ev, vectors, minimum) for name, vectors in rows.items()}
+    return {ALL: whole, **parts}
 
 
 def units(directions: hs.Directions) -> Tensor:
@@ -194,7 +204,7 @@ def distances(ev: hs.Evaluator, minimum: Tensor, rows: Tensor) -> np.ndarray:
     From losses at distances in steps of a factor of two, between which the logarithm of the rise is
     a line over that of the distance; (k,).
     """
-    lengths = minimum.norm().item() * 2.0 ** np.arange(-8.0, 2.0)
+    lengths = minimum.norm().item() * 2.0 ** np.arange(-6.0, 2.0)
     sides = torch.cat([rows, -rows])
     found, start = [], ev.loss(minimum).item()
     for length in lengths:
@@ -233,7 +243,7 @@ def searched(
     )
     slopes = hs.asymmetry(ev, found, lengths)
     line = hs.interpolate(
-        ev, minimum, minimum + length * found.vectors[0], options.points, window=(-1.5, 1.5)
+        ev, minimum, minimum + length * found.vectors[0], options.points, window=(-2.0, 2.0)
     )
     return {
         "vector": found.vectors[0].cpu().numpy(),
@@ -245,7 +255,7 @@ def searched(
 
 
 def of_line(problem: Problem, first: Tensor, second: Tensor) -> dict[str, np.ndarray]:
-    """Losses on the line through two networks, at 0 and 1, and slopes on both sides of the first."""
+    """Losses on the line through two networks, at 0 and 1; slopes on both sides of the first."""
     ev, points = problem.ev, problem.options.points
     line = hs.interpolate(ev, first, second, points, window=WINDOW, test=problem.test)
     ahead = hs.directions.differences(ev, [second], first)
@@ -275,6 +285,8 @@ class Valley:
     name: str
     batchnorm: bool
     size: int  # parameters
+    norm_size: int  # of these, BatchNorm's
+    norm_share: float  # of the squared length of the direction that is found, along these
     swa_error: float  # of the stored average, against the mean of the iterates it is of
     apart: float  # |a - m|
     walk: Mapping[str, np.ndarray]
@@ -344,6 +356,7 @@ def valley(context: Context, name: str, batchnorm: bool, options: Options) -> Va
         }
 
     directions = groups(ev, minimum, batchnorm, options)
+    is_norm = directions[NORM].vectors[0].numpy() != 0 if batchnorm else np.zeros(ev.n, bool)
     random = {
         group: kept(f"random-{i}", lambda drawn=drawn: sampled(ev, drawn))
         for i, (group, drawn) in enumerate(directions.items())
@@ -352,6 +365,8 @@ def valley(context: Context, name: str, batchnorm: bool, options: Options) -> Va
         name,
         batchnorm,
         ev.n,
+        int(is_norm.sum()),
+        float(np.square(search["vector"])[is_norm].sum()),
         ((average - means).norm() / means.norm()).item(),
         apart,
         kept("walk", walked),
@@ -393,12 +408,13 @@ def valleys_in_one_dimension(number: int) -> hs.Evaluator:
 
 
 def sgd_in_one_dimension(steps: int, number: int, seed: int) -> tuple[float, float, float]:
-    """The mean of SGD's iterates over its limit for small steps, its standard error, and the steps.
+    """The mean of SGD's iterates over its limit, its standard error, and the number of steps.
 
-    The noise has the standard deviation 20 STEEP, so that the density of the limit spans many steps.
+    The noise is large against the slopes, so that the density of the limit spans many steps. It is
+    approached as exp(-t b^2 / (2 v)) after t steps; those of the first five such times are left out.
     """
-    rng, rate, deviation = np.random.default_rng(seed), 1e-3, 20 * STEEP
-    x, rows, skip = np.zeros(number), [], steps // 2
+    rng, rate, deviation = np.random.default_rng(seed), 1e-3, 8 * STEEP
+    x, rows, skip = np.zeros(number), [], int(10 * deviation**2 / FLAT**2)
     for step in range(skip + steps):
         slope = np.where(x > 0, FLAT, -STEEP)
         x = x - rate * (slope + deviation * rng.standard_normal(number))
@@ -472,6 +488,7 @@ def of_valley(context: Context, found: Valley) -> list[Finding]:
     """Asymmetry at the minimum, and on which side SGD's iterates and their average are."""
     line, end_line, walk, shifts = found.line, found.end_line, found.walk, found.shifts
     gain = shifts["test_loss"][1] - shifts["test_loss"][0]
+    search, mean = found.search, walk["coordinates"].mean() / found.apart
     apart = at(line, 0, "test_loss")
 
     def check(claim: str, measured: float, low: float, high: float, **more: Any) -> Finding:
@@ -521,6 +538,15 @@ def of_valley(context: Context, found: Valley) -> list[Finding]:
             uncertainty=1.0,
         ),
         check(
+            "mean training loss under shifts along the direction that was found, at the mean "
+            "coordinate of SGD's iterates over that at the minimum",
+            *(
+                (at(search, mean - 1) + at(search, mean + 1)) / (at(search, -1) + at(search, 1)),
+                0,
+                1,
+            ),
+        ),
+        check(
             "mean training loss under shifts along the line, at the average over that at the "
             "minimum",
             *((at(line, 0) + at(line, 2)) / (at(line, -1) + at(line, 1)), 0.0, 1.0),
@@ -539,26 +565,35 @@ def of_batchnorm(context: Context, having: Valley, without: Valley) -> list[Find
     def check(claim: str, measured: float, low: float, high: float, **more: Any) -> Finding:
         return context.check(f"{having.name}: {claim}", measured, low, high, source=SOURCE, **more)
 
-    slopes = {group: larger_side(one, AT_END) for group, one in having.random.items()}
-    plain = larger_side(without.random[ALL], AT_END)
-    definition = larger_side(having.random[NORM], WITHIN)
-    searched = [slopes_of(one.search).ratio(**WITHIN)[0] for one in (having, without)]
+    slopes = {group: np.median(larger_side(one, AT_END)) for group, one in having.random.items()}
+    plain = np.median(larger_side(without.random[ALL], AT_END))
+    shares = {group: (larger_side(one, WITHIN) > 1).mean() for group, one in having.random.items()}
     return [
         check(
             "share of random directions of BatchNorm's parameters that are asymmetric, c > 1",
-            *((definition > 1).mean(), 0.1, 1.0),
+            *(shares[NORM], 0.1, 1.0),
+        ),
+        check(
+            "the same of directions along which BatchNorm's parameters grow",
+            *(shares[NORM_GROWS], 0.1, 1.0),
         ),
         check(
             "median ratio of slopes, random directions of BatchNorm's parameters over the others",
-            *(np.median(slopes[NORM]) / np.median(slopes[OTHERS]), 1.0, math.inf),
+            *(slopes[NORM] / slopes[OTHERS], 1.0, math.inf),
         ),
         check(
-            "the same of all parameters, with BatchNorm over without",
-            *(np.median(slopes[ALL]) / np.median(plain), 1.0, math.inf),
+            "the same of directions along which they grow",
+            *(slopes[NORM_GROWS] / slopes[OTHERS_GROW], 1.0, math.inf),
         ),
         check(
-            "largest c of the directions that searches find, with BatchNorm over without",
-            *(searched[0] / searched[1], 1.0, math.inf),
+            "median ratio of slopes, random directions of all parameters, with BatchNorm over "
+            "without",
+            *(slopes[ALL] / plain, 1.0, math.inf),
+        ),
+        check(
+            "share of BatchNorm's parameters in the squared length of the direction that the "
+            "search finds, over their share of all parameters",
+            *(having.norm_share * having.size / having.norm_size, 2.0, math.inf),
         ),
     ]
 
@@ -613,7 +648,9 @@ def told(one: Valley) -> str:
         f"{at(one.line, 0):.4f} (test {at(one.line, 0, 'test_loss'):.4f}), at a "
         f"{at(one.line, 1):.4f} (test {at(one.line, 1, 'test_loss'):.4f}), SGD's end "
         f"{at(one.end_line, 0):.4f} (test {at(one.end_line, 0, 'test_loss'):.4f}); median ratio "
-        f"of slopes: {medians}"
+        f"of slopes: {medians}; iterates' mean coordinate over |a - m| "
+        f"{one.walk['coordinates'].mean() / one.apart:.3g}; share of BatchNorm in the direction "
+        f"found {one.norm_share:.3g} ({one.norm_size} of its parameters)"
     )
 
 
