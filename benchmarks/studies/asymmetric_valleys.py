@@ -69,6 +69,14 @@ KINDS = {True: "BatchNorm", False: "without BatchNorm"}
 COLORS = {True: "#0072B2", False: "#D55E00"}
 STEEP, FLAT, SHIFT = 4.0, 1.0, 1.0  # of the valley in one dimension
 ROUNDING = 1e-12
+WHY_NOT_ALONG = (
+    "by the definition the line is not an asymmetric direction, c = {:.2g}; the wall behind the "
+    "minimum is farther than |a - m|"
+)
+WHY_NOT_ALL = (
+    "without BatchNorm outputs grow on the steeper side of most directions; with it they shrink on "
+    "both sides"
+)
 
 
 @dataclass(frozen=True)
@@ -202,7 +210,7 @@ def distances(ev: hs.Evaluator, minimum: Tensor, rows: Tensor) -> np.ndarray:
     """For each unit vector, where the mean loss on both sides is by RISE above that at the minimum.
 
     From losses at distances in steps of a factor of two, between which the logarithm of the rise is
-    a line over that of the distance; (k,).
+    a line over that of the distance, at most twice the parameters' length; (k,).
     """
     lengths = minimum.norm().item() * 2.0 ** np.arange(-6.0, 2.0)
     sides = torch.cat([rows, -rows])
@@ -410,8 +418,8 @@ def valleys_in_one_dimension(number: int) -> hs.Evaluator:
 def sgd_in_one_dimension(steps: int, number: int, seed: int) -> tuple[float, float, float]:
     """The mean of SGD's iterates over its limit, its standard error, and the number of steps.
 
-    The noise is large against the slopes, so that the density of the limit spans many steps. It is
-    approached as exp(-t b^2 / (2 v)) after t steps; those of the first five such times are left out.
+    The noise is large against the slopes, so that the density of the limit spans many steps. After
+    t steps the distance from it is about exp(-t b^2 / (2 v)); the first 10 v / b^2 are left out.
     """
     rng, rate, deviation = np.random.default_rng(seed), 1e-3, 8 * STEEP
     x, rows, skip = np.zeros(number), [], int(10 * deviation**2 / FLAT**2)
@@ -508,7 +516,8 @@ def of_valley(context: Context, found: Valley) -> list[Finding]:
             *(slopes_of(found.search).ratio(**WITHIN)[0], 2.0, math.inf),
         ),
         check(
-            "slope behind the minimum over that beyond the average, at the same distance",
+            "line to the average: slope behind the minimum, at the distance |a - m|, over that at "
+            "the average",
             *(slopes_of(line).ratio(**AT_END)[0], 1.0, math.inf),
         ),
         check(
@@ -522,6 +531,10 @@ def of_valley(context: Context, found: Valley) -> list[Finding]:
         check(
             "training loss at the average over the mean of SGD's iterates",
             *(at(line, 1) / walk["losses"].mean(), 0.0, 1.0),
+        ),
+        check(
+            "training loss at the average over that at SGD's end",
+            *(at(end_line, 1) / at(end_line, 0), 0.9, math.inf),
         ),
         check(
             "test loss at the average over that at SGD's end",
@@ -550,6 +563,7 @@ def of_valley(context: Context, found: Valley) -> list[Finding]:
             "mean training loss under shifts along the line, at the average over that at the "
             "minimum",
             *((at(line, 0) + at(line, 2)) / (at(line, -1) + at(line, 1)), 0.0, 1.0),
+            why_not=WHY_NOT_ALONG.format(slopes_of(line).ratio(**WITHIN)[0]),
         ),
         check(
             "mean test loss under random shifts, at the average minus that at the minimum",
@@ -559,19 +573,27 @@ def of_valley(context: Context, found: Valley) -> list[Finding]:
     ]
 
 
+def of_medians(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
+    """The ratio of two medians, and its standard error by resampling both."""
+    rng = np.random.default_rng(0)
+    drawn = [np.median(rng.choice(one, (1000, len(one))), axis=1) for one in (above, below)]
+    return float(np.median(above) / np.median(below)), float((drawn[0] / drawn[1]).std(ddof=1))
+
+
 def of_batchnorm(context: Context, having: Valley, without: Valley) -> list[Finding]:
     """Is it BatchNorm that makes valleys asymmetric?"""
 
     def check(claim: str, measured: float, low: float, high: float, **more: Any) -> Finding:
         return context.check(f"{having.name}: {claim}", measured, low, high, source=SOURCE, **more)
 
-    slopes = {group: np.median(larger_side(one, AT_END)) for group, one in having.random.items()}
-    plain = np.median(larger_side(without.random[ALL], AT_END))
+    slopes = {group: larger_side(one, AT_END) for group, one in having.random.items()}
+    plain = larger_side(without.random[ALL], AT_END)
     shares = {group: (larger_side(one, WITHIN) > 1).mean() for group, one in having.random.items()}
     return [
         check(
             "share of random directions of BatchNorm's parameters that are asymmetric, c > 1",
             *(shares[NORM], 0.1, 1.0),
+            why_not="signs are random, and the asymmetries of many parameters cancel",
         ),
         check(
             "the same of directions along which BatchNorm's parameters grow",
@@ -579,16 +601,20 @@ def of_batchnorm(context: Context, having: Valley, without: Valley) -> list[Find
         ),
         check(
             "median ratio of slopes, random directions of BatchNorm's parameters over the others",
-            *(slopes[NORM] / slopes[OTHERS], 1.0, math.inf),
+            *(of_medians(slopes[NORM], slopes[OTHERS])[0], 1.0, math.inf),
+            uncertainty=of_medians(slopes[NORM], slopes[OTHERS])[1],
         ),
         check(
             "the same of directions along which they grow",
-            *(slopes[NORM_GROWS] / slopes[OTHERS_GROW], 1.0, math.inf),
+            *(of_medians(slopes[NORM_GROWS], slopes[OTHERS_GROW])[0], 1.0, math.inf),
+            uncertainty=of_medians(slopes[NORM_GROWS], slopes[OTHERS_GROW])[1],
         ),
         check(
             "median ratio of slopes, random directions of all parameters, with BatchNorm over "
             "without",
-            *(slopes[ALL] / plain, 1.0, math.inf),
+            *(of_medians(slopes[ALL], plain)[0], 1.0, math.inf),
+            uncertainty=of_medians(slopes[ALL], plain)[1],
+            why_not=WHY_NOT_ALL,
         ),
         check(
             "share of BatchNorm's parameters in the squared length of the direction that the "
@@ -601,7 +627,7 @@ def of_batchnorm(context: Context, having: Valley, without: Valley) -> list[Find
 def figure(found: list[Valley]) -> Figure:
     """By architecture: lines from minimum to average, asymmetric directions, ratios of slopes."""
     names = list(dict.fromkeys(one.name for one in found))
-    picture = Figure(figsize=(12, 3.6 * len(names)), layout="constrained")
+    picture = Figure(figsize=(11, 3.4 * len(names)), layout="constrained")
     for name, row in zip(names, picture.subplots(len(names), 3, squeeze=False)):
         line, search, ratios = row
         labels: list[str] = []
@@ -618,18 +644,16 @@ def figure(found: list[Valley]) -> Figure:
             search.plot(one.search["t"], one.search["loss"], color=color, label=label)
             for group, sampled_there in one.random.items():
                 ratio = larger_side(sampled_there, AT_END)
-                ratios.plot(np.full(len(ratio), len(labels)), ratio, "o", color=color, alpha=0.5)
-                ratios.plot([len(labels) - 0.3, len(labels) + 0.3], [np.median(ratio)] * 2, "k-")
+                ratios.plot(ratio, np.full(len(ratio), len(labels)), "o", color=color, alpha=0.5)
+                ratios.plot([np.median(ratio)] * 2, [len(labels) - 0.3, len(labels) + 0.3], "k-")
                 labels.append(group if one.batchnorm else f"{group},\nno BatchNorm")
         line.set(xlabel="t: minimum at 0, average at 1", ylabel="loss minus that at the minimum")
         line.set_title(name)
-        search.set(
-            xlabel="t along the direction that was found, 1: |a - m|", ylabel="training loss"
-        )
+        search.set(xlabel="t along the direction found; 1: |a - m|", ylabel="training loss")
         search.set_yscale("log")
-        ratios.set_xticks(range(len(labels)), labels, fontsize=8)
-        ratios.set_ylabel("slope of the steeper side over the flatter")
-        ratios.set_yscale("log")
+        ratios.set_yticks(range(len(labels)), labels, fontsize=8)
+        ratios.invert_yaxis()
+        ratios.set_xlabel("steeper slope over the flatter one")
         line.legend(frameon=False, fontsize=8)
         for axes in row:
             axes.grid(True, color="#DDDDDD", linewidth=0.6)
@@ -677,9 +701,9 @@ STUDY = Study(
             *(0, ("resnet8",), 0.125, 4, 2),
             stride=1,
             descent=5,
-            count=3,
+            count=2,
             search=2,
-            points=7,
+            points=5,
             walk=(100, 20),
         ),
         "cpu": Options(),
