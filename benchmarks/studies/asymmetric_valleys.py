@@ -69,6 +69,7 @@ KINDS = {True: "BatchNorm", False: "without BatchNorm"}
 COLORS = {True: "#0072B2", False: "#D55E00"}
 STEEP, FLAT, SHIFT = 4.0, 1.0, 1.0  # of the valley in one dimension
 ROUNDING = 1e-12
+APART = 100  # steps between iterates that are kept, of SGD in one dimension
 WHY_NOT_ALONG = (
     "by the definition the line is not an asymmetric direction, c = {:.2g}; the wall behind the "
     "minimum is farther than |a - m|"
@@ -93,7 +94,7 @@ class Options:
         count: random directions of each group.
         search: steps of the search of an asymmetric direction.
         points: on a line.
-        walk: steps and number of valleys of SGD in one dimension.
+        walk: iterates of SGD in one dimension, and valleys side by side.
     """
 
     samples: int = 2000
@@ -135,11 +136,12 @@ class Problem:
         parts = {"width": options.width, "batchnorm": batchnorm}
         model = zoo.model_for(data, name, "relu", options.seed, **parts)
         where = ("--data-root", source["data_root"]) if options.samples else ()
+        device = ("--device", "cuda") if torch.cuda.is_available() else ()
         first = options.epochs - options.averaged
         folder = context.network(
             *("--model", name, "--width", options.width, "--seed", options.seed),
             *(() if batchnorm else ("--no-batchnorm",)),
-            *("--dataset", source["name"], "--limit", source["limit"], *where),
+            *("--dataset", source["name"], "--limit", source["limit"], *where, *device),
             *("--batch-size", 50, "--lr", options.lr),
             *("--epochs", options.epochs, "--every", options.epochs, "--swa", first),
             *("--keep-epochs", *range(first + 1, options.epochs + 1)),
@@ -159,7 +161,7 @@ class Problem:
     def stored(self, name: str) -> Tensor:
         """The parameters in a file of the training."""
         zoo.load_checkpoint(self.model, self.folder / name)
-        return parameters_to_vector(self.model.parameters()).detach().clone()
+        return self._parameters()
 
     def average(self) -> Tensor:
         return self.stored(f"swa-{self.options.epochs:04d}.pt")
@@ -177,14 +179,20 @@ class Problem:
 
     def descended(self, theta: Tensor) -> Tensor:
         """Where gradient descent of the training loss leads to."""
-        vector_to_parameters(theta.clone(), self.model.parameters())
+        at_start = theta.to(self._parameters(), copy=True)
+        vector_to_parameters(at_start, self.model.parameters())
         zoo.train(
             self.model,
             self.data,
             epochs=self.options.descent,
             batch_size=len(self.data),
             lr=self.options.lr / 2,
+            device=self.ev.device,
         )
+        return self._parameters()
+
+    def _parameters(self) -> Tensor:
+        """The model's own, a copy."""
         return parameters_to_vector(self.model.parameters()).detach().clone()
 
 
@@ -245,7 +253,7 @@ def searched(
     ev: hs.Evaluator, minimum: Tensor, length: float, options: Options
 ) -> dict[str, np.ndarray]:
     """The direction that the search finds, slopes on both its sides, and losses along it."""
-    lengths = length * FRACTIONS
+    lengths, minimum = length * FRACTIONS, ev.checked(minimum)
     found = hs.find_asymmetric(
         ev, minimum, distance=lengths, num_steps=options.search, seed=options.seed
     )
@@ -283,6 +291,7 @@ def shifted(
     """Test losses at each network, moved by +l u and -l u; (networks, 2 k)."""
     moves = units(directions) * torch.as_tensor(lengths)[:, None].to(directions.vectors)
     moves = torch.cat([moves, -moves])
+    ends = [end.to(moves) for end in ends]
     return {"test_loss": np.array([problem.test.loss(end + moves).cpu().numpy() for end in ends])}
 
 
@@ -348,8 +357,8 @@ def valley(context: Context, name: str, batchnorm: bool, options: Options) -> Va
 
     average, end = problem.average(), problem.end()
     means = problem.iterates(problem.steps_in_epoch()).mean(0)
-    made = kept("minimum", lambda: {"theta": problem.descended(average).numpy()})
-    minimum = torch.from_numpy(made["theta"])
+    made = kept("minimum", lambda: {"theta": problem.descended(average).cpu().numpy()})
+    minimum = torch.from_numpy(made["theta"]).to(average)
     apart = (average - minimum).norm().item()
     search = kept("search", lambda: searched(ev, minimum, apart, options))
 
@@ -364,7 +373,7 @@ def valley(context: Context, name: str, batchnorm: bool, options: Options) -> Va
         }
 
     directions = groups(ev, minimum, batchnorm, options)
-    is_norm = directions[NORM].vectors[0].numpy() != 0 if batchnorm else np.zeros(ev.n, bool)
+    is_norm = directions[NORM].vectors[0].cpu().numpy() != 0 if batchnorm else np.zeros(ev.n, bool)
     random = {
         group: kept(f"random-{i}", lambda drawn=drawn: sampled(ev, drawn))
         for i, (group, drawn) in enumerate(directions.items())
@@ -415,25 +424,26 @@ def valleys_in_one_dimension(number: int) -> hs.Evaluator:
     return hs.Evaluator(Broken(start), lambda out, _: out.mean(), data)
 
 
-def sgd_in_one_dimension(steps: int, number: int, seed: int) -> tuple[float, float, float]:
-    """The mean of SGD's iterates over its limit, its standard error, and the number of steps.
+def sgd_in_one_dimension(number: int, valleys: int, seed: int) -> tuple[float, float]:
+    """The mean of so many of SGD's iterates over its limit, and its standard error.
 
-    The noise is large against the slopes, so that the density of the limit spans many steps. After
-    t steps the distance from it is about exp(-t b^2 / (2 v)); the first 10 v / b^2 are left out.
+    The noise is large against the slopes, so that the density of the limit spans many steps. SGD
+    forgets in about 2 v / b^2 steps; five times as many are left out, and iterates are APART steps
+    from each other, so that the batches of the standard error are longer than that.
     """
     rng, rate, deviation = np.random.default_rng(seed), 1e-3, 8 * STEEP
-    x, rows, skip = np.zeros(number), [], int(10 * deviation**2 / FLAT**2)
-    for step in range(skip + steps):
+    x, rows, skip = np.zeros(valleys), [], int(10 * deviation**2 / FLAT**2)
+    for step in range(1, skip + APART * number + 1):
         slope = np.where(x > 0, FLAT, -STEEP)
-        x = x - rate * (slope + deviation * rng.standard_normal(number))
-        if step >= skip:
+        x = x - rate * (slope + deviation * rng.standard_normal(valleys))
+        if step > skip and (step - skip) % APART == 0:
             rows.append(x)
-    ev = valleys_in_one_dimension(number)
+    ev = valleys_in_one_dimension(valleys)
     found = hs.averaging_bias(
-        ev, torch.from_numpy(np.array(rows)), ev.theta, torch.ones(1, number, dtype=torch.float64)
+        ev, torch.from_numpy(np.array(rows)), ev.theta, torch.ones(1, valleys, dtype=torch.float64)
     )
-    limit = rate * deviation**2 * (STEEP - FLAT) / (2 * STEEP * FLAT) * math.sqrt(number)
-    return float(found.bias[0] / limit), float(found.standard_error[0] / limit), float(steps)
+    limit = rate * deviation**2 * (STEEP - FLAT) / (2 * STEEP * FLAT) * math.sqrt(valleys)
+    return float(found.bias[0] / limit), float(found.standard_error[0] / limit)
 
 
 def of_one_dimension(context: Context, options: Options) -> list[Finding]:
@@ -450,7 +460,7 @@ def of_one_dimension(context: Context, options: Options) -> list[Finding]:
     exact = (STEEP - FLAT) * x[inside] / 2
     shifts = SHIFT * ((np.arange(2000) + 0.5) / 1000 - 1)  # the middles of equal parts
     uniform = broken(x[:, None] + shifts).mean(axis=1)
-    bias, error, steps = sgd_in_one_dimension(*options.walk, options.seed)
+    bias, error = sgd_in_one_dimension(*options.walk, options.seed)
 
     def check(claim: str, measured: float, low: float, high: float, **more: Any) -> Finding:
         return context.check(f"one dimension: {claim}", measured, low, high, **more)
@@ -481,7 +491,7 @@ def of_one_dimension(context: Context, options: Options) -> list[Finding]:
             **theorem,
         ),
         check(
-            f"mean of {steps:.0f} iterates of SGD over its limit for small steps",
+            "mean of SGD's iterates over its limit for small slopes",
             *(bias, 0.9, 1.1),
             source="the diffusion's density",
             uncertainty=error,
@@ -576,6 +586,8 @@ def of_valley(context: Context, found: Valley) -> list[Finding]:
 def of_medians(above: np.ndarray, below: np.ndarray) -> tuple[float, float]:
     """The ratio of two medians, and its standard error by resampling both."""
     rng = np.random.default_rng(0)
+    if not (np.isfinite(above).all() and np.isfinite(below).all()):
+        return float(np.median(above) / np.median(below)), math.nan
     drawn = [np.median(rng.choice(one, (1000, len(one))), axis=1) for one in (above, below)]
     return float(np.median(above) / np.median(below)), float((drawn[0] / drawn[1]).std(ddof=1))
 
@@ -704,12 +716,10 @@ STUDY = Study(
             count=2,
             search=2,
             points=5,
-            walk=(100, 20),
+            walk=(9, 20),
         ),
         "cpu": Options(),
-        "gpu": Options(
-            10_000, ("resnet20", "resnet56"), 1.0, 100, 30, stride=100, descent=500, count=32
-        ),
+        "gpu": Options(10_000, ("resnet20",), 1.0, 60, 5, stride=20, descent=500, count=32),
     },
     data=("cifar10",),
 )
