@@ -75,8 +75,7 @@ WHY_NOT_ALONG = (
     "minimum is farther than |a - m|"
 )
 WHY_NOT_ALL = (
-    "without BatchNorm outputs grow on the steeper side of most directions; with it they shrink on "
-    "both sides"
+    "without BatchNorm outputs grow on the steeper side; with it they shrink on both sides"
 )
 
 
@@ -600,6 +599,7 @@ def of_batchnorm(context: Context, having: Valley, without: Valley) -> list[Find
 
     slopes = {group: larger_side(one, AT_END) for group, one in having.random.items()}
     plain = larger_side(without.random[ALL], AT_END)
+    searched = [slopes_of(one.search).ratio(**WITHIN)[0] for one in (having, without)]
     shares = {group: (larger_side(one, WITHIN) > 1).mean() for group, one in having.random.items()}
     return [
         check(
@@ -627,6 +627,15 @@ def of_batchnorm(context: Context, having: Valley, without: Valley) -> list[Find
             *(of_medians(slopes[ALL], plain)[0], 1.0, math.inf),
             uncertainty=of_medians(slopes[ALL], plain)[1],
             why_not=WHY_NOT_ALL,
+        ),
+        check(
+            "largest c of the directions that searches find, with BatchNorm over without",
+            *(
+                searched[0] / searched[1] if np.isfinite(searched).any() else math.nan,
+                1.0,
+                math.inf,
+            ),
+            why_not="without BatchNorm nothing bounds the outputs on the steep side",
         ),
         check(
             "share of BatchNorm's parameters in the squared length of the direction that the "
