@@ -48,7 +48,13 @@ def of_classes(
 
 
 def small_pictures(context: Context, samples: int) -> Path:
-    """A file of the first CIFAR-10 pictures of both splits, averaged to 16 x 16 pixels."""
+    """A file of the first CIFAR-10 pictures of both splits, averaged to 16 x 16 pixels.
+
+    It is what ``--dataset arrays`` reads; kept in the study's folder.
+
+    Raises:
+        DataMissing: there are no CIFAR-10 pictures here.
+    """
     path = context.folder / f"pictures-{samples}.npz"
     if path.exists():
         return path

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from hand import bowl
 from torch import nn
 
 import hessian_spectrum as hs
+from benchmarks.studies.asymmetric_valleys import RISE, distances, larger_side
 from benchmarks.studies.small_data_success import hidden, outputs, starts
 from benchmarks.studies.spurious_minima import descend, minima
 from hessian_spectrum.zoo.student_teacher import expected_loss
@@ -38,3 +40,21 @@ def test_the_batch_of_networks_is_the_networks(activation, module):
         assert torch.allclose(model(x)[:, 0], found[i], rtol=0, atol=1e-15)
         ev = hs.Evaluator(model, nn.MSELoss(), (x, x[:, :1]))
         assert hs.dead_units(ev).count == (6 - alive[i] if activation == "relu" else 0)
+
+
+def test_a_distance_is_where_the_loss_has_risen():
+    ev = bowl(
+        torch.diag(torch.tensor([1.0, 25.0, 0.04], dtype=torch.float64)), theta=(0.0, 0.0, 0.0)
+    )
+    # Away from (3, 4, 0) the mean of both sides rises by h l^2 / 2 as at the minimum.
+    found = distances(ev, torch.tensor([3.0, 4.0, 0.0]).double(), torch.eye(3).double())
+    np.testing.assert_allclose(found, (2 * RISE / np.array([1.0, 25.0, 0.04])) ** 0.5, rtol=1e-9)
+
+
+def test_the_ratio_of_slopes_does_not_depend_on_the_sign_of_a_direction():
+    found = {
+        "forward": np.array([[1.0, 2.0], [6.0, 8.0]]),
+        "backward": np.array([[6.0, 8.0], [1.0, 2.0]]),
+    }
+    assert larger_side(found, {"r": 1.01, "zeta": 0.49}).tolist() == [3.0, 3.0]
+    assert larger_side(found, {"r": 1.01, "zeta": 0.99}).tolist() == [4.0, 4.0]
