@@ -5,6 +5,7 @@ He, Huang & Yuan, NeurIPS 2019. Slopes are derivatives of the loss along a line,
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,9 @@ from hessian_spectrum.landscape.paths import Numbers
 from hessian_spectrum.landscape.results import Asymmetry, AveragingBias
 from hessian_spectrum.landscape.tasks import described
 from hessian_spectrum.loss.evaluator import Evaluator
+
+FEWEST_BATCHES = 4  # of a standard error
+LEAST_MEMORIES = 10  # lengths of SGD's memory in a series whose standard error can be told
 
 
 def slopes(
@@ -181,7 +185,8 @@ def averaging_bias(
 
     In an asymmetric valley the iterates spend more time on the flat side, so that their average
     (SWA) is biased towards it (He, Huang & Yuan, NeurIPS 2019). The iterates are correlated, so
-    the standard error of their mean is that of about sqrt(t) batch means.
+    the standard error of their mean is that of batch means, of sqrt(t) batches or fewer. Where t
+    is less than ten times SGD's memory, a warning says that it may be much too small.
 
     Args:
         iterates: (t, n), of SGD at a constant learning rate, in their order; four or more.
@@ -216,6 +221,13 @@ def averaging_bias(
     star = ev.given(minimum, "minimum")
     require_same_call(ev.world, "averaging_bias", iterates=rows, minimum=star, directions=units)
     coordinates = ((rows - star).double() @ units.T).cpu().numpy()
+    memory = _memory(coordinates)
+    if len(coordinates) < LEAST_MEMORIES * memory:
+        logging.getLogger("hessian_spectrum").warning(
+            "%d iterates, of which about %.0f count as one: the standard error of the bias may be "
+            "much too small; take more of them, or farther apart",
+            *(len(coordinates), memory),
+        )
     average = rows.double().mean(0).to(rows.dtype)
     return AveragingBias(
         coordinates=coordinates,
@@ -259,7 +271,33 @@ def _unit(vector: Tensor) -> Tensor:
 
 
 def _batch_means_error(coordinates: np.ndarray) -> np.ndarray:
-    """(t, k) -> (k,), the standard error of the mean over t of correlated numbers."""
+    """(t, k) -> (k,), the standard error of the mean over t of correlated numbers.
+
+    The largest of those by about sqrt(t) batches, half as many, and so on to four: batches shorter
+    than the memory of the series are correlated as well, and their error is too small.
+    """
     number = max(2, int(np.sqrt(len(coordinates))))
+    found = [_error_of_batches(coordinates, number)]
+    while number >= 2 * FEWEST_BATCHES:
+        number //= 2
+        found.append(_error_of_batches(coordinates, number))
+    return np.max(found, axis=0)
+
+
+def _error_of_batches(coordinates: np.ndarray, number: int) -> np.ndarray:
     means = np.array([part.mean(0) for part in np.array_split(coordinates, number)])
     return means.std(axis=0, ddof=1) / np.sqrt(number)
+
+
+def _memory(coordinates: np.ndarray) -> float:
+    """Iterates that count as one, of the direction with the most: (1 + r) / (1 - r) of an AR(1).
+
+    r is the correlation of consecutive iterates.
+    """
+    centred = coordinates - coordinates.mean(0)
+    squares = (centred * centred).sum(0)
+    moves = squares > 0
+    if not moves.any():
+        return 1.0
+    r = (centred[1:] * centred[:-1]).sum(0)[moves] / squares[moves]
+    return float(((1 + r) / (1 - r)).max())
