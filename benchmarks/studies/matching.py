@@ -75,7 +75,6 @@ class Network:
 RELU = ("--activation", "relu")
 PERCEPTRON = ("--model", "mlp-784-512-512-10", *RELU)
 SMALL = ("--model", "mlp-64-64-64-10", *RELU)
-SLIM = Network("MLP", PERCEPTRON, "mnist", (0.125, 0.25), 4000, 10)
 WIDE = Network("MLP", PERCEPTRON, "mnist", (0.125, 1.0), 10_000, 20)
 RESNET = Network(
     *("ResNet-20", ("--model", "resnet20"), "cifar10", (0.25, 0.5), 2000, 30),
@@ -100,7 +99,7 @@ class Options:
         points: on each line.
     """
 
-    networks: tuple[Network, ...] = (SLIM,)
+    networks: tuple[Network, ...] = (WIDE,)
     pairs: int = 3
     points: int = 11
     lr: float = 1e-3
@@ -289,7 +288,7 @@ STUDY = Study(
     run=run,
     scales={
         "test": Options((TEST,), pairs=1, points=5, lr=0.01),
-        "cpu": Options((SLIM, SLIM_RESNET)),
+        "cpu": Options((WIDE, SLIM_RESNET)),
         "gpu": Options((WIDE, RESNET), points=21),
     },
     data=("mnist", "cifar10"),
