@@ -15,10 +15,15 @@ from precision_switches import FLOAT32
 # The assertions of these helpers explain themselves like those of a test.
 pytest.register_assert_rewrite("command_line", "density_runs", "launching")
 FOLDERS = Path(__file__).parent
+LONGEST = "test_studies.py"
 
 
 def pytest_collection_modifyitems(items):
-    """Mark tests by their folder: ``quick`` (unit and not slow), ``integration``, ``system``."""
+    """Mark tests by their folder: ``quick`` (unit and not slow), ``integration``, ``system``.
+
+    The longest one begins first, so that no worker waits for another's at the end.
+    """
+    items.sort(key=lambda item: item.path.name != LONGEST)
     for item in items:
         if not item.path.is_relative_to(FOLDERS):
             continue

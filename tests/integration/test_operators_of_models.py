@@ -12,9 +12,14 @@ from benchmarks.suite.kinds import KINDS
 from hessian_spectrum.operators.product_modes import MODES
 from hessian_spectrum.zoo import build_model
 
+# An LSTM is a GRU with more gates, and test_language_models has GPT-2's Hessian in every run.
+SLOW = ("GRU", "Hugging Face GPT-2")
+
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in KINDS]
+)
 def test_every_operator_is_its_dense_matrix_for_every_kind_of_model(name, mode):
     kind, expected = kind_and_oracle(name)
     ev = hs.Evaluator(**kind.arguments())

@@ -21,7 +21,9 @@ def always(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["perceptron", "LSTM", "transformer, tied"])
+@pytest.mark.parametrize(
+    "name", ["perceptron", pytest.param("LSTM", marks=pytest.mark.slow), "transformer, tied"]
+)
 def test_products_are_those_of_dense_matrices(name, mode, always, monkeypatch):
     torch.manual_seed(0)
     kind = KINDS[name]()

@@ -110,7 +110,9 @@ def started(words, log):
     return subprocess.Popen(command, env=environment, stderr=log, stdout=log)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_killed_training_is_resumed_bit_for_bit(straight, inside, number):
     words = [*CNN, "--epochs", "5", "--out", "nets", "--checkpoint-minutes", "0"]
     with open("log", "w") as log:
