@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch.nn.functional import avg_pool2d
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import hessian_spectrum as hs
 from benchmarks.suite import Context, Finding, Outcome, Study
+from benchmarks.suite.pictures import small_pictures
 from hessian_spectrum.landscape.results import Pairs
 from hessian_spectrum.zoo import problem_loader
 
@@ -148,21 +148,6 @@ class Networks:
             data = TensorDataset(*data)
         inputs, labels = next(iter(DataLoader(data, len(data))))
         return float((problem.model.train()(inputs).argmax(1) == labels).float().mean())
-
-
-def small_pictures(context: Context, samples: int) -> Path:
-    """A file of the first pictures of both splits, averaged to 16 x 16 pixels."""
-    path = context.folder / f"pictures-{samples}.npz"
-    if path.exists():
-        return path
-    arrays = {}
-    with np.load(context.data("cifar10")) as found:
-        for split in ("train", "test"):
-            pictures = torch.from_numpy(found[f"{split}_images"][:samples]).float()
-            arrays[f"{split}_images"] = avg_pool2d(pictures, 2).round().to(torch.uint8).numpy()
-            arrays[f"{split}_labels"] = found[f"{split}_labels"][:samples]
-    np.savez(path, **arrays)
-    return path
 
 
 # -- findings ------------------------------------------------------------------------------------

@@ -1,11 +1,14 @@
-"""Pictures of digits with few pixels, for small networks."""
+"""Pictures with few pixels, for small networks."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 from benchmarks.suite.context import Context
 from hessian_spectrum import zoo
@@ -42,3 +45,24 @@ def of_classes(
     return (x - x.mean(0)) / x.std(), y.new_zeros(len(y), classes).double().scatter(
         1, y[:, None], 1
     )
+
+
+def small_pictures(context: Context, samples: int) -> Path:
+    """A file of the first CIFAR-10 pictures of both splits, averaged to 16 x 16 pixels.
+
+    For ``--dataset arrays``.
+
+    Raises:
+        DataMissing: there is no CIFAR-10 here.
+    """
+    path = context.folder / f"pictures-{samples}.npz"
+    if path.exists():
+        return path
+    arrays = {}
+    with np.load(context.data("cifar10")) as found:
+        for split in ("train", "test"):
+            pictures = torch.from_numpy(found[f"{split}_images"][:samples]).float()
+            arrays[f"{split}_images"] = avg_pool2d(pictures, 2).round().to(torch.uint8).numpy()
+            arrays[f"{split}_labels"] = found[f"{split}_labels"][:samples]
+    np.savez(path, **arrays)
+    return path
