@@ -11,10 +11,11 @@ arXiv:1712.09913) scale each filter of a random direction to the norm of the net
   weights looks sharper; in filter-normalized directions the one with the larger test error is.
   Sharpness is the mean rise of the loss on both sides of a network: a quarter of the line away, and
   at |a| = 0.5. BatchNorm has the statistics of all the data on the line, running ones elsewhere.
-- Their figures 5 to 7: surfaces of slim ResNets with and without shortcuts, in two widths, and of a
-  DenseNet. Chaos is the share of the plane's inner points at which the matrix of the grid's second
-  differences has a negative eigenvalue; flatness, the share of the plane with a loss below that of
-  a guess. For the deepest networks also |smallest / largest eigenvalue| of the Hessian.
+- Their figures 5 to 7: surfaces of slim ResNets with and without shortcuts, the shallowest also of
+  twice the width, and of a DenseNet. Chaos is the share of the plane's inner points at which the
+  matrix of the grid's second differences has a negative eigenvalue; flatness, the share of the
+  plane with a loss below that of a guess. At one depth also |smallest / largest eigenvalue| of the
+  Hessian, at the end of training and on average over the plane.
 
 CIFAR-10 pictures have 16 x 16 pixels. A claim on two networks is judged where both are trained: to
 half of the loss of a guess at most. One that ranks two test errors is judged where they differ by
@@ -53,7 +54,9 @@ class Options:
     Args:
         samples: CIFAR-10 pictures that residual networks are trained with; 0: 60 shipped digits.
         surface_samples: of these, for surfaces; ``map_samples`` for eigenvalues.
-        epochs: of residual networks; ``batch``, ``lr`` and ``decay`` are theirs, too.
+        depths: of residual networks; the map is that of ``map_depth``.
+        width: of their channels; ``wider``: also the shallowest.
+        epochs: of residual networks; ``batch`` and ``decay`` are theirs, too.
         points: of a side of a plane, and ``planes`` through each network.
         pair_samples: pictures that the convolutional network is trained with, by both ``batches``.
         directions: through each of these networks.
@@ -61,8 +64,9 @@ class Options:
 
     samples: int = 1000
     surface_samples: int = 200
-    depths: tuple[int, ...] = (20, 56)
-    widths: tuple[float, float] = (0.125, 0.25)
+    depths: tuple[int, ...] = (20, 32, 56)
+    width: float = 0.25
+    wider: float = 0.5
     dense: str = "densenet-22-6"
     epochs: int = 30
     batch: int = 50
@@ -70,6 +74,7 @@ class Options:
     decay: float = 5e-4
     points: int = 11
     planes: int = 2
+    map_depth: int = 32
     map_points: int = 5
     map_samples: int = 64
     pair_model: str = "cnn"
@@ -182,7 +187,7 @@ def pair(context: Context, options: Options, decay: float) -> PairOfBatches:
     checkpoints = [
         context.network(
             *(*problem, "--batch-size", batch, "--weight-decay", decay, "--lr", options.lr),
-            *("--epochs", epochs, "--every", epochs),
+            *training(epochs),
         )
         / f"epoch-{epochs:04d}.pt"
         for batch in options.batches
@@ -318,10 +323,11 @@ def share_not_convex(plane: hs.Surface) -> float:
     point beside a loss that is not finite does not count.
     """
     f = plane.loss
-    by_a = f[2:, 1:-1] - 2 * f[1:-1, 1:-1] + f[:-2, 1:-1]
-    by_b = f[1:-1, 2:] - 2 * f[1:-1, 1:-1] + f[1:-1, :-2]
-    mixed = (f[2:, 2:] - f[2:, :-2] - f[:-2, 2:] + f[:-2, :-2]) / 4
-    smallest = (by_a + by_b) / 2 - np.hypot((by_a - by_b) / 2, mixed)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        by_a = f[2:, 1:-1] - 2 * f[1:-1, 1:-1] + f[:-2, 1:-1]
+        by_b = f[1:-1, 2:] - 2 * f[1:-1, 1:-1] + f[1:-1, :-2]
+        mixed = (f[2:, 2:] - f[2:, :-2] - f[:-2, 2:] + f[:-2, :-2]) / 4
+        smallest = (by_a + by_b) / 2 - np.hypot((by_a - by_b) / 2, mixed)
     around = np.lib.stride_tricks.sliding_window_view(np.abs(f), (3, 3)).max((2, 3))
     counted = np.isfinite(smallest)
     return float((smallest < -4 * ROUNDING * around)[counted].mean()) if counted.any() else math.nan
@@ -333,7 +339,7 @@ def network_of(context: Context, options: Options, case: Case) -> Path:
         *case.problem(context, options),
         *("--batch-size", options.batch, "--lr", options.lr, "--weight-decay", options.decay),
         *("--lr-drop", f"{2 * options.epochs // 3}:0.1"),
-        *("--epochs", options.epochs, "--every", options.epochs),
+        *training(options.epochs),
     )
     return folder / f"epoch-{options.epochs:04d}.pt"
 
@@ -365,9 +371,9 @@ def ratios(context: Context, options: Options, case: Case) -> hs.Surface:
 
 
 def of_surfaces(context: Context, found: dict[Case, Measured], options: Options) -> list[Finding]:
-    (shallow, deep), (narrow, wide) = (options.depths[0], options.depths[-1]), options.widths
+    shallow, deepest = options.depths[0], options.depths[-1]
 
-    def of(depth: int, shortcut: bool, width: float = wide) -> Measured:
+    def of(depth: int, shortcut: bool, width: float = options.width) -> Measured:
         return found[Case(f"resnet{depth}", width, shortcut)]
 
     def more(claim: str, quantity: str, a: Measured, b: Measured, low: float, high: float):
@@ -383,43 +389,53 @@ def of_surfaces(context: Context, found: dict[Case, Measured], options: Options)
         return replace(finding, is_judged=is_judged)
 
     part = "share of the plane that is not convex"
-    claims = [
-        more(
-            f"{part}: without shortcuts, depth {deep} minus {shallow}",
-            *("chaos", of(deep, False), of(shallow, False), 0.0, 1.0),
-        ),
-        more(
-            f"{part}: with shortcuts, depth {deep} minus {shallow}",
-            *("chaos", of(deep, True), of(shallow, True), -1.0, 0.1),
-        ),
-        more(
-            f"{part}: depth {deep}, without shortcuts minus with them",
-            *("chaos", of(deep, False), of(deep, True), 0.0, 1.0),
-        ),
-    ]
-    for shortcut in (True, False):
-        kind = "with shortcuts" if shortcut else "without shortcuts"
-        pair_of = of(deep, shortcut, narrow), of(deep, shortcut, wide)
+    claims = []
+    for deep in options.depths[1:]:
         claims += [
-            more(f"{part}: depth {deep} {kind}, narrow minus wide", "chaos", *pair_of, 0.0, 1.0),
             more(
-                f"share of the plane with a loss below a guess: depth {deep} {kind}, wide minus "
-                "narrow",
+                f"{part}: without shortcuts, depth {deep} minus {shallow}",
+                *("chaos", of(deep, False), of(shallow, False), 0.0, 1.0),
+            ),
+            more(
+                f"{part}: with shortcuts, depth {deep} minus {shallow}",
+                *("chaos", of(deep, True), of(shallow, True), -1.0, 0.1),
+            ),
+            more(
+                f"{part}: depth {deep}, without shortcuts minus with them",
+                *("chaos", of(deep, False), of(deep, True), 0.0, 1.0),
+            ),
+        ]
+    losses = {s: of(deepest, s).loss - of(shallow, s).loss for s in (True, False)}
+    claims.append(
+        context.check(
+            f"training fails with depth: training loss without shortcuts, depth {deepest} minus "
+            f"{shallow}, minus the same with shortcuts",
+            *(losses[False] - losses[True], 0.0, math.inf),
+            source=f"{SOURCE}, section 1",
+        )
+    )
+    for shortcut in (True, False):
+        kind = f"depth {shallow} {'with' if shortcut else 'without'} shortcuts"
+        pair_of = of(shallow, shortcut), of(shallow, shortcut, options.wider)
+        claims += [
+            more(f"{part}: {kind}, narrow minus wide", "chaos", *pair_of, 0.0, 1.0),
+            more(
+                f"share of the plane with a loss below a guess: {kind}, wide minus narrow",
                 *("flat", *pair_of[::-1], 0.0, 1.0),
             ),
         ]
-    dense = found[Case(options.dense, wide)]
+    dense = found[Case(options.dense, options.width)]
     claims.append(
         more(
-            f"{part}: depth {deep} without shortcuts minus {options.dense}",
-            *("chaos", of(deep, False), dense, 0.0, 1.0),
+            f"{part}: depth {deepest} without shortcuts minus {options.dense}",
+            *("chaos", of(deepest, False), dense, 0.0, 1.0),
         )
     )
     return claims
 
 
 def of_maps(context: Context, maps: dict[Case, hs.Surface], is_trained: bool) -> list[Finding]:
-    """Of the deepest network, with shortcuts and without."""
+    """Of one depth, with shortcuts and without."""
     with_, without = (found.values["ratio"] for found in maps.values())
     centre = len(with_) // 2
     found = [
@@ -441,6 +457,12 @@ def of_maps(context: Context, maps: dict[Case, hs.Surface], is_trained: bool) ->
 # -- all of it ------------------------------------------------------------------------------------
 
 
+def training(epochs: int) -> list[object]:
+    """Options of a training that keeps its end alone."""
+    device = ("--device", "cuda") if torch.cuda.is_available() else ()
+    return ["--epochs", epochs, "--every", epochs, *device]
+
+
 def problem_of(context: Context, samples: int, limit: int = 0) -> list[object]:
     """Options that name the data."""
     if not samples:
@@ -450,16 +472,17 @@ def problem_of(context: Context, samples: int, limit: int = 0) -> list[object]:
 
 
 def cases(options: Options) -> list[Case]:
-    narrow, wide = options.widths
-    deep = f"resnet{options.depths[-1]}"
-    found = [Case(f"resnet{d}", wide, s) for d in options.depths for s in (True, False)]
-    return [*found, Case(deep, narrow), Case(deep, narrow, False), Case(options.dense, wide)]
+    sizes = [(depth, options.width) for depth in options.depths]
+    sizes.append((options.depths[0], options.wider))
+    found = [Case(f"resnet{depth}", width, s) for depth, width in sizes for s in (True, False)]
+    return [*found, Case(options.dense, options.width)]
 
 
 def figure(pairs: Sequence[PairOfBatches], found: dict[Case, Measured]) -> Figure:
     """Lines and profiles of small and large batches; planes of the other networks."""
-    picture = Figure(figsize=(13, 9.5), layout="constrained")
-    axes = picture.subplots(3, 4).ravel()
+    rows = 1 + math.ceil(len(found) / 4)
+    picture = Figure(figsize=(12, 2.9 * rows), layout="constrained")
+    axes = picture.subplots(rows, 4).ravel()
     for index, each in enumerate(pairs[:2]):
         line, around = axes[index], axes[2 + index]
         line.plot(each.line.t, each.line.loss, color="#444444")
@@ -504,8 +527,8 @@ def run(context: Context, options: Options) -> Outcome:
                 f"| {end.rises.mean():.3g} ({end.rises.std():.2g}) |"
             )
     found = {case: measured(context, options, case) for case in cases(options)}
-    deepest = [Case(f"resnet{options.depths[-1]}", options.widths[1], s) for s in (True, False)]
-    maps = {case: ratios(context, options, case) for case in deepest}
+    mapped = [Case(f"resnet{options.map_depth}", options.width, s) for s in (True, False)]
+    maps = {case: ratios(context, options, case) for case in mapped}
     print("\n| network | loss | not convex | below a guess | ratio at the end, mean |")
     print("|---|---|---|---|---|")
     for case, each in found.items():
@@ -531,7 +554,7 @@ def run(context: Context, options: Options) -> Outcome:
         *of_rescaled(context, *exact),
         *of_pairs(context, pairs),
         *of_surfaces(context, found, options),
-        *of_maps(context, maps, all(found[case].is_trained for case in deepest)),
+        *of_maps(context, maps, all(found[case].is_trained for case in mapped)),
     ]
     return Outcome(findings, values, figure(pairs, found))
 
@@ -549,6 +572,7 @@ STUDY = Study(
             batch=30,
             points=5,
             planes=1,
+            map_depth=8,
             map_points=3,
             pair_samples=0,
             pair_epochs=2,
@@ -556,6 +580,17 @@ STUDY = Study(
             directions=2,
         ),
         "cpu": Options(),
+        "gpu": Options(
+            *(10_000, 1000, (20, 56, 110), 1.0, 2.0, "densenet-40-12", 100),
+            batch=128,
+            points=25,
+            map_depth=56,
+            map_points=9,
+            map_samples=256,
+            pair_samples=10_000,
+            pair_epochs=150,
+            batches=(128, 2048),
+        ),
     },
     data=("cifar10",),
 )
