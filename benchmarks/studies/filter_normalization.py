@@ -71,6 +71,8 @@ class Options:
         epochs: of residual networks; ``batch`` and ``decay`` are theirs, too.
         points: of a side of a plane, and ``planes`` through each network.
         pair_samples: pictures that the convolutional network is trained with, by both ``batches``.
+        line_points: from half of the line in front of the first of them to half of it behind the
+            second.
         directions: through each of these networks.
     """
 
@@ -89,11 +91,13 @@ class Options:
     map_depth: int = 32
     map_points: int = 5
     map_samples: int = 64
+    map_tol: float = 1e-2
     pair_model: str = "cnn"
     pair_samples: int = 2000
     pair_epochs: int = 60
     batches: tuple[int, int] = (32, 512)
     decays: tuple[float, ...] = (0.0, 5e-4)
+    line_points: int = 41
     directions: int = 5
 
 
@@ -109,9 +113,9 @@ def rescaled(context: Context) -> tuple[float, float]:
         the network's weights.
     """
     problem = ("--model", "mlp-64-32-32-10", "--activation", "relu", "--dataset", "digits")
-    folder = context.network(*problem, "--epochs", 10, "--every", 10, "--lr", 0.05)
+    folder = context.network(*problem, "--epochs", 4, "--every", 4, "--lr", 0.05)
     fields = {"model": problem[1], "activation": "relu", "dataset": "digits", "dtype": "float64"}
-    config = hs.SurfaceConfig(**fields, limit=300, checkpoint=folder / "epoch-0010.pt")
+    config = hs.SurfaceConfig(**fields, limit=300, checkpoint=folder / "epoch-0004.pt")
     loaded = problem_loader.load(config)
     ev = loaded.evaluator()
     units = [torch.full((32,), c, dtype=torch.float64) for c in (SCALE, 1.0)]
@@ -209,7 +213,7 @@ def pair(context: Context, options: Options, decay: float) -> PairOfBatches:
         context.folder / f"line-{decay:g}.h5",
         "interpolate",
         *(*problem, "--between", *checkpoints, "--batch-norm", "recalibrate"),
-        *("--low", -0.5, "--high", 1.5, "--num-points", 41),
+        *("--low", -0.5, "--high", 1.5, "--num-points", options.line_points),
     ) as run:
         return PairOfBatches(decay, run["curve"], (ends[0], ends[1]))
 
@@ -379,7 +383,7 @@ def ratios(context: Context, options: Options, case: Case) -> hs.Surface:
         "map",
         *case.problem(context, options, options.map_samples),
         *("--checkpoint", network_of(context, options, case), "--x-points", options.map_points),
-        *("--tol", 1e-2),
+        *("--tol", options.map_tol, "--hvp", "reverse"),
     ) as run:
         return run["surface"]
 
@@ -616,9 +620,12 @@ STUDY = Study(
             planes=1,
             map_depth=8,
             map_points=3,
+            map_tol=0.3,
             pair_samples=0,
             pair_epochs=2,
             batches=(10, 60),
+            decays=(5e-4,),
+            line_points=9,
             directions=2,
         ),
         "cpu": Options(),
