@@ -97,7 +97,7 @@ class Options:
     pair_epochs: int = 60
     batches: tuple[int, int] = (32, 512)
     decays: tuple[float, ...] = (0.0, 5e-4)
-    line_points: int = 41
+    line_points: int = 25
     directions: int = 5
 
 
@@ -232,7 +232,7 @@ def trained(
             context.folder / f"profile-{decay:g}-{options.batches[which]}-{seed}.h5",
             "surface",
             *(*problem, "--checkpoint", checkpoint, "--directions", "random", "--seed", seed),
-            *("--x-points", 21, "--test"),
+            *("--x-points", 13, "--test"),
         ) as run:
             profiles.append(run["surface"].row())
     error = 1 - float(profiles[0].at(0.0, "test_accuracy"))
