@@ -55,8 +55,8 @@ SHORT_DECAY = (
     "training makes them grow by more"
 )
 WEAK = (
-    "theirs is read off contours, which show strong curvature alone: with shortcuts the negative "
-    "second difference is above a quarter of the positive one at 7 % of the points at most"
+    "theirs is read off contours, which show strong curvature alone: in ResNets with shortcuts the "
+    "negative eigenvalue is above a quarter of the positive one at 7 % of the points on average"
 )
 
 
@@ -555,12 +555,7 @@ def by_depth(axis: Any, found: dict[Case, Measured]) -> None:
     axis.set_ylim(0, 1)
 
 
-def run(context: Context, options: Options) -> Outcome:
-    exact = rescaled(context)
-    print(
-        f"rescaled: losses differ by {exact[0]:.2g}, without normalization rises by {exact[1]:.3g}"
-    )
-    pairs = [pair(context, options, decay) for decay in options.decays]
+def print_pairs(pairs: Sequence[PairOfBatches], options: Options) -> None:
     print(
         "\n| weight decay | batch | weights | test error | rise on the line | filter-normalized |"
     )
@@ -572,9 +567,9 @@ def run(context: Context, options: Options) -> Outcome:
                 f"| {each.decay:g} | {batch} | {end.norm:.2f} | {end.error:.1%} | {beside:.3g} "
                 f"| {end.rises.mean():.3g} ({end.rises.std():.2g}) |"
             )
-    found = {case: measured(context, options, case) for case in cases(options)}
-    mapped = [Case(f"resnet{options.map_depth}", options.width, s) for s in (True, False)]
-    maps = {case: ratios(context, options, case) for case in mapped}
+
+
+def print_surfaces(found: dict[Case, Measured], maps: dict[Case, hs.Surface]) -> None:
     print("\n| network | loss | not convex | below a guess | ratio at the end, mean |")
     print("|---|---|---|---|---|")
     for case, each in found.items():
@@ -586,6 +581,14 @@ def run(context: Context, options: Options) -> Outcome:
             f"| {case.name} | {each.loss:.3f} | {each.chaos.round(2).tolist()} "
             f"| {each.flat.round(2).tolist()} | {ratio} |"
         )
+
+
+def values_of(
+    pairs: Sequence[PairOfBatches],
+    found: dict[Case, Measured],
+    maps: dict[Case, hs.Surface],
+    options: Options,
+) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for each in pairs:
         values[f"{each.name}/line"] = each.line.loss
@@ -593,15 +596,30 @@ def run(context: Context, options: Options) -> Outcome:
             values[f"{each.name}/{batch}/norm"] = end.norm
             values[f"{each.name}/{batch}/error"] = end.error
             values[f"{each.name}/{batch}/rises"] = end.rises
-    for case, each in found.items():
-        values[f"{case.name}/loss"] = np.stack([plane.loss for plane in each.planes])
-        values[f"{case.name}/not convex"] = each.chaos
+    for case, network in found.items():
+        values[f"{case.name}/loss"] = np.stack([plane.loss for plane in network.planes])
+        values[f"{case.name}/not convex"] = network.chaos
+        values[f"{case.name}/below a guess"] = network.flat
+    for case, plane in maps.items():
+        values[f"{case.name}/ratio"] = plane.values["ratio"]
+    return values
+
+
+def run(context: Context, options: Options) -> Outcome:
+    exact = rescaled(context)
+    pairs = [pair(context, options, decay) for decay in options.decays]
+    print_pairs(pairs, options)
+    found = {case: measured(context, options, case) for case in cases(options)}
+    mapped = [Case(f"resnet{options.map_depth}", options.width, s) for s in (True, False)]
+    maps = {case: ratios(context, options, case) for case in mapped}
+    print_surfaces(found, maps)
     findings = [
         *of_rescaled(context, *exact),
         *of_pairs(context, pairs),
         *of_surfaces(context, found, options),
         *of_maps(context, maps, all(found[case].is_trained for case in mapped)),
     ]
+    values = values_of(pairs, found, maps, options)
     return Outcome(findings, values, figure(pairs, found))
 
 
