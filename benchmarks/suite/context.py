@@ -134,13 +134,19 @@ class Context:
         return code
 
     def computed(self, path: Path, name: str, *options: object) -> hs.Run:
-        """The result file of a command; computed, or gone on with, unless it is finished."""
-        if path.exists():
+        """The result file of a command; computed, or gone on with, unless it is finished.
+
+        A file that other options have made is replaced.
+        """
+        words, said = [name, *map(str, options)], path.with_suffix(".words.json")
+        is_same = said.exists() and json.loads(said.read_text()) == words
+        if is_same and path.exists():
             found = hs.open(path)
             if found.finished:
                 return found
             found.close()
-        self.command(name, *options, "--resume", "--out", path)
+        said.write_text(json.dumps(words))
+        self.command(*words, "--resume" if is_same else "--overwrite", "--out", path)
         return hs.open(path)
 
     def network(self, *options: object, codes: Sequence[int] = (0,)) -> Path:
