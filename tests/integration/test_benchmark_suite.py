@@ -183,3 +183,16 @@ def test_every_study_has_a_test_and_says_what_it_is():
 def test_results_do_not_depend_on_who_reads(tmp_path):
     results.write(replace(result(), options={"path": Path("x")}), {}, tmp_path)
     assert results.read(tmp_path)["one"].options == {"path": "x"}
+
+
+def test_a_file_of_other_options_is_computed_again(tmp_path):
+    context = Context("one", "test", tmp_path, tmp_path, tmp_path)
+    path = tmp_path / "run.h5"
+    words = ["density", "--model", "mlp-64-3-10", "--dataset", "digits", "--limit", 20]
+    words += ["--num-probes", 2, "--num-steps"]
+    found = []
+    for steps in (3, 3, 4):
+        with context.computed(path, *words, steps) as run:
+            assert run.finished and run.plan["num_steps"] == steps
+            found.append(run.provenance["seconds"])
+    assert found[0] == found[1] != found[2]
