@@ -259,24 +259,24 @@ def of_training(context: Context, options: Options) -> tuple[list[Finding], dict
     rule = ("--optimizer", "adam", "--lr", 0.01, "--batch-size", 100)
     many = ("--epochs", options.epochs, "--every", options.epochs)
     trained = context.network(*problem, *rule, *many) / f"epoch-{options.epochs:04d}.pt"
-    losses, negative = [], 0
+    found = []
     for find in ((), ("--find", "minimum")):
         path = context.folder / f"{name}-{options.epochs}{'-'.join(find)}.h5"
         given = ("--checkpoint", trained, "--dtype", "float64", *find)
         with context.computed(path, "critical", *problem, *given) as run:
-            points = run["critical"]
-            losses.append(points[0].loss)
-            print(points[0])
-            negative = int(points[0].negative)
+            found.append(run["critical"][0])
+        print(found[-1])
     x = zoo.load_dataset("digits").tensors[0].flatten(1).double()
     values = torch.linalg.eigvalsh(x.T @ x / len(x)).numpy()
     least = values[: -options.trained].sum() / 2
-    over = [loss / least - 1 for loss in losses]
+    over = [point.loss / least - 1 for point in found]
     claim = f"{name}: trained loss over the closed form, minus 1"
     findings = [
         context.check(claim, over[0], -ROUNDING, 0.01, source=BALDI),
         exact(context, f"{name}: the same, searched on for a minimum", abs(over[1]), 1e-9, BALDI),
-        exact(context, f"{name}: certified negative eigenvalues there", negative, 0, BALDI),
+        exact(
+            context, f"{name}: certified negative eigenvalues there", found[1].negative, 0, BALDI
+        ),
     ]
     return findings, {"over": over, "least": least}
 
@@ -455,7 +455,8 @@ def of_chains(context: Context, seed: int) -> list[Finding]:
 
 def of_two_weights(context: Context, points: int) -> tuple[list[Finding], dict[str, Any]]:
     """Twice our loss is (1 - w_1 w_2)^2."""
-    ev, values, findings = chain(2), {}, []
+    ev, findings = chain(2), []
+    values: dict[str, Any] = {}
     for name, (start, end) in LINES.items():
         between = [torch.tensor(w, dtype=torch.float64) for w in (start, end)]
         curve = hs.interpolate(ev, *between, points, window=(-0.5, 1.5))
