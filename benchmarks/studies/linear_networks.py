@@ -62,10 +62,10 @@ CHAINS = (2, 3, 4)  # weights
 WIDE = 2.0  # the plane of two weights, from the origin
 SAME = 1e-6  # a product of matrices, or a loss over the least, minus 1, is told from the next
 ROUNDING = 1e-12  # relative
-LINES = {  # of two weights: from the origin, from any point, from solution to solution
+LINES = {  # of two weights
+    "between two solutions": ((-1.0, -1.0), (1.0, 1.0)),
     "from the saddle to a solution": ((0.0, 0.0), (1.0, 1.0)),
-    "from a start to a solution": ((0.1, -0.2), (4.0, 0.25)),
-    "between two solutions": ((1.0, 1.0), (-1.0, -1.0)),
+    "from a start to a solution": ((0.1, -0.2), (1.6, 0.625)),
 }
 
 
@@ -86,8 +86,8 @@ class Options:
     samples: int = 200
     searches: int = 50
     shapes: tuple[tuple[int, ...], ...] = ((4, 2, 3), (9, 2, 3), (4, 2, 2, 3), (4, 3, 2, 2, 3))
-    trained: int = 3
-    epochs: int = 100
+    trained: int = 2
+    epochs: int = 200
     points: int = 101
     seed: int = 0
 
@@ -457,9 +457,10 @@ def of_two_weights(context: Context, points: int) -> tuple[list[Finding], dict[s
     """Twice our loss is (1 - w_1 w_2)^2."""
     ev, findings = chain(2), []
     values: dict[str, Any] = {}
+    lines = {}
     for name, (start, end) in LINES.items():
         between = [torch.tensor(w, dtype=torch.float64) for w in (start, end)]
-        curve = hs.interpolate(ev, *between, points, window=(-0.5, 1.5))
+        curve = lines[name] = hs.interpolate(ev, *between, points, window=(-0.5, 1.5))
         weights = np.array(start) + curve.t[:, None] * np.subtract(end, start)
         known = (1 - weights.prod(1)) ** 2
         values |= {f"{name}/t": curve.t, f"{name}/loss": 2 * curve.loss}
@@ -470,7 +471,7 @@ def of_two_weights(context: Context, points: int) -> tuple[list[Finding], dict[s
     plane = hs.plane(ev, corners, *2 * [np.linspace(-WIDE, WIDE, points)])
     known = (1 - np.outer(plane.a, plane.b)) ** 2
     error = np.abs(2 * plane.loss - known).max() / known.max()
-    barrier = 2 * hs.interpolate(ev, -between[0], between[0], points).barrier()
+    barrier = 2 * lines["between two solutions"].barrier()
     claim = "(1 - w1 w2)^2 between two solutions: barrier minus that of the saddle, 1"
     findings += [
         exact(
@@ -509,14 +510,15 @@ def figure(
     levels = [0.01, 0.1, 0.5, 1, 2, 4, 8]
     axes[2].contour(two["plane/a"], two["plane/a"], two["plane/loss"].T, levels)
     for name, ends_ in LINES.items():
-        axes[2].plot(*np.transpose(ends_), "o-", ms=3, lw=1, label=name)
+        wide = 4 if name == "between two solutions" else 1.5
+        axes[2].plot(*np.transpose(ends_), "o-", ms=wide + 1, lw=wide, label=name)
     axes[2].set_xlim(-WIDE, WIDE)
     axes[2].set_ylim(-WIDE, WIDE)
     axes[2].set_xlabel("w1")
     axes[2].set_ylabel("w2")
     axes[2].set_title("(1 - w1 w2)^2")
     for one in axes:
-        one.legend(frameon=False, fontsize=8)
+        one.legend(framealpha=0.9, edgecolor="none", fontsize=8)
     return picture
 
 

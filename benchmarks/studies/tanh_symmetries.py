@@ -66,7 +66,7 @@ LIMIT = 1 / 6
 FALL = 0.01  # of the loss
 SIZES = (8.0, 12.0, 16.0)  # of the weights in the middle of the region
 REGION = 0.2  # relative, around its centre
-STEP, STEPS = 0.1, 150  # of steepest descent by length
+STEP = 0.5  # of steepest descent, the longest
 DESCENT = 30  # steps of gradient descent of ReLU networks
 
 
@@ -80,7 +80,7 @@ class Options:
         students: searches that begin at random networks, for the teacher's loss 0.
         searches: for critical points of XOR.
         points: random ones of each kind of stationary point.
-        descents: from the region of the 2-3-1 network.
+        descents: from the region of the 2-3-1 network, each of ``steps`` steps.
         units: of ReLU, of which the dead are counted.
     """
 
@@ -94,6 +94,7 @@ class Options:
     searches: int = 40
     points: int = 10
     descents: int = 20
+    steps: int = 600
     units: int = 100_000
     seed: int = 0
 
@@ -448,16 +449,20 @@ def centre(hidden: int, size: float) -> Tensor:
     return theta_of(np.full((hidden, 2), -2 * size), size * ones, -size * ones, math.log(2))
 
 
-def steepest(ev: hs.Evaluator, theta: Tensor) -> np.ndarray:
-    """Losses along steepest descent by steps of equal length, as long as there is a slope."""
-    losses = [ev.loss(theta).item()]
-    for _ in range(STEPS):
+def steepest(ev: hs.Evaluator, theta: Tensor, steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """(lengths, losses) along steepest descent, by steps so short that the loss falls."""
+    lengths, losses, step = [0.0], [ev.loss(theta).item()], STEP
+    for _ in range(steps):
         gradient = ev.gradient(theta)
-        if gradient.norm() <= ROUNDING:
-            break
-        theta = theta - STEP * gradient / gradient.norm()
-        losses.append(ev.loss(theta).item())
-    return np.array(losses)
+        moved = theta - step * gradient / gradient.norm()
+        loss = ev.loss(moved).item()
+        if loss >= losses[-1]:
+            step /= 2
+            continue
+        lengths.append(lengths[-1] + step)
+        losses.append(loss)
+        theta, step = moved, min(STEP, 1.5 * step)
+    return np.array(lengths), np.array(losses)
 
 
 def region(hidden: int, options: Options) -> dict[str, Any]:
@@ -475,20 +480,21 @@ def region(hidden: int, options: Options) -> dict[str, Any]:
     for _ in range(options.descents):
         start = centre(hidden, SIZES[0])
         start *= 1 + REGION * torch.from_numpy(rng.uniform(-1, 1, ev.n))
-        descents.append(steepest(ev, start) - LIMIT)
-        lowest.append(descents[-1].min())
+        descents.append(steepest(ev, start, options.steps))
+        lowest.append(descents[-1][1][-1] - LIMIT)
     return {
         "losses": np.array(losses),
         "slopes": np.array(slopes),
         "lowest": np.array(lowest),
-        "descent": descents[0],
+        "length": descents[0][0],
+        "descent": descents[0][1] - LIMIT,
     }
 
 
 def of_region(context: Context, options: Options) -> tuple[list[Finding], dict[int, Any]]:
     findings, all_ = [], {}
     for hidden in (2, 3):
-        given = (hidden, options.descents, options.seed)
+        given = (hidden, options.descents, options.steps, options.seed)
         found = context.kept(f"region-{hidden}", given, lambda h=hidden: region(h, options))
         all_[hidden], name = found, f"XOR 2-{hidden}-1, region"
         source = BOERS if hidden == 3 else "limit 1/6"
@@ -619,8 +625,7 @@ def figure(paths: dict[str, Any], regions: dict[int, Any], seed: int) -> Figure:
     axes[1].set_ylabel("loss of XOR")
     axes[1].set_title("from stationary points of 2-2-1")
     for hidden, found in regions.items():
-        descent = found["descent"]
-        axes[2].semilogy(STEP * np.arange(len(descent)), descent, label=f"2-{hidden}-1")
+        axes[2].semilogy(found["length"], found["descent"], label=f"2-{hidden}-1")
     axes[2].set_xlabel("length of steepest descent")
     axes[2].set_ylabel("loss of XOR minus 1/6")
     axes[2].set_title("from the region, outward")
@@ -653,7 +658,7 @@ STUDY = Study(
         "test": Options(
             shapes=((2, 2, 1), (2, 3, 2, 1), (64, 20, 10)),
             **{"networks": 1, "draws": 2000, "students": 1, "searches": 3, "points": 1},
-            **{"descents": 1, "units": 10_000},
+            **{"descents": 1, "steps": 60, "units": 10_000},
         ),
         "cpu": Options(),
     },
