@@ -268,7 +268,7 @@ def of_training(context: Context, options: Options) -> tuple[list[Finding], dict
         print(found[-1])
     x = zoo.load_dataset("digits").tensors[0].flatten(1).double()
     values = torch.linalg.eigvalsh(x.T @ x / len(x)).numpy()
-    least = values[: -options.trained].sum() / 2
+    least, empty = values[: -options.trained].sum() / 2, int((x == 0).all(0).sum())
     over = [point.loss / least - 1 for point in found]
     claim = f"{name}: trained loss over the closed form, minus 1"
     findings = [
@@ -276,6 +276,11 @@ def of_training(context: Context, options: Options) -> tuple[list[Finding], dict
         exact(context, f"{name}: the same, searched on for a minimum", abs(over[1]), 1e-9, BALDI),
         exact(
             context, f"{name}: certified negative eigenvalues there", found[1].negative, 0, BALDI
+        ),
+        exact(
+            context,
+            f"{name}: zeros there, less p^2 and p for each pixel that is always 0",
+            *(abs(found[1].null - options.trained * (options.trained + empty)), 0, BALDI),
         ),
     ]
     return findings, {"over": over, "least": least}

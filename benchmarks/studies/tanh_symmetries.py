@@ -56,7 +56,8 @@ ROUNDING = 1e-12  # relative
 SAME = 1e-6  # parameters of one representative, at two ends of searches
 TOL = 1e-13  # of |gradient|, so that the representatives' error is small
 ZERO = 1e-18  # a loss of 0
-TEACHER = ([[2.0, 0.0], [0.0, 2.0], [-1.5, 1.5]], [0.5, -0.5, 1.0], [1.0, -1.5, 1.2], 0.3)
+# Its biases differ in magnitude: beside the wedge's boundary the representative may jump.
+TEACHER = ([[2.0, 0.0], [0.0, 2.0], [-1.5, 1.5]], [0.4, -0.8, 1.2], [1.0, -1.5, 1.2], 0.3)
 SCORE = 4.0  # standard scores: chance exceeds them once in 16,000
 FEW = 400  # elements of a group, all of which are applied
 SAMPLES = 40  # Gaussian inputs
@@ -275,7 +276,7 @@ def of_students(context: Context, options: Options) -> tuple[list[Finding], dict
     net = Tanh.of((2, 3, 1), np.random.default_rng([options.seed, 3]))
     teacher = theta_of(*TEACHER)
     ev = hs.Evaluator(net.ev.model, nn.MSELoss(), (net.x, net.outputs(teacher)))
-    net, given = replace(net, ev=ev), (options.students, options.seed)
+    net, given = replace(net, ev=ev), (TEACHER, options.students, options.seed)
     found = context.kept("students", given, lambda: students(net, teacher, options))
     learned = found["loss"] <= ZERO
     print(
