@@ -58,7 +58,6 @@ GOODFELLOW = "Goodfellow, Vinyals & Saxe 2015"
 DIGITS = 3  # classes of the targets
 TOL = 1e-10  # of |gradient|, of searches
 KINDS: tuple[Kind, ...] = ("minimum", "any")  # of searches
-CHAINS = (2, 3, 4)  # weights
 WIDE = 2.0  # the plane of two weights, from the origin
 # Beside saddles of order m searches stop at up to TOL^(1 / (m - 1)): 5e-4 for the order 4.
 RANK = 1e-2  # a singular value that is not 0
@@ -80,6 +79,7 @@ class Options:
         searches: random starts, of the autoencoder and of each deep network.
         shapes: layer sizes of deep networks; the first is a square, of pixels, the last DIGITS.
         trained: hidden units of the autoencoder of all 64 pixels, none: 0; and ``epochs`` of it.
+        chains: numbers of weights.
         points: of each line, and of each side of the plane.
     """
 
@@ -90,6 +90,7 @@ class Options:
     shapes: tuple[tuple[int, ...], ...] = ((4, 2, 3), (9, 2, 3), (4, 2, 2, 3), (4, 3, 2, 2, 3))
     trained: int = 2
     epochs: int = 200
+    chains: tuple[int, ...] = (2, 3, 4)
     points: int = 101
     seed: int = 0
 
@@ -415,10 +416,10 @@ def chain(depth: int) -> hs.Evaluator:
     return evaluator("dlinear" + (depth + 1) * "-1", one, torch.zeros(1, dtype=torch.int64))
 
 
-def of_chains(context: Context, seed: int) -> list[Finding]:
-    """Chains of two, three and four weights, with each set of two or more of them 0."""
+def of_chains(context: Context, depths: tuple[int, ...], seed: int) -> list[Finding]:
+    """Chains of so many weights, with each set of two or more of them 0."""
     rng, others, negative, level, stuck, errors = np.random.default_rng(seed), 0, 0, 0, 0, [0.0]
-    for depth in CHAINS:
+    for depth in depths:
         ev = chain(depth)
         for zeros in (z for m in range(2, depth + 1) for z in combinations(range(depth), m)):
             w = rng.uniform(0.5, 2.0, depth) * rng.choice([-1.0, 1.0], depth)
@@ -432,7 +433,7 @@ def of_chains(context: Context, seed: int) -> list[Finding]:
             else:
                 level += 1
                 negative += point.negative > 0
-    name = "chains of 2 to 4 weights"
+    name = f"chains of {min(depths)} to {max(depths)} weights"
     return [
         exact(
             context,
@@ -441,7 +442,7 @@ def of_chains(context: Context, seed: int) -> list[Finding]:
         ),
         exact(
             context,
-            f"{name}, {level} points with three or four of them 0: those with negative curvature",
+            f"{name}, {level} points with three or more of them 0: those with negative curvature",
             *(negative, 0, KAWAGUCHI),
         ),
         exact(
@@ -543,7 +544,7 @@ def run(context: Context, options: Options) -> Outcome:
         more, deep[name] = of_deep(context, sizes, options)
         findings += more
         values |= {f"{name}/{key}": x for key, x in deep[name].items()}
-    findings += of_chains(context, options.seed)
+    findings += of_chains(context, options.chains, options.seed)
     more, two = of_two_weights(context, options.points)
     return Outcome(findings + more, {**values, **two}, figure(at, end, deep, two))
 
@@ -553,7 +554,10 @@ STUDY = Study(
     source=f"{BALDI}; {KAWAGUCHI}; {GOODFELLOW}",
     run=run,
     scales={
-        "test": Options(2, 2, 100, searches=2, shapes=((4, 2, 3), (4, 2, 2, 3)), trained=0),
+        "test": Options(
+            *(2, 2, 100),
+            **{"searches": 2, "shapes": ((4, 2, 3), (4, 2, 2, 3)), "chains": (2, 3), "trained": 0},
+        ),
         "cpu": Options(),
     },
 )
