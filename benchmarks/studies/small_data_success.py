@@ -31,12 +31,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.suite import Context, Finding, Outcome, Study
+from benchmarks.suite.xor import LABELS, XOR
 
 SOURCE = "Swirszcz et al. 2016"
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"relu": torch.relu, "sigmoid": torch.sigmoid}
 RATES = {"adam": 0.01, "sgd": 0.1}
-XOR = ((0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0))
-LABELS = (0.0, 1.0, 1.0, 0.0)
 
 
 @dataclass(frozen=True)
