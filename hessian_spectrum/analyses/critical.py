@@ -181,7 +181,7 @@ def _by_lines(
         direction = torch.from_numpy(u).to(theta)
         return _double(Hessian(ev, theta + t * direction) @ direction)
 
-    terms = lines(product, null, told["floor"], size)
+    terms = lines(product, null, told["floor"], size, told["loss"])
     # With curvature, what is excluded is the minimum or maximum of that sign; without, one of the
     # two remains where the loss falls, or rises, on all lines.
     possible = set(signs[signs != 0]) or {-1.0, 1.0}

@@ -17,6 +17,7 @@ ProductAlong = Callable[[float, Array], Array]
 
 STEP = 0.02  # of the differences along a unit vector, in units of the parameters' size
 ROUNDING = 64 * 2.0**-52  # of a product, relative
+LOSS_ROUNDING = 2.0**-52  # of the loss, relative
 FACTOR = 4.0  # a term counts where it is so many times its error
 MOST_VECTORS = 24  # null vectors that are examined, and as many random combinations
 ANGLES = 8  # in half a turn: even and odd harmonics up to the fourth are determined by five
@@ -59,7 +60,9 @@ class Terms:
         return 3 if self.odd else 4
 
 
-def lines(product: ProductAlong, null: Array, floor: float, size: float) -> Terms:
+def lines(
+    product: ProductAlong, null: Array, floor: float, size: float, loss: float = 0.0
+) -> Terms:
     """What the loss does along null directions, by its derivatives of orders 3 and 4.
 
     Of one null direction a line is enough. Of two, the terms are polynomials of the angle, known
@@ -72,10 +75,13 @@ def lines(product: ProductAlong, null: Array, floor: float, size: float) -> Term
         null: orthonormal rows (m, n).
         floor: magnitude that eigenvalues along them may have.
         size: of the parameters, the unit of the steps.
+        loss: at theta. What its rounding hides within a step is an error: where units are saturated
+            1 - f(x) is rounding alone, and so are products that are made of it.
 
     Cost: five products for each line.
     """
-    found = [line(product, u, null, floor, size) for u in _directions(null)]
+    hidden = LOSS_ROUNDING * abs(loss)
+    found = [line(product, u, null, floor, size, hidden) for u in _directions(null)]
     c4 = np.array([one.c4 for one in found])
     low, high, margin = (c4.min(), c4.max(), 0.0) if len(null) != 2 else _extremes(c4)
     return Terms(
@@ -89,11 +95,16 @@ def lines(product: ProductAlong, null: Array, floor: float, size: float) -> Term
     )
 
 
-def line(product: ProductAlong, u: Array, null: Array, floor: float, size: float) -> Line:
+def line(
+    product: ProductAlong, u: Array, null: Array, floor: float, size: float, hidden: float = 0.0
+) -> Line:
     """Derivatives by central differences of two widths; what these differ by is the error.
 
     A minimum of order 4 at a distance s has along u the terms 6 c4 s^2 and 4 c4 s of orders 2 and
     3: so large a cubic term is explained by an eigenvalue within ``floor``, and counts as error.
+
+    Args:
+        hidden: a change of the loss that its rounding hides.
     """
     center = product(0.0, u)
     cubic, quartic, noise = [], [], floor
@@ -106,6 +117,7 @@ def line(product: ProductAlong, u: Array, null: Array, floor: float, size: float
     d3, d4 = ([float(u @ row) for row in rows] for rows in (cubic, quartic))
     c3_error = (abs(d3[1] - d3[0]) + noise / h) / 6 + math.sqrt(abs(d4[1]) / 24 * floor * 4 / 3)
     c4_error = (abs(d4[1] - d4[0]) + 4 * noise / h**2) / 24
+    c3_error, c4_error = c3_error + hidden / h**3, c4_error + hidden / h**4
     aside = [row - null.T @ (null @ row) for row in cubic]
     bend = float(np.linalg.norm(aside[1]))
     bend_error = float(np.linalg.norm(aside[1] - aside[0])) + noise / h

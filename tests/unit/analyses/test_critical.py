@@ -270,3 +270,15 @@ def test_codes_of_no_kind_and_missing_numbers_are_refused():
         hs.CriticalPoints([9.0], [0.0], {})
     with pytest.raises(hs.InputError, match="miss"):
         hs.CriticalPoints([2.0], [0.0], {"loss": [1.0]})
+
+
+@pytest.mark.parametrize("bias", [36.0, 36.5, 36.8101, 40.0])
+def test_a_plateau_of_saturated_units_is_no_critical_point_of_a_kind(bias):
+    """Where 1 - f(x) is rounding alone, so are the terms of higher order."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 2), nn.Sigmoid(), nn.Linear(2, 1), nn.Sigmoid()).double()
+    x = tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+    ev = hs.Evaluator(net, nn.MSELoss(), (x, tensor([[0.0], [1.0], [1.0], [0.0]])))
+    theta = tensor([4.0913, 1.3369, 12.3291, -10.8845, -0.3111, -0.6125, 0.122, -0.082, bias])
+    assert ev.loss(theta).item() == pytest.approx(0.5, rel=1e-14)
+    assert hs.classify(ev, theta).kind in ("undecided", "not critical")
