@@ -55,6 +55,7 @@ class Options:
         lr: of networks with BatchNorm; those without take ``lr_plain``.
         num_products: of a density.
         tol: of eigenvalues.
+        how: options of products; tracing is most of the time of a test.
     """
 
     samples: int = 2000
@@ -66,6 +67,7 @@ class Options:
     lr_plain: float = 0.02
     num_products: int = 48
     tol: float = 1e-3
+    how: tuple[str, ...] = ()
     seed: int = 0
 
 
@@ -119,7 +121,7 @@ def spectra(context: Context, options: Options, case: str) -> Spectra:
         context.folder / f"{case.replace(' ', '-')}.h5",
         "track",
         *words,
-        *(*limit, "--batch-size", options.looked_at, *statistics),
+        *(*limit, "--batch-size", options.looked_at, *statistics, *options.how),
         *("--density", "--num-products", options.num_products),
         *("--largest", K, "--smallest", 1, "--tol", options.tol),
         "--checkpoints",
@@ -282,7 +284,14 @@ STUDY = Study(
     run=run,
     scales={
         "test": Options(
-            samples=0, looked_at=20, width=0.125, at=(0, 1, 2), drop=1, num_products=8, tol=0.3
+            samples=0,
+            looked_at=20,
+            width=0.125,
+            at=(0, 1, 2),
+            drop=1,
+            num_products=8,
+            tol=0.3,
+            how=("--hvp", "reverse"),
         ),
         "cpu": Options(),
         "gpu": Options(samples=10_000, looked_at=2000, width=1.0, num_products=180),
