@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from hessian_spectrum._core.errors import InputError, is_out_of_memory
 from hessian_spectrum.distributed.agreement import CALL, Failures, agreed, digest_of, together
 from hessian_spectrum.loss import batch_norm, criteria
+from hessian_spectrum.loss.batching import leading_size
 from hessian_spectrum.loss.evaluator import Evaluator
 from hessian_spectrum.loss.gradient import gradient
 from hessian_spectrum.loss.minibatch_loss import Part
@@ -99,9 +101,17 @@ class Curvature(SymmetricOperator):
         is_double = self.dtype == torch.float64 and self.plan.precision in (None, "float64")
         if is_double or self.evaluator.verification.arithmetic.dtype != torch.float64:
             return self
-        other = self.planned(ProductPlan(batch_size=self.plan.batch_size, precision="float64"))
+        other = self.planned(ProductPlan(batch_size=self.size_in_float64, precision="float64"))
         other.dtype = torch.float64
         return other
+
+    @property
+    def size_in_float64(self) -> int | None:
+        """Samples at once: half as many, since float64 takes twice the memory; None: all."""
+        if self.evaluator.is_whole:
+            return self.plan.batch_size
+        largest = max((leading_size(batch) for batch in self.evaluator.batches), default=1)
+        return math.ceil(min(self.plan.batch_size or largest, largest) / 2)
 
     def forget(self) -> None:
         self._local.forget()

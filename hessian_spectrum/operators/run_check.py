@@ -110,11 +110,9 @@ class _Check:
                     first += leading_size(batch)
 
     def _size(self) -> int | None:
-        """Samples at once: half as many where float64 takes twice the memory; None: all."""
-        size = self.operator.plan.batch_size
-        if self.arithmetic.dtype == self.evaluator.dtype or self.evaluator.is_whole:
-            return size
-        return math.ceil(min(size or self._largest(), self._largest()) / 2)
+        if self.arithmetic.dtype == self.evaluator.dtype:
+            return self.operator.plan.batch_size
+        return self.operator.size_in_float64
 
     def _largest(self) -> int:
         return max((leading_size(batch) for batch in self.evaluator.batches), default=1)
