@@ -138,8 +138,8 @@ def _compare_product(
     require_finite_product(evaluator.layout, part, theta, u, product, piece.named)
     # Where units are saturated a gradient is made of what rounding leaves of 1 - f(x): it is known
     # no better than the loss over the size of theta.
-    with torch.no_grad():
-        least = part(theta).abs().item() / max(theta.norm().item(), 1.0)
+    with torch.enable_grad():  # a model may take derivatives of its own
+        least = part(theta).detach().abs().item() / max(theta.norm().item(), 1.0)
 
     def difference(h: float) -> Difference:
         ahead, behind = gradient(part, theta + h * u), gradient(part, theta - h * u)
