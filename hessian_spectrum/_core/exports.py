@@ -25,7 +25,8 @@ class Exported:
     def to_xarray(self) -> xarray.Dataset:
         """The arrays by name, with named dimensions, coordinates, descriptions and units.
 
-        Names and dimensions are those of the result file. Eigenvectors are left out.
+        Names and dimensions are those of the result file; ``attrs`` has the numbers beside them,
+        such as the count ``n`` of a density. Eigenvectors are left out.
 
         Raises:
             InputError: xarray is not installed.
@@ -38,7 +39,8 @@ class Exported:
 
         Rows are the entries of the axes of ``values``, or else of the first array's first axis. An
         array that has more axes gets a column for each entry of these: ``weights_0``,
-        ``weights_1``. Arrays of other axes are left out; ``to_xarray`` has them.
+        ``weights_1``. Arrays of other axes are left out; ``to_xarray`` has them. ``attrs`` has the
+        numbers beside the arrays.
 
         Raises:
             InputError: pandas is not installed.

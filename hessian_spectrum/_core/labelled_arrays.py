@@ -44,7 +44,7 @@ def to_xarray(result: Any) -> Any:
         known |= set(named.axes) if is_coordinate else set()
         place = coordinates if is_coordinate else variables
         place[named.name] = (named.axes, array, named.attributes)
-    return xarray.Dataset(variables, coordinates, {"kind": type(result).__name__})
+    return xarray.Dataset(variables, coordinates, _numbers(result))
 
 
 def to_dataframe(result: Any) -> Any:
@@ -66,7 +66,19 @@ def to_dataframe(result: Any) -> Any:
             rows = array.transpose(order).reshape(-1, *(array.shape[i] for i in order[len(main) :]))
             for index in np.ndindex(rows.shape[1:]):
                 columns["_".join([named.name, *map(str, index)])] = rows[(slice(None), *index)]
-    return pandas.DataFrame(columns)
+    table = pandas.DataFrame(columns)
+    table.attrs = _numbers(result)
+    return table
+
+
+def _numbers(result: Any) -> dict[str, Any]:
+    """What kind of result it is, and the numbers beside its arrays, such as that of parameters."""
+    found: dict[str, Any] = {"kind": type(result).__name__}
+    for field in dataclasses.fields(result):
+        value = getattr(result, field.name)
+        if field.metadata.get("form") in ("attribute", "flag") and value is not None:
+            found[field.name] = value
+    return found
 
 
 def _arrays(result: Any) -> list[Named]:

@@ -67,13 +67,14 @@ class DensityConfig(DensityOptions, ShardedConfig):
     out: Path = Path("density.h5")
     """Result file, HDF5."""
     blocks: tuple[str, ...] = ()
-    """One density for each diagonal block, several in each pass over the data: layers; heads, the
-    query, key, value and output weights of each attention head; experts; or patterns of parameter
-    names, a block for each. Default: one of all parameters together. NUM_PROBES is 4 and NUM_STEPS
-    30 for each block, unless they are given."""
+    """One density for each diagonal block, several in each pass over the data: layers, the weights
+    and biases of each module; heads, the query, key, value and output weights of each attention
+    head; experts; or patterns of parameter names, a block for each. Default: one of all parameters
+    together. NUM_PROBES is 4 and NUM_STEPS 30 for each block, unless they are given."""
     keep_state: Literal["auto", "always", "never"] = "auto"
     """Keep the Krylov vectors of a finished run in OUT.d, so that --resume with a larger NUM_STEPS
-    or NUM_PRODUCTS, or a smaller TARGET_ERROR, extends it. auto: if they take less than 2 GiB."""
+    or NUM_PRODUCTS, or a smaller TARGET_ERROR, extends it. auto: if they take less than 2 GiB.
+    Those of BLOCKS are not kept."""
 
     def check(self) -> None:
         """Raise InputError, naming the option, for a value that no run can use."""

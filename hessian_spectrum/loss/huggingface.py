@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -127,7 +127,7 @@ class _Logits:
             options["use_cache"] = False
         if getattr(model.config, "output_router_logits", False):
             options["output_router_logits"] = False
-        with _experts_one_by_one(model.config), _unrounded(model):
+        with _experts_one_by_one(model.config), _AsFloat64():
             return model(**given, **options).logits
 
 
@@ -145,25 +145,29 @@ def _experts_one_by_one(config: Any) -> Iterator[None]:
 
 
 class _AsFloat64(TorchFunctionMode):
-    """Whatever is to be float32 becomes float64."""
+    """Whatever is to be float32 becomes float64, once an argument is: at the embeddings.
+
+    Many models cast norms, softmax and rotations to float32, which is more than half precision and
+    less than float64: the loss would be a staircase whose steps derivatives do not see.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_double = False
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
+        # By what it computes with: parameters of a sharded model are not where the model's are.
+        self.is_double = self.is_double or any(
+            isinstance(a, Tensor) and a.dtype == torch.float64 for a in args
+        )
+        if not self.is_double:
+            return func(*args, **(kwargs or {}))
         if func is Tensor.float:
             return args[0].double()
         args = tuple(torch.float64 if a is torch.float32 else a for a in args)
         if (kwargs or {}).get("dtype") is torch.float32:
             kwargs = {**kwargs, "dtype": torch.float64}
         return func(*args, **(kwargs or {}))
-
-
-def _unrounded(model: nn.Module) -> AbstractContextManager[Any]:
-    """Norms, softmax and rotations in float64, where the parameters are.
-
-    Many models cast these to float32, which is more than half precision and less than float64: the
-    loss would be a staircase whose steps derivatives do not see.
-    """
-    is_double = any(p.dtype == torch.float64 for p in model.parameters())
-    return _AsFloat64() if is_double else nullcontext()
 
 
 class _Count:
@@ -245,6 +249,11 @@ def _compare(model: nn.Module, made: Mapping[str, Any], batch: dict[str, Tensor]
     finally:
         for module, training in modes:
             module.training = training
+    if not found.isfinite():
+        raise InputError(
+            f"the mean cross entropy of the targets of {SAMPLES} samples is {found.item()}; has "
+            "any of them a target? A text of one token has none, nor do labels of -100"
+        )
     if own is None or not math.isclose(own.item(), found.item(), rel_tol=AGREEMENT):
         said = "none" if own is None else f"{own.item():.6g}"
         raise InputError(

@@ -42,6 +42,11 @@ def parameter_blocks(evaluator: Evaluator, kind: str | Sequence[str]) -> dict[st
         found = makers[kind](model, _Places(layout))
     else:
         patterns = (kind,) if isinstance(kind, str) else tuple(kind)
+        named = [pattern for pattern in patterns if pattern in KINDS]
+        if named:
+            raise InputError(
+                f"blocks {named[0]!r} among others; give it alone, or patterns of names"
+            )
         require_matches(layout.names, patterns)
         places = _Places(layout)
         found = {

@@ -21,7 +21,7 @@ from hessian_spectrum.reporting.source import Source, files_of, names_of
 from hessian_spectrum.reporting.tables import Column, Table
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 from hessian_spectrum.spectral.measure import SpectralMeasure
-from hessian_spectrum.storage import run_file
+from hessian_spectrum.storage import run_file, series
 
 OPEN = 3  # runs whose sections are open; of more all are folded
 FULL = 8  # runs that are shown with all pictures; of more each has the first of each result
@@ -160,6 +160,13 @@ def _any_known(cells: Sequence[Any]) -> bool:
 def _row(source: Source, mark: str, found: Sequence[Finding]) -> Row:
     run = source.run
     measures = [result for result in run.values() if isinstance(result, SpectralMeasure)]
+    if len(measures) > 1:
+        # Several, of blocks or of a training's checkpoints, have no trace in common, and blocks
+        # no ends.
+        alone = run.get("density")
+        is_of_blocks = series.of(run, "density").axis == "block"
+        measures = [alone] if alone is not None else [] if is_of_blocks else measures
+    whole = measures[0] if len(measures) == 1 else None
     pairs = [result for result in run.values() if isinstance(result, EigenPairs) and len(result)]
     both = [result for result in pairs if result.num_lower]
     ends = [measure.support for measure in measures]
@@ -172,10 +179,10 @@ def _row(source: Source, mark: str, found: Sequence[Finding]) -> Row:
         mark=mark,
         subject=source.subject,
         holds=_held(run),
-        parameters=float(measures[0].n if measures else run.plan.get("parameters") or np.nan),
+        parameters=float(whole.n if whole else run.plan.get("parameters") or np.nan),
         largest=max(highs, default=np.nan),
         smallest=min(lows, default=np.nan),
-        trace=measures[0].trace if measures else np.nan,
+        trace=whole.trace if whole else np.nan,
         loss=float(loss) if isinstance(loss, (int, float)) else np.nan,
         state="finished" if run.finished else "not finished",
         beware=sum(finding.beware for finding in found),

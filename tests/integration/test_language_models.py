@@ -40,11 +40,9 @@ def test_the_loss_is_the_models_own_however_it_is_batched(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_in_float64_nothing_is_rounded_to_float32(name):
     """A step of 1e-6 shows it: rounded losses would be off by 0.1 of a slope of 1."""
-    model, data = made(name), samples(name, 2)
-    for ev in (
-        hs.Evaluator.from_huggingface(model, data),
-        hs.ShardedEvaluator.from_huggingface(model, data),
-    ):
+    model, data = made(name).float(), samples(name, 2)  # as it is loaded
+    for kind in (hs.Evaluator, hs.ShardedEvaluator):
+        ev = kind.from_huggingface(model, data, dtype=torch.float64)
         v = torch.randn(ev.n, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         v /= v.norm()
         ahead, behind = (ev.loss(ev.theta + step * v) for step in (1e-6, -1e-6))

@@ -76,6 +76,8 @@ def test_probes_are_columns_and_have_coordinates():
         np.zeros(3, bool),
     )
     table = measure.to_dataframe()
+    assert table.attrs == measure.to_xarray().attrs
+    assert (table.attrs["kind"], table.attrs["n"]) == ("SpectralMeasure", 8)
     assert len(table) == 3 and table["weights_1"].tolist() == [0.6, 0.2, 0.2]
     dataset = measure.to_xarray()
     assert dataset["weights"].dims == ("probe", "node") and dataset["nodes"].dims == ("node",)
