@@ -376,19 +376,28 @@ def density(
 
 
 def block_densities(found: Mapping[str, SpectralMeasure], values: dict[str, float]) -> str:
-    """One line a block, the largest first; of more than ``LONG`` blocks those at both ends."""
+    """One line a block, the largest first; of more than ``LONG`` blocks those at both ends.
+
+    An eigenvalue of the block lies within what stands in parentheses; of a trace it is the standard
+    error.
+    """
     rows = sorted(found.items(), key=lambda item: -abs(item[1].nodes).max())
     lines = [
         f"loss {values['loss']:.6g}, gradient norm {values['gradient_norm']:.3g}; "
         f"{len(found)} blocks",
-        f"{'block':40s} {'entries':>9s} {'smallest':>11s} {'largest':>11s} {'trace':>11s}",
+        f"{'block':40s} {'entries':>9s} {'smallest':>18s} {'largest':>18s} {'trace':>18s}",
     ]
-    shown = rows if len(rows) <= LONG else [*rows[: LONG // 2], *rows[-LONG // 2 :]]
-    for name, measure in shown:
-        low, high = measure.nodes[[0, -1]]
-        lines.append(f"{name:40s} {measure.n:9,} {low:11.4g} {high:11.4g} {measure.trace:11.4g}")
-    if len(shown) < len(rows):
-        lines.append(f"and {len(rows) - len(shown)} blocks between them")
+    told = []
+    for name, measure in rows:
+        ends = zip(measure.nodes[[0, -1]], measure.residuals[[0, -1]])
+        cells = [*ends, (measure.trace, measure.standard_error("trace"))]
+        numbers = " ".join(f"{value:9.4g} ({error:6.1g})".rjust(18) for value, error in cells)
+        told.append(f"{name:40s} {measure.n:9,} {numbers}")
+    if len(told) > LONG + 1:  # a line that says so takes as much room as one block
+        half = LONG // 2
+        told[half:-half] = [f"... and {len(told) - 2 * half} blocks between these"]
+    lines += told
+    lines.append("in parentheses: an eigenvalue lies within; of traces, the probes' standard error")
     return "\n".join(lines)
 
 
