@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 import hessian_spectrum as hs
 from benchmarks.suite.findings import Finding
 from benchmarks.suite.study import SCALES, Data, Scale
+from hessian_spectrum._core.atomic import replacing
 from hessian_spectrum._core.errors import InputError
 from hessian_spectrum.storage.writer_lock import WriterLock
 
@@ -145,7 +146,8 @@ class Context:
             if found.finished:
                 return found
             found.close()
-        said.write_text(json.dumps(words))
+        with replacing(said) as beside:
+            beside.write_text(json.dumps(words))
         self.command(*words, "--resume" if is_same else "--overwrite", "--out", path)
         return hs.open(path)
 

@@ -12,6 +12,7 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 from benchmarks.suite.context import Context
 from hessian_spectrum import zoo
+from hessian_spectrum._core.atomic import replacing
 
 Digits = Literal["digits", "mnist"]  # the shipped ones, of 8 x 8 pixels, and those of 28 x 28
 
@@ -64,5 +65,6 @@ def small_pictures(context: Context, samples: int) -> Path:
             pictures = torch.from_numpy(found[f"{split}_images"][:samples]).float()
             arrays[f"{split}_images"] = avg_pool2d(pictures, 2).round().to(torch.uint8).numpy()
             arrays[f"{split}_labels"] = found[f"{split}_labels"][:samples]
-    np.savez(path, **arrays)
+    with replacing(path) as beside, open(beside, "wb") as file:  # a killed study leaves no part
+        np.savez(file, **arrays)
     return path

@@ -47,5 +47,7 @@ def length(vector: Tensor) -> float:
 
 def dot(a: Tensor, b: Tensor) -> float:
     """a^T b, summed in float64, with a block of each converted at a time."""
-    parts = zip(a.split(BLOCK), b.split(BLOCK))
-    return sum(torch.dot(x.double(), y.double()).item() for x, y in parts)
+    total = torch.zeros((), dtype=torch.float64, device=a.device)  # read once: no wait in the loop
+    for x, y in zip(a.split(BLOCK), b.split(BLOCK)):
+        total += torch.dot(x.double(), y.double())
+    return total.item()

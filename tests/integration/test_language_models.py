@@ -128,6 +128,8 @@ def test_what_cannot_be_formed_is_refused_with_its_way_out():
     ):
         with pytest.raises(hs.InputError, match=message):
             make(model, data)
+    with pytest.raises(hs.InputError, match="has any of them a target"):
+        make(model, ids[:, :1])
     with pytest.raises(hs.InputError, match="expected one of transformers"):
         make(torch.nn.Linear(2, 2), ids)
     with pytest.raises(hs.InputError, match="needs labels"):

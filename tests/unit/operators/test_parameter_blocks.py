@@ -83,6 +83,8 @@ def test_wrong_blocks_are_refused():
     hessian = hs.Hessian(ev)
     with pytest.raises(hs.InputError, match="no parameter matches 'first"):
         hs.parameter_blocks(ev, ["first.*"])
+    with pytest.raises(hs.InputError, match="'layers' among others; give it alone"):
+        hs.parameter_blocks(ev, ["layers", "heads"])
     with pytest.raises(hs.InputError, match="'experts': the model has none"):
         hs.parameter_blocks(ev, "experts")
     for entries, message in (

@@ -1,5 +1,7 @@
 """Several densities or eigenpairs in one picture."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -105,3 +107,22 @@ def test_the_package_lists_its_figures():
     assert set(dir(plotting)) >= {"density_figure", "heat_figure", "log_figure", "save_figure"}
     for name in plotting.__all__:
         assert callable(getattr(plotting, name))
+
+
+@pytest.mark.parametrize(("values", "view"), [({}, "heat"), ({"block": 0.0}, "blocks")])
+def test_only_what_says_that_it_is_of_blocks_is_drawn_as_such(values, view, tmp_path, monkeypatch):
+    from hessian_spectrum.plotting import registry
+    from hessian_spectrum.storage import series
+
+    drawn, figure = [], several.Figure()
+    for name in several.VIEWS_OF["density"]:
+        draw = partial(lambda name, *args, **options: drawn.append(name) or figure, name)
+        monkeypatch.setitem(several.VIEWS_OF["density"], name, draw)
+    measure = hs.SpectralMeasure(
+        np.array([-1.0, 2.0]), np.full((2, 2), 0.5), 7, np.zeros(2), np.zeros(2, bool)
+    )
+    told = {f"values/{n}": {k: v + i for k, v in values.items()} for i, n in enumerate("ab")}
+    hs.save(tmp_path / "run.h5", a=measure, b=measure, **(told if values else {}))
+    with hs.open(tmp_path / "run.h5") as run:
+        registry.save_series(series.of(run, "density"), tmp_path / "a.png", None, "title")
+    assert drawn == [view]

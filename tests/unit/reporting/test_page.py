@@ -12,6 +12,7 @@ import hessian_spectrum as hs
 from hessian_spectrum.cli.main import main
 from hessian_spectrum.reporting import page, parts
 from hessian_spectrum.reporting.html import PAGE_TAGS, SVG_TAGS
+from hessian_spectrum.reporting.source import Source
 from hessian_spectrum.spectral.eigenpairs import EigenPairs
 
 
@@ -275,3 +276,18 @@ def test_files_that_are_no_results_are_refused_in_one_line(
     }
     path, message = words[kind]
     fails(capsys, ["report", "good.h5", path, "--out", out], message)
+
+
+def test_blocks_have_no_trace_and_no_ends_in_common(tmp_path):
+    low, high = (spectrum(low, seed)[0] for seed, low in enumerate((-1.0, -5.0)))
+    places = {f"values/{name}": {"block": float(i)} for i, name in enumerate("ab")}
+    blocks = tmp_path / "blocks.h5"
+    hs.save(blocks, a=low, b=high, **places)
+    epochs = tmp_path / "epochs.h5"
+    hs.save(epochs, a=low, b=high)
+    for file, ends in ((blocks, None), (epochs, [-5.0, 9.0])):
+        with hs.open(file) as run:
+            row = page._row(Source("run", run), "run-1", [])
+        assert np.isnan(row.trace), file
+        told = [row.smallest, row.largest]
+        assert np.isnan(told).all() if ends is None else told == pytest.approx(ends, abs=0.5), file
